@@ -1,0 +1,68 @@
+"""Residual networks as data: written down, explained, built, trained, used.
+
+    spec = resnetkit.spec("resnet50")      a frozen description; no torch
+    plan = resnetkit.plan(spec)            everything that follows from it
+    model = resnetkit.build(spec)          an nn.Module
+
+Importing this package imports nothing else; each name below is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resnetkit.architecture.catalog import names as models
+    from resnetkit.architecture.catalog import spec
+    from resnetkit.architecture.plan import plan
+    from resnetkit.deliver.predict import predict
+    from resnetkit.errors import ResnetkitError
+    from resnetkit.explain.why import why
+    from resnetkit.learn.evaluate import evaluate
+    from resnetkit.learn.train import train
+    from resnetkit.network.build import build
+    from resnetkit.weights.store import load, save
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "ResnetkitError": "errors:ResnetkitError",
+    "build": "network.build:build",
+    "evaluate": "learn.evaluate:evaluate",
+    "load": "weights.store:load",
+    "models": "architecture.catalog:names",
+    "plan": "architecture.plan:plan",
+    "predict": "deliver.predict:predict",
+    "save": "weights.store:save",
+    "spec": "architecture.catalog:spec",
+    "train": "learn.train:train",
+    "why": "explain.why:why",
+}
+
+__all__ = [
+    "ResnetkitError",
+    "build",
+    "evaluate",
+    "load",
+    "models",
+    "plan",
+    "predict",
+    "save",
+    "spec",
+    "train",
+    "why",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'resnetkit' has no attribute {name!r}")
+    module, attribute = _PLACES[name].split(":")
+    value = getattr(importlib.import_module(f"resnetkit.{module}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

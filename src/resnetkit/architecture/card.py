@@ -1,0 +1,131 @@
+"""What belongs to a model beside its tensors: its spec, how images are prepared, what its classes are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from resnetkit.architecture.catalog import name_of
+from resnetkit.architecture.catalog import spec as spec_of
+from resnetkit.architecture.rules import require
+from resnetkit.architecture.spec import Linear, Network
+from resnetkit.errors import UsageError, WeightsError
+from resnetkit.text import from_json, read_text
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """From a picture to the numbers that the network sees.
+
+    The picture is made upright, put on white where it is transparent, and turned grey or RGB; it is resized with a
+    bilinear filter until its shorter side is ``resize`` pixels; its centre of ``crop`` (height, width) is taken; each
+    channel becomes (value / 255 - mean) / std. A picture that already has the right size is not resampled.
+    """
+
+    resize: int
+    crop: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def colour(self) -> Literal["L", "RGB"]:
+        """Pillow's mode."""
+        return "L" if len(self.mean) == 1 else "RGB"
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def preparation_for(spec: Network) -> Preparation:
+    """The usual one: 224 is cut out of 256, small images are taken whole; RGB by ImageNet's statistics, grey by 0.5."""
+    channels, height, width = spec.input
+    side = max(height, width)
+    resize = side * 256 // 224 if min(height, width) >= 128 else side
+    if channels == 3:
+        return Preparation(resize, (height, width), IMAGENET_MEAN, IMAGENET_STD)
+    return Preparation(resize, (height, width), (0.5,) * channels, (0.5,) * channels)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured or published number, and where it comes from."""
+
+    what: str
+    value: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a model was trained on. ``fingerprint`` hashes the names of the pictures, ``split_seed`` drew the parts."""
+
+    data: str
+    fingerprint: str
+    split_seed: int
+    seed: int
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Everything about a model that is not a tensor; ``config.json`` of a model folder."""
+
+    name: str
+    spec: Network
+    preparation: Preparation
+    classes: tuple[str, ...] = ()
+    origin: str = "not trained"
+    training: Training | None = None
+    licence: str = ""
+    figures: tuple[Figure, ...] = ()
+    format: Literal[1] = 1
+
+
+def card_for(name: str, spec: Network, classes: tuple[str, ...] = ()) -> Card:
+    """The card of a network that has not been trained; class names set the number of classes."""
+    if classes:
+        spec = replace(spec, head=Linear(len(classes)))
+    return Card(name, spec, preparation_for(spec), classes)
+
+
+CARD_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+def model_folder(source: str | Path) -> Path | None:
+    """The model folder that ``source`` names: itself, or the ``model`` of a run; None where it names neither."""
+    path = Path(source)
+    return next((folder for folder in (path, path / "model") if (folder / CARD_FILE).is_file()), None)
+
+
+def card_of(source: str | Path | Network) -> Card:
+    """The card of anything that describes a network: a name, a spec or its file, a model folder, a run folder."""
+    if not isinstance(source, Network):
+        folder = model_folder(source)
+        if folder:
+            return read_card(folder)
+        if Path(source).is_dir():
+            raise _no_model(Path(source))
+    return card_for(name_of(source), spec_of(source))
+
+
+def read_card(folder: Path) -> Card:
+    """The card in a model folder; it came with weights, so a fault is a `WeightsError`."""
+    path = folder / CARD_FILE
+    try:
+        card = from_json(Card, read_text(path, "this card"), str(path))
+        require(card.spec)
+    except UsageError as error:
+        raise WeightsError(
+            error.what, where=[str(path), *error.where], fix="copy the whole model folder again"
+        ) from None
+    return card
+
+
+def _no_model(path: Path) -> UsageError:
+    if (path / "run.toml").is_file():
+        return UsageError("this run has not finished, so it holds no model", where=str(path), fix="train again")
+    return UsageError(
+        "this folder holds no model", where=str(path), fix=f"name a model folder (with {CARD_FILE}) or a run folder"
+    )

@@ -1,0 +1,245 @@
+"""The operations a plan is made of: plain integers, and what follows from them.
+
+Every operation answers the same four questions: the shape it hands on, its params, its MACs, and its window (kernel,
+stride, dilation), from which the receptive field follows. Shapes are (C, H, W) for one image, or (C,) behind the head's
+average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from resnetkit.architecture.spec import BatchNorm, GroupNorm
+
+Shape = tuple[int, ...]
+Window = tuple[int, int, int]
+_POINT: Window = (1, 1, 1)
+
+
+def size(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """Out = floor((in + 2*padding - dilation*(kernel-1) - 1) / stride) + 1"""
+    return (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _window_text(name: str, kernel: int, stride: int, dilation: int) -> str:
+    return f"{name} {kernel}x{kernel}" + f"/{stride}" * (stride > 1) + f", dilation {dilation}" * (dilation > 1)
+
+
+class Op(Protocol):
+    """What a plan asks of an operation."""
+
+    @property
+    def params(self) -> int: ...
+    @property
+    def window(self) -> Window: ...
+    def output(self, shape: Shape) -> Shape: ...
+    def macs(self, output: Shape) -> int: ...
+
+
+class _Costless:
+    """Nothing to learn, and nothing that MACs count."""
+
+    __slots__ = ()
+
+    @property
+    def params(self) -> int:
+        return 0
+
+    def macs(self, output: Shape) -> int:
+        return 0
+
+
+class _PerPixel:
+    """Every output sees one input, and the shape stays."""
+
+    __slots__ = ()
+
+    @property
+    def window(self) -> Window:
+        return _POINT
+
+    def output(self, shape: Shape) -> Shape:
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A square convolution, padded so that stride 1 keeps the size (odd kernels)."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+
+    @property
+    def padding(self) -> int:
+        return self.dilation * (self.kernel - 1) // 2
+
+    @property
+    def weights(self) -> int:
+        return self.outputs * (self.inputs // self.groups) * self.kernel**2
+
+    @property
+    def params(self) -> int:
+        return self.weights + self.outputs * self.bias
+
+    @property
+    def window(self) -> Window:
+        return self.kernel, self.stride, self.dilation
+
+    def output(self, shape: Shape) -> Shape:
+        return self.outputs, *(size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
+
+    def macs(self, output: Shape) -> int:
+        return self.weights * output[1] * output[2]
+
+    def __str__(self) -> str:
+        text = _window_text("conv", self.kernel, self.stride, self.dilation)
+        return f"{text}, {self.inputs} -> {self.outputs}" + f", {self.groups} groups" * (self.groups > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation(_PerPixel):
+    """A norm with a weight and a bias per channel."""
+
+    norm: BatchNorm | GroupNorm
+    channels: int
+
+    @property
+    def params(self) -> int:
+        return 2 * self.channels
+
+    def macs(self, output: Shape) -> int:
+        return 0
+
+    def __str__(self) -> str:
+        return "batch norm" if isinstance(self.norm, BatchNorm) else f"group norm, {self.norm.groups} groups"
+
+
+@dataclass(frozen=True, slots=True)
+class Activate(_Costless, _PerPixel):
+    """An activation, by its name in the spec."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Add(_Costless, _PerPixel):
+    """Where branch and shortcut meet."""
+
+    def __str__(self) -> str:
+        return "branch + shortcut"
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPooling(_Costless):
+    """A max pool that never sees its padding; kernel 2 pads by nothing."""
+
+    kernel: int
+    stride: int
+    dilation: int = 1
+
+    @property
+    def padding(self) -> int:
+        return self.dilation * ((self.kernel - 1) // 2)
+
+    @property
+    def window(self) -> Window:
+        return self.kernel, self.stride, self.dilation
+
+    def output(self, shape: Shape) -> Shape:
+        return shape[0], *(size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
+
+    def __str__(self) -> str:
+        return _window_text("max pool", self.kernel, self.stride, self.dilation)
+
+
+@dataclass(frozen=True, slots=True)
+class AveragePooling(_Costless):
+    """An average over what lies inside the map: windows may hang over the end, and count only what they see."""
+
+    kernel: int
+    stride: int
+    dilation: int = 1
+
+    @property
+    def window(self) -> Window:
+        return self.kernel, self.stride, self.dilation
+
+    def output(self, shape: Shape) -> Shape:
+        return shape[0], *(-(-n // self.stride) for n in shape[1:])
+
+    def __str__(self) -> str:
+        return _window_text("average pool", self.kernel, self.stride, self.dilation)
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroPad(_Costless):
+    """Every stride-th pixel, with channels of zeros before and after."""
+
+    before: int
+    after: int
+    stride: int = 1
+
+    @property
+    def window(self) -> Window:
+        return 1, self.stride, 1
+
+    def output(self, shape: Shape) -> Shape:
+        return self.before + shape[0] + self.after, *(-(-n // self.stride) for n in shape[1:])
+
+    def __str__(self) -> str:
+        picked = f"every {ordinal(self.stride)} pixel, " if self.stride > 1 else ""
+        return f"{picked}{self.before} + {self.after} channels of zeros"
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalAverage(_Costless):
+    """The average over the whole map."""
+
+    @property
+    def window(self) -> Window:
+        return _POINT
+
+    def output(self, shape: Shape) -> Shape:
+        return shape[:1]
+
+    def __str__(self) -> str:
+        return "average over the map"
+
+
+@dataclass(frozen=True, slots=True)
+class FullyConnected:
+    """A linear layer with a bias."""
+
+    inputs: int
+    outputs: int
+
+    @property
+    def window(self) -> Window:
+        return _POINT
+
+    @property
+    def params(self) -> int:
+        return (self.inputs + 1) * self.outputs
+
+    def output(self, shape: Shape) -> Shape:
+        return (self.outputs,)
+
+    def macs(self, output: Shape) -> int:
+        return self.inputs * self.outputs
+
+    def __str__(self) -> str:
+        return f"linear, {self.inputs} -> {self.outputs}"
+
+
+def ordinal(n: int) -> str:
+    """1st, 2nd, 3rd, 4th ..., for the small numbers that strides are."""
+    return {1: "1st", 2: "2nd", 3: "3rd"}.get(n, f"{n}th")

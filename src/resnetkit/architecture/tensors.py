@@ -1,0 +1,33 @@
+"""Which tensors an operation holds: names and shapes, known before any of them exists."""
+
+from __future__ import annotations
+
+from resnetkit.architecture.operations import Convolution, FullyConnected, Normalisation, Op
+from resnetkit.architecture.plan import Plan
+from resnetkit.architecture.spec import BatchNorm
+
+TensorShape = tuple[int, ...]
+
+
+def tensors(op: Op) -> dict[str, TensorShape]:
+    """Tensor name -> shape, the statistics of a batch norm included. Convolutions are O I H W, linear layers O I."""
+    match op:
+        case Convolution(inputs, outputs, kernel, groups=groups, bias=bias):
+            weight = {"weight": (outputs, inputs // groups, kernel, kernel)}
+            return weight | ({"bias": (outputs,)} if bias else {})
+        case Normalisation(norm, channels):
+            affine: dict[str, TensorShape] = {"weight": (channels,), "bias": (channels,)}
+            statistics: dict[str, TensorShape] = {
+                "running_mean": (channels,),
+                "running_var": (channels,),
+                "num_batches_tracked": (),
+            }
+            return affine | (statistics if isinstance(norm, BatchNorm) else {})
+        case FullyConnected(inputs, outputs):
+            return {"weight": (outputs, inputs), "bias": (outputs,)}
+    return {}
+
+
+def tensors_of(plan: Plan) -> dict[str, TensorShape]:
+    """``path.tensor`` -> shape for the whole network, in the order of the module's state dict."""
+    return {f"{node.path}.{name}": shape for node in plan.nodes for name, shape in tensors(node.op).items()}

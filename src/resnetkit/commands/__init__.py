@@ -1,0 +1,1 @@
+"""The verbs: what each takes (``Options``) and what it does (``run``, which returns the exit code)."""

@@ -1,0 +1,111 @@
+"""``resnetkit explain``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from resnetkit.architecture.card import card_of
+from resnetkit.architecture.listing import HEADINGS, LEFT, cells, rows, total
+from resnetkit.architecture.plan import Plan, plan
+from resnetkit.commands.output import results, say, table, then
+from resnetkit.errors import UsageError
+from resnetkit.text import to_data, to_toml
+
+
+@dataclass(frozen=True)
+class Options:
+    """A network as a table, and why each part of it is there.
+
+    Examples: resnetkit explain resnet50; resnetkit explain resnet50 --why stage2.block1.shortcut; resnetkit explain
+    resnet18 --toml > mine.toml; resnetkit explain mine.toml --picture mine.svg
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A name, a .toml or .json file, a model folder or a run folder."""
+    why: tuple[str, ...] = ()
+    """Paths to explain in words, such as stage2.block1.shortcut."""
+    depth: int = 1
+    """1 stages, 2 blocks, 3 branches and shortcuts, 4 operations."""
+    image: tuple[int, ...] = ()
+    """Another size of image: a side, or height and width."""
+    picture: str = ""
+    """An .svg file to draw the network to."""
+    toml: bool = False
+    """The spec itself, as TOML to edit."""
+    json: bool = False
+    """One JSON document instead of a table."""
+
+
+def run(options: Options) -> int:
+    card = card_of(options.model)
+    if options.toml:
+        print(to_toml(card.spec), end="")
+        return 0
+    made = plan(card.spec, _size(options.image))
+    if options.picture:
+        _draw(made, card.name, Path(options.picture))
+    if options.json:
+        results("explain", **_record(made, card.name, options))
+    elif options.why:
+        print("\n\n".join(_answers(made, options.why)))
+    elif not options.picture:
+        _show(made, options.depth)
+        then(f"resnetkit explain {options.model} --why {_interesting(made)}")
+    return 0
+
+
+def _size(image: tuple[int, ...]) -> tuple[int, int] | None:
+    if len(image) > 2:
+        raise UsageError(f"an image has a side, or height and width, not {len(image)} numbers", where="--image")
+    return (image[0], image[-1]) if image else None
+
+
+def _answers(made: Plan, paths: tuple[str, ...]) -> list[str]:
+    from resnetkit.explain.why import why
+
+    return [f"{path}\n{why(made, path)}" for path in paths]
+
+
+def _show(made: Plan, depth: int) -> None:
+    if depth not in (1, 2, 3, 4):
+        raise UsageError(f"there is no depth {depth}", where="--depth", fix="1 stages, 2 blocks, 3 ways, 4 operations")
+    table(HEADINGS, [cells(row) for row in rows(made, depth)], left=LEFT)
+    print(total(made))
+
+
+def _interesting(made: Plan) -> str:
+    """The shortcut that most people ask about: the first one with an adapter."""
+    shortcuts = [part for part in made.parts.values() if part.role == "shortcut"]
+    told = next((part for part in shortcuts if part.nodes), None) or next(iter(shortcuts), made.root.children[0])
+    return told.path
+
+
+def _draw(made: Plan, name: str, path: Path) -> None:
+    from resnetkit.explain.picture import picture
+    from resnetkit.files import write_text
+
+    if path.suffix != ".svg":
+        raise UsageError("a picture is an .svg file", where=str(path), fix=f"--picture {path.with_suffix('.svg')}")
+    write_text(path, picture(made, name))
+    say(f"wrote {path}")
+
+
+def _record(made: Plan, name: str, options: Options) -> dict[str, object]:
+    from resnetkit.explain.why import why
+
+    return {
+        "model": name,
+        "spec": to_data(made.spec),
+        "input": made.input,
+        "params": made.params,
+        "macs": made.macs,
+        "activations": made.activations,
+        "depth": made.depth,
+        "receptive_field": made.receptive_field,
+        "rows": [asdict(row) for row in rows(made, options.depth)],
+        "why": {path: {"reason": made[path].reason, "text": why(made, path)} for path in options.why},
+    }

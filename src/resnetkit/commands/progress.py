@@ -1,0 +1,86 @@
+"""How a training run is shown while it goes on."""
+
+from __future__ import annotations
+
+from resnetkit.architecture.listing import total
+from resnetkit.commands.output import say
+from resnetkit.learn.train import Epoch, Prepared, Step
+
+
+class Plain:
+    """A line for each epoch, for logs."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def __call__(self, event: Prepared | Step | Epoch) -> None:
+        if isinstance(event, Prepared):
+            self.epochs = event.recipe.epochs
+            say(announce(event))
+        elif isinstance(event, Epoch):
+            say(told(event, self.epochs))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Live:
+    """A line that is written anew with each step, and a line for each epoch above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live as Line
+
+        self.console = Console(stderr=True, highlight=False)
+        self.line = Line(console=self.console, refresh_per_second=5, transient=True)
+        self.epochs = self.batch_size = 0
+
+    def __call__(self, event: Prepared | Step | Epoch) -> None:
+        if isinstance(event, Prepared):
+            self.epochs, self.batch_size = event.recipe.epochs, event.recipe.batch_size
+            self.console.print(announce(event), markup=False)
+            self.line.start()
+        elif isinstance(event, Epoch):
+            self.console.print(told(event, self.epochs), markup=False)
+        else:
+            self.line.update(self.stepped(event))
+
+    def stepped(self, event: Step) -> str:
+        """The live line."""
+        left = (self.epochs - event.epoch) * event.steps + event.steps - event.step
+        seconds = left * self.batch_size / event.images_per_second
+        return (
+            f"epoch {event.epoch}/{self.epochs}  step {event.step}/{event.steps}  loss {event.loss:.3f}  "
+            f"accuracy {event.accuracy:.1%}  {event.images_per_second:,.0f} images/s  {clock(seconds)} left"
+        )
+
+    def close(self) -> None:
+        self.line.stop()
+
+
+def announce(event: Prepared) -> str:
+    """What is about to happen."""
+    recipe, card = event.recipe, event.card
+    parts = ", ".join(f"{len(pictures):,} {part}" for part, pictures in event.data.parts.items())
+    optimiser = f"{type(recipe.optimiser).__name__} at {recipe.optimiser.lr:g}"
+    return (
+        f"data   {recipe.data}: {len(card.classes)} classes; pictures: {parts}\n"
+        f"model  {card.name}: {total(event.plan)}\n"
+        f"recipe {recipe.epochs} epochs in batches of {recipe.batch_size}; {optimiser}, "
+        f"{type(recipe.schedule).__name__}; {type(recipe.augment).__name__}; seed {recipe.seed}\n"
+        f"device {event.device}, {event.precision}; writing to {event.out}"
+    )
+
+
+def told(event: Epoch, epochs: int) -> str:
+    """An epoch in a line."""
+    return (
+        f"epoch {event.epoch}/{epochs}  loss {event.loss:.3f}  train {event.accuracy:.2%}  "
+        f"val {event.val_accuracy:.2%}  {event.images_per_second:,.0f} images/s  {clock(event.seconds)}"
+    )
+
+
+def clock(seconds: float) -> str:
+    """1:05 for 65 seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

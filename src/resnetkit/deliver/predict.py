@@ -1,0 +1,103 @@
+"""Files to labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from resnetkit.architecture.card import Preparation
+from resnetkit.errors import PictureError, UsageError
+from resnetkit.images.decode import SUFFIXES
+from resnetkit.images.prepare import Pixels, open_prepared
+from resnetkit.learn.device import Logits, Precision, pick, runner
+from resnetkit.learn.pixels import ahead
+from resnetkit.network.layers import Network
+from resnetkit.weights.store import load
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of one file: (class, probability), most probable first, or why nothing can be said."""
+
+    file: str
+    top: tuple[tuple[str, float], ...] = ()
+    error: str = ""
+
+    @property
+    def label(self) -> str:
+        """The most probable class; empty where the file could not be read."""
+        return self.top[0][0] if self.top else ""
+
+
+def predict(
+    files: str | Path | Sequence[str | Path],
+    model: str | Path | Network,
+    *,
+    top: int = 5,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    batch_size: int = 32,
+) -> list[Answer]:
+    """An `Answer` for each file, in order; a folder stands for the pictures in it, by name.
+
+    A file that cannot be read is a row with its reason, never an end of the others.
+    """
+    network = model if isinstance(model, Network) else load(model)
+    chosen = expand([files] if isinstance(files, str | Path) else files)
+    logits = runner(network, pick(device), precision)
+    names = network.card.classes or tuple(f"class {i}" for i in range(network.plan.output[0]))
+    chunks = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    return [
+        answer for chunk in _read(chunks, network.card.preparation) for answer in _answers(chunk, logits, names, top)
+    ]
+
+
+def expand(files: Sequence[str | Path]) -> list[Path]:
+    """Files as they are and the pictures of folders, sorted; raises `UsageError` where that leaves nothing."""
+    found: list[Path] = []
+    for path in map(Path, files):
+        if path.is_dir():
+            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            if not below:
+                raise UsageError("there are no pictures in this folder", where=str(path))
+            found += below
+        else:
+            found.append(path)
+    return found
+
+
+_Read = tuple[Path, Pixels | PictureError]
+
+
+def _read(chunks: Sequence[Sequence[Path]], preparation: Preparation) -> Iterator[list[_Read]]:
+    """Each chunk decoded on all cores, while the network is at work on the one before."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        one = partial(_attempt, preparation)
+        yield from ahead(partial(lambda chunk: list(pool.map(one, chunk)), chunk) for chunk in chunks)
+
+
+def _attempt(preparation: Preparation, path: Path) -> _Read:
+    try:
+        return path, open_prepared(path, preparation)
+    except PictureError as error:
+        return path, error
+
+
+def _answers(chunk: list[_Read], logits: Logits, names: Sequence[str], top: int) -> Iterator[Answer]:
+    good = [pixels for _, pixels in chunk if not isinstance(pixels, PictureError)]
+    shares = iter(logits(torch.from_numpy(np.stack(good))).softmax(1)) if good else iter(())
+    for path, pixels in chunk:
+        if isinstance(pixels, PictureError):
+            yield Answer(str(path), error=pixels.what)
+        else:
+            best = next(shares).topk(min(top, len(names)))
+            yield Answer(
+                str(path), tuple((names[i], float(p)) for p, i in zip(best.values, best.indices.tolist(), strict=True))
+            )

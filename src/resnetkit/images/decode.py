@@ -1,0 +1,64 @@
+"""From a file to upright pixels, the same way everywhere.
+
+Only JPEG, PNG, WebP, BMP and GIF are parsed, whatever a file is called; the number of pixels is read from the header
+before anything is decoded. The first frame of an animation is taken, the EXIF orientation is applied, 16 bits become 8,
+and what is transparent lies on white.
+"""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from resnetkit.errors import PictureError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+MOST_PIXELS = 100_000_000
+_TOO_LARGE = f"it has more than {MOST_PIXELS:,} pixels"
+_WHITE = (255, 255, 255, 255)
+
+
+def decode(source: str | Path | bytes, colour: str = "RGB") -> Image.Image:
+    """The picture in Pillow's mode ``RGB`` or ``L``; raises `PictureError` with the reason and the file."""
+    where = "the bytes given" if isinstance(source, bytes) else str(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; both are decided here
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise PictureError(_TOO_LARGE, where=where)
+                image.load()
+                return _plain(ImageOps.exif_transpose(image)).convert(colour)
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them raise
+        raise PictureError(_reason(error), where=where) from error
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Eight bits a channel and nothing transparent."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image.convert("RGBA"))
+    return image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture that is read here (" + ", ".join(FORMATS) + ")"
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own ceiling, when it lies lower than twice ours
+        return _TOO_LARGE
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError):
+        return "this is a folder"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})"

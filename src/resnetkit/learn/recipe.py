@@ -1,0 +1,222 @@
+"""How a network is trained, as data. No torch.
+
+A recipe is what `run.toml` of a run folder holds; ``--config``, ``--set`` and the options of ``train`` all edit it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from resnetkit.architecture.card import Preparation
+from resnetkit.architecture.catalog import spec
+from resnetkit.errors import Fault, TextError, UsageError
+from resnetkit.text import from_data, parse_json, parse_toml, read_text, to_data
+
+# -------------------------------------------------------------------------------------------------------- the pieces
+
+
+@dataclass(frozen=True, slots=True)
+class SGD:
+    """Stochastic gradient descent; weight decay acts on convolutions and the classifier, not on norms and biases."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AdamW:
+    """Adam with decoupled weight decay, on convolutions and the classifier."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Cosine:
+    """Up in a line over ``warmup`` epochs, then down to nothing along half a cosine."""
+
+    warmup: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Triangle:
+    """Up in a line for the share ``peak`` of the run, then down in a line to nothing."""
+
+    peak: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Multiplied by ``factor`` at each of the epochs ``at``, after ``warmup`` epochs in a line."""
+
+    at: tuple[float, ...]
+    factor: float = 0.1
+    warmup: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PadCrop:
+    """Moved by up to ``pad`` pixels over black borders, and mirrored half of the time where ``flip`` says so."""
+
+    pad: int = 4
+    flip: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RandomCrop:
+    """A window of at least the share ``area`` of the picture, resized, and mirrored half of the time."""
+
+    area: float = 0.35
+
+
+@dataclass(frozen=True, slots=True)
+class NoAugment:
+    """Every picture as it is."""
+
+
+Optimiser = SGD | AdamW
+Schedule = Cosine | Triangle | Steps
+Augment = PadCrop | RandomCrop | NoAugment
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides a run. The same recipe on the same machine gives the same weights.
+
+    ``split_seed`` decides which pictures are held out where the data does not say; ``seed`` decides weights, order and
+    augmentation. ``precision`` ``auto`` is bf16 where the processor computes in it, fp32 elsewhere. ``image``
+    (channels, height, width) is what the network sees, and ``preparation`` how it comes about; the
+    network's own if left out.
+    """
+
+    data: str
+    model: str
+    epochs: int = 30
+    batch_size: int = 128
+    seed: int = 0
+    split_seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    label_smoothing: float = 0.0
+    zero_last_norm: bool = False
+    optimiser: Optimiser = SGD()
+    schedule: Schedule = Cosine()
+    augment: Augment = PadCrop()
+    image: tuple[int, int, int] | None = None
+    preparation: Preparation | None = None
+
+
+# ------------------------------------------------------------------------------------------------- making and editing
+
+
+def recipe_for(data: str, model: str, side: int, pictures: int) -> Recipe:
+    """The starting point for a network that sees ``side`` pixels and trains on ``pictures`` of them.
+
+    Small images are shifted and mirrored (the digits shifted by a pixel only: a mirrored 2 is none), larger ones are
+    cropped at random. Few pictures get small batches, so that an epoch has at least some twenty steps.
+    """
+    batch = 2 ** round(math.log2(min(128, max(16, pictures / 20))))
+    batch = min(batch, 32) if side > 64 else batch
+    if data == "digits":
+        return Recipe(data, model, 20, 32, optimiser=_sgd(32), augment=PadCrop(1, flip=False), image=(1, 16, 16))
+    augment: Augment = PadCrop(max(1, side // 8)) if side <= 64 else RandomCrop()
+    return Recipe(data, model, 10 if pictures >= 20_000 else 30, batch, optimiser=_sgd(batch), augment=augment)
+
+
+def _sgd(batch: int) -> SGD:
+    """The rate grows with the batch (Goyal et al., arXiv 1706.02677), from 0.1 at 64."""
+    return SGD(lr=0.1 * batch / 64)
+
+
+def plan_run(pictures: int, data: str, model: str, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe that suits a network and a number of pictures, with ``settings`` laid over it; raises `TextError`."""
+    return edit(recipe_for(data, model, max(spec(model).input[1:]), pictures), settings)
+
+
+def edit(recipe: Recipe, changes: Mapping[str, Any], what: str = "this recipe") -> Recipe:
+    """A recipe with nested ``changes`` laid over it; raises `TextError` with every fault."""
+    return check(from_data(Recipe, over(to_data(recipe), changes), what), what)
+
+
+def over(under: Any, changes: Any) -> Any:
+    """``changes`` over ``under``, field by field; another kind of variant replaces the whole."""
+    if not isinstance(under, dict) or not isinstance(changes, Mapping):
+        return changes
+    if "kind" in changes and changes["kind"] != under.get("kind"):
+        return dict(changes)
+    return under | {key: over(under.get(key), value) for key, value in changes.items()}
+
+
+def check(recipe: Recipe, what: str = "this recipe") -> Recipe:
+    """The recipe itself; raises `TextError` with every number that is out of its range."""
+    lr = recipe.optimiser.lr
+    limits = [
+        ("epochs", recipe.epochs, 1 <= recipe.epochs <= 100_000, "1 to 100,000"),
+        ("batch_size", recipe.batch_size, 1 <= recipe.batch_size <= 65_536, "1 to 65,536"),
+        ("seed", recipe.seed, 0 <= recipe.seed < 2**63, "0 to 2**63 - 1"),
+        ("split_seed", recipe.split_seed, 0 <= recipe.split_seed < 2**63, "0 to 2**63 - 1"),
+        ("label_smoothing", recipe.label_smoothing, 0 <= recipe.label_smoothing < 1, "0 to below 1"),
+        ("optimiser.lr", lr, lr > 0, "more than 0"),
+    ]
+    faults = [Fault(path, str(came), allowed) for path, came, fits, allowed in limits if not fits]
+    if faults:
+        raise TextError(f"{what} does not describe a recipe", faults)
+    return recipe
+
+
+def read_changes(path: Path) -> dict[str, Any]:
+    """The nested changes in a ``.toml`` or ``.json`` file."""
+    text = read_text(path, "this config")
+    found = parse_json(text, str(path)) if path.suffix == ".json" else parse_toml(text, str(path))
+    if not isinstance(found, dict):
+        raise UsageError("this config is not a table of settings", where=str(path))
+    return found
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """``["schedule.warmup=5", ...]`` as nested changes; the values are TOML, a bare word is a text."""
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals or not all(path.split(".")):
+            raise UsageError("a setting is a path, = and a value", where=setting, fix="--set schedule.warmup=5")
+        *outer, last = path.split(".")
+        inner = changes
+        for word in outer:
+            inner = inner.setdefault(word, {})
+            if not isinstance(inner, dict):
+                raise UsageError("this setting is inside a value that another one sets", where=setting)
+        inner[last] = _value(value)
+    return changes
+
+
+def _value(text: str) -> Any:
+    try:
+        return parse_toml(f"value = {text}")["value"]
+    except TextError:
+        return text
+
+
+# ---------------------------------------------------------------------------------------------------------- schedule
+
+
+def rate(schedule: Schedule, epoch: float, epochs: int) -> float:
+    """What the learning rate is multiplied by, ``epoch`` (a fraction counts) epochs into a run of ``epochs``."""
+    match schedule:
+        case Cosine(warmup):
+            if epoch < warmup:
+                return epoch / warmup
+            done = (epoch - warmup) / max(epochs - warmup, 1e-9)
+            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        case Triangle(peak):
+            done = epoch / epochs
+            return done / peak if done < peak else max(0.0, (1 - done) / max(1 - peak, 1e-9))
+        case Steps(at, factor, warmup):
+            return min(1.0, epoch / warmup if warmup else 1.0) * factor ** sum(epoch >= step for step in at)

@@ -1,0 +1,303 @@
+"""Training: the loop on one screen, and what a run leaves behind.
+
+A run folder holds ``run.toml`` (the recipe), ``environment.json``, ``metrics.jsonl`` (a line for each epoch), and when
+it has finished ``model/`` (a model folder: the epoch that was best on ``val``) and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnetkit import files
+from resnetkit.architecture.card import Card, Figure, Training, card_for, preparation_for
+from resnetkit.architecture.catalog import name_of
+from resnetkit.architecture.catalog import spec as spec_of
+from resnetkit.architecture.plan import Plan, plan
+from resnetkit.architecture.spec import Linear
+from resnetkit.doctor import environment
+from resnetkit.errors import DataError, UsageError
+from resnetkit.learn.augment import augmented
+from resnetkit.learn.data import Data, divide, fingerprint, open_data
+from resnetkit.learn.device import ToInput, pick, resolve, runner
+from resnetkit.learn.evaluate import Evaluation, count
+from resnetkit.learn.pixels import PixelSource, Tell
+from resnetkit.learn.recipe import SGD, RandomCrop, Recipe, plan_run, rate
+from resnetkit.learn.report import report
+from resnetkit.network.build import build
+from resnetkit.network.layers import Network
+from resnetkit.text import to_toml
+from resnetkit.weights.store import save
+
+RECIPE_FILE, METRICS_FILE, ENVIRONMENT_FILE, REPORT_FILE = (
+    "run.toml",
+    "metrics.jsonl",
+    "environment.json",
+    "report.html",
+)
+
+
+# ------------------------------------------------------------------------------------------------- what a run tells
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is about to start: everything that was decided."""
+
+    recipe: Recipe
+    data: Data
+    card: Card
+    plan: Plan
+    device: str
+    precision: str
+    out: Path
+
+
+@dataclass(frozen=True)
+class Step:
+    """After a step: where the run stands, and the means over the epoch so far."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A line of ``metrics.jsonl``. Accuracies are 0 to 1; the training one is measured on augmented pictures."""
+
+    epoch: int
+    lr: float
+    loss: float
+    accuracy: float
+    val_n: int
+    val_correct: int
+    val_accuracy: float
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. ``evaluation`` is of ``test`` where the data has it, else of ``val``."""
+
+    path: Path
+    recipe: Recipe
+    card: Card
+    epochs: tuple[Epoch, ...]
+    best: int
+    evaluation: Evaluation
+    seconds: float
+
+
+Watch = Callable[[Prepared | Step | Epoch], None]
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def train(
+    data: str | Path,
+    model: str | Path = "resnet18",
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    settings: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+    tell: Tell | None = None,
+) -> Run:
+    """Train ``model`` on ``data`` and write a run folder.
+
+    ``settings`` are nested changes to the `Recipe` that suits the data, such as ``{"epochs": 5, "optimiser": {"lr":
+    0.05}}``. ``watch`` is called with what happens, ``tell`` with (done, all) while pictures are read. Without ``out``
+    the folder is ``runs/DATA-MODEL-1``, or the next number that is free. Raises before anything is written wherever the
+    fault can be known by then.
+    """
+    opened = open_data(data)
+    recipe = plan_run(len(opened.first), str(data), str(model), settings or {})
+    prepared = _prepare(opened, recipe, device, out)
+    sources = _read(prepared, tell)
+    prepared.out.mkdir(parents=True)
+    files.write_text(prepared.out / RECIPE_FILE, to_toml(recipe))
+    files.write_text(prepared.out / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")
+    if watch:
+        watch(prepared)
+    return _Training(prepared, sources, watch or (lambda event: None)).run()
+
+
+def _prepare(opened: Data, recipe: Recipe, device: str, out: str | Path | None) -> Prepared:
+    if len(opened.classes) < 2:
+        what = f"there is one class only ({opened.classes[0]}), so there is nothing to tell apart"
+        raise DataError(what, where=opened.name, fix="add a folder for each other class")
+    data = divide(opened, recipe.split_seed)
+    spec = spec_of(recipe.model)
+    if recipe.image:
+        spec = replace(spec, input=recipe.image)
+    spec = replace(spec, head=Linear(len(data.classes)))
+    card = replace(
+        card_for(name_of(recipe.model), spec, data.classes),
+        preparation=recipe.preparation or preparation_for(spec),
+        origin="trained with resnetkit",
+        training=Training(Path(data.name).name, fingerprint(opened), recipe.split_seed, recipe.seed, recipe.epochs),
+    )
+    where = pick(device)
+    return Prepared(recipe, data, card, plan(spec), str(where), resolve(recipe.precision, where), _free(out, recipe))
+
+
+def _free(out: str | Path | None, recipe: Recipe) -> Path:
+    """The folder to write to; one that is there already is refused, with what it holds."""
+    if out is None:
+        stem = f"{Path(recipe.data).name or 'data'}-{name_of(recipe.model)}"
+        return next(path for i in range(1, 10**9) if not (path := Path("runs") / f"{stem}-{i}").exists())
+    path = Path(out)
+    if (path / "model").exists():
+        raise UsageError("there is a finished run in this folder", where=str(path), fix="name another --out")
+    if (path / RECIPE_FILE).exists():
+        what = "there is an unfinished run in this folder, and resuming is not possible yet"
+        raise UsageError(what, where=str(path), fix="name another --out, or remove this folder")
+    if path.exists():
+        raise UsageError("--out exists already", where=str(path), fix="name a folder that does not exist")
+    return path
+
+
+def _read(prepared: Prepared, tell: Tell | None) -> dict[str, PixelSource]:
+    """Every part as pixels; random windows are cut from the pictures themselves, so those are not kept."""
+    cut = isinstance(prepared.recipe.augment, RandomCrop)
+    return {
+        part: PixelSource(pictures, prepared.card.preparation, keep=not (cut and part == "train"), tell=tell)
+        for part, pictures in prepared.data.parts.items()
+    }
+
+
+class _Training:
+    """The state of a run, and the loop over it."""
+
+    def __init__(self, prepared: Prepared, sources: dict[str, PixelSource], watch: Watch) -> None:
+        self.prepared, self.sources, self.watch = prepared, sources, watch
+        self.recipe, self.device = prepared.recipe, torch.device(prepared.device)
+        spec, recipe = prepared.card.spec, prepared.recipe
+        self.model = build(spec, seed=recipe.seed, zero_last_norm=recipe.zero_last_norm)
+        self.model.card = prepared.card
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimiser = _optimiser(self.model, recipe)
+        self.to_input = ToInput(prepared.card.preparation, self.device)
+
+    def run(self) -> Run:
+        started = time.perf_counter()
+        epochs: list[Epoch] = []
+        best, kept = 0, self.model.state_dict()
+        for number in range(1, self.recipe.epochs + 1):
+            epochs.append(self.epoch(number))
+            self.note(epochs[-1])
+            if epochs[-1].val_correct >= epochs[best - 1].val_correct or not best:
+                best, kept = number, copy.deepcopy(self.model.state_dict())
+        self.model.load_state_dict(kept)
+        return self.finish(epochs, best, time.perf_counter() - started)
+
+    def epoch(self, number: int) -> Epoch:
+        started, seen, right, total = time.perf_counter(), 0, 0, 0.0
+        self.model.train()
+        for step, (pixels, labels) in enumerate(self.batches(number)):
+            lr = self.set_rate(number - 1 + step / self.steps)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.prepared.precision == "bf16"):
+                answers = self.model(self.to_input(pixels))
+            loss = F.cross_entropy(answers.float(), labels, label_smoothing=self.recipe.label_smoothing)
+            self.optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimiser.step()
+            seen, right = seen + len(labels), right + int((answers.argmax(1) == labels).sum())
+            total += self.finite(loss.item(), number, step, lr) * len(labels)
+            pace = seen / (time.perf_counter() - started)
+            self.watch(Step(number, step + 1, self.steps, total / seen, right / seen, pace))
+        confusion, _ = self.measure("val")
+        n, correct = int(confusion.sum()), int(confusion.trace())
+        seconds = time.perf_counter() - started
+        return Epoch(number, lr, total / seen, right / seen, n, correct, correct / n, pace, seconds)
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch in its order, which is a function of (seed, epoch); a last batch of one is left out (batch norm)."""
+        source, size = self.sources["train"], self.recipe.batch_size
+        order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(source))
+        for step in range(self.steps):
+            chosen = order[step * size : (step + 1) * size]
+            pixels = augmented(source, chosen, self.recipe.augment, (self.recipe.seed, epoch), step)
+            yield pixels, source.labels[torch.from_numpy(chosen)].to(self.device)
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        whole, rest = divmod(len(self.sources["train"]), self.recipe.batch_size)
+        return max(1, whole + (rest > 1))
+
+    def set_rate(self, epoch: float) -> float:
+        lr = self.recipe.optimiser.lr * rate(self.recipe.schedule, epoch, self.recipe.epochs)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def finite(self, loss: float, epoch: int, step: int, lr: float) -> float:
+        if not math.isfinite(loss):
+            raise DataError(
+                f"the loss became {loss}",
+                where=f"epoch {epoch}, step {step + 1}, learning rate {lr:g}",
+                fix=f"a smaller rate: --set optimiser.lr={self.recipe.optimiser.lr / 10:g}",
+            )
+        return loss
+
+    def measure(self, part: str) -> tuple[Tensor, int]:
+        logits = runner(self.model, self.device, "fp32")
+        return count(logits, self.sources[part].batches(), len(self.prepared.card.classes))
+
+    def note(self, epoch: Epoch) -> None:
+        with (self.prepared.out / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(epoch)) + "\n")
+        self.watch(epoch)
+
+    def finish(self, epochs: list[Epoch], best: int, seconds: float) -> Run:
+        prepared = self.prepared
+        part = "test" if "test" in self.sources else "val"
+        confusion, top5 = self.measure(part)
+        evaluation = Evaluation(
+            prepared.card.name,
+            self.recipe.data,
+            part,
+            prepared.card.classes,
+            int(confusion.sum()),
+            int(confusion.trace()),
+            top5,
+            tuple(map(tuple, confusion.tolist())),
+        )
+        figure = Figure(f"top-1 on {part}", evaluation.top1, f"{evaluation.correct} of {evaluation.n}, this run")
+        self.model.card = replace(prepared.card, figures=(figure,))
+        run = Run(prepared.out, self.recipe, self.model.card, tuple(epochs), best, evaluation, seconds)
+        files.write_text(prepared.out / REPORT_FILE, report(run))
+        save(self.model.cpu(), prepared.out / "model")
+        return run
+
+
+def _optimiser(model: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weight decay on what multiplies (convolutions, classifier), none on norms and biases."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    how = recipe.optimiser
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": how.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if isinstance(how, SGD):
+        return torch.optim.SGD(groups, lr=how.lr, momentum=how.momentum, nesterov=how.nesterov)
+    return torch.optim.AdamW(groups, lr=how.lr, betas=(how.beta1, how.beta2))

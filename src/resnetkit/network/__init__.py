@@ -1,0 +1,1 @@
+"""The plan made of tensors: layers, building, initialisation."""

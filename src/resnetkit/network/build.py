@@ -1,0 +1,53 @@
+"""From a spec to a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from resnetkit.architecture.card import Card, card_for
+from resnetkit.architecture.catalog import name_of, spec
+from resnetkit.architecture.plan import plan
+from resnetkit.architecture.spec import Linear, NoHead, Pooled
+from resnetkit.architecture.spec import Network as Spec
+from resnetkit.errors import UsageError
+from resnetkit.network.initialise import initialise
+from resnetkit.network.layers import Network, module, name
+
+
+def build(
+    network: str | Path | Spec,
+    classes: int | Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    zero_last_norm: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Network:
+    """An `nn.Module` for a name, a ``.toml`` or ``.json`` file, or a spec; N C H W in, N classes out.
+
+    ``classes`` is a number or the names. On the ``meta`` device there are shapes and no numbers. Raises `SpecError`
+    with every fault of the spec and `UsageError` for an unknown name.
+    """
+    described = spec(network)
+    names = () if classes is None or isinstance(classes, int) else tuple(classes)
+    if classes is not None:
+        if isinstance(described.head, Pooled | NoHead):
+            raise UsageError("this network has no classifier to give classes to", where="classes")
+        described = replace(described, head=Linear(classes if isinstance(classes, int) else len(names)))
+    model = shell(card_for(name_of(network), described, names)).to(dtype)
+    if torch.device(device).type == "meta":
+        return model
+    model.to_empty(device=device)
+    initialise(model, seed=seed, zero_last_norm=zero_last_norm)
+    return model
+
+
+def shell(card: Card) -> Network:
+    """The module of a card on the meta device: every shape, no number, no time."""
+    worked_out = plan(card.spec)
+    with torch.device("meta"):
+        return Network(worked_out, card, [(name(part), module(part)) for part in worked_out.root.children])

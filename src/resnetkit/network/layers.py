@@ -1,0 +1,206 @@
+"""The modules of a network. The plan has decided every number; what is left is the formula.
+
+Shapes are N C H W. A place of the plan is a sequence of its parts, an operation is one module, and every module stands
+at its path: ``model.stage1.block1.branch.conv1``. The one node without a module is ``add``, which is the ``+`` below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnetkit.architecture import operations as ops
+from resnetkit.architecture.card import Card
+from resnetkit.architecture.plan import Node, Place, Plan
+from resnetkit.architecture.spec import BatchNorm
+from resnetkit.errors import UsageError, suggestion
+
+
+class Stem(nn.Sequential):
+    """From the image to the first stage."""
+
+
+class Branch(nn.Sequential):
+    """The way through the convolutions of a block."""
+
+
+class Shortcut(nn.Sequential):
+    """The way around them; an empty one is the identity."""
+
+
+class Block(nn.Module):
+    """Branch and shortcut, added, then activated (arXiv 1512.03385, equations 1 and 2)."""
+
+    def __init__(self, branch: Branch, shortcut: Shortcut, act: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.branch(x) + self.shortcut(x))  # type: ignore[no-any-return]
+
+
+class PlainBlock(nn.Sequential):
+    """Branch, then activation: a block of a network without shortcuts."""
+
+
+class Stage(nn.Sequential):
+    """Blocks in a row."""
+
+
+class Head(nn.Sequential):
+    """From the last map to the answer."""
+
+
+class Network(nn.Sequential):
+    """Stem, stages and head in a row. ``plan`` is what it was built from, ``card`` what belongs to it."""
+
+    def __init__(self, plan: Plan, card: Card, parts: Iterable[tuple[str, nn.Module]]) -> None:
+        super().__init__()
+        self.plan = plan
+        self.card = card
+        for name, part in parts:
+            self.add_module(name, part)
+
+    def features(self, x: Tensor, places: Iterable[str]) -> dict[str, Tensor]:
+        """What the named places (``stem``, ``stage1`` ..., ``head``) hand on for images ``x``; nothing later runs."""
+        wanted = set(places)
+        unknown = sorted(wanted - dict(self.named_children()).keys())
+        if unknown:
+            known = [name for name, _ in self.named_children()]
+            raise UsageError(f"this network has no place called {unknown[0]!r}", fix=suggestion(unknown[0], known))
+        found: dict[str, Tensor] = {}
+        for name, part in self.named_children():
+            if wanted == found.keys():
+                break
+            x = part(x)
+            if name in wanted:
+                found[name] = x
+        return found
+
+
+# ------------------------------------------------------------------------------------------- operations torch lacks
+
+
+class ZeroPad(nn.Module):
+    """Every stride-th pixel, with channels of zeros around (option A)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.before, self.after, self.stride = before, after, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+    def extra_repr(self) -> str:
+        return f"{self.before}, {self.after}, stride={self.stride}"
+
+
+class DilatedAverage(nn.Module):
+    """`nn.AvgPool2d(kernel, ceil_mode=True, count_include_pad=False)` for an a trous stage: stride 1, dilated."""
+
+    def __init__(self, kernel: int, dilation: int) -> None:
+        super().__init__()
+        self.kernel, self.dilation = kernel, dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._sum(x) / self._sum(torch.ones_like(x[:1, :1]))
+
+    def _sum(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        reach = self.dilation * (self.kernel - 1)
+        padded = F.pad(x, (0, reach, 0, reach))
+        steps = range(0, reach + 1, self.dilation)
+        shifted = [padded[..., i : i + height, j : j + width] for i in steps for j in steps]
+        return torch.stack(shifted).sum(0)
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel}, dilation={self.dilation}"
+
+
+class GlobalAverage(nn.Module):
+    """N C H W -> N C."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+# ------------------------------------------------------------------------------------------------- node -> module
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+}
+
+
+def _convolution(op: ops.Convolution) -> nn.Module:
+    return nn.Conv2d(
+        op.inputs,
+        op.outputs,
+        op.kernel,
+        op.stride,
+        op.padding,
+        op.dilation,
+        op.groups,
+        op.bias,
+    )
+
+
+def _norm(op: ops.Normalisation) -> nn.Module:
+    if isinstance(op.norm, BatchNorm):
+        return nn.BatchNorm2d(op.channels, op.norm.eps, op.norm.momentum)
+    return nn.GroupNorm(op.norm.groups, op.channels, op.norm.eps)
+
+
+def _average(op: ops.AveragePooling) -> nn.Module:
+    if op.stride == op.kernel:
+        return nn.AvgPool2d(op.kernel, op.stride, ceil_mode=True, count_include_pad=False)
+    return DilatedAverage(op.kernel, op.dilation)
+
+
+_LAYERS: dict[type, Callable[[Any], nn.Module]] = {
+    ops.Convolution: _convolution,
+    ops.Normalisation: _norm,
+    ops.Activate: lambda op: _ACTIVATIONS[op.name](),
+    ops.MaxPooling: lambda op: nn.MaxPool2d(op.kernel, op.stride, op.padding, op.dilation),
+    ops.AveragePooling: _average,
+    ops.ZeroPad: lambda op: ZeroPad(op.before, op.after, op.stride),
+    ops.GlobalAverage: lambda op: GlobalAverage(),
+    ops.FullyConnected: lambda op: nn.Linear(op.inputs, op.outputs),
+}
+
+_PLACES: dict[str, type[nn.Sequential]] = {
+    "stem": Stem,
+    "stage": Stage,
+    "branch": Branch,
+    "shortcut": Shortcut,
+    "head": Head,
+}
+
+
+def module(part: Place | Node) -> nn.Module:
+    """The module of a node or a place of a plan, weights not initialised."""
+    if isinstance(part, Node):
+        return _LAYERS[type(part.op)](part.op)
+    parts = {name(child): module(child) for child in part.children if child.role != "add"}
+    if part.role == "block" and "shortcut" in parts:
+        return Block(**parts)  # type: ignore[arg-type]
+    place = PlainBlock() if part.role == "block" else _PLACES[part.role]()
+    for key, child in parts.items():
+        place.add_module(key, child)
+    return place
+
+
+def name(part: Place | Node) -> str:
+    """The last word of a path."""
+    return part.path.rpartition(".")[2]

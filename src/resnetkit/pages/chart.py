@@ -1,0 +1,83 @@
+"""Charts as SVG: lines over steps, and a matrix of counts. Colours come from the page's style, with a fallback."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from resnetkit.pages.svg import document, element, title, words
+
+_COLOURS = ("var(--one, #2563eb)", "var(--two, #d9480f)", "var(--three, #2b8a3e)")
+_INK, _SOFT, _LINE = "var(--ink, #1c2733)", "var(--soft, #5d6b7a)", "var(--line, #d5dce4)"
+_LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 56.0, 704.0, 34.0, 236.0, 720.0, 270.0
+
+
+def lines(label: str, across: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Named series of (x, y) over a shared axis; values that are not finite are left out."""
+    shown = {name: [point for point in points if all(map(math.isfinite, point))] for name, points in series.items()}
+    points = [point for line in shown.values() for point in line] or [(0.0, 0.0)]
+    left, right = min(x for x, _ in points), max(x for x, _ in points)
+    ticks = _ticks(min(y for _, y in points), max(y for _, y in points))
+    low, high = ticks[0], ticks[-1]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - left) / (right - left) if right > left else 0.5
+        return _LEFT + across * (_RIGHT - _LEFT), _BOTTOM - (y - low) / (high - low) * (_BOTTOM - _TOP)
+
+    grid = [mark for tick in ticks for mark in _tick(tick, place(left, tick)[1])]
+    ends = [
+        words(f"{left:g}", _LEFT, _BOTTOM + 18, fill=_SOFT),
+        words(f"{right:g}", _RIGHT, _BOTTOM + 18, fill=_SOFT, text_anchor="end"),
+        words(across, (_LEFT + _RIGHT) / 2, _BOTTOM + 18, fill=_SOFT, text_anchor="middle"),
+    ]
+    drawn = [_line(i, name, [place(*point) for point in line]) for i, (name, line) in enumerate(shown.items())]
+    return document(_WIDTH, _HEIGHT, label, *grid, *ends, *drawn)
+
+
+def _tick(value: float, y: float) -> tuple[str, str]:
+    rule = element("line", x1=_LEFT, x2=_RIGHT, y1=y, y2=y, stroke=_LINE)
+    return rule, words(f"{value:g}", _LEFT - 8, y + 4, fill=_SOFT, text_anchor="end")
+
+
+def _line(index: int, name: str, points: Sequence[tuple[float, float]]) -> str:
+    colour, x = _COLOURS[index % len(_COLOURS)], _LEFT + 130.0 * index
+    key = element("line", x1=x, x2=x + 18, y1=14.0, y2=14.0, stroke=colour, stroke_width=3)
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    line = element("polyline", points=path, fill="none", stroke=colour, stroke_width=2)
+    dots = [element("circle", cx=x, cy=y, r=2.5, fill=colour) for x, y in points] if len(points) <= 40 else []
+    return element("g", key, words(name, x + 24, 18.0, fill=_INK), line, *dots)
+
+
+def _ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers from below the lowest to above the highest value."""
+    span = high - low or abs(high) or 1.0
+    magnitude = 10 ** math.floor(math.log10(span / about))
+    step = next(m * magnitude for m in (1, 2, 5, 10) if span / (m * magnitude) <= about)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def matrix(label: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """A confusion matrix: a row per true class, a column per answer; the shade is the share of the row."""
+    cell, margin = 34.0, 8.0 + 7.0 * min(16, max(len(name) for name in names))
+    side = margin + cell * len(names)
+    marks = [words("true class, down; answer, across", margin, 14.0, fill=_SOFT)]
+    for i, (name, row) in enumerate(zip(names, counts, strict=True)):
+        y = 26.0 + cell * i
+        marks.append(words(_short(name), margin - 6, y + cell / 2 + 4, fill=_INK, text_anchor="end"))
+        for j, n in enumerate(row):
+            share, note = n / max(sum(row), 1), f"{name} taken for {names[j]}: {n}"
+            marks.append(_cell(margin + cell * j, y, size=cell, n=n, share=share, right=i == j, note=note))
+    return document(max(side + 4, 260.0), 32.0 + cell * len(names), label, *marks)
+
+
+def _cell(x: float, y: float, *, size: float, n: int, share: float, right: bool, note: str) -> str:
+    colour, middle = _COLOURS[2] if right else _COLOURS[1], size / 2
+    look = {"rx": 3, "fill": colour, "fill_opacity": round(0.06 + 0.74 * share, 3)}
+    box = element("rect", title(note), x=x, y=y, width=size - 2, height=size - 2, **look)
+    number = words(str(n), x + middle - 1, y + middle + 4, fill=_INK, text_anchor="middle", font_size=11)
+    return element("g", box, number if n else "")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"

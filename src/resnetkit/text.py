@@ -1,0 +1,294 @@
+"""Frozen dataclasses to and from TOML and JSON, exactly, against closed tables.
+
+A text can only fill in fields of types that are already known here: a union of dataclasses is told apart by ``kind``,
+which is the class name in kebab case (``ZeroPadded`` is ``zero-padded``), looked up among the members of that union;
+a member whose fields all have defaults may be written as that word alone. No text can name an import.
+
+Every fault is reported at once, each under the path that the plan also uses: items of a plural field count from 1 in
+the singular, so the second of ``stages`` is ``stage2``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from resnetkit.errors import Fault, TextError, UsageError, nearest
+
+T = TypeVar("T")
+_LONGEST_TEXT = 4 * 2**20  # characters; a network of 10,000 blocks needs far less
+_MISSING: Any = object()
+
+
+def kind_of(cls: type) -> str:
+    """The name of a dataclass in texts: ``FirstBlock`` is ``first-block``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+
+# ---------------------------------------------------------------------------------------------------------- objects
+
+
+def to_data(value: Any) -> Any:
+    """A dataclass as plain dicts, lists and scalars; fields that are ``None`` are left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _fields_to_data(value)
+    if isinstance(value, tuple | list):
+        return [to_data(item) for item in value]
+    return value
+
+
+def _fields_to_data(value: Any) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if item is None:
+            continue
+        union = dataclasses.is_dataclass(item) and _is_union(_hints(type(value))[field.name])
+        data[field.name] = _tagged(item) if union else to_data(item)
+    return data
+
+
+def _tagged(item: Any) -> Any:
+    """A member of a union under its kind: a plain word where the member has no fields."""
+    kind = kind_of(type(item))
+    return {"kind": kind} | to_data(item) if dataclasses.fields(item) else kind
+
+
+def from_data(cls: type[T], data: Any, what: str = "this text", fix: str = "") -> T:
+    """``data`` as an object of ``cls``; raises `TextError` with every fault."""
+    faults: list[Fault] = []
+    value = _read(cls, data, "", faults)
+    if faults:
+        raise TextError(f"{what} does not describe a {kind_of(cls)}", faults, fix=fix)
+    return typing.cast(T, value)
+
+
+def type_faults(cls: type, data: Any) -> list[Fault]:
+    """What keeps ``data`` from being a ``cls``; empty when nothing does."""
+    faults: list[Fault] = []
+    _read(cls, data, "", faults)
+    return faults
+
+
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType) and len(_members(hint)) > 1
+
+
+def _members(hint: Any) -> dict[str, type]:
+    types_of = (arg for arg in typing.get_args(hint) if isinstance(arg, type))
+    return {kind_of(arg): arg for arg in types_of if dataclasses.is_dataclass(arg)}
+
+
+def _read(hint: Any, data: Any, path: str, faults: list[Fault]) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return _read_choice(typing.get_args(hint), data, path, faults)
+    if origin is tuple:
+        return _read_tuple(typing.get_args(hint), data, path, faults)
+    if origin in (typing.Union, types.UnionType):
+        return _read_union(hint, data, path, faults)
+    if dataclasses.is_dataclass(hint):
+        return _read_fields(typing.cast(type, hint), data, path, faults)
+    return _read_scalar(hint, data, path, faults)
+
+
+_SCALARS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def _read_scalar(hint: type, data: Any, path: str, faults: list[Fault]) -> Any:
+    accepted = (int, float) if hint is float else hint
+    right = isinstance(data, accepted) and (hint is bool or not isinstance(data, bool))
+    if not right or (hint is float and not math.isfinite(data)):
+        return _fault(faults, path, data, _SCALARS[hint])
+    return float(data) if hint is float else data
+
+
+def _read_choice(choices: tuple[Any, ...], data: Any, path: str, faults: list[Fault]) -> Any:
+    if any(data == choice and type(data) is type(choice) for choice in choices):
+        return data
+    near = nearest(data, [str(choice) for choice in choices]) if isinstance(data, str) else ()
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return _fault(faults, path, data, "one of " + ", ".join(map(str, choices)) + hint)
+
+
+def _read_tuple(args: tuple[Any, ...], data: Any, path: str, faults: list[Fault]) -> Any:
+    repeated = len(args) == 2 and args[1] is Ellipsis
+    if not isinstance(data, list) or not (repeated or len(data) == len(args)):
+        return _fault(faults, path, data, "a list" if repeated else f"a list of {len(args)}")
+    kinds = [args[0]] * len(data) if repeated else args
+    item = path.removesuffix("s") if path.endswith("s") else path + "."
+    return tuple(
+        _read(kind, value, f"{item}{i}", faults) for i, (kind, value) in enumerate(zip(kinds, data, strict=True), 1)
+    )
+
+
+def _read_union(hint: Any, data: Any, path: str, faults: list[Fault]) -> Any:
+    members = _members(hint)
+    if not members:  # "X | None"
+        inner = next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+        return None if data is None else _read(inner, data, path, faults)
+    if len(members) == 1:
+        return None if data is None else _read(next(iter(members.values())), data, path, faults)
+    kind = data.get("kind", _MISSING) if isinstance(data, dict) else data
+    if not isinstance(kind, str) or kind not in members:
+        near = nearest(kind, members) if isinstance(kind, str) else ()
+        tip = f" (did you mean {near[0]}?)" if near else ""
+        where = f"{path}.kind".lstrip(".") if isinstance(data, dict) else path
+        return _fault(faults, where, kind, "one of " + ", ".join(members) + tip)
+    rest = {key: value for key, value in data.items() if key != "kind"} if isinstance(data, dict) else {}
+    return _read(members[kind], rest, path, faults)
+
+
+def _read_fields(cls: type, data: Any, path: str, faults: list[Fault]) -> Any:
+    if not isinstance(data, dict):
+        return _fault(faults, path, data, f"the fields of a {kind_of(cls)}")
+    before = len(faults)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key in data.keys() - fields.keys():
+        near = nearest(key, fields)
+        tip = f" (did you mean {near[0]}?)" if near else ""
+        _fault(faults, f"{path}.{key}".lstrip("."), "an unknown key", ", ".join(fields) + tip, literal=True)
+    values = {}
+    for name, field in fields.items():
+        where = f"{path}.{name}".lstrip(".")
+        if name in data:
+            values[name] = _read(_hints(cls)[name], data[name], where, faults)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            _fault(faults, where, "nothing", _expected(_hints(cls)[name]), literal=True)
+    return cls(**values) if len(faults) == before else None
+
+
+def _expected(hint: Any) -> str:
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    return "one of " + ", ".join(_members(hint)) if _members(hint) else "a value (it has no default)"
+
+
+def _fault(faults: list[Fault], path: str, came: Any, allowed: str, *, literal: bool = False) -> None:
+    shown = came if literal else "nothing" if came is _MISSING else _shorten(came)
+    faults.append(Fault(path or "the top", shown, allowed))
+
+
+def _shorten(value: Any) -> str:
+    try:
+        shown = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        shown = f"a {type(value).__name__}"
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+# ------------------------------------------------------------------------------------------------------------ texts
+
+
+def to_json(value: Any) -> str:
+    """A dataclass as JSON, indented, with a newline at the end."""
+    return json.dumps(to_data(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_toml(value: Any) -> str:
+    """A dataclass as TOML."""
+    import tomli_w  # kept out of start-up: most commands write no TOML
+
+    return tomli_w.dumps(to_data(value))
+
+
+def from_json(cls: type[T], text: str, what: str = "this JSON") -> T:
+    """An object of ``cls`` from JSON; raises `TextError`."""
+    return from_data(cls, parse_json(text, what), what)
+
+
+def from_toml(cls: type[T], text: str, what: str = "this TOML") -> T:
+    """An object of ``cls`` from TOML; raises `TextError`."""
+    return from_data(cls, parse_toml(text, what), what)
+
+
+def parse_json(text: str, what: str = "this JSON") -> Any:
+    """JSON without its three surprises: doubled keys, NaN, and nesting without end."""
+    _refuse_long(text, what)
+    try:
+        return json.loads(text, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise _syntax(what, f"line {error.lineno}, column {error.colno}", _small(error.msg)) from None
+    except (ValueError, RecursionError) as error:
+        raise _syntax(what, "the whole text", _reason(error)) from None
+
+
+def parse_toml(text: str, what: str = "this TOML") -> dict[str, Any]:
+    """TOML; `TextError` names line and column."""
+    _refuse_long(text, what)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message, _, place = str(error).partition(" (at ")
+        raise _syntax(what, place.rstrip(")") or "the whole text", _small(message)) from None
+    except (ValueError, RecursionError) as error:
+        raise _syntax(what, "the whole text", _reason(error)) from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file that the user named; raises `UsageError` if it cannot be read as UTF-8."""
+    try:
+        if path.stat().st_size > 4 * _LONGEST_TEXT:
+            raise UsageError(f"{what} is too long for a text", where=str(path))
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{what} cannot be read: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{what} is not UTF-8 text", where=str(path), fix="name a .toml or .json file") from None
+
+
+def _refuse_long(text: str, what: str) -> None:
+    if len(text) > _LONGEST_TEXT:
+        raise _syntax(what, "the whole text", f"{len(text):,} characters")
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    doubled = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+    if doubled:
+        raise ValueError(f"the key {doubled[0]!r} twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name}, which is no JSON number")
+
+
+def _reason(error: Exception) -> str:
+    return "nesting too deep to read" if isinstance(error, RecursionError) else str(error)
+
+
+def _small(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _syntax(what: str, place: str, came: str) -> TextError:
+    return TextError(f"{what} cannot be read", [Fault(place, came, "well-formed text")])
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def aligned(table: Sequence[Sequence[str]], left: int) -> str:
+    """Rows of cells as aligned lines; the first ``left`` columns are words, the others numbers."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

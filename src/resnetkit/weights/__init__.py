@@ -1,0 +1,1 @@
+"""Weights: what other libraries call them, and how they are stored."""

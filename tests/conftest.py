@@ -1,0 +1,45 @@
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test workers on two cores must not fight for them
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+from resnetkit.cli import main
+
+torch.set_num_threads(1)
+settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
+settings.load_profile("quick")
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A function that writes a folder of small pictures: one colour per class, with noise."""
+
+    def write(root, classes, count=8, size=(20, 16)):
+        for label, name in enumerate(classes):
+            folder = tmp_path / root / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                draw = np.random.default_rng([label, i])
+                pixels = draw.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
+                pixels[..., label % 3] += 120
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+        return tmp_path / root
+
+    return write

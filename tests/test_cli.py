@@ -1,0 +1,200 @@
+"""The command line as a person meets it: results, wrong words, exit codes."""
+
+import json
+import shlex
+
+import pytest
+import torch
+
+from resnetkit.architecture.spec import Network
+from resnetkit.cli import main
+from resnetkit.network.build import build
+from resnetkit.text import from_toml, to_toml
+from resnetkit.weights.store import save
+from tiny import BASE
+
+
+@pytest.fixture
+def trained(tmp_path, pictures, cli):
+    data = pictures("flowers", ["rose", "daisy"], 12)
+    (tmp_path / "mine.toml").write_text(to_toml(BASE))
+    code, out, err = cli("train", data, "--model", tmp_path / "mine.toml", "--epochs", 2, "--batch-size", 4,
+                         "--precision", "fp32", "--out", tmp_path / "run", "--json")  # fmt: skip
+    assert code == 0, err
+    return data, tmp_path / "run", json.loads(out), err
+
+
+def test_train_evaluate_predict(trained, cli):
+    data, run, found, err = trained
+    assert found["schema"] == "resnetkit.train/1"
+    assert (found["part"], found["n"]) == ("test", 4)
+    assert err.splitlines()[0].endswith("2 classes; pictures: 18 train, 2 val, 4 test")
+    assert "epoch 2/2  loss " in err
+    assert err.splitlines()[-1] == f"next: resnetkit evaluate {run} {data}"
+    code, out, _ = cli("evaluate", run, data, "--json")
+    again = json.loads(out)
+    assert (code, again["schema"], again["n"], again["correct"]) == (0, "resnetkit.evaluate/1", 4, found["correct"])
+    assert again["top1"] == found["top1"]
+    code, out, err = cli("evaluate", run, data)
+    assert out.splitlines()[0].split() == ["class", "pictures", "right", "share"]
+    assert out.splitlines()[-1].startswith(f"test: {found['correct']} of 4 right")
+    code, out, err = cli("predict", data / "rose" / "0.png", "--model", run, "--top", 2, "--json")
+    answer = json.loads(out)["answers"][0]
+    assert (code, len(answer["top"]), answer["error"]) == (0, 2, None)
+    code, out, err = cli("predict", data / "rose", "--model", run)
+    assert (code, len(out.splitlines())) == (0, 13)
+
+
+def test_a_bad_file_is_a_row_and_exit_code_3(trained, cli, tmp_path):
+    data, run, _, _ = trained
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    code, out, err = cli("predict", tmp_path / "bad.jpg", data / "rose" / "0.png", "--model", run)
+    assert code == 3
+    assert "(not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF))" in out.splitlines()[1]
+    assert len(out.splitlines()) == 3
+    assert err == "error: 1 of 2 files could not be read; their rows say why\n"
+
+
+def test_explain(cli, tmp_path):
+    code, out, err = cli("explain", "resnet50")
+    assert code == 0
+    assert out.splitlines()[1].startswith("stem    conv 7x7/2, max pool 3x3/2")
+    assert err == "next: resnetkit explain resnet50 --why stage1.block1.shortcut\n"
+    assert cli("explain", "resnet50", "--why", "stage2.block2.shortcut")[1] == (
+        "stage2.block2.shortcut\n512 channels at 28x28 on both ways, so the identity, which costs nothing.\n"
+    )
+    found = json.loads(cli("explain", "resnet50", "--json", "--depth", 4, "--image", 320, 256)[1])
+    assert found["schema"] == "resnetkit.explain/1"
+    assert found["input"] == [3, 320, 256]
+    assert sum(row["macs"] for row in found["rows"]) == found["macs"]
+    assert cli("explain", "resnet18", "--picture", tmp_path / "net.svg")[0] == 0
+    assert (tmp_path / "net.svg").read_text().startswith("<svg")
+
+
+def test_a_network_of_ones_own(cli, tmp_path):
+    _, out, _ = cli("explain", "resnet20", "--toml")
+    assert from_toml(Network, out).stages[2].channels == 64
+    (tmp_path / "mine.toml").write_text(out.replace("blocks = 3", "blocks = 1"))
+    code, out, _ = cli("explain", tmp_path / "mine.toml")
+    assert code == 0
+    assert "depth 8" in out
+
+
+def test_models(cli):
+    code, out, _ = cli("models", "resnet50*", "--sort", "macs")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["name", "resnet50_v1", "resnet50"]
+    found = json.loads(cli("models", "--json")[1])["models"]
+    assert {"name": "resnet18", "params": 11689512}.items() <= next(m for m in found if m["name"] == "resnet18").items()
+
+
+def test_doctor(cli):
+    code, out, _ = cli("doctor")
+    assert code == 0
+    assert any(line.startswith("torch ") for line in out.splitlines())
+    assert torch.__version__.startswith(json.loads(cli("doctor", "--json")[1])["packages"]["torch"])
+
+
+WRONG = {
+    "": (0, "usage: resnetkit VERB"),
+    "explian resnet50": (2, "error: there is no verb called 'explian'\nfix: did you mean explain?"),
+    "explain": (2, "error: Missing from resnetkit explain: MODEL A name"),
+    "explain resnet5O": (2, "error: there is no network called 'resnet5O'\nwhere: model\nfix: did you mean resnet50?"),
+    "explain resnet50 --wyh x": (
+        2,
+        "error: there is no option --wyh\nwhere: resnetkit explain\nfix: did you mean --why?",
+    ),
+    "explain resnet50 extra": (2, "error: one word too many: 'extra'\nwhere: resnetkit explain"),
+    "explain resnet50 --depth two": (2, "error: Error parsing --depth: "),
+    "explain resnet50 --depth 9": (2, "error: there is no depth 9\nwhere: --depth\nfix: 1 stages, 2 blocks"),
+    "explain resnet50 --image 1 2 3": (2, "error: an image has a side, or height and width, not 3 numbers"),
+    "explain resnet50 --image 0": (2, "error: this network cannot be built: 2 faults\nwhere: input.height: came 0"),
+    "explain resnet50 --why stage9": (2, "error: there is no such path in this network\nwhere: stage9\nfix: try stage"),
+    "explain none.toml": (2, "error: this network cannot be read: No such file or directory\nwhere: none.toml"),
+    "explain resnet50 --picture x.png": (2, "error: a picture is an .svg file\nwhere: x.png\nfix: --picture x.svg"),
+    "models zzz": (2, "error: no network's name matches 'zzz'\nfix: `resnetkit models` lists every name"),
+    "train nowhere": (
+        2,
+        "error: there is no such folder\nwhere: nowhere\nfix: name a folder with a folder of pictures",
+    ),
+    "train diggits": (2, "error: there is no such folder\nwhere: diggits\nfix: did you mean digits?"),
+    "train digits --model resnet2O": (2, "error: there is no network called 'resnet2O'"),
+    "train digits --set schedule.warmpu=1": (
+        2,
+        "error: this recipe does not describe a recipe: 1 fault\nwhere: schedule",
+    ),
+    "train digits --config none.toml": (2, "error: this config cannot be read: No such file or directory"),
+    "train digits --device gpu": (2, "error: there is no kind of device called 'gpu'"),
+    "train digits --precision fp8": (2, "error: "),
+    "evaluate resnet50 digits": (
+        2,
+        "error: resnet50 is a name without weights\nwhere: model\nfix: resnetkit train DATA",
+    ),
+    "predict --model resnet50": (2, "error: "),
+    "predict x.jpg --model resnet50 --top 0": (2, "error: --top 0 names no class"),
+    "predict x.jpg": (2, "error: Missing from resnetkit predict: --model"),
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_words(words, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, told = WRONG[words]
+    got, out, err = cli(*shlex.split(words))
+    assert got == code
+    assert (out if code == 0 else err).startswith(told), err
+    assert code == 0 or (out == "" and "Traceback" not in err and len(err.splitlines()) <= 6)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_with_unknown_keys(cli, tmp_path):
+    (tmp_path / "run.toml").write_text("epoch = 3\n[optimiser]\nlearning_rate = 1\n")
+    code, _, err = cli("train", "digits", "--config", tmp_path / "run.toml", "--out", tmp_path / "run")
+    assert code == 2
+    assert "epoch: came an unknown key; allowed: data, model, epochs" in err
+    assert "(did you mean epochs?)" in err
+    assert "optimiser.learning_rate: came an unknown key; allowed: lr, momentum, weight_decay, nesterov" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_print_config_takes_the_nearest_to_the_hand(cli, tmp_path):
+    (tmp_path / "run.toml").write_text("epochs = 3\nseed = 4\nbatch_size = 5\n")
+    words = ["--config", tmp_path / "run.toml", "--set", "epochs=6", "seed=7", "--epochs", 8, "--lr", 0.3]
+    code, out, _ = cli("train", "digits", "--model", "resnet20", *words, "--print-config")
+    assert code == 0
+    assert {"epochs = 8", "seed = 7", "batch_size = 5", "lr = 0.3"} <= set(out.splitlines())
+
+
+def test_ones_own_bug_is_said_to_be_one(cli, monkeypatch):
+    monkeypatch.setattr("resnetkit.commands.doctor.environment", lambda: 1 // 0)
+    code, _, err = cli("doctor")
+    assert code == 1
+    assert "error: a bug of resnetkit: ZeroDivisionError" in err
+
+
+def test_an_interrupt(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resnetkit.commands.doctor.environment", stop)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_version_and_help_of_every_verb(cli):
+    from resnetkit import __version__
+    from resnetkit.cli import VERBS
+
+    assert cli("--version") == (0, __version__ + "\n", "")
+    for verb in VERBS:
+        code, out, _ = cli(verb, "--help")
+        assert code == 0
+        assert "Examples: resnetkit " + verb in " ".join(out.split())
+
+
+def test_classes_that_differ(cli, tmp_path, pictures):
+    save(build(BASE, classes=["cat", "dog"]), tmp_path / "model")
+    code, out, err = cli("evaluate", tmp_path / "model", pictures("d", ["cat", "doq"]))
+    assert (code, out) == (3, "")
+    assert err.startswith("error: the data has 1 of 2 classes that the model has not: doq\n")
+    assert err.endswith("fix: did you mean dog?\n")

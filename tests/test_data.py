@@ -1,0 +1,151 @@
+"""Folders of pictures, and what they are divided into."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from resnetkit.errors import DataError, UsageError
+from resnetkit.learn.augment import moved
+from resnetkit.learn.data import divide, fingerprint, open_data
+from resnetkit.learn.pixels import PixelSource, ahead
+
+
+def counts(data):
+    return {name: len(part) for name, part in data.parts.items()}
+
+
+def test_one_folder_is_divided_by_the_seed(pictures):
+    root = pictures("flowers", ["rose", "daisy"], 20)
+    opened = open_data(root)
+    assert opened.classes == ("daisy", "rose")
+    assert counts(opened) == {"all": 40}
+    first, same, other = divide(opened, 0), divide(opened, 0), divide(opened, 1)
+    assert counts(first) == {"train": 28, "val": 4, "test": 8}
+    assert all(first.parts[p].names == same.parts[p].names for p in first.parts)
+    assert set(first.parts["test"].names) != set(other.parts["test"].names)
+    every = [name for part in first.parts.values() for name in part.names]
+    assert sorted(every) == sorted(opened.parts["all"].names)
+    for part in first.parts.values():
+        assert len(set(np.bincount(part.labels))) == 1
+        assert all(name.startswith(opened.classes[label]) for name, label in zip(part.names, part.labels, strict=True))
+
+
+def test_parts_that_stand_there_are_kept(pictures):
+    pictures("d/train", ["a", "b"], 10)
+    root = pictures("d/val", ["a", "b"], 3).parent
+    assert counts(divide(open_data(root), 0)) == {"train": 20, "val": 6}
+    pictures("e/train", ["a", "b"], 10)
+    root = pictures("e/test", ["b"], 3).parent
+    data = divide(open_data(root), 0)
+    assert counts(data) == {"train": 18, "val": 2, "test": 3}
+    assert set(data.parts["test"].labels) == {1}
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_other_names_of_val(pictures, name):
+    pictures("d/train", ["a", "b"])
+    root = pictures(f"d/{name}", ["a", "b"]).parent
+    assert "val" in open_data(root).parts
+
+
+def test_what_is_passed_over(pictures):
+    root = pictures("d", ["a", "b"], 3)
+    clean = fingerprint(open_data(root))
+    for hidden in (".ipynb_checkpoints", "__MACOSX"):
+        shutil.copytree(root / "a", root / hidden)
+    (root / "a" / "notes.txt").write_text("x")
+    (root / "a" / ".DS_Store").write_text("x")
+    (root / "empty").mkdir()
+    (root / "a" / "loop").symlink_to(root)
+    data = open_data(root)
+    assert data.classes == ("a", "b")
+    (root / "a" / "loop").unlink()
+    assert fingerprint(open_data(root)) == clean
+
+
+def test_nested_pictures_belong_to_their_class(pictures):
+    root = pictures("d", ["a", "b"], 2)
+    shutil.copytree(root / "a", root / "b" / "deeper" / "still")
+    assert np.bincount(open_data(root).parts["all"].labels).tolist() == [2, 4]
+
+
+def test_a_class_that_only_val_has(pictures):
+    pictures("d/train", ["cat", "dog"])
+    root = pictures("d/val", ["cat", "dgo"]).parent
+    with pytest.raises(DataError) as caught:
+        open_data(root)
+    assert str(caught.value) == (
+        f"error: val has a class that train has not: dgo\nwhere: {root}\n"
+        "fix: did you mean dog? Otherwise add it to train, or remove it from val"
+    )
+
+
+def test_folders_without_pictures(tmp_path, pictures):
+    with pytest.raises(UsageError, match="there is no such folder"):
+        open_data(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="there are no pictures here"):
+        open_data(tmp_path / "empty")
+    root = pictures("d", ["a"])
+    with pytest.raises(DataError, match="the pictures lie beside each other, not in classes"):
+        open_data(root / "a")
+    pictures("t/test", ["a", "b"])
+    with pytest.raises(DataError, match="there is no train folder beside the others"):
+        divide(open_data(tmp_path / "t"), 0)
+
+
+def test_the_digits():
+    data = open_data("digits")
+    assert data.classes == tuple("0123456789")
+    assert counts(divide(data, 0)) == {"train": 1295, "val": 143, "test": 359}
+    assert data.first.image(0).size == (8, 8)
+
+
+def test_every_bad_picture_is_named(pictures):
+    from resnetkit.architecture.card import preparation_for
+    from resnetkit.architecture.catalog import spec
+
+    root = pictures("d", ["a", "b"], 8)
+    for i in range(7):
+        (root / "a" / f"{i}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError) as caught:
+        PixelSource(open_data(root).first, preparation_for(spec("resnet20")))
+    assert caught.value.what == "7 pictures cannot be read"
+    assert len(caught.value.where) == 6
+    assert caught.value.where[0] == f"{root}/a/0.png: not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)"
+    assert caught.value.where[-1] == "... and 2 more"
+
+
+def test_kept_and_streamed_pictures_are_the_same(pictures):
+    from resnetkit.architecture.card import preparation_for
+    from resnetkit.architecture.catalog import spec
+
+    data = open_data(pictures("d", ["a", "b"], 5))
+    how = preparation_for(spec("resnet20"))
+    kept, streamed = PixelSource(data.first, how), PixelSource(data.first, how, keep=False)
+    assert kept.in_memory
+    assert not streamed.in_memory
+    for (a, b), (c, d) in zip(kept.batches(3), streamed.batches(3), strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+
+
+def test_moved_pictures_are_windows_of_the_padded_ones():
+    pixels = torch.arange(1, 1 + 4 * 5 * 6 * 3).reshape(4, 5, 6, 3).to(torch.uint8)
+    draw = np.random.default_rng(0)
+    got = moved(pixels, 2, True, np.random.default_rng(0))
+    down, right = draw.integers(5, size=(2, 4))
+    flipped = draw.random(4) < 0.5
+    padded = torch.nn.functional.pad(pixels, (0, 0, 2, 2, 2, 2))
+    for i in range(4):
+        window = padded[i, down[i] : down[i] + 5, right[i] : right[i] + 6]
+        assert torch.equal(got[i], window.flip(1) if flipped[i] else window)
+    assert torch.equal(moved(pixels, 0, False, draw), pixels)
+
+
+def test_ahead_keeps_the_order_and_the_error():
+    assert list(ahead((lambda i=i: i) for i in range(5))) == list(range(5))
+    with pytest.raises(ZeroDivisionError):
+        list(ahead([lambda: 1, lambda: 1 // 0]))

@@ -1,0 +1,207 @@
+"""The module: equal to torchvision's, exact where algebra says so, and an ordinary `nn.Module`."""
+
+import copy
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from resnetkit.architecture import spec as s
+from resnetkit.architecture.plan import plan
+from resnetkit.errors import SpecError, UsageError
+from resnetkit.network.build import build
+from resnetkit.network.layers import Block, PlainBlock
+from resnetkit.weights.dialects import TORCHVISION
+from tiny import BASE, TINY, atrous
+
+TORCHVISION_NAMES = [
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+]  # fmt: skip
+
+
+def shaken(model, seed=0):
+    """Random norm statistics and affine weights, so that no norm is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            with torch.no_grad():
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.2, generator=generator)
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+def images(model, count=2, **kwargs):
+    return torch.randn(count, *model.plan.input, generator=torch.Generator().manual_seed(1), **kwargs)
+
+
+@pytest.mark.parametrize("name", TORCHVISION_NAMES)
+def test_logits_equal_those_of_torchvision(name):
+    theirs = shaken(getattr(torchvision.models, name)(weights=None))
+    state = theirs.state_dict()
+    ours = build(name, device="meta")
+    ours.load_state_dict({key: state[foreign] for key, foreign in TORCHVISION.table(ours.plan).items()}, assign=True)
+    x = torch.randn(1, 3, 96, 64)
+    with torch.inference_mode():
+        expected, got = theirs(x), ours.eval()(x)
+    assert (expected - got).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_forward_and_backward(name):
+    model = build(TINY[name], seed=3)
+    out = model.train()(images(model))
+    assert tuple(out.shape[1:]) == model.plan.output
+    out.square().mean().backward()
+    for path, parameter in model.named_parameters():
+        assert parameter.grad is not None, path
+        assert torch.isfinite(parameter.grad).all(), path
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_same_seed_gives_the_same_weights(name):
+    first, second, other = (build(TINY[name], seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_initialisation_by_role():
+    model = build("resnet18", seed=0)
+    conv = model.get_submodule("stage3.block2.branch.conv1")
+    assert conv.weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+    assert model.head.linear.weight.abs().max() <= 512**-0.5
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all((m.weight == 1).all() and (m.bias == 0).all() and (m.running_var == 1).all() for m in norms)
+
+
+@pytest.mark.parametrize("name", ["basic-b", "bottleneck", "basic-a"])
+def test_a_zero_last_norm_makes_a_block_its_shortcut(name):
+    model = build(TINY[name], zero_last_norm=True).eval()
+    zeroed = [node.path for node in model.plan.nodes if node.role == "branch-last-norm"]
+    assert all((model.get_submodule(path).weight == 0).all() for path in zeroed)
+    block = model.get_submodule("stage2.block2")
+    x = torch.rand(1, *model.plan["stage2.block2"].input)
+    assert torch.equal(block(x), x)
+
+
+STATISTICS_FREE = ["basic-b", "basic-a", "basic-a-end", "basic-c", "basic-d", "plain", "bottleneck", "bottleneck-v1",
+                   "chain", "subsampled", "subsampled-3", "last-block", "no-norm", "silu-grey", "three-stages"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATISTICS_FREE)
+@pytest.mark.parametrize("size", [(16, 16), (15, 17), (7, 10)])
+def test_an_a_trous_network_is_the_original_on_the_subsampled_grid(name, size):
+    original = replace(TINY[name], head=s.NoHead(), input=(TINY[name].input[0], *size))
+    every = range(2, len(original.stages) + 1)
+    for stages in {(2,), tuple(every)}:
+        dense = build(atrous(original, *stages), dtype=torch.float64)
+        sparse = build(original, dtype=torch.float64)
+        shaken(sparse)
+        dense.load_state_dict(sparse.state_dict())
+        step = plan(original)[f"stage{len(original.stages)}"].stride // dense.plan.root.stride
+        x = images(sparse, dtype=torch.float64)
+        with torch.inference_mode():
+            expected, got = sparse(x), dense.eval()(x)[..., ::step, ::step]
+        assert got.shape == expected.shape
+        assert (got - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+def test_blocks_read_like_the_formula():
+    model = shaken(build(TINY["bottleneck"]))
+    block = model.stage2.block1
+    assert isinstance(block, Block)
+    x = torch.rand(2, *model.plan["stage2.block1"].input)
+    assert torch.equal(block(x), torch.relu(block.branch(x) + block.shortcut(x)))
+    plain = build(TINY["plain"]).stage1.block1
+    assert isinstance(plain, PlainBlock)
+    assert [name for name, _ in plain.named_children()] == ["branch", "act"]
+
+
+def test_option_a_pads_with_zeros_on_both_sides_or_at_the_end():
+    x = torch.rand(1, 8, 5, 5)
+    both = build(TINY["basic-a"]).stage2.block1.shortcut(x)
+    end = build(TINY["basic-a-end"]).stage2.block1.shortcut(x)
+    assert torch.equal(both[:, 4:12], x[..., ::2, ::2])
+    assert torch.equal(end[:, :8], x[..., ::2, ::2])
+    assert not both[:, :4].any()
+    assert not both[:, 12:].any()
+    assert not end[:, 8:].any()
+
+
+def test_features():
+    model = shaken(build(BASE))
+    x = images(model)
+    found = model.features(x, ["stem", "stage2"])
+    assert list(found) == ["stem", "stage2"]
+    assert torch.equal(model.head(found["stage2"]), model(x))
+    with pytest.raises(UsageError) as caught:
+        model.features(x, ["stage3"])
+    assert str(caught.value) == "error: this network has no place called 'stage3'\nfix: did you mean stage2?"
+
+
+@pytest.mark.parametrize("name", ["basic-b", "bottleneck", "plain", "basic-d", "deep-stem"])
+def test_an_ordinary_module(name):
+    model = shaken(build(TINY[name]))
+    x = images(model)
+    expected = model(x)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(x), expected)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = build(TINY[name], seed=9)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(fresh.eval()(x), expected)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), expected)
+    torch.testing.assert_close(model.to(memory_format=torch.channels_last)(x), expected)
+
+
+def test_compile_gives_the_same():
+    model = shaken(build(TINY["basic-a"]))
+    x = images(model)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), model(x))
+
+
+def test_one_module_per_operation():
+    model = build("resnet50", device="meta")
+    acts = [module for module in model.modules() if isinstance(module, nn.ReLU)]
+    assert len(acts) == len({id(act) for act in acts}) == 1 + 16 * 3
+    assert not any(act.inplace for act in acts)
+
+
+def test_ddp(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = build(BASE)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        wrapped(images(model)).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_classes_and_card():
+    model = build("resnet18", classes=["cat", "dog"], device="meta")
+    assert (model.card.name, model.card.classes, model.plan.output) == ("resnet18", ("cat", "dog"), (2,))
+    assert build("resnet20", classes=7, device="meta").plan.output == (7,)
+    with pytest.raises(UsageError, match="this network has no classifier to give classes to"):
+        build(TINY["pooled"], classes=3)
+    with pytest.raises(SpecError, match="cannot be built"):
+        build(replace(BASE, stages=()))
+
+
+@given(st.sampled_from(sorted(TINY)), st.integers(8, 20), st.integers(8, 20))
+def test_any_size_of_image_fits(name, height, width):
+    model = build(TINY[name]).eval()
+    shape = plan(TINY[name], (height, width)).output
+    with torch.inference_mode():
+        assert tuple(model(torch.zeros(1, model.plan.input[0], height, width)).shape[1:]) == shape

@@ -1,0 +1,115 @@
+"""Recipes: defaults by stated rules, edits, schedules."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnetkit.errors import TextError, UsageError
+from resnetkit.learn.recipe import (
+    SGD,
+    AdamW,
+    Cosine,
+    PadCrop,
+    RandomCrop,
+    Recipe,
+    Steps,
+    Triangle,
+    edit,
+    over,
+    parse_settings,
+    plan_run,
+    rate,
+    read_changes,
+)
+from resnetkit.text import from_toml, to_toml
+
+
+def test_defaults_follow_the_data():
+    digits = plan_run(1797, "digits", "resnet20", {})
+    assert (digits.augment, digits.image) == (PadCrop(1, flip=False), (1, 16, 16))
+    assert plan_run(50_000, "c", "resnet20", {}).augment == PadCrop(4)
+    flowers = plan_run(300, "flowers", "resnet18", {})
+    assert isinstance(flowers.augment, RandomCrop)
+    assert flowers.batch_size == 16
+
+
+def test_edits_and_round_trip():
+    recipe = edit(
+        Recipe("d", "resnet20"), {"epochs": 3, "schedule": {"kind": "steps", "at": [1, 2]}, "optimiser": {"lr": 1}}
+    )
+    assert recipe.schedule == Steps((1.0, 2.0))
+    assert recipe.optimiser == SGD(lr=1.0)
+    assert edit(recipe, {"optimiser": {"kind": "adam-w"}}).optimiser == AdamW()
+    assert from_toml(Recipe, to_toml(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"epoch": 3}, "epoch: came an unknown key; allowed: data, model, epochs"),
+        ({"schedule": {"warmpu": 1}}, "schedule.warmpu: came an unknown key; allowed: warmup (did you mean warmup?)"),
+        ({"schedule": {"kind": "cosin"}}, 'schedule.kind: came "cosin"; allowed: one of cosine, triangle, steps'),
+        ({"epochs": 0}, "epochs: came 0; allowed: 1 to 100,000"),
+        ({"optimiser": {"lr": -1}}, "optimiser.lr: came -1.0; allowed: more than 0"),
+        ({"precision": "fp16"}, 'precision: came "fp16"; allowed: one of auto, fp32, bf16'),
+        ({"batch_size": 0, "label_smoothing": 1}, "label_smoothing: came 1.0; allowed: 0 to below 1"),
+    ],
+)
+def test_a_recipe_that_is_wrong(changes, told):
+    with pytest.raises(TextError) as caught:
+        edit(Recipe("d", "resnet20"), changes, "run.toml")
+    assert told in str(caught.value)
+    assert str(caught.value).startswith("error: run.toml does not describe a recipe: ")
+
+
+def test_settings():
+    assert parse_settings(["schedule.warmup=5", "schedule.kind=cosine", "precision=bf16", "image=[1, 8, 8]"]) == {
+        "schedule": {"warmup": 5, "kind": "cosine"},
+        "precision": "bf16",
+        "image": [1, 8, 8],
+    }
+    with pytest.raises(UsageError) as caught:
+        parse_settings(["epochs"])
+    assert str(caught.value) == (
+        "error: a setting is a path, = and a value\nwhere: epochs\nfix: --set schedule.warmup=5"
+    )
+    with pytest.raises(UsageError, match="inside a value that another one sets"):
+        parse_settings(["a=1", "a.b=2"])
+
+
+def test_a_config_file(tmp_path):
+    (tmp_path / "a.toml").write_text("epochs = 3\n[optimiser]\nlr = 0.5\n")
+    (tmp_path / "a.json").write_text('{"epochs": 4}')
+    assert over(read_changes(tmp_path / "a.toml"), read_changes(tmp_path / "a.json")) == {
+        "epochs": 4,
+        "optimiser": {"lr": 0.5},
+    }
+    (tmp_path / "b.json").write_text("[1]")
+    with pytest.raises(UsageError, match="this config is not a table of settings"):
+        read_changes(tmp_path / "b.json")
+    with pytest.raises(UsageError, match="this config cannot be read: No such file"):
+        read_changes(tmp_path / "none.toml")
+
+
+def test_schedules():
+    assert rate(Cosine(2), 1, 10) == 0.5
+    assert rate(Cosine(2), 6, 10) == pytest.approx(0.5)
+    assert rate(Cosine(0), 0, 10) == 1
+    assert rate(Triangle(0.25), 2.5, 10) == 1
+    assert rate(Triangle(0.5), 7.5, 10) == pytest.approx(0.5)
+    assert rate(Steps((4, 8), 0.1), 8, 10) == pytest.approx(0.01)
+    assert rate(Steps((4,), 0.1, warmup=2), 1, 10) == 0.5
+
+
+schedules = st.one_of(
+    st.builds(Cosine, st.floats(0, 5)), st.builds(Triangle, st.floats(0, 1)), st.just(Steps((3.0,), 0.1, 1.0))
+)
+
+
+@given(schedules, st.floats(0, 1), st.integers(1, 200))
+def test_a_rate_is_a_share(schedule, done, epochs):
+    found = rate(schedule, done * epochs, epochs)
+    assert math.isfinite(found)
+    assert 0 <= found <= 1 + 1e-12

@@ -1,0 +1,209 @@
+"""Training, evaluation and prediction on pictures a machine can learn in a second."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from PIL import Image
+
+import resnetkit as rk
+from resnetkit.errors import DataError, MachineError, UsageError
+from resnetkit.learn.device import gains_by_bf16, pick, resolve
+from resnetkit.learn.evaluate import count
+from resnetkit.learn.train import Epoch, Prepared, Step
+from resnetkit.text import to_toml
+from tiny import BASE
+
+SETTINGS = {"epochs": 3, "batch_size": 8, "optimiser": {"lr": 0.05}, "precision": "fp32"}
+
+
+@pytest.fixture
+def network(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(to_toml(BASE))
+    return path
+
+
+@pytest.fixture
+def flowers(pictures):
+    return pictures("flowers", ["rose", "daisy", "tulip"], 20)
+
+
+def weights(run):
+    return {path.name: path.read_bytes() for path in (run.path / "model").iterdir() if path.suffix == ".safetensors"}
+
+
+def test_a_run_leaves_what_it_should(flowers, network, tmp_path):
+    events = []
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS, watch=events.append)
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "environment.json", "metrics.jsonl", "model", "report.html", "run.toml",
+    ]  # fmt: skip
+    assert isinstance(events[0], Prepared)
+    assert sum(isinstance(event, Step) for event in events) == 3 * 6  # 42 pictures in batches of 8
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [asdict(event) for event in events if isinstance(event, Epoch)] == [asdict(e) for e in run.epochs]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert run.card.classes == ("daisy", "rose", "tulip")
+    assert run.evaluation.part == "test"
+    assert run.evaluation.n == 12
+    assert run.evaluation.correct >= 11
+    assert run.epochs[run.best - 1].val_correct == max(epoch.val_correct for epoch in run.epochs)
+    page = (run.path / "report.html").read_text()
+    assert f"{run.evaluation.correct} of {run.evaluation.n} pictures" in page
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("augment", [{"kind": "pad-crop"}, {"kind": "random-crop"}, {"kind": "no-augment"}])
+def test_the_same_seed_gives_the_same_weights(flowers, network, tmp_path, augment):
+    settings = SETTINGS | {"augment": augment, "epochs": 2}
+    first, second = (rk.train(flowers, network, out=tmp_path / name, settings=settings) for name in "ab")
+    other = rk.train(flowers, network, out=tmp_path / "c", settings=settings | {"seed": 1})
+    assert weights(first) == weights(second) != weights(other)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimiser": {"kind": "adam-w"}, "schedule": {"kind": "triangle"}},
+        {"schedule": {"kind": "steps", "at": [1]}, "label_smoothing": 0.1, "zero_last_norm": False},
+        {"precision": "bf16"},
+    ],
+)
+def test_other_recipes(flowers, network, tmp_path, settings):
+    run = rk.train(
+        flowers, network, out=tmp_path / "run", settings=SETTINGS | {"optimiser": {}, "epochs": 1} | settings
+    )
+    assert run.evaluation.n == 12
+
+
+def test_a_saved_model_evaluates_as_the_run_did(flowers, network, tmp_path):
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
+    again = rk.evaluate(run.path, flowers)  # the held-out part, because this data is what it was trained on
+    assert (again.part, again.n, again.correct) == ("test", run.evaluation.n, run.evaluation.correct)
+    assert again.confusion == run.evaluation.confusion
+    every = rk.evaluate(run.path / "model", flowers, part="all")
+    assert every.n == 60
+    train = rk.evaluate(run.path, flowers, part="train")
+    assert train.n == 42
+    with pytest.raises(UsageError, match="there is no part 'holdout' here"):
+        rk.evaluate(run.path, flowers, part="holdout")
+
+
+def test_classes_are_matched_by_name(flowers, network, tmp_path, pictures):
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
+    full = rk.evaluate(run.path, flowers, part="all")
+    some = tmp_path / "some"
+    for name in ("tulip", "rose"):
+        (some / name).mkdir(parents=True)
+        for path in (flowers / name).iterdir():
+            (some / name / path.name).write_bytes(path.read_bytes())
+    part = rk.evaluate(run.path, some)
+    assert part.part == "all"
+    right = {name: correct for name, _, correct in full.per_class()}
+    assert {name: correct for name, _, correct in part.per_class()} == {name: right[name] for name in ("rose", "tulip")}
+    with pytest.raises(DataError) as caught:
+        rk.evaluate(run.path, pictures("other", ["rose", "tulpe"]))
+    assert str(caught.value) == (
+        "error: the data has 1 of 2 classes that the model has not: tulpe\n"
+        "where: classes of mine: daisy, rose, tulip\nfix: did you mean tulip?"
+    )
+
+
+def test_predictions_come_in_order_and_bad_files_are_rows(flowers, network, tmp_path):
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    Image.new("L", (50, 9)).save(tmp_path / "grey.png")
+    files = [flowers / "rose" / "3.png", bad, tmp_path / "none.png", tmp_path / "grey.png", flowers / "tulip"]
+    answers = rk.predict(files, run.path, top=2, batch_size=4)
+    assert [answer.file for answer in answers[:4]] == [str(path) for path in files[:4]]
+    assert len(answers) == 4 + 20
+    assert (answers[0].label, answers[0].error, len(answers[0].top)) == ("rose", "", 2)
+    assert answers[1].error == "not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)"
+    assert answers[2].error == "there is no such file"
+    assert answers[3].label in run.card.classes
+    assert sum(answer.label == "tulip" for answer in answers[4:]) >= 18
+    for answer in answers:
+        assert answer.error or answer.top[0][1] >= answer.top[1][1] > 0
+    alone = rk.predict(files[0], rk.load(run.path))[0]
+    assert dict(alone.top[:2]) == pytest.approx(dict(answers[0].top))
+
+
+def test_counts_do_not_depend_on_the_batch():
+    answers = torch.randn(103, 7)
+    labels = torch.arange(103) % 7
+    results = []
+    for size in (1, 7, 64, 103):
+        batches = [(answers[i : i + size], labels[i : i + size]) for i in range(0, 103, size)]
+        confusion, top5 = count(lambda pixels: pixels, batches, 7)
+        results.append((confusion.tolist(), top5))
+    assert all(result == results[0] for result in results)
+    assert results[0][1] == sum(int(label in row.topk(5).indices) for row, label in zip(answers, labels, strict=True))
+
+
+def test_one_class_is_nothing_to_tell_apart(pictures, network, tmp_path):
+    with pytest.raises(DataError) as caught:
+        rk.train(pictures("d", ["cat"]), network, out=tmp_path / "run")
+    assert caught.value.what == "there is one class only (cat), so there is nothing to tell apart"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_picture_stops_before_anything_is_written(flowers, network, tmp_path):
+    (flowers / "rose" / "3.png").write_bytes(b"no picture")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match="1 picture cannot be read"):
+        rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_out_that_is_taken(flowers, network, tmp_path):
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS | {"epochs": 1})
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="there is a finished run in this folder"):
+        rk.train(flowers, network, out=run.path)
+    (run.path / "model").rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="there is an unfinished run in this folder, and resuming is not possible yet"):
+        rk.train(flowers, network, out=run.path)
+    with pytest.raises(UsageError, match="--out exists already"):
+        rk.train(flowers, network, out=flowers)
+    assert all(path.read_bytes() == content for path, content in before.items() if path.exists())
+
+
+def test_without_out_each_run_gets_the_next_number(flowers, network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [rk.train("flowers", network, settings=SETTINGS | {"epochs": 1}).path for _ in range(2)]
+    assert [str(path) for path in runs] == ["runs/flowers-mine-1", "runs/flowers-mine-2"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(flowers, network, tmp_path):
+    settings = SETTINGS | {"optimiser": {"lr": 1e30}, "schedule": {"kind": "cosine", "warmup": 0}}
+    with pytest.raises(DataError) as caught:
+        rk.train(flowers, network, out=tmp_path / "run", settings=settings)
+    assert caught.value.what.startswith("the loss became ")
+    assert caught.value.where[0].startswith("epoch 1, step ")
+    assert caught.value.fix == "a smaller rate: --set optimiser.lr=1e+29"
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_devices_and_precision():
+    assert pick("cpu").type == "cpu"
+    assert resolve("fp32", pick("cpu")) == "fp32"
+    assert resolve("auto", pick("cpu")) == ("bf16" if gains_by_bf16(pick("cpu")) else "fp32")
+    with pytest.raises(UsageError, match="there is no kind of device called 'gpu'"):
+        pick("gpu")
+    with pytest.raises(UsageError, match="resnetkit does not compute on 'mps'"):
+        pick("mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(MachineError, match="this machine has no cuda"):
+            pick("cuda")
+
+
+def test_the_digits(tmp_path, network):
+    settings = {"epochs": 3, "precision": "fp32", "image": [1, 8, 8]}
+    run = rk.train("digits", network, out=tmp_path / "run", settings=settings)
+    assert run.card.spec.input == (1, 8, 8)
+    assert run.evaluation.n == 359
+    assert run.evaluation.top1 > 0.5
+    assert rk.evaluate(run.path, "digits").correct == run.evaluation.correct

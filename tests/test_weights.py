@@ -1,0 +1,238 @@
+"""Stored weights: exact round trips; damaged, foreign and hostile files."""
+
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from resnetkit.architecture.card import card_of
+from resnetkit.architecture.catalog import ROWS, spec
+from resnetkit.architecture.plan import plan
+from resnetkit.architecture.tensors import tensors_of
+from resnetkit.errors import ResnetkitError, UsageError, WeightsError
+from resnetkit.network.build import build
+from resnetkit.weights.dialects import DIALECTS, TORCHVISION
+from resnetkit.weights.store import load, read_tensors, save
+from tiny import BASE, TINY
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = build(BASE, classes=["a", "b"]).eval()
+    return model, save(model, tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_round_trip(name, tmp_path):
+    model = build(TINY[name], seed=5).eval()
+    back = load(save(model, tmp_path / "model"))
+    assert back.card == model.card
+    assert not back.training
+    assert all(torch.equal(value, back.state_dict()[key]) for key, value in model.state_dict().items())
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_an_existing_folder_is_refused(saved):
+    model, folder = saved
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UsageError, match="this folder exists already"):
+        save(model, folder)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", [n for n in ROWS if "1202" not in n and "_a" not in n and "plain" not in n])
+def test_every_dialect_is_a_bijection(name):
+    made = plan(spec(name))
+    for dialect in DIALECTS.values():
+        table = dialect.table(made)
+        assert len(set(table.values())) == len(table) == len(tensors_of(made))
+        assert {dialect.ours(theirs): theirs for theirs in table.values()} == table
+
+
+def test_a_name_that_a_dialect_lacks():
+    with pytest.raises(UsageError, match="torchvision has no name for this tensor"):
+        TORCHVISION.theirs("stem.conv2.weight")
+    with pytest.raises(UsageError, match="torchvision has no name for this tensor"):
+        TORCHVISION.ours("layer1.0.conv1.weight.extra")
+    assert TORCHVISION.ours("layer4.2.downsample.1.running_var") == "stage4.block3.shortcut.norm.running_var"
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.01, 0.5, 0.9, 0.999])
+def test_truncated_weights(saved, keep, cli, pictures):
+    _, folder = saved
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    code, out, err = cli("evaluate", folder, pictures("data", ["a", "b"]), "--json")
+    assert (code, out) == (4, "")
+    if keep > 0.1:
+        size = int(len(whole) * keep)
+        assert f"error: file is truncated: needs {len(whole):,} bytes, has {size:,}\nwhere: {path}\nfix: copy" in err
+    assert "Traceback" not in err
+
+
+class Bomb:
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickle_with_code_in_it_runs_nothing(tmp_path, cli, pictures, protocol, nested, zipped):
+    canary, path = tmp_path / "canary", tmp_path / "weights.pth"
+    content = {"state_dict": {"conv1.weight": torch.zeros(1), "x": Bomb(canary)}} if nested else Bomb(canary)
+    if zipped:
+        torch.save(content, path, pickle_protocol=max(2, protocol))
+    else:
+        path.write_bytes(pickle.dumps(content if not nested else {"a": Bomb(canary)}, protocol))
+    code, out, err = cli("evaluate", path, pictures("data", ["a", "b"]), "--network", "resnet18")
+    assert (code, out) == (4, "")
+    assert not canary.exists()
+    assert f"where: {path}" in err
+    assert "Traceback" not in err
+    code = "asks to run code (posix.system), which is never done"
+    other = "holds more than tensors, and such instructions are never followed"  # opcodes that torch's reader lacks
+    told = [f"error: this pickle {reason}; nothing was run" for reason in ([code] if protocol == 2 else [code, other])]
+    assert any(line in err for line in told)
+    assert "fix: save the tensors as safetensors with the program that wrote the file" in err
+
+
+FOUND = {
+    "an empty file": b"",
+    "a git-LFS pointer (run: git lfs pull)": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+    "an HTML page": b"<!doctype html><title>sign in</title>",
+    "a JSON text": b'{"error": "not found"}',
+}
+
+
+@pytest.mark.parametrize("kind", FOUND)
+def test_what_is_not_weights_is_named(tmp_path, kind):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(FOUND[kind])
+    with pytest.raises(WeightsError) as caught:
+        load(path, "resnet18")
+    assert caught.value.what == f"this is {kind}, not a weights file"
+
+
+def header(entries, size=0):
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text + b"\0" * size
+
+
+HOSTILE = {
+    "a header of 2**63": struct.pack("<Q", 2**63) + b"{",
+    "a header of 200 MB": struct.pack("<Q", 200 * 2**20) + b"{}",
+    "no JSON": header(b"{]", 8),
+    "a list": header([1]),
+    "no offsets": header({"a": {"dtype": "F32", "shape": [1]}}, 4),
+    "offsets that are words": header({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["x", "y"]}}, 4),
+    "a hole": header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, 8),
+    "overlaps": header({k: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for k in "ab"}, 4),
+    "bytes left over": header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, 9),
+    "an unknown type": header({"a": {"dtype": "F31", "shape": [1], "data_offsets": [0, 4]}}, 4),
+    "a shape that overflows": header({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 4]}}, 4),
+    "deep nesting": header(b"[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_headers(tmp_path, kind):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(HOSTILE[kind])
+    with pytest.raises(WeightsError) as caught:
+        read_tensors(path)
+    assert caught.value.exit_code == 4
+
+
+def test_the_wrong_network_is_told_with_both_shapes(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(build(BASE).state_dict(), path)
+    with pytest.raises(WeightsError) as caught:
+        load(path, "resnet20")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("error: these weights do not fit resnet20: ")
+    assert len(caught.value.where) == 7
+    assert lines[-2].strip().startswith("... and ")
+
+
+def test_a_torchvision_file(tmp_path):
+    import torchvision
+
+    theirs = torchvision.models.resnet18(weights=None, num_classes=7).eval()
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "tv.pth")
+    ours = load(tmp_path / "tv.pth", "resnet18", "torchvision")
+    x = torch.randn(1, 3, 40, 40)
+    torch.testing.assert_close(ours(x), theirs(x))
+    with pytest.raises(UsageError, match=r"which network are these weights of\?"):
+        load(tmp_path / "tv.pth")
+    with pytest.raises(UsageError, match="there is no dialect called 'torchvison'") as caught:
+        load(tmp_path / "tv.pth", "resnet18", "torchvison")
+    assert caught.value.fix == "did you mean torchvision?"
+    with pytest.raises(WeightsError, match="do not fit resnet18"):
+        load(tmp_path / "tv.pth", "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("resnet50", "resnet50 is a name without weights"),
+        ("resnet5O", "there is no network called 'resnet5O'"),
+        ("nowhere/model", "there is no network called 'nowhere/model'"),
+    ],
+)
+def test_a_model_that_is_none(source, told):
+    with pytest.raises(UsageError) as caught:
+        load(source)
+    assert caught.value.what == told
+
+
+def test_folders_that_hold_no_model(tmp_path):
+    with pytest.raises(UsageError, match="this folder holds no model"):
+        load(tmp_path)
+    (tmp_path / "run.toml").write_text("")
+    with pytest.raises(UsageError, match="this run has not finished, so it holds no model"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda card: card.update(format=2), "format: came 2; allowed: one of 1"),
+        (lambda card: card.update(_target_="os.system"), "_target_: came an unknown key"),
+        (lambda card: card["spec"].update(stages=[]), "stages: came no stages; allowed: at least one"),
+    ],
+)
+def test_a_card_that_is_wrong(saved, change, told):
+    _, folder = saved
+    card = json.loads((folder / "config.json").read_text())
+    change(card)
+    (folder / "config.json").write_text(json.dumps(card))
+    with pytest.raises(WeightsError) as caught:
+        card_of(folder)
+    assert told in str(caught.value)
+    assert caught.value.where[0] == str(folder / "config.json")
+
+
+@given(st.data())
+def test_mutated_files_give_only_our_errors(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("mutated")
+    save(build(TINY["no-stem"]), folder / "model")
+    name = data.draw(st.sampled_from(["config.json", "model.safetensors"]))
+    content = bytearray((folder / "model" / name).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content), 1500) - 1))] = data.draw(st.integers(0, 255))
+    (folder / "model" / name).write_bytes(content)
+    try:
+        load(folder / "model")
+    except ResnetkitError as error:
+        assert error.exit_code in (2, 4)

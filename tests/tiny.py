@@ -1,0 +1,90 @@
+"""Small networks: one for each variant of the spec, and random ones."""
+
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from resnetkit.architecture import spec as s
+
+_STAGES = (s.Stage(2, 8, s.Basic(8)), s.Stage(2, 16, s.Basic(16), s.FirstBlock(2)))
+_BOTTLENECK = (s.Stage(2, 16, s.Bottleneck(8)), s.Stage(2, 32, s.Bottleneck(16, 4), s.FirstBlock(2)))
+_STEM = s.Stem((s.Conv(8, 3),), ())
+BASE = s.Network(_STAGES, _STEM, s.Linear(5), (3, 16, 16))
+
+
+def _stages(branch, channels=(8, 16), reduce=s.FirstBlock):
+    return tuple(s.Stage(2, c, branch(c), reduce(1 if i == 0 else 2)) for i, c in enumerate(channels))
+
+
+def atrous(spec, *numbers):
+    """The same network with these stages (from 1) turned a trous."""
+    stages = [
+        replace(stage, reduce=replace(stage.reduce, atrous=True)) if i in numbers else stage
+        for i, stage in enumerate(spec.stages, 1)
+    ]
+    return replace(spec, stages=tuple(stages))
+
+
+_EQUAL = s.Shortcuts(s.Projection(), s.Subsampled(), s.Identity())
+_V1 = tuple(replace(stage, branch=replace(stage.branch, stride_at=1)) for stage in _BOTTLENECK)
+
+TINY = {
+    "basic-b": BASE,
+    "basic-a": replace(BASE, shortcuts=s.OPTION_A),
+    "basic-a-end": replace(BASE, shortcuts=s.OPTION_A_END),
+    "basic-c": replace(BASE, shortcuts=s.OPTION_C),
+    "basic-d": replace(BASE, shortcuts=s.OPTION_D),
+    "plain": replace(BASE, shortcuts=s.NoShortcuts()),
+    "bottleneck": replace(BASE, stages=_BOTTLENECK),
+    "bottleneck-v1": replace(BASE, stages=_V1),
+    "chain": replace(
+        BASE, stages=_stages(lambda c: s.Chain((s.Step(2 * c, 1), s.Step(2 * c, 5, 2 * c), s.Step(c, 1)), 2))
+    ),
+    "subsampled": replace(BASE, stages=_stages(s.Basic, (8, 8)), shortcuts=_EQUAL),
+    "subsampled-3": replace(BASE, stages=_stages(s.Basic, (8, 8)), shortcuts=replace(_EQUAL, smaller=s.Subsampled(3))),
+    "last-block": replace(BASE, stages=_stages(s.Basic, (8, 16), s.LastBlock), shortcuts=_EQUAL),
+    "imagenet-stem": replace(BASE, stem=s.Stem((s.Conv(8, 7, 2),), (s.MaxPool(3, 2),)), input=(3, 33, 40)),
+    "deep-stem": replace(BASE, stem=s.Stem((s.Conv(4, 3, 2), s.Conv(4), s.Conv(8)), (s.MaxPool(),)), input=(3, 32, 32)),
+    "group-norm": replace(BASE, norm=s.GroupNorm(4)),
+    "no-norm": replace(BASE, norm=s.NoNorm()),
+    "silu-grey": replace(BASE, activation="silu", input=(1, 15, 17)),
+    "pooled": replace(BASE, head=s.Pooled()),
+    "headless": replace(BASE, head=s.NoHead()),
+    "three-stages": replace(BASE, stages=(*_STAGES, s.Stage(1, 24, s.Basic(12), s.FirstBlock(3)))),
+    "no-stem": replace(BASE, stem=s.Stem((), ())),
+    "atrous": atrous(BASE, 2),
+}
+
+widths = st.sampled_from([4, 8, 12, 16])
+branches = st.one_of(
+    st.builds(s.Basic, widths),
+    st.builds(s.Bottleneck, widths, st.sampled_from([1, 2, 4]), st.sampled_from([1, 2])),
+)
+reductions = st.builds(
+    lambda kind, stride, dilated: kind(stride, dilated),
+    st.sampled_from([s.FirstBlock, s.LastBlock]),
+    st.integers(1, 3),
+    st.booleans(),
+)
+stages = st.builds(s.Stage, st.integers(1, 3), widths, branches, reductions)
+adapters = st.sampled_from([s.Projection(), s.PooledProjection()])
+shortcuts = st.one_of(
+    st.just(s.NoShortcuts()),
+    st.builds(
+        s.Shortcuts,
+        adapters,
+        st.one_of(adapters, st.just(s.Subsampled(1)), st.just(s.Subsampled(3))),
+        st.sampled_from([s.Identity(), s.Projection()]),
+    ),
+)
+stems = st.sampled_from([_STEM, TINY["imagenet-stem"].stem, TINY["deep-stem"].stem, s.Stem((), ())])
+networks = st.builds(
+    s.Network,
+    st.lists(stages, min_size=1, max_size=3).map(tuple),
+    stems,
+    st.one_of(st.builds(s.Linear, st.integers(1, 7)), st.just(s.Pooled()), st.just(s.NoHead())),
+    st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)),
+    shortcuts,
+    st.one_of(st.just(s.BatchNorm()), st.just(s.GroupNorm(4)), st.just(s.NoNorm())),
+    st.sampled_from(["relu", "gelu", "hardswish"]),
+)
