@@ -11,6 +11,7 @@ from resnetkit.cli import main
 from resnetkit.network.build import build
 from resnetkit.text import from_toml, to_toml
 from resnetkit.weights.store import save
+
 from tiny import BASE
 
 
@@ -106,7 +107,7 @@ WRONG = {
     ),
     "explain resnet50 extra": (2, "error: one word too many: 'extra'\nwhere: resnetkit explain"),
     "explain resnet50 --depth two": (2, "error: Error parsing --depth: "),
-    "explain resnet50 --depth 9": (2, "error: there is no depth 9\nwhere: --depth\nfix: 1 stages, 2 blocks"),
+    "explain resnet50 --depth 9": (2, "error: there is no depth 9\nwhere: depth\nfix: 1 stages, 2 blocks"),
     "explain resnet50 --image 1 2 3": (2, "error: an image has a side, or height and width, not 3 numbers"),
     "explain resnet50 --image 0": (2, "error: this network cannot be built: 2 faults\nwhere: input.height: came 0"),
     "explain resnet50 --why stage9": (2, "error: there is no such path in this network\nwhere: stage9\nfix: try stage"),
@@ -159,10 +160,58 @@ def test_a_config_with_unknown_keys(cli, tmp_path):
 
 def test_print_config_takes_the_nearest_to_the_hand(cli, tmp_path):
     (tmp_path / "run.toml").write_text("epochs = 3\nseed = 4\nbatch_size = 5\n")
-    words = ["--config", tmp_path / "run.toml", "--set", "epochs=6", "seed=7", "--epochs", 8, "--lr", 0.3]
+    words = ["--config", tmp_path / "run.toml", "--set", "epochs=6", "--set", "seed=7", "--epochs", 8, "--lr", 0.3]
     code, out, _ = cli("train", "digits", "--model", "resnet20", *words, "--print-config")
     assert code == 0
     assert {"epochs = 8", "seed = 7", "batch_size = 5", "lr = 0.3"} <= set(out.splitlines())
+
+
+def test_a_config_gives_the_model_unless_one_is_named(cli, tmp_path):
+    (tmp_path / "run.toml").write_text('model = "resnet32"\ndata = "elsewhere"\noptimiser = "adam-w"\n')
+    words = ["train", "digits", "--config", tmp_path / "run.toml", "--print-config"]
+    assert {'model = "resnet32"', 'data = "digits"'} <= set(cli(*words)[1].splitlines())
+    assert 'model = "resnet44"' in cli(*words, "--model", "resnet44")[1]
+    assert 'kind = "adam-w"\nlr = 0.01\n' in cli(*words, "--lr", 0.01)[1]
+    assert 'model = "resnet18"' in cli("train", "digits", "--print-config")[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (MemoryError(), 5, "error: there is not enough memory\nfix: smaller batches or pictures\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 5, "error: there is not enough memory"),
+        (OSError(28, "No space left on device"), 1, "Traceback"),
+    ],
+)
+def test_what_the_machine_lacks(error, code, told, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr("resnetkit.commands.doctor.environment", fail)
+    assert main(["doctor"]) == code
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_several_answers(cli):
+    out = cli("explain", "resnet20", "--why", "stem", "--why", "head")[1]
+    assert out.startswith("stem\nThe stem turns")
+    assert "\n\nhead\nThe head averages" in out
+
+
+def test_a_weights_file_of_another_library(cli, tmp_path, pictures):
+    import torchvision
+
+    theirs = torchvision.models.resnet18(weights=None, num_classes=2)
+    torch.save(theirs.state_dict(), tmp_path / "tv.pth")
+    data = pictures("d", ["cat", "dog"], 2)
+    words = ["evaluate", tmp_path / "tv.pth", data, "--network", "resnet18", "--dialect", "torchvision"]
+    code, out, err = cli(*words)
+    assert code == 0
+    assert "all: " in out
+    assert err.startswith("note: the classes of this model have no names; they are taken to be the data's")
+    code, _, err = cli(*words[:2], pictures("e", ["a", "b", "c"], 2), *words[3:])
+    assert code == 3
+    assert err.startswith("error: the model has 2 classes without names, the data has 3\n")
 
 
 def test_ones_own_bug_is_said_to_be_one(cli, monkeypatch):

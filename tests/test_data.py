@@ -1,5 +1,6 @@
 """Folders of pictures, and what they are divided into."""
 
+import os
 import shutil
 
 import numpy as np
@@ -80,6 +81,25 @@ def test_a_class_that_only_val_has(pictures):
         f"error: val has a class that train has not: dgo\nwhere: {root}\n"
         "fix: did you mean dog? Otherwise add it to train, or remove it from val"
     )
+    shutil.move(root / "val" / "dgo", root / "val" / "zebra")
+    with pytest.raises(DataError) as caught:
+        open_data(root)
+    assert caught.value.fix == "add it to train, or remove it from val"
+
+
+def test_a_class_called_train(pictures):
+    root = pictures("vehicles", ["bus", "car", "train"], 3)
+    assert open_data(root).classes == ("bus", "car", "train")
+
+
+def test_a_class_that_is_no_text(tmp_path):
+    folder = tmp_path / "d" / os.fsdecode(b"caf\xe9")
+    folder.mkdir(parents=True)
+    (folder / "1.png").touch()
+    with pytest.raises(DataError) as caught:
+        open_data(tmp_path / "d")
+    assert caught.value.what == "the name of a class is not text"
+    assert "\\udce9" in caught.value.where[0]
 
 
 def test_folders_without_pictures(tmp_path, pictures):

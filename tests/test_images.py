@@ -130,6 +130,16 @@ def test_the_usual_preparation():
     assert preparation_for(spec("resnet20")).crop == (32, 32)
 
 
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (5000, 3)])
+def test_ribbons_take_no_memory(size):
+    how = Preparation(256, (224, 224), IMAGENET_MEAN, IMAGENET_STD)
+    ribbon = Image.new("RGB", size, (9, 9, 9))
+    ribbon.paste((200, 9, 9), (size[0] // 2 - 2, size[1] // 2 - 2, size[0] // 2 + 2, size[1] // 2 + 2))
+    pixels = prepare(ribbon, how)
+    assert pixels.shape == (224, 224, 3)
+    assert pixels[112, 112, 0] > 100
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
 def test_random_crops_have_the_size_and_depend_on_the_draw_alone(width, height, seed):
     image = Image.fromarray(noise(height, width, 3))

@@ -17,6 +17,7 @@ from resnetkit.errors import SpecError, UsageError
 from resnetkit.network.build import build
 from resnetkit.network.layers import Block, PlainBlock
 from resnetkit.weights.dialects import TORCHVISION
+
 from tiny import BASE, TINY, atrous
 
 TORCHVISION_NAMES = [

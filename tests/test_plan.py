@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 
-import facts
 from resnetkit.architecture import spec as s
 from resnetkit.architecture.catalog import ROWS, name_of, names, spec
 from resnetkit.architecture.listing import rows, text
@@ -16,6 +15,8 @@ from resnetkit.architecture.published import PUBLISHED
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import SpecError, UsageError
 from resnetkit.network.build import build
+
+import facts
 from tiny import TINY, atrous, networks
 
 COUNTS = facts.IMAGENET | facts.CIFAR

@@ -10,6 +10,7 @@ from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.rules import MOST_BLOCKS, faults, require
 from resnetkit.errors import SpecError
+
 from tiny import BASE, TINY, networks
 
 

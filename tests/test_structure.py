@@ -84,6 +84,9 @@ def test_no_module_of_a_layer_is_part_of_a_circle():
 def test_the_public_surface():
     assert dir(resnetkit) == sorted([*resnetkit.__all__, "__version__"])
     assert resnetkit.__all__ == list(resnetkit._PLACES)
+    everything = {}
+    exec("from resnetkit import *", everything)
+    assert set(everything) - {"__builtins__"} == set(resnetkit.__all__)
     for name in resnetkit.__all__:
         assert getattr(resnetkit, name).__doc__, name
     with pytest.raises(AttributeError, match="module 'resnetkit' has no attribute 'resnet50'"):
@@ -91,10 +94,10 @@ def test_the_public_surface():
 
 
 WATCH = """
-import sys
+import os, sys
 loud = []
 def hook(event, arguments):
-    written = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    written = event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     if written or event.startswith(("socket.", "subprocess.", "os.exec", "os.spawn", "os.fork", "os.posix_spawn", "os.system",
                                     "os.mkdir", "os.rename", "os.remove", "shutil.", "urllib.")):
         loud.append((event, arguments))

@@ -12,6 +12,7 @@ from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.spec import GroupNorm, Identity, Network, Shortcuts
 from resnetkit.errors import TextError, UsageError
 from resnetkit.text import from_data, from_json, from_toml, kind_of, parse_json, to_data, to_json, to_toml
+
 from tiny import BASE, TINY, networks
 
 

@@ -1,18 +1,26 @@
 """Training, evaluation and prediction on pictures a machine can learn in a second."""
 
+import contextlib
+import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import resnetkit as rk
-from resnetkit.errors import DataError, MachineError, UsageError
+from resnetkit.architecture.spec import NoHead, Pooled
+from resnetkit.commands.progress import Live
+from resnetkit.errors import DataError, MachineError, TextError, UsageError
 from resnetkit.learn.device import gains_by_bf16, pick, resolve
 from resnetkit.learn.evaluate import count
-from resnetkit.learn.train import Epoch, Prepared, Step
+from resnetkit.learn.recipe import Recipe
+from resnetkit.learn.run import Epoch, Prepared, Step
+from resnetkit.learn.train import _claim, _optimiser
 from resnetkit.text import to_toml
+
 from tiny import BASE
 
 SETTINGS = {"epochs": 3, "batch_size": 8, "optimiser": {"lr": 0.05}, "precision": "fp32"}
@@ -66,16 +74,21 @@ def test_the_same_seed_gives_the_same_weights(flowers, network, tmp_path, augmen
 @pytest.mark.parametrize(
     "settings",
     [
-        {"optimiser": {"kind": "adam-w"}, "schedule": {"kind": "triangle"}},
-        {"schedule": {"kind": "steps", "at": [1]}, "label_smoothing": 0.1, "zero_last_norm": False},
+        {"optimiser": {"kind": "adam-w"}},
+        {"schedule": {"kind": "triangle"}},
+        {"schedule": {"kind": "steps", "at": [1]}},
+        {"label_smoothing": 0.1},
+        {"zero_last_norm": True},
+        {"split_seed": 1},
         {"precision": "bf16"},
     ],
 )
-def test_other_recipes(flowers, network, tmp_path, settings):
-    run = rk.train(
-        flowers, network, out=tmp_path / "run", settings=SETTINGS | {"optimiser": {}, "epochs": 1} | settings
-    )
-    assert run.evaluation.n == 12
+def test_other_recipes_give_other_weights(flowers, network, tmp_path, settings):
+    plain = SETTINGS | {"epochs": 2}
+    usual = rk.train(flowers, network, out=tmp_path / "usual", settings=plain)
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=plain | settings)
+    assert weights(run) != weights(usual)
+    assert run.recipe != usual.recipe
 
 
 def test_a_saved_model_evaluates_as_the_run_did(flowers, network, tmp_path):
@@ -107,7 +120,7 @@ def test_classes_are_matched_by_name(flowers, network, tmp_path, pictures):
         rk.evaluate(run.path, pictures("other", ["rose", "tulpe"]))
     assert str(caught.value) == (
         "error: the data has 1 of 2 classes that the model has not: tulpe\n"
-        "where: classes of mine: daisy, rose, tulip\nfix: did you mean tulip?"
+        "where: the model's classes: daisy, rose, tulip\nfix: did you mean tulip?"
     )
 
 
@@ -169,6 +182,82 @@ def test_an_out_that_is_taken(flowers, network, tmp_path):
     with pytest.raises(UsageError, match="--out exists already"):
         rk.train(flowers, network, out=flowers)
     assert all(path.read_bytes() == content for path, content in before.items() if path.exists())
+
+
+def test_weight_decay_is_for_what_multiplies():
+    model = rk.build(BASE)
+    optimiser = _optimiser(model, Recipe("d", "mine"))
+    kept = {id(p) for group in optimiser.param_groups if not group["weight_decay"] for p in group["params"]}
+    for path, parameter in model.named_parameters():
+        assert (id(parameter) in kept) == (not path.endswith("weight") or "norm" in path), path
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
+
+
+def test_answering_leaves_a_model_as_it_was(flowers):
+    model = rk.build(BASE, classes=["daisy", "rose", "tulip"]).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    rk.evaluate(model, flowers)
+    rk.predict(flowers / "rose", model)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("head", [Pooled(), NoHead()])
+def test_a_model_without_a_classifier_names_nothing(flowers, head):
+    model = rk.build(replace(BASE, head=head))
+    for ask in (lambda: rk.predict(flowers, model), lambda: rk.evaluate(model, flowers)):
+        with pytest.raises(UsageError, match="this network has no classifier, so it names no class"):
+            ask()
+
+
+def test_train_and_val_alone_are_measured_on_val(pictures, network, tmp_path):
+    data = pictures("d/train", ["a", "b"], 20).parent
+    run = rk.train(data, network, out=tmp_path / "run", settings=SETTINGS)
+    again = rk.evaluate(run.path, data)
+    assert (again.part, again.n, again.correct) == ("val", 4, run.evaluation.correct)
+    assert rk.evaluate(run.path, data, part="train").n == 36
+
+
+def test_too_few_pictures(pictures, network, tmp_path):
+    with pytest.raises(DataError) as caught:
+        rk.train(pictures("d", ["a", "b"], 2), network, out=tmp_path / "run")
+    assert caught.value.what == "there are too few pictures to hold some out"
+    assert caught.value.fix == "add pictures: 4 are too few"
+
+
+def test_two_runs_that_choose_the_same_number(tmp_path):
+    (tmp_path / "d-m-1").mkdir()
+    assert _claim(tmp_path / "d-m-1", numbered=True) == tmp_path / "d-m-2"
+    with pytest.raises(MachineError, match="File exists"):
+        _claim(tmp_path / "d-m-1", numbered=False)
+
+
+def test_a_network_that_pictures_cannot_feed(flowers, tmp_path):
+    path = tmp_path / "two.toml"
+    path.write_text(to_toml(replace(BASE, input=(2, 16, 16))))
+    with pytest.raises(TextError) as caught:
+        rk.train(flowers, path, out=tmp_path / "run")
+    assert "preparation.mean: came 2; allowed: 2 channels, as the network: grey 1 or RGB 3" in str(caught.value)
+
+
+def test_the_live_line(flowers, network, tmp_path):
+    screen = io.StringIO()
+    live = Live(Console(file=screen, force_terminal=True, width=200, highlight=False))
+    with contextlib.closing(live):
+        rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS, watch=live, tell=live.reading)
+    said = screen.getvalue()
+    assert "epoch 3/3  loss " in said
+    assert "3 classes; pictures: 42 train, 6 val, 12 test" in said
+    assert live.stepped(Step(2, 3, 6, 0.5, 0.25, 40.0)) == (
+        "epoch 2/3  step 3/6  loss 0.500  accuracy 25.0%  40 images/s  0:02 left"
+    )
+
+
+def test_the_words_of_the_command_line(flowers, network, tmp_path):
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS, epochs=1, lr=0.2, seed=3)
+    assert (run.recipe.epochs, run.recipe.optimiser.lr, run.recipe.seed, run.recipe.batch_size) == (1, 0.2, 3, 8)
+    with pytest.raises(TypeError, match="epoch"):
+        rk.train(flowers, network, out=tmp_path / "other", epoch=1)
 
 
 def test_without_out_each_run_gets_the_next_number(flowers, network, tmp_path, monkeypatch):

@@ -9,16 +9,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from resnetkit.architecture.card import card_of
 from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.tensors import tensors_of
-from resnetkit.errors import ResnetkitError, UsageError, WeightsError
+from resnetkit.errors import MachineError, ResnetkitError, UsageError, WeightsError
 from resnetkit.network.build import build
 from resnetkit.weights.dialects import DIALECTS, TORCHVISION
 from resnetkit.weights.store import load, read_tensors, save
+
 from tiny import BASE, TINY
 
 
@@ -100,8 +102,8 @@ def test_a_pickle_with_code_in_it_runs_nothing(tmp_path, cli, pictures, protocol
     assert not canary.exists()
     assert f"where: {path}" in err
     assert "Traceback" not in err
-    code = "asks to run code (posix.system), which is never done"
-    other = "holds more than tensors, and such instructions are never followed"  # opcodes that torch's reader lacks
+    code = "asks to run code (posix.system)"
+    other = "holds instructions that the restricted reader does not know"
     told = [f"error: this pickle {reason}; nothing was run" for reason in ([code] if protocol == 2 else [code, other])]
     assert any(line in err for line in told)
     assert "fix: save the tensors as safetensors with the program that wrote the file" in err
@@ -145,13 +147,46 @@ HOSTILE = {
 }
 
 
+LENGTH = ("a header of 2**63", "a header of 200 MB")
+GARBLED = ("no JSON", "a list", "no offsets", "offsets that are words", "deep nesting")
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_headers(tmp_path, kind):
     path = tmp_path / "model.safetensors"
     path.write_bytes(HOSTILE[kind])
     with pytest.raises(WeightsError) as caught:
         read_tensors(path)
-    assert caught.value.exit_code == 4
+    told = (
+        "not a safetensors file: its header has no sound length" if kind in LENGTH
+        else "not a sound safetensors file: its header is garbled" if kind in GARBLED
+        else "not a sound safetensors file: "
+    )  # fmt: skip
+    assert caught.value.what.startswith(told)
+    assert caught.value.where == (str(path),)
+    assert caught.value.fix == "copy or download the file again"
+
+
+def test_half_precision_becomes_fp32_and_integers_are_refused(saved):
+    model, folder = saved
+    path = folder / "model.safetensors"
+    save_file({key: value.half() for key, value in model.state_dict().items()}, path)
+    back = load(folder).state_dict()
+    assert {value.dtype for key, value in back.items() if not key.endswith("tracked")} == {torch.float32}
+    save_file({key: value.long() for key, value in model.state_dict().items()}, path)
+    with pytest.raises(WeightsError) as caught:
+        load(folder)
+    assert "stem.conv1.weight: torch.int64, a floating-point type expected" in str(caught.value)
+
+
+def test_a_full_disk_is_an_error_of_the_machine(tmp_path, monkeypatch):
+    def fail(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("resnetkit.weights.store.save_file", fail)
+    with pytest.raises(MachineError, match="cannot write the weights: No space left on device"):
+        save(build(BASE), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_wrong_network_is_told_with_both_shapes(tmp_path):
@@ -196,6 +231,14 @@ def test_a_model_that_is_none(source, told):
     assert caught.value.what == told
 
 
+def test_a_name_is_a_name_even_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet18").mkdir()
+    assert card_of("resnet18").spec == spec("resnet18")
+    save(build(BASE), tmp_path / "resnet20")
+    assert card_of("resnet20").spec == BASE
+
+
 def test_folders_that_hold_no_model(tmp_path):
     with pytest.raises(UsageError, match="this folder holds no model"):
         load(tmp_path)
@@ -210,6 +253,12 @@ def test_folders_that_hold_no_model(tmp_path):
         (lambda card: card.update(format=2), "format: came 2; allowed: one of 1"),
         (lambda card: card.update(_target_="os.system"), "_target_: came an unknown key"),
         (lambda card: card["spec"].update(stages=[]), "stages: came no stages; allowed: at least one"),
+        (lambda card: card.update(classes=["a"]), "classes: came 1 names; allowed: 2, as spec.head"),
+        (
+            lambda card: card["preparation"].update(std=[0, 1, 1]),
+            "preparation.std: came [0.0, 1.0, 1.0]; allowed: 3 numbers",
+        ),
+        (lambda card: card["preparation"].update(resize=8), "preparation.resize: came 8; allowed: 16 to 10,000"),
     ],
 )
 def test_a_card_that_is_wrong(saved, change, told):

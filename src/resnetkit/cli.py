@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TypeVar
 
-from resnetkit.errors import ResnetkitError, UsageError, nearest, suggestion
+from resnetkit.errors import MachineError, ResnetkitError, UsageError, nearest, suggestion
 
 VERBS = {
     "models": "what there is, with params, MACs and published accuracy",
@@ -37,6 +37,9 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the name of a file need not be text
     try:
         return _run(words)
     except ResnetkitError as error:
@@ -49,10 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if _is_lack_of_memory(error):
+            print(MachineError("there is not enough memory", fix="smaller batches or pictures"), file=sys.stderr)
+            return MachineError.exit_code
         traceback.print_exc()
         print(f"error: a bug of resnetkit: {type(error).__name__}: {error}", file=sys.stderr)
         print("fix: please report it, with what `resnetkit doctor` prints", file=sys.stderr)
         return 1
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Python's own, or torch's, which is told apart by its words so that torch need not be imported."""
+    torchs = isinstance(error, RuntimeError) and (
+        "can't allocate memory" in str(error) or "out of memory" in str(error)
+    )
+    return isinstance(error, MemoryError) or torchs
 
 
 def _run(words: list[str]) -> int:

@@ -23,6 +23,18 @@ def write_bytes(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
+def make_folder(path: Path) -> None:
+    """A new folder; one that exists is an error."""
+    with _environment(path):
+        path.mkdir(parents=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """A line at the end of a log."""
+    with _environment(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write to; renamed to ``path`` if the body succeeds, removed if it does not."""
@@ -48,6 +60,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             yield part
+            for written in [*part.rglob("*"), part]:
+                _sync(written)
             part.chmod(0o777 & ~_umask())
             part.rename(path)
         finally:

@@ -2,7 +2,8 @@
 
 A text can only fill in fields of types that are already known here: a union of dataclasses is told apart by ``kind``,
 which is the class name in kebab case (``ZeroPadded`` is ``zero-padded``), looked up among the members of that union;
-a member whose fields all have defaults may be written as that word alone. No text can name an import.
+a member whose fields all have defaults may be written as that word alone, and one that is called as its field
+(``shortcuts``) needs no ``kind``. No text can name an import.
 
 Every fault is reported at once, each under the path that the plan also uses: items of a plural field count from 1 in
 the singular, so the second of ``stages`` is ``stage2``.
@@ -13,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -26,6 +27,7 @@ from resnetkit.errors import Fault, TextError, UsageError, nearest
 
 T = TypeVar("T")
 _LONGEST_TEXT = 4 * 2**20  # characters; a network of 10,000 blocks needs far less
+_LARGEST = sys.float_info.max
 _MISSING: Any = object()
 
 
@@ -53,14 +55,16 @@ def _fields_to_data(value: Any) -> dict[str, Any]:
         if item is None:
             continue
         union = dataclasses.is_dataclass(item) and _is_union(_hints(type(value))[field.name])
-        data[field.name] = _tagged(item) if union else to_data(item)
+        data[field.name] = _tagged(item, field.name) if union else to_data(item)
     return data
 
 
-def _tagged(item: Any) -> Any:
-    """A member of a union under its kind: a plain word where the member has no fields."""
+def _tagged(item: Any, field: str) -> Any:
+    """A member of a union under its kind: a word alone where it has no fields, none where it is called as its field."""
     kind = kind_of(type(item))
-    return {"kind": kind} | to_data(item) if dataclasses.fields(item) else kind
+    if not dataclasses.fields(item):
+        return kind
+    return ({} if kind == field else {"kind": kind}) | to_data(item)
 
 
 def from_data(cls: type[T], data: Any, what: str = "this text", fix: str = "") -> T:
@@ -110,7 +114,7 @@ _SCALARS = {int: "a whole number", float: "a number", str: "a text", bool: "true
 def _read_scalar(hint: type, data: Any, path: str, faults: list[Fault]) -> Any:
     accepted = (int, float) if hint is float else hint
     right = isinstance(data, accepted) and (hint is bool or not isinstance(data, bool))
-    if not right or (hint is float and not math.isfinite(data)):
+    if not right or (hint is float and not abs(data) < _LARGEST):
         return _fault(faults, path, data, _SCALARS[hint])
     return float(data) if hint is float else data
 
@@ -128,7 +132,7 @@ def _read_tuple(args: tuple[Any, ...], data: Any, path: str, faults: list[Fault]
     if not isinstance(data, list) or not (repeated or len(data) == len(args)):
         return _fault(faults, path, data, "a list" if repeated else f"a list of {len(args)}")
     kinds = [args[0]] * len(data) if repeated else args
-    item = path.removesuffix("s") if path.endswith("s") else path + "."
+    item = path.removesuffix("es" if path.endswith("sses") else "s") if path.endswith("s") else path + "."
     return tuple(
         _read(kind, value, f"{item}{i}", faults) for i, (kind, value) in enumerate(zip(kinds, data, strict=True), 1)
     )
@@ -141,7 +145,8 @@ def _read_union(hint: Any, data: Any, path: str, faults: list[Fault]) -> Any:
         return None if data is None else _read(inner, data, path, faults)
     if len(members) == 1:
         return None if data is None else _read(next(iter(members.values())), data, path, faults)
-    kind = data.get("kind", _MISSING) if isinstance(data, dict) else data
+    field = path.rpartition(".")[2]
+    kind = data.get("kind", field if field in members else _MISSING) if isinstance(data, dict) else data
     if not isinstance(kind, str) or kind not in members:
         near = nearest(kind, members) if isinstance(kind, str) else ()
         tip = f" (did you mean {near[0]}?)" if near else ""
@@ -156,7 +161,7 @@ def _read_fields(cls: type, data: Any, path: str, faults: list[Fault]) -> Any:
         return _fault(faults, path, data, f"the fields of a {kind_of(cls)}")
     before = len(faults)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    for key in data.keys() - fields.keys():
+    for key in [key for key in data if key not in fields]:
         near = nearest(key, fields)
         tip = f" (did you mean {near[0]}?)" if near else ""
         _fault(faults, f"{path}.{key}".lstrip("."), "an unknown key", ", ".join(fields) + tip, literal=True)

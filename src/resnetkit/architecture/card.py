@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from resnetkit.architecture.catalog import name_of
+from resnetkit.architecture.catalog import ROWS, name_of
 from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.rules import require
 from resnetkit.architecture.spec import Linear, Network
-from resnetkit.errors import UsageError, WeightsError
+from resnetkit.errors import Fault, TextError, UsageError, WeightsError
 from resnetkit.text import from_json, read_text
 
 
@@ -99,13 +99,39 @@ def model_folder(source: str | Path) -> Path | None:
     return next((folder for folder in (path, path / "model") if (folder / CARD_FILE).is_file()), None)
 
 
+def preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
+    """What keeps a preparation from feeding a network of so many input channels."""
+    made, std, crop = len(preparation.mean), preparation.std, preparation.crop
+    limits = [
+        (
+            "mean",
+            str(made),
+            made == channels and made in (1, 3),
+            f"{channels} channels, as the network: grey 1 or RGB 3",
+        ),
+        ("std", str(list(std)), len(std) == made and all(s > 0 for s in std), f"{made} numbers above 0"),
+        ("crop", str(list(crop)), min(crop) > 0, "height and width of 1 or more"),
+        ("resize", str(preparation.resize), max(crop) <= preparation.resize <= 10_000, f"{max(crop)} to 10,000"),
+    ]
+    return [Fault(f"preparation.{path}", came, allowed) for path, came, fits, allowed in limits if not fits]
+
+
+def _faults(card: Card) -> list[Fault]:
+    """What contradicts itself in a card."""
+    found = preparation_faults(card.preparation, card.spec.input[0])
+    count = card.spec.head.classes if isinstance(card.spec.head, Linear) else 0
+    if card.classes and len(card.classes) != count:
+        found.append(Fault("classes", f"{len(card.classes)} names", f"{count}, as spec.head"))
+    return found
+
+
 def card_of(source: str | Path | Network) -> Card:
     """The card of anything that describes a network: a name, a spec or its file, a model folder, a run folder."""
     if not isinstance(source, Network):
         folder = model_folder(source)
         if folder:
             return read_card(folder)
-        if Path(source).is_dir():
+        if Path(source).is_dir() and source not in ROWS:
             raise _no_model(Path(source))
     return card_for(name_of(source), spec_of(source))
 
@@ -116,6 +142,9 @@ def read_card(folder: Path) -> Card:
     try:
         card = from_json(Card, read_text(path, "this card"), str(path))
         require(card.spec)
+        contradictions = _faults(card)
+        if contradictions:
+            raise TextError(f"{path} does not describe a model", contradictions)
     except UsageError as error:
         raise WeightsError(
             error.what, where=[str(path), *error.where], fix="copy the whole model folder again"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from resnetkit.architecture.operations import Shape
 from resnetkit.architecture.plan import Node, Place, Plan
 from resnetkit.architecture.spec import Basic, Bottleneck, Branch, NoShortcuts, Stage
+from resnetkit.errors import UsageError
 from resnetkit.text import aligned
 
 
@@ -30,6 +31,9 @@ HEADINGS = ("path", "what", "output", "params", "MACs", "share", "field", "strid
 
 def rows(plan: Plan, depth: int = 1) -> list[Row]:
     """``depth`` 1 shows stem, stages and head; 2 the blocks; 3 branch and shortcut; 4 every operation."""
+    if depth not in (1, 2, 3, 4):
+        fix = "1 stages, 2 blocks, 3 branches and shortcuts, 4 operations"
+        raise UsageError(f"there is no depth {depth}", where="depth", fix=fix)
     return [_row(plan, part) for child in plan.root.children for part in _down_to(child, depth)]
 
 

@@ -122,7 +122,7 @@ def _shortcuts(spec: Network) -> Iterator[Fault]:
 
 def _kinds_of_block(stage: Stage, received: int) -> Iterator[tuple[int, int, int]]:
     """(number, channels received, stride) of the blocks of a stage that can differ: first, second, last."""
-    for b in sorted({1, min(2, stage.blocks), min(stage.blocks, MOST_BLOCKS)}):
+    for b in sorted({1, min(2, stage.blocks), stage.blocks}) if stage.blocks > 0 else ():
         yield b, received if b == 1 else stage.channels, block_stride(stage, b)
 
 

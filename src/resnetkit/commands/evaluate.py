@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from resnetkit.commands.output import counting, results, table, then
+from resnetkit.commands.output import counting, results, say, table, then
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ def run(options: Options) -> int:
         found = evaluate(
             model, options.data, part=options.part, device=options.device, precision=options.precision, tell=tell
         )
+    if not model.card.classes:
+        say("note: the classes of this model have no names; they are taken to be the data's, in alphabetical order")
     if options.json:
         results(
             "evaluate",

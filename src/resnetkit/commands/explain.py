@@ -26,8 +26,8 @@ class Options:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A name, a .toml or .json file, a model folder or a run folder."""
-    why: tuple[str, ...] = ()
-    """Paths to explain in words, such as stage2.block1.shortcut."""
+    why: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A path to explain in words, such as stage2.block1.shortcut; may be given more than once."""
     depth: int = 1
     """1 stages, 2 blocks, 3 branches and shortcuts, 4 operations."""
     image: tuple[int, ...] = ()
@@ -71,8 +71,6 @@ def _answers(made: Plan, paths: tuple[str, ...]) -> list[str]:
 
 
 def _show(made: Plan, depth: int) -> None:
-    if depth not in (1, 2, 3, 4):
-        raise UsageError(f"there is no depth {depth}", where="--depth", fix="1 stages, 2 blocks, 3 ways, 4 operations")
     table(HEADINGS, [cells(row) for row in rows(made, depth)], left=LEFT)
     print(total(made))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import results, say, table
+from resnetkit.commands.output import counting, results, say, table
 from resnetkit.errors import DataError, UsageError
 
 
@@ -43,7 +43,8 @@ def run(options: Options) -> int:
     from resnetkit.weights.store import load
 
     model = load(options.model, options.network or None, options.dialect)
-    answers = predict(options.files, model, top=options.top, device=options.device)
+    with counting("looking at pictures") as tell:
+        answers = predict(options.files, model, top=options.top, device=options.device, tell=tell)
     if options.json:
         rows = [{"file": a.file, "label": a.label, "top": a.top, "error": a.error or None} for a in answers]
         results("predict", model=options.model, answers=rows)

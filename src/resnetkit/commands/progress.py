@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+from rich.live import Live as Line
+from rich.text import Text
+
 from resnetkit.architecture.listing import total
 from resnetkit.commands.output import say
-from resnetkit.learn.train import Epoch, Prepared, Step
+from resnetkit.learn.run import Epoch, Prepared, Step
 
 
 class Plain:
@@ -20,6 +24,9 @@ class Plain:
         elif isinstance(event, Epoch):
             say(told(event, self.epochs))
 
+    def reading(self, done: int, total: int) -> None:
+        """Pictures that have been read: nothing for a log."""
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -27,11 +34,8 @@ class Plain:
 class Live:
     """A line that is written anew with each step, and a line for each epoch above it."""
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.live import Live as Line
-
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
         self.line = Line(console=self.console, refresh_per_second=5, transient=True)
         self.epochs = self.batch_size = 0
 
@@ -39,11 +43,21 @@ class Live:
         if isinstance(event, Prepared):
             self.epochs, self.batch_size = event.recipe.epochs, event.recipe.batch_size
             self.console.print(announce(event), markup=False)
-            self.line.start()
         elif isinstance(event, Epoch):
             self.console.print(told(event, self.epochs), markup=False)
         else:
-            self.line.update(self.stepped(event))
+            self.show(self.stepped(event))
+
+    def reading(self, done: int, total: int) -> None:
+        """Pictures that have been read."""
+        if done % 50 == 0 or done == total:
+            self.show(f"reading pictures  {done:,}/{total:,}")
+
+    def show(self, line: str) -> None:
+        """The live line, begun when it is first needed."""
+        if not self.line.is_started:
+            self.line.start()
+        self.line.update(Text(line))
 
     def stepped(self, event: Step) -> str:
         """The live line."""

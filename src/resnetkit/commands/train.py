@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from resnetkit.commands.output import counting, results, say, then
-from resnetkit.learn.recipe import over, parse_settings, plan_run, read_changes
+from resnetkit.commands.output import results, then
+from resnetkit.learn.recipe import over, parse_settings, plan_run, read_changes, with_options
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Options:
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A folder with a folder for each class, or with train/, val/ and test/ of such; or: digits."""
-    model: str = "resnet18"
-    """A name (`resnetkit models` lists them), or a .toml or .json file."""
+    model: str = ""
+    """A name (`resnetkit models` lists them), or a .toml or .json file; resnet18 if neither this nor --config says."""
     out: str = ""
     """The run folder to write; runs/DATA-MODEL-1, or the next free number, if it is left out."""
     epochs: int | None = None
@@ -45,8 +44,8 @@ class Options:
     """cpu, cuda, cuda:1 or auto."""
     config: str = ""
     """A .toml or .json file with parts of a recipe."""
-    set: tuple[str, ...] = ()
-    """Settings of the recipe, such as schedule.warmup=5."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A setting of the recipe, such as schedule.warmup=5; may be given more than once."""
     print_config: bool = False
     """Print the recipe that would run, and stop."""
     json: bool = False
@@ -57,12 +56,18 @@ def run(options: Options) -> int:
     changes = _changes(options)
     if options.print_config:
         return _print(options, changes)
+    from resnetkit.commands.progress import Live, Plain
     from resnetkit.learn.train import train
 
-    with _watching(options) as watch, counting("reading pictures") as tell:
-        out = options.out or None
+    with contextlib.closing(Live() if sys.stderr.isatty() else Plain()) as shown:
         made = train(
-            options.data, options.model, out=out, device=options.device, settings=changes, watch=watch, tell=tell
+            options.data,
+            options.model or None,
+            out=options.out or None,
+            device=options.device,
+            settings=changes,
+            watch=shown,
+            tell=shown.reading,
         )
     found = made.evaluation
     if options.json:
@@ -83,26 +88,15 @@ def run(options: Options) -> int:
 
 def _changes(options: Options) -> dict[str, Any]:
     """The config file, then ``--set``, then the options: the nearer to the hand, the stronger."""
-    named = {name: getattr(options, name) for name in ("epochs", "batch_size", "seed", "split_seed", "precision")}
-    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    given |= {"optimiser": {"lr": options.lr}} if options.lr is not None else {}
+    named = ("epochs", "batch_size", "lr", "seed", "split_seed", "precision")
     file = read_changes(Path(options.config)) if options.config else {}
-    return dict(over(over(file, parse_settings(options.set)), given))
+    settings = over(file, parse_settings(options.set))
+    return with_options(settings, **{name: getattr(options, name) for name in named})
 
 
 def _print(options: Options, changes: dict[str, Any]) -> int:
     from resnetkit.learn.data import open_data
     from resnetkit.text import to_toml
 
-    print(to_toml(plan_run(len(open_data(options.data).first), options.data, options.model, changes)), end="")
+    print(to_toml(plan_run(len(open_data(options.data).first), options.data, options.model or None, changes)), end="")
     return 0
-
-
-@contextlib.contextmanager
-def _watching(options: Options) -> Iterator[Any]:
-    """Lines for each epoch; on a terminal also a live line for each step."""
-    from resnetkit.commands.progress import Live, Plain
-
-    with contextlib.closing(Live() if sys.stderr.isatty() else Plain()) as shown:
-        yield shown
-    say()

@@ -14,10 +14,10 @@ import torch
 
 from resnetkit.architecture.card import Preparation
 from resnetkit.errors import PictureError, UsageError
-from resnetkit.images.decode import SUFFIXES
+from resnetkit.images.decode import attempt, pictures_below
 from resnetkit.images.prepare import Pixels, open_prepared
-from resnetkit.learn.device import Logits, Precision, pick, runner
-from resnetkit.learn.pixels import ahead
+from resnetkit.learn.device import Logits, Precision, answering, classes_of, pick
+from resnetkit.learn.pixels import Tell, ahead
 from resnetkit.network.layers import Network
 from resnetkit.weights.store import load
 
@@ -44,19 +44,23 @@ def predict(
     device: str = "auto",
     precision: Precision = "fp32",
     batch_size: int = 32,
+    tell: Tell | None = None,
 ) -> list[Answer]:
     """An `Answer` for each file, in order; a folder stands for the pictures in it, by name.
 
-    A file that cannot be read is a row with its reason, never an end of the others.
+    A file that cannot be read is a row with its reason, never an end of the others. ``tell`` hears (done, all).
     """
     network = model if isinstance(model, Network) else load(model)
     chosen = expand([files] if isinstance(files, str | Path) else files)
-    logits = runner(network, pick(device), precision)
-    names = network.card.classes or tuple(f"class {i}" for i in range(network.plan.output[0]))
+    names = network.card.classes or tuple(f"class {i}" for i in range(classes_of(network)))
     chunks = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    return [
-        answer for chunk in _read(chunks, network.card.preparation) for answer in _answers(chunk, logits, names, top)
-    ]
+    answers: list[Answer] = []
+    with answering(network, pick(device), precision) as logits:
+        for chunk in _read(chunks, network.card.preparation):
+            answers += _answers(chunk, logits, names, top)
+            if tell:
+                tell(len(answers), len(chosen))
+    return answers
 
 
 def expand(files: Sequence[str | Path]) -> list[Path]:
@@ -64,7 +68,7 @@ def expand(files: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, files):
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            below = sorted(pictures_below(path))
             if not below:
                 raise UsageError("there are no pictures in this folder", where=str(path))
             found += below
@@ -79,15 +83,12 @@ _Read = tuple[Path, Pixels | PictureError]
 def _read(chunks: Sequence[Sequence[Path]], preparation: Preparation) -> Iterator[list[_Read]]:
     """Each chunk decoded on all cores, while the network is at work on the one before."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        one = partial(_attempt, preparation)
-        yield from ahead(partial(lambda chunk: list(pool.map(one, chunk)), chunk) for chunk in chunks)
+        one = partial(attempt, partial(open_prepared, preparation=preparation))
 
+        def read(chunk: Sequence[Path]) -> list[_Read]:
+            return list(zip(chunk, pool.map(one, chunk), strict=True))
 
-def _attempt(preparation: Preparation, path: Path) -> _Read:
-    try:
-        return path, open_prepared(path, preparation)
-    except PictureError as error:
-        return path, error
+        yield from ahead(partial(read, chunk) for chunk in chunks)
 
 
 def _answers(chunk: list[_Read], logits: Logits, names: Sequence[str], top: int) -> Iterator[Answer]:

@@ -21,17 +21,19 @@ _GAP, _STAGE_GAP, _MARGIN = 3.0, 34.0, 40.0
 def picture(plan: Plan, name: str) -> str:
     """An SVG document."""
     groups = [_boxes(place) for place in plan.root.children]
+    crowd = sum(len(group) - 1 for group in groups)
+    gap = min(_GAP, 0.15 * _WIDTH / max(crowd, 1))
     free = _WIDTH - 2 * _MARGIN - _STAGE_GAP * (len(groups) - 1)
-    free -= sum(_GAP * (len(group) - 1) for group in groups)
+    free -= gap * crowd
     unit = free / sum(_ask(part) for group in groups for part in group)
     marks, x = [], _MARGIN
     for i, (place, group) in enumerate(zip(plan.root.children, groups, strict=True)):
         start = x
         for part in group:
             marks.append(_box(plan, part, x, unit * _ask(part), i))
-            x += unit * _ask(part) + _GAP
-        marks.append(_caption(plan, place, (start + x - _GAP) / 2, (x - _GAP - start)))
-        x += _STAGE_GAP - _GAP
+            x += unit * _ask(part) + gap
+        marks.append(_caption(plan, place, (start + x - gap) / 2))
+        x += _STAGE_GAP - gap
     heading = words(f"{name}: {plan.params:,} params, {plan.macs:,} MACs, depth {plan.depth}", _MARGIN, 26.0,
                     fill=_INK, font_size=15, font_weight=600)  # fmt: skip
     paper = element("rect", width=_WIDTH, height=_HEIGHT, rx=10, fill="#ffffff")
@@ -73,7 +75,7 @@ def _arc(shortcut: Place, x: float, width: float, top: float) -> str:
     return element("path", note, d=path, fill="none", stroke=colour, stroke_width=2.2 if costs else 1.3)
 
 
-def _caption(plan: Plan, place: Place | Node, middle: float, width: float) -> str:
+def _caption(plan: Plan, place: Place | Node, middle: float) -> str:
     below = _MIDDLE + _TALLEST / 2 + 26
     shape = "x".join(map(str, place.output[1:])) if len(place.output) == 3 else ""
     told = [place.path, f"{place.output[0]} x {shape}" if shape else str(place.output[0])]

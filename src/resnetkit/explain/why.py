@@ -7,15 +7,19 @@ from typing import TypeVar
 
 from resnetkit.architecture.operations import AveragePooling, Convolution, MaxPooling, Normalisation, ZeroPad, ordinal
 from resnetkit.architecture.plan import Node, Place, Plan
+from resnetkit.architecture.rules import block_stride
 from resnetkit.architecture.spec import (
     OPTION_A,
     OPTION_A_END,
     OPTION_B,
     OPTION_C,
     OPTION_D,
+    BatchNorm,
     Bottleneck,
+    Linear,
     NoShortcuts,
     Shortcuts,
+    Stage,
 )
 
 T = TypeVar("T")
@@ -39,10 +43,11 @@ def _network(plan: Plan, part: Place | Node) -> str:
 
 
 def _stem(plan: Plan, part: Place | Node) -> str:
-    return (
-        f"The stem turns the image into {part.output[0]} channels and shrinks it {part.stride} times, from "
-        f"{_map(part.input)} to {_map(part.output)}, so that the blocks work on small maps."
-    )
+    turned = f"The stem turns the image into {part.output[0]} channels"
+    if part.stride == 1:
+        return f"{turned} and keeps its size, {_map(part.output)}: a small image has no pixel to lose."
+    sizes = f"from {_map(part.input)} to {_map(part.output)}"
+    return f"{turned} and shrinks it {part.stride} times, {sizes}, so that the blocks work on small maps."
 
 
 def _stage(plan: Plan, part: Place | Node) -> str:
@@ -59,7 +64,7 @@ def _block(plan: Plan, part: Place | Node) -> str:
 
 
 def _branch(plan: Plan, part: Place | Node) -> str:
-    stage = plan.spec.stages[int(part.path.split(".")[0].removeprefix("stage")) - 1]
+    stage = _stage_of(plan, part)
     if isinstance(stage.branch, Bottleneck):
         width, channels = stage.branch.width, stage.channels
         return (
@@ -67,32 +72,44 @@ def _branch(plan: Plan, part: Place | Node) -> str:
             f"The 3x3 has {9 * width * width // stage.branch.groups:,} weights instead of "
             f"{9 * channels * channels:,} on {channels} channels."
         )
-    return "The branch computes what is added to the shortcut; its last convolution has a norm but no activation."
+    if isinstance(plan.spec.shortcuts, NoShortcuts):
+        return "The branch is the only way through a block of a plain network."
+    return "The branch computes what is added to the shortcut; no activation stands between its end and the addition."
 
 
 def _shortcut(plan: Plan, part: Place | Node) -> str:
     assert isinstance(part, Place)
-    before, causes = part.input, _causes(part)
+    before, causes = part.input, _causes(part, _written_stride(plan, part))
     kinds = {node.role: node for node in part.nodes}
     if not kinds:
         return f"{before[0]} channels at {_map(before)} on both ways, so the identity, which costs nothing."
     if "projection" in kinds:
-        return f"{causes}, so {_projection(plan, kinds['projection'], 'shortcut-pool' in kinds)}{_option(plan)}."
+        return f"{causes}, so {_projection(plan, kinds['projection'], 'shortcut-pool' in kinds)}."
     op = part.nodes[0].op
     if isinstance(op, ZeroPad):
         zeros = f"{op.before} channels of zeros before and {op.after} after"
         picked = f"every {ordinal(op.stride)} pixel of the input with " if op.stride > 1 else "the input with "
-        return f"{causes}, so {picked}{zeros}: an identity that costs no weight{_option(plan)}."
-    return f"{causes}, so a pool picks from the input: an identity that costs no weight{_option(plan)}."
+        option = f" (option {_option(plan)})" * bool(_option(plan))
+        return f"{causes}, so {picked}{zeros}: an identity that costs no weight{option}."
+    return f"{causes}, so a {op} picks from the input: an identity that costs no weight."
 
 
-def _causes(part: Place) -> str:
+def _causes(part: Place, stride: int) -> str:
+    """What differs between the two ways; ``stride`` is the written one."""
     before, after = part.input, part.output
-    if part.reason.startswith("nothing"):
+    if before[0] == after[0] and stride == 1:
         return f"{before[0]} channels at {_map(before)} on both ways, but this network asks for it in every block"
-    if "stride" not in part.reason:
+    if stride == 1:
         return f"The branch hands on {after[0]} channels and the block receives {before[0]}, same {_map(before)}"
     return part.reason[0].upper() + part.reason[1:].replace(":", ",")
+
+
+def _stage_of(plan: Plan, part: Place | Node) -> Stage:
+    return plan.spec.stages[int(part.path.split(".")[0].removeprefix("stage")) - 1]
+
+
+def _written_stride(plan: Plan, part: Place | Node) -> int:
+    return block_stride(_stage_of(plan, part), int(part.path.split(".")[1].removeprefix("block")))
 
 
 def _projection(plan: Plan, node: Node, pooled: bool) -> str:
@@ -100,11 +117,12 @@ def _projection(plan: Plan, node: Node, pooled: bool) -> str:
     assert isinstance(op, Convolution)
     pool = "an average pool and " if pooled else ""
     norm = " and a norm" if not op.bias else " and a bias"
-    return f"{pool}a 1x1 projection {op.inputs} -> {op.outputs} with stride {op.stride} ({op.weights:,} weights{norm})"
+    cost = f"{op.weights:,} weights{norm}" + f"; option {_option(plan)}" * bool(_option(plan))
+    return f"{pool}a 1x1 projection {op.inputs} -> {op.outputs} with stride {op.stride} ({cost})"
 
 
 def _option(plan: Plan) -> str:
-    return f" (option {OPTIONS[plan.spec.shortcuts]})" if plan.spec.shortcuts in OPTIONS else ""
+    return OPTIONS.get(plan.spec.shortcuts, "")
 
 
 OPTIONS: dict[Shortcuts | NoShortcuts, str] = {
@@ -117,7 +135,9 @@ OPTIONS: dict[Shortcuts | NoShortcuts, str] = {
 
 
 def _head(plan: Plan, part: Place | Node) -> str:
-    return f"The head averages each of the {part.input[0]} maps to one number and gives {part.output[0]} of them on."
+    averaged = f"The head averages each of the {part.input[0]} maps to one number"
+    linear = isinstance(plan.spec.head, Linear)
+    return averaged + (f", and a linear layer makes {part.output[0]} answers of them." if linear else ".")
 
 
 # ------------------------------------------------------------------------------------------------------- operations
@@ -125,7 +145,7 @@ def _head(plan: Plan, part: Place | Node) -> str:
 
 def _stem_conv(plan: Plan, part: Place | Node) -> str:
     op = _op(part, Convolution)
-    return f"A {op.kernel}x{op.kernel} convolution of the stem: {op.inputs} -> {op.outputs} channels. {_bias(op)}"
+    return f"A {op.kernel}x{op.kernel} convolution of the stem: {op.inputs} -> {op.outputs} channels. {_bias(plan, op)}"
 
 
 def _branch_conv(plan: Plan, part: Place | Node) -> str:
@@ -137,20 +157,25 @@ def _branch_conv(plan: Plan, part: Place | Node) -> str:
     )
     stride = f" It has the stride of its block, {op.stride}." * (op.stride > 1)
     dilation = f" Its taps lie {op.dilation} apart: the stride was kept as dilation." * (op.dilation > 1)
-    return f"This convolution {job}, {op.inputs} -> {op.outputs} channels.{stride}{dilation} {_bias(op)}"
+    return f"This convolution {job}, {op.inputs} -> {op.outputs} channels.{stride}{dilation} {_bias(plan, op)}"
 
 
 def _projection_conv(plan: Plan, part: Place | Node) -> str:
     op = _op(part, Convolution)
-    return (
-        f"The projection of a shortcut: it makes {op.outputs} channels of {op.inputs}, so that the ways can be added."
-    )
+    if op.inputs == op.outputs:
+        return (
+            f"The projection of a shortcut: it mixes the {op.inputs} channels and keeps their number. {_bias(plan, op)}"
+        )
+    made = f"it makes {op.outputs} channels of {op.inputs}, so that the ways can be added"
+    return f"The projection of a shortcut: {made}. {_bias(plan, op)}"
 
 
-def _bias(op: Convolution) -> str:
+def _bias(plan: Plan, op: Convolution) -> str:
     if op.bias:
         return "It has a bias because no norm follows it."
-    return "It has no bias: the norm that follows subtracts any constant and adds its own."
+    if isinstance(plan.spec.norm, BatchNorm):
+        return "It has no bias: the norm that follows subtracts any constant and adds its own."
+    return "It has no bias: the norm that follows adds one of its own to each channel."
 
 
 def _norm(plan: Plan, part: Place | Node) -> str:
@@ -159,6 +184,8 @@ def _norm(plan: Plan, part: Place | Node) -> str:
 
 
 def _last_norm(plan: Plan, part: Place | Node) -> str:
+    if isinstance(plan.spec.shortcuts, NoShortcuts):
+        return _norm(plan, part)
     reason = "a branch cut to positive values could only add"
     return f"{_norm(plan, part)} No activation follows before the addition: {reason}."
 
@@ -179,8 +206,12 @@ def _stem_pool(plan: Plan, part: Place | Node) -> str:
 
 
 def _shortcut_pool(plan: Plan, part: Place | Node) -> str:
-    kind = "averages" if isinstance(part, Node) and isinstance(part.op, AveragePooling) else "takes the largest of"
-    return f"This pool {kind} the pixels that the stride would drop, so that the shortcut sees them all."
+    if isinstance(part, Node) and isinstance(part.op, AveragePooling):
+        return "This pool averages the pixels that the stride would drop, so that the shortcut sees them all."
+    op = _op(part, MaxPooling)
+    if op.kernel == 1:
+        return f"This pool picks every {ordinal(_written_stride(plan, part))} pixel, so that the input fits the branch."
+    return f"This pool keeps the largest of each {op.kernel}x{op.kernel} window, so that the input fits the branch."
 
 
 def _shortcut_pad(plan: Plan, part: Place | Node) -> str:

@@ -7,20 +7,52 @@ and what is transparent lies on white.
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from resnetkit.errors import PictureError
+from resnetkit.errors import DataError, PictureError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 MOST_PIXELS = 100_000_000
 _TOO_LARGE = f"it has more than {MOST_PIXELS:,} pixels"
+T = TypeVar("T")
+Result = TypeVar("Result")
 _WHITE = (255, 255, 255, 255)
+
+
+def pictures_below(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Every file below a folder with a picture's ending, hidden ones aside; links that lead back up are passed over."""
+    real = os.path.realpath(folder)
+    for entry in visible(folder) if real not in seen else ():
+        if entry.is_dir():
+            yield from pictures_below(Path(entry.path), seen | {real})
+        elif entry.name.lower().endswith(SUFFIXES):
+            yield Path(entry.path)
+
+
+def visible(folder: Path) -> list[os.DirEntry[str]]:
+    """What stands in a folder, by name, hidden entries aside; raises `DataError` where it cannot be read."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"cannot read this folder: {error.strerror}", where=str(folder)) from None
+    return [entry for entry in entries if not entry.name.startswith((".", "__"))]
+
+
+def attempt(read: Callable[[T], Result], source: T) -> Result | PictureError:
+    """What ``read`` gives, or the error of a file that is no picture as a value."""
+    try:
+        return read(source)
+    except PictureError as error:
+        return error
 
 
 def decode(source: str | Path | bytes, colour: str = "RGB") -> Image.Image:

@@ -12,6 +12,7 @@ from resnetkit.architecture.card import Preparation
 from resnetkit.images.decode import decode
 
 Pixels = NDArray[np.uint8]
+_LONGEST = 16  # how many times as long as wide a picture may be before its ends are left out
 
 
 def prepare(image: Image.Image, preparation: Preparation) -> Pixels:
@@ -48,11 +49,19 @@ def scale_and_shift(preparation: Preparation) -> tuple[NDArray[np.float32], NDAr
 
 def _resize(image: Image.Image, side: int) -> Image.Image:
     short, long = sorted(image.size)
+    if long > _LONGEST * short:  # of a ribbon only the middle can be seen; resizing all of it could take any memory
+        image, long = _centre(image, _middle(image.size)), _LONGEST * short
     if short == side:
         return image
     other = max(side, int(side * long / short))
     size = (side, other) if image.width <= image.height else (other, side)
     return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _middle(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the middle of a ribbon."""
+    width, height = size
+    return (min(height, _LONGEST * width), min(width, _LONGEST * height))
 
 
 def _centre(image: Image.Image, crop: tuple[int, int]) -> Image.Image:

@@ -4,8 +4,8 @@
     flowers/daisy/1.jpg                                              parts drawn by a seed, class by class
     digits                                                           scikit-learn's 1,797 handwritten digits
 
-``val`` selects the best epoch, ``test`` only measures. Where both are missing, a fifth is held out as ``test``; where
-``val`` is missing, a tenth of what is left for training becomes it. The draw depends on the seed and the names alone.
+``val`` selects the best epoch, ``test`` only measures. Of one folder of classes a fifth is held out as ``test``; where
+``val`` is missing, a tenth of what is there for training becomes it. The draw depends on the seed and the names alone.
 
 Classes have the names of their folders, and are matched by name everywhere. Hidden files and folders are passed over,
 and so is all that has no picture's ending.
@@ -14,8 +14,7 @@ and so is all that has no picture's ending.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnetkit.errors import DataError, UsageError, extra_missing, suggestion
-from resnetkit.images.decode import SUFFIXES, decode
+from resnetkit.errors import DataError, UsageError, extra_missing, nearest, suggestion
+from resnetkit.images.decode import SUFFIXES, decode, pictures_below, visible
 
 Indices = NDArray[np.int64]
 _TEST_SHARE, _VAL_SHARE = 0.2, 0.1
@@ -104,13 +103,13 @@ def open_data(source: str | Path) -> Data:
 
     Raises `UsageError` for a folder that is not there, `DataError` for one that holds no pictures in classes.
     """
-    if str(source) == "digits" and not Path("digits").exists():
+    if str(source) == "digits":  # a folder of this name is ./digits
         return _digits()
     root = Path(source)
     if not root.is_dir():
         fix = suggestion(str(source), ["digits"], "name a folder with a folder of pictures for each class, or: digits")
         raise UsageError("there is no such folder", where=str(source), fix=fix)
-    folders = {part: path for part in _FOLDERS for path in _named(root, _FOLDERS[part])} or {"all": root}
+    folders = _part_folders(root) or {"all": root}
     found = {part: _scan(folder) for part, folder in folders.items()}
     classes = _classes(root, found)
     return Data(str(source), classes, {part: _files(folders[part], found[part], classes) for part in folders})
@@ -125,6 +124,10 @@ def divide(data: Data, seed: int) -> Data:
         raise DataError("there is no train folder beside the others", where=data.name, fix="name one: train/CLASS/")
     if "val" not in parts:
         parts["train"], parts["val"] = _draw(parts["train"], _VAL_SHARE, f"{seed}/val")
+    empty = [part for part in parts if not len(parts[part])]
+    if empty or len(parts["train"]) < 2:
+        what = "there are too few pictures to hold some out"
+        raise DataError(what, where=data.name, fix=f"add pictures: {len(data.first)} are too few")
     return Data(data.name, data.classes, {part: parts[part] for part in _FOLDERS if part in parts})
 
 
@@ -153,42 +156,35 @@ def _draw(pictures: Pictures, share: float, seed: str) -> tuple[Pictures, Pictur
 # ----------------------------------------------------------------------------------------------------------- folders
 
 
-def _named(root: Path, names: Sequence[str]) -> list[Path]:
-    return [root / name for name in names if (root / name).is_dir()][:1]
+def _part_folders(root: Path) -> dict[str, Path]:
+    """Part -> folder. A single ``train`` among other folders is a class, of vehicles perhaps."""
+    folders = [entry.name for entry in visible(root) if entry.is_dir()]
+    found = {part: root / name for part, names in _FOLDERS.items() for name in names if name in folders}
+    return found if len(found) > 1 or len(found) == len(folders) else {}
 
 
 def _scan(folder: Path) -> dict[str, list[Path]]:
     """Class -> pictures, however deep they lie below the folder of the class; both sorted by name."""
     found = {}
-    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            pictures = sorted(_pictures(Path(entry.path), set()))
-            found.update({entry.name: pictures} if pictures else {})
+    for entry in visible(folder):
+        pictures = sorted(pictures_below(Path(entry.path))) if entry.is_dir() else []
+        if pictures:
+            found[_readable(entry.name, folder)] = pictures
     if not found:
         raise _nothing(folder)
     return found
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        return [entry for entry in os.scandir(folder) if not entry.name.startswith((".", "__"))]
-    except OSError as error:
-        raise DataError(f"cannot read this folder: {error.strerror}", where=str(folder)) from None
-
-
-def _pictures(folder: Path, seen: set[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in seen:  # a link that leads back up
-        return
-    for entry in _entries(folder):
-        if entry.is_dir():
-            yield from _pictures(Path(entry.path), seen | {real})
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield Path(entry.path)
+def _readable(name: str, folder: Path) -> str:
+    """The name of a class, which has to be text: it goes into cards, tables and pages."""
+    if not name.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in name):
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise DataError("the name of a class is not text", where=f"{folder}/{shown!r}", fix="rename the folder")
+    return name
 
 
 def _nothing(folder: Path) -> DataError:
-    loose = any(entry.name.lower().endswith(SUFFIXES) for entry in _entries(folder))
+    loose = any(entry.name.lower().endswith(SUFFIXES) for entry in visible(folder))
     what = "the pictures lie beside each other, not in classes" if loose else "there are no pictures here"
     return DataError(what, where=str(folder), fix="put the pictures of each class into a folder: CLASS/picture.jpg")
 
@@ -202,9 +198,14 @@ def _classes(root: Path, found: dict[str, dict[str, list[Path]]]) -> tuple[str, 
             raise DataError(
                 f"{part} has a class that {first} has not: {', '.join(extra[:5])}",
                 where=str(root),
-                fix=f"{suggestion(extra[0], list(found[first]))} Otherwise add it to {first}, or remove it from {part}",
+                fix=f"{_near(extra[0], found[first])}add it to {first}, or remove it from {part}",
             )
     return tuple(found[first])
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = nearest(name, known)
+    return f"did you mean {near[0]}? Otherwise " if near else ""
 
 
 def _files(root: Path, found: dict[str, list[Path]], classes: tuple[str, ...]) -> Files:

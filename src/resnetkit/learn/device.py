@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from resnetkit.architecture.card import Preparation
+from resnetkit.architecture.spec import Linear
 from resnetkit.errors import MachineError, UsageError
 from resnetkit.images.prepare import scale_and_shift
 from resnetkit.network.layers import Network
@@ -60,8 +62,10 @@ class ToInput:
         return pixels.to(self._device).permute(0, 3, 1, 2).float() * self._scale + self._shift
 
 
-def runner(network: Network, device: torch.device, precision: Precision = "fp32") -> Logits:
-    """A function from pixels to logits (N classes, fp32, on the CPU); the network is moved there and evaluates."""
+@contextlib.contextmanager
+def answering(network: Network, device: torch.device, precision: Precision = "fp32") -> Iterator[Logits]:
+    """A function from pixels to logits (N classes, fp32, on the CPU); afterwards the network is where and as it was."""
+    mode, place = network.training, next(network.parameters()).device
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     to_input = ToInput(network.card.preparation, device)
     low = resolve(precision, device) == "bf16"
@@ -72,4 +76,14 @@ def runner(network: Network, device: torch.device, precision: Precision = "fp32"
             answer: Tensor = network(to_input(pixels))
         return answer.float().cpu()
 
-    return logits
+    try:
+        yield logits
+    finally:
+        network.to(place).train(mode)
+
+
+def classes_of(network: Network) -> int:
+    """How many classes a network tells apart; raises `UsageError` where it has no classifier."""
+    if not isinstance(network.card.spec.head, Linear):
+        raise UsageError("this network has no classifier, so it names no class", where=network.card.name)
+    return network.card.spec.head.classes

@@ -12,7 +12,7 @@ from torch import Tensor
 from resnetkit.architecture.card import Card
 from resnetkit.errors import DataError, suggestion
 from resnetkit.learn.data import Data, divide, fingerprint, open_data
-from resnetkit.learn.device import Logits, Precision, pick, runner
+from resnetkit.learn.device import Logits, Precision, answering, classes_of, pick
 from resnetkit.learn.pixels import PixelSource, Tell
 from resnetkit.network.layers import Network
 from resnetkit.weights.store import load
@@ -53,27 +53,26 @@ def evaluate(
 ) -> Evaluation:
     """Count how often ``model`` is right about ``data``, or about one ``part`` of it.
 
-    Without ``part``: ``test`` where the data has it, or else ``val``; where it has no parts, all of it, or what was
-    held out if the model was trained on this very data. Classes are matched by name. Raises
-    `DataError` where the data has a class that the model has not.
+    Without ``part``: if the model was trained on this very data, what was held out from it; else ``test`` where the
+    data has it, or ``val``, or all of it. Classes are matched by name. Raises `DataError` where the data has a class
+    that the model has not.
     """
     network = model if isinstance(model, Network) else load(model)
     opened, chosen = _choose(open_data(data), network.card, part)
-    numbers = class_numbers(opened.classes, network.card)
+    known = classes_of(network)
+    numbers = class_numbers(opened.classes, network.card.classes or known)
     source = PixelSource(opened.part(chosen), network.card.preparation, keep=False)
     batches = ((pixels, numbers[labels]) for pixels, labels in _told(source, tell))
-    classes = network.card.classes or opened.classes
-    confusion, top5 = count(runner(network, pick(device), precision), batches, len(classes))
-    return Evaluation(
-        network.card.name,
-        str(data),
-        chosen,
-        classes,
-        int(confusion.sum()),
-        int(confusion.trace()),
-        top5,
-        tuple(map(tuple, confusion.tolist())),
-    )
+    with answering(network, pick(device), precision) as logits:
+        counts = count(logits, batches, known)
+    return found(network.card, str(data), chosen, network.card.classes or opened.classes, counts)
+
+
+def found(card: Card, data: str, part: str, classes: tuple[str, ...], counts: tuple[Tensor, int]) -> Evaluation:
+    """An `Evaluation` of what `count` gives."""
+    confusion, top5 = counts
+    table = tuple(map(tuple, confusion.tolist()))
+    return Evaluation(card.name, data, part, classes, int(confusion.sum()), int(confusion.trace()), top5, table)
 
 
 def count(logits: Logits, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> tuple[Tensor, int]:
@@ -87,33 +86,31 @@ def count(logits: Logits, batches: Iterable[tuple[Tensor, Tensor]], classes: int
     return confusion.reshape(classes, classes), among_five
 
 
-def class_numbers(names: tuple[str, ...], card: Card) -> Tensor:
-    """For each class of the data its number in the model, by name; by order where the model's have no names."""
-    if not card.classes:
-        known = card.spec.head.classes if hasattr(card.spec.head, "classes") else 0
+def class_numbers(names: tuple[str, ...], known: tuple[str, ...] | int) -> Tensor:
+    """For each class of the data its number in the model, by name; by order where the model's are only counted."""
+    if isinstance(known, int):
         if known != len(names):
-            raise DataError(f"the model has {known} classes without names, the data has {len(names)}")
+            fix = "evaluate data with as many folders, in the order of the model's classes"
+            raise DataError(f"the model has {known} classes without names, the data has {len(names)}", fix=fix)
         return torch.arange(len(names))
-    extra = [name for name in names if name not in card.classes]
+    extra = [name for name in names if name not in known]
     if extra:
         raise DataError(
             f"the data has {len(extra)} of {len(names)} classes that the model has not: {', '.join(extra[:5])}",
-            where=f"classes of {card.name}: {', '.join(card.classes[:10])}" + ", ..." * (len(card.classes) > 10),
-            fix=suggestion(extra[0], card.classes, "evaluate data whose folders are named as the model's classes"),
+            where=f"the model's classes: {', '.join(known[:10])}" + ", ..." * (len(known) > 10),
+            fix=suggestion(extra[0], known, "evaluate data whose folders are named as the model's classes"),
         )
-    return torch.tensor([card.classes.index(name) for name in names])
+    return torch.tensor([known.index(name) for name in names])
 
 
 def _choose(data: Data, card: Card, part: str | None) -> tuple[Data, str]:
-    """The data with the part that is asked for, drawn if it has to be, and the name of that part."""
-    known = card.training is not None and card.training.fingerprint == fingerprint(data)
-    seed = card.training.split_seed if card.training else 0
-    if part is None:
-        standing = [name for name in ("test", "val", "all") if name in data.parts]
-        part = "test" if known and standing == ["all"] else standing[0] if standing else "train"
-    if part in data.parts and not (known and part == "train"):
-        return data, part
-    return divide(data, seed), part
+    """The data with its parts, drawn as for training if the model was trained on it, and the part that is meant."""
+    standing = [name for name in ("test", "val", "all", "train") if name in data.parts]
+    if card.training is None or card.training.fingerprint != fingerprint(data):
+        return data, part or standing[0]
+    whole = {"all": data.parts["all"]} if "all" in data.parts else {}
+    parts = divide(data, card.training.split_seed).parts
+    return Data(data.name, data.classes, parts | whole), part or ("test" if "test" in parts else "val")
 
 
 def _told(source: PixelSource, tell: Tell | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resnetkit.architecture.card import Preparation
 from resnetkit.errors import DataError, PictureError
+from resnetkit.images.decode import attempt
 from resnetkit.images.prepare import Pixels, prepare, random_crop
 from resnetkit.learn.data import Indices, Pictures
 
@@ -61,7 +62,9 @@ class PixelSource:
     def batches(self, size: int = _BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """All of them in order: (pixels, labels)."""
         chunks = [np.arange(i, min(i + size, len(self))) for i in range(0, len(self), size)]
-        return ahead(partial(self._pair, chunk) for chunk in chunks)
+        return (
+            (self._pair(chunk) for chunk in chunks) if self.in_memory else ahead(partial(self._pair, c) for c in chunks)
+        )
 
     def _pair(self, chunk: Indices) -> tuple[Tensor, Tensor]:
         return self.prepared(chunk), self.labels[torch.from_numpy(chunk)]
@@ -78,7 +81,10 @@ class PixelSource:
 
 
 def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The results in order, each task begun while the result before it is in use."""
+    """The results in order, each task begun while the result before it is in use.
+
+    For tasks that decode. One that computes with torch would only take the network's threads from it.
+    """
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[T] | None = None
         for task in tasks:
@@ -95,7 +101,7 @@ def _on_all_cores(read: Callable[[int], Pixels], indices: Sequence[int], tell: T
     found: list[Pixels] = []
     bad: list[PictureError] = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for done, result in enumerate(pool.map(partial(_attempt, read), indices), 1):
+        for done, result in enumerate(pool.map(partial(attempt, read), indices), 1):
             if isinstance(result, PictureError):
                 bad.append(result)
             else:
@@ -105,13 +111,6 @@ def _on_all_cores(read: Callable[[int], Pixels], indices: Sequence[int], tell: T
     if bad:
         raise _unreadable(bad)
     return found
-
-
-def _attempt(read: Callable[[int], Pixels], i: int) -> Pixels | PictureError:
-    try:
-        return read(i)
-    except PictureError as error:
-        return error
 
 
 def _unreadable(bad: Sequence[PictureError]) -> DataError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from resnetkit.architecture.card import Preparation
+from resnetkit.architecture.card import Preparation, preparation_faults
 from resnetkit.architecture.catalog import spec
 from resnetkit.errors import Fault, TextError, UsageError
 from resnetkit.text import from_data, parse_json, parse_toml, read_text, to_data
@@ -89,7 +89,7 @@ Augment = PadCrop | RandomCrop | NoAugment
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides a run. The same recipe on the same machine gives the same weights.
+    """Everything that decides a run. The same recipe on the same CPU gives the same weights.
 
     ``split_seed`` decides which pictures are held out where the data does not say; ``seed`` decides weights, order and
     augmentation. ``precision`` ``auto`` is bf16 where the processor computes in it, fp32 elsewhere. ``image``
@@ -122,7 +122,7 @@ def recipe_for(data: str, model: str, side: int, pictures: int) -> Recipe:
     Small images are shifted and mirrored (the digits shifted by a pixel only: a mirrored 2 is none), larger ones are
     cropped at random. Few pictures get small batches, so that an epoch has at least some twenty steps.
     """
-    batch = 2 ** round(math.log2(min(128, max(16, pictures / 20))))
+    batch = 2 ** round(math.log2(min(64, max(16, pictures / 20))))
     batch = min(batch, 32) if side > 64 else batch
     if data == "digits":
         return Recipe(data, model, 20, 32, optimiser=_sgd(32), augment=PadCrop(1, flip=False), image=(1, 16, 16))
@@ -135,9 +135,23 @@ def _sgd(batch: int) -> SGD:
     return SGD(lr=0.1 * batch / 64)
 
 
-def plan_run(pictures: int, data: str, model: str, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe that suits a network and a number of pictures, with ``settings`` laid over it; raises `TextError`."""
-    return edit(recipe_for(data, model, max(spec(model).input[1:]), pictures), settings)
+def plan_run(pictures: int, data: str, model: str | None, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe that suits a network and a number of pictures, with ``settings`` laid over it; raises `TextError`.
+
+    ``data`` and ``model`` as named here are stronger than in the settings; without either the model is resnet18.
+    """
+    asked = {key: settings[key] for key in ("model", "image") if key in settings}
+    early = from_data(_Early, asked | ({"model": model} if model else {}), "this recipe")
+    side = max((early.image or spec(early.model).input)[1:])
+    return edit(recipe_for(data, early.model, side, pictures), {**settings, "data": data, "model": early.model})
+
+
+@dataclass(frozen=True, slots=True)
+class _Early:
+    """What has to be known before the rest of a recipe can be chosen."""
+
+    model: str = "resnet18"
+    image: tuple[int, int, int] | None = None
 
 
 def edit(recipe: Recipe, changes: Mapping[str, Any], what: str = "this recipe") -> Recipe:
@@ -147,6 +161,8 @@ def edit(recipe: Recipe, changes: Mapping[str, Any], what: str = "this recipe") 
 
 def over(under: Any, changes: Any) -> Any:
     """``changes`` over ``under``, field by field; another kind of variant replaces the whole."""
+    if isinstance(under, str) and isinstance(changes, Mapping):  # a variant written as a word alone
+        under = {"kind": under}
     if not isinstance(under, dict) or not isinstance(changes, Mapping):
         return changes
     if "kind" in changes and changes["kind"] != under.get("kind"):
@@ -156,19 +172,81 @@ def over(under: Any, changes: Any) -> Any:
 
 def check(recipe: Recipe, what: str = "this recipe") -> Recipe:
     """The recipe itself; raises `TextError` with every number that is out of its range."""
-    lr = recipe.optimiser.lr
     limits = [
         ("epochs", recipe.epochs, 1 <= recipe.epochs <= 100_000, "1 to 100,000"),
-        ("batch_size", recipe.batch_size, 1 <= recipe.batch_size <= 65_536, "1 to 65,536"),
+        ("batch_size", recipe.batch_size, 2 <= recipe.batch_size <= 65_536, "2 to 65,536"),
         ("seed", recipe.seed, 0 <= recipe.seed < 2**63, "0 to 2**63 - 1"),
         ("split_seed", recipe.split_seed, 0 <= recipe.split_seed < 2**63, "0 to 2**63 - 1"),
         ("label_smoothing", recipe.label_smoothing, 0 <= recipe.label_smoothing < 1, "0 to below 1"),
-        ("optimiser.lr", lr, lr > 0, "more than 0"),
+        *_optimiser_limits(recipe.optimiser),
+        *_schedule_limits(recipe.schedule),
+        *_augment_limits(recipe.augment),
     ]
     faults = [Fault(path, str(came), allowed) for path, came, fits, allowed in limits if not fits]
+    if recipe.preparation:
+        channels = recipe.image[0] if recipe.image else len(recipe.preparation.mean)
+        faults += preparation_faults(recipe.preparation, channels)
     if faults:
         raise TextError(f"{what} does not describe a recipe", faults)
     return recipe
+
+
+Limit = tuple[str, object, bool, str]
+
+
+def _optimiser_limits(optimiser: Optimiser) -> list[Limit]:
+    lr, decay = optimiser.lr, optimiser.weight_decay
+    shared: list[Limit] = [
+        ("optimiser.lr", lr, lr > 0, "more than 0"),
+        ("optimiser.weight_decay", decay, decay >= 0, "0 or more"),
+    ]
+    if isinstance(optimiser, AdamW):
+        betas = (("beta1", optimiser.beta1), ("beta2", optimiser.beta2))
+        return shared + [(f"optimiser.{name}", beta, 0 <= beta < 1, "0 to below 1") for name, beta in betas]
+    least = "more than 0, as nesterov is on," if optimiser.nesterov else "0"
+    fits = 0 <= optimiser.momentum < 1 and not (optimiser.nesterov and optimiser.momentum == 0)
+    return [*shared, ("optimiser.momentum", optimiser.momentum, fits, f"{least} to below 1")]
+
+
+def _schedule_limits(schedule: Schedule) -> list[Limit]:
+    match schedule:
+        case Cosine(warmup):
+            return [("schedule.warmup", warmup, warmup >= 0, "0 or more epochs")]
+        case Triangle(peak):
+            return [("schedule.peak", peak, 0 <= peak <= 1, "0 to 1, a share of the run")]
+        case Steps(at, factor, warmup):
+            return [
+                ("schedule.at", list(at), all(step >= 0 for step in at), "epochs"),
+                ("schedule.factor", factor, factor > 0, "more than 0"),
+                ("schedule.warmup", warmup, warmup >= 0, "0 or more epochs"),
+            ]
+
+
+def _augment_limits(augment: Augment) -> list[Limit]:
+    match augment:
+        case PadCrop(pad):
+            return [("augment.pad", pad, 0 <= pad <= 1000, "0 to 1000 pixels")]
+        case RandomCrop(area):
+            return [("augment.area", area, 0 < area <= 1, "more than 0, to 1: a share of the picture")]
+        case NoAugment():
+            return []
+
+
+def with_options(
+    settings: Mapping[str, Any],
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    split_seed: int | None = None,
+    precision: str | None = None,
+) -> dict[str, Any]:
+    """``settings`` with the most common ones laid over them, by the names that the command line also has."""
+    plain = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "split_seed": split_seed, "precision": precision}
+    given: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
+    given |= {"optimiser": {"lr": lr}} if lr is not None else {}
+    return dict(over(dict(settings), given))
 
 
 def read_changes(path: Path) -> dict[str, Any]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
 
+from resnetkit.learn.run import Run
 from resnetkit.pages import chart, html
 from resnetkit.text import to_toml
-
-if TYPE_CHECKING:
-    from resnetkit.learn.train import Run
 
 _MOST_CLASSES = 24
 

@@ -10,8 +10,9 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,122 +22,68 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnetkit import files
-from resnetkit.architecture.card import Card, Figure, Training, card_for, preparation_for
+from resnetkit.architecture.card import Figure, Training, card_for, preparation_faults, preparation_for
 from resnetkit.architecture.catalog import name_of
 from resnetkit.architecture.catalog import spec as spec_of
-from resnetkit.architecture.plan import Plan, plan
+from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import Linear
 from resnetkit.doctor import environment
-from resnetkit.errors import DataError, UsageError
+from resnetkit.errors import DataError, TextError, UsageError
 from resnetkit.learn.augment import augmented
-from resnetkit.learn.data import Data, divide, fingerprint, open_data
-from resnetkit.learn.device import ToInput, pick, resolve, runner
-from resnetkit.learn.evaluate import Evaluation, count
-from resnetkit.learn.pixels import PixelSource, Tell
-from resnetkit.learn.recipe import SGD, RandomCrop, Recipe, plan_run, rate
+from resnetkit.learn.data import Data, Indices, divide, fingerprint, open_data
+from resnetkit.learn.device import ToInput, answering, pick, resolve
+from resnetkit.learn.evaluate import count, found
+from resnetkit.learn.pixels import PixelSource, Tell, ahead
+from resnetkit.learn.recipe import SGD, RandomCrop, Recipe, plan_run, rate, with_options
 from resnetkit.learn.report import report
+from resnetkit.learn.run import (
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    Epoch,
+    Prepared,
+    Run,
+    Step,
+    Watch,
+)
 from resnetkit.network.build import build
 from resnetkit.network.layers import Network
 from resnetkit.text import to_toml
 from resnetkit.weights.store import save
 
-RECIPE_FILE, METRICS_FILE, ENVIRONMENT_FILE, REPORT_FILE = (
-    "run.toml",
-    "metrics.jsonl",
-    "environment.json",
-    "report.html",
-)
-
-
-# ------------------------------------------------------------------------------------------------- what a run tells
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that is about to start: everything that was decided."""
-
-    recipe: Recipe
-    data: Data
-    card: Card
-    plan: Plan
-    device: str
-    precision: str
-    out: Path
-
-
-@dataclass(frozen=True)
-class Step:
-    """After a step: where the run stands, and the means over the epoch so far."""
-
-    epoch: int
-    step: int
-    steps: int
-    loss: float
-    accuracy: float
-    images_per_second: float
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A line of ``metrics.jsonl``. Accuracies are 0 to 1; the training one is measured on augmented pictures."""
-
-    epoch: int
-    lr: float
-    loss: float
-    accuracy: float
-    val_n: int
-    val_correct: int
-    val_accuracy: float
-    images_per_second: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run. ``evaluation`` is of ``test`` where the data has it, else of ``val``."""
-
-    path: Path
-    recipe: Recipe
-    card: Card
-    epochs: tuple[Epoch, ...]
-    best: int
-    evaluation: Evaluation
-    seconds: float
-
-
-Watch = Callable[[Prepared | Step | Epoch], None]
-
-
-# ---------------------------------------------------------------------------------------------------------- training
-
 
 def train(
     data: str | Path,
-    model: str | Path = "resnet18",
+    model: str | Path | None = None,
     *,
     out: str | Path | None = None,
     device: str = "auto",
     settings: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     tell: Tell | None = None,
+    **options: Any,
 ) -> Run:
-    """Train ``model`` on ``data`` and write a run folder.
+    """Train ``model`` (resnet18 if none is named) on ``data`` and write a run folder.
 
-    ``settings`` are nested changes to the `Recipe` that suits the data, such as ``{"epochs": 5, "optimiser": {"lr":
-    0.05}}``. ``watch`` is called with what happens, ``tell`` with (done, all) while pictures are read. Without ``out``
-    the folder is ``runs/DATA-MODEL-1``, or the next number that is free. Raises before anything is written wherever the
-    fault can be known by then.
+    ``settings`` are nested changes to the `Recipe` that suits the data, such as ``{"schedule": {"warmup": 2}}``, and
+    ``options`` those of the command line: epochs, batch_size, lr, seed, split_seed, precision. ``watch`` is called with
+    what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is
+    ``runs/DATA-MODEL-1``, or the next number that is free. Raises before anything is written wherever the fault can be
+    known by then.
     """
     opened = open_data(data)
-    recipe = plan_run(len(opened.first), str(data), str(model), settings or {})
+    recipe = plan_run(
+        len(opened.first), str(data), str(model) if model else None, with_options(settings or {}, **options)
+    )
     prepared = _prepare(opened, recipe, device, out)
-    sources = _read(prepared, tell)
-    prepared.out.mkdir(parents=True)
+    training = _Training(prepared, _read(prepared, tell), watch or (lambda event: None))
+    training.prepared = prepared = replace(prepared, out=_claim(prepared.out, numbered=out is None))
     files.write_text(prepared.out / RECIPE_FILE, to_toml(recipe))
     files.write_text(prepared.out / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")
     if watch:
         watch(prepared)
-    return _Training(prepared, sources, watch or (lambda event: None)).run()
+    return training.run()
 
 
 def _prepare(opened: Data, recipe: Recipe, device: str, out: str | Path | None) -> Prepared:
@@ -148,9 +95,13 @@ def _prepare(opened: Data, recipe: Recipe, device: str, out: str | Path | None) 
     if recipe.image:
         spec = replace(spec, input=recipe.image)
     spec = replace(spec, head=Linear(len(data.classes)))
+    preparation = recipe.preparation or preparation_for(spec)
+    faults = preparation_faults(preparation, spec.input[0])
+    if faults:
+        raise TextError("pictures cannot be prepared for this network", faults, fix="change its input, or preparation")
     card = replace(
         card_for(name_of(recipe.model), spec, data.classes),
-        preparation=recipe.preparation or preparation_for(spec),
+        preparation=preparation,
         origin="trained with resnetkit",
         training=Training(Path(data.name).name, fingerprint(opened), recipe.split_seed, recipe.seed, recipe.epochs),
     )
@@ -172,6 +123,15 @@ def _free(out: str | Path | None, recipe: Recipe) -> Path:
     if path.exists():
         raise UsageError("--out exists already", where=str(path), fix="name a folder that does not exist")
     return path
+
+
+def _claim(out: Path, *, numbered: bool) -> Path:
+    """The folder, made; another run may have taken the number meanwhile."""
+    while numbered and out.exists():
+        stem, _, number = out.name.rpartition("-")
+        out = out.with_name(f"{stem}-{int(number) + 1}")
+    files.make_folder(out)
+    return out
 
 
 def _read(prepared: Prepared, tell: Tell | None) -> dict[str, PixelSource]:
@@ -199,11 +159,11 @@ class _Training:
     def run(self) -> Run:
         started = time.perf_counter()
         epochs: list[Epoch] = []
-        best, kept = 0, self.model.state_dict()
+        best, kept = 1, self.model.state_dict()
         for number in range(1, self.recipe.epochs + 1):
             epochs.append(self.epoch(number))
             self.note(epochs[-1])
-            if epochs[-1].val_correct >= epochs[best - 1].val_correct or not best:
+            if epochs[-1].val_correct >= epochs[best - 1].val_correct:
                 best, kept = number, copy.deepcopy(self.model.state_dict())
         self.model.load_state_dict(kept)
         return self.finish(epochs, best, time.perf_counter() - started)
@@ -230,12 +190,16 @@ class _Training:
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """An epoch in its order, which is a function of (seed, epoch); a last batch of one is left out (batch norm)."""
-        source, size = self.sources["train"], self.recipe.batch_size
-        order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(source))
-        for step in range(self.steps):
-            chosen = order[step * size : (step + 1) * size]
-            pixels = augmented(source, chosen, self.recipe.augment, (self.recipe.seed, epoch), step)
-            yield pixels, source.labels[torch.from_numpy(chosen)].to(self.device)
+        size = self.recipe.batch_size
+        order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.sources["train"]))
+        chunks = [order[step * size : (step + 1) * size] for step in range(self.steps)]
+        tasks = [partial(self.batch, epoch, step, chunk) for step, chunk in enumerate(chunks)]
+        return (task() for task in tasks) if self.sources["train"].in_memory else ahead(tasks)
+
+    def batch(self, epoch: int, step: int, chosen: Indices) -> tuple[Tensor, Tensor]:
+        source, seed = self.sources["train"], (self.recipe.seed, epoch)
+        labels = source.labels[torch.from_numpy(chosen)].to(self.device)
+        return augmented(source, chosen, self.recipe.augment, seed, step), labels
 
     @property
     def steps(self) -> int:
@@ -259,33 +223,22 @@ class _Training:
         return loss
 
     def measure(self, part: str) -> tuple[Tensor, int]:
-        logits = runner(self.model, self.device, "fp32")
-        return count(logits, self.sources[part].batches(), len(self.prepared.card.classes))
+        with answering(self.model, self.device, "fp32") as logits:
+            return count(logits, self.sources[part].batches(), len(self.prepared.card.classes))
 
     def note(self, epoch: Epoch) -> None:
-        with (self.prepared.out / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(epoch)) + "\n")
+        files.append_line(self.prepared.out / METRICS_FILE, json.dumps(asdict(epoch)))
         self.watch(epoch)
 
     def finish(self, epochs: list[Epoch], best: int, seconds: float) -> Run:
         prepared = self.prepared
         part = "test" if "test" in self.sources else "val"
-        confusion, top5 = self.measure(part)
-        evaluation = Evaluation(
-            prepared.card.name,
-            self.recipe.data,
-            part,
-            prepared.card.classes,
-            int(confusion.sum()),
-            int(confusion.trace()),
-            top5,
-            tuple(map(tuple, confusion.tolist())),
-        )
+        evaluation = found(prepared.card, self.recipe.data, part, prepared.card.classes, self.measure(part))
         figure = Figure(f"top-1 on {part}", evaluation.top1, f"{evaluation.correct} of {evaluation.n}, this run")
         self.model.card = replace(prepared.card, figures=(figure,))
         run = Run(prepared.out, self.recipe, self.model.card, tuple(epochs), best, evaluation, seconds)
+        save(self.model, prepared.out / "model")
         files.write_text(prepared.out / REPORT_FILE, report(run))
-        save(self.model.cpu(), prepared.out / "model")
         return run
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from resnetkit.architecture.plan import Node
+from resnetkit.errors import UsageError
 from resnetkit.network.layers import Network
 
 
@@ -18,6 +19,9 @@ def initialise(model: Network, *, seed: int = 0, zero_last_norm: bool = False) -
     The classifier: uniform within 1 / sqrt(fan-in), torch's own default. ``zero_last_norm`` starts every block as its
     shortcut (Goyal et al., arXiv 1706.02677, section 5.1).
     """
+    if zero_last_norm and not {"add", "branch-last-norm"} <= {node.role for node in model.plan.nodes}:
+        what = "zero_last_norm starts blocks as their shortcuts, so it needs shortcuts and norms"
+        raise UsageError(what, where=model.card.name, fix="leave zero_last_norm out")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for node in model.plan.nodes:

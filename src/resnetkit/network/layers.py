@@ -57,7 +57,7 @@ class Head(nn.Sequential):
     """From the last map to the answer."""
 
 
-class Network(nn.Sequential):
+class Network(nn.Module):
     """Stem, stages and head in a row. ``plan`` is what it was built from, ``card`` what belongs to it."""
 
     def __init__(self, plan: Plan, card: Card, parts: Iterable[tuple[str, nn.Module]]) -> None:
@@ -66,6 +66,11 @@ class Network(nn.Sequential):
         self.card = card
         for name, part in parts:
             self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.children():
+            x = part(x)
+        return x
 
     def features(self, x: Tensor, places: Iterable[str]) -> dict[str, Tensor]:
         """What the named places (``stem``, ``stage1`` ..., ``head``) hand on for images ``x``; nothing later runs."""

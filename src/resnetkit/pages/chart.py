@@ -9,7 +9,7 @@ from resnetkit.pages.svg import document, element, title, words
 
 _COLOURS = ("var(--one, #2563eb)", "var(--two, #d9480f)", "var(--three, #2b8a3e)")
 _INK, _SOFT, _LINE = "var(--ink, #1c2733)", "var(--soft, #5d6b7a)", "var(--line, #d5dce4)"
-_LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 56.0, 704.0, 34.0, 236.0, 720.0, 270.0
+_LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 46.0, 548.0, 34.0, 236.0, 560.0, 266.0
 
 
 def lines(label: str, across: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:

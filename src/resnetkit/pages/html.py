@@ -27,7 +27,8 @@ th:first-child, td:first-child { text-align: left; } th { color: var(--soft); fo
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 dl div { background: var(--fill); border-radius: .5rem; padding: .6rem .8rem; }
 dt { color: var(--soft); font-size: .8rem; } dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
-svg { display: block; width: 100%; height: auto; }
+svg { display: block; max-width: 100%; height: auto; }
+pre { overflow-x: auto; font-size: .85rem; }
 """
 
 

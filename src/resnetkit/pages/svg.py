@@ -27,17 +27,19 @@ def title(text: str) -> str:
 
 
 def document(width: float, height: float, label: str, *children: str) -> str:
-    """A whole picture that scales with its frame; ``label`` says what it shows."""
+    """A whole picture; a page may shrink it to its frame. ``label`` says what it shows."""
     return element(
         "svg",
         title(label),
         *children,
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {_text(width)} {_text(height)}",
+        width=width,
+        height=height,
         role="img",
         aria_label=label,
         font_family=FONT,
-        font_size=12,
+        font_size=13,
     )
 
 

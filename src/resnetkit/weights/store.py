@@ -11,6 +11,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from torch import Tensor
 
 from resnetkit import files
 from resnetkit.architecture.card import CARD_FILE, WEIGHTS_FILE, Card, card_for, card_of, model_folder, read_card
-from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.catalog import ROWS, name_of
 from resnetkit.architecture.catalog import spec as spec_of
+from resnetkit.architecture.spec import Linear
 from resnetkit.architecture.tensors import tensors_of
-from resnetkit.errors import UsageError, WeightsError, suggestion
+from resnetkit.errors import MachineError, UsageError, WeightsError, suggestion
 from resnetkit.network.build import shell
 from resnetkit.network.layers import Network
 from resnetkit.text import to_json
 from resnetkit.weights.dialects import DIALECTS
 
+_COUNT = "num_batches_tracked"
 _LONGEST_HEADER = 64 * 2**20
 
 
@@ -39,9 +42,12 @@ def save(model: Network, folder: str | Path) -> Path:
     if folder.exists():
         raise UsageError("this folder exists already", where=str(folder), fix="name another, or remove it")
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with files.new_folder(folder) as part:
-        (part / CARD_FILE).write_text(to_json(model.card), encoding="utf-8")
-        save_file(tensors, part / WEIGHTS_FILE, {"format": "pt"})
+    try:
+        with files.new_folder(folder) as part:
+            (part / CARD_FILE).write_text(to_json(model.card), encoding="utf-8")
+            save_file(tensors, part / WEIGHTS_FILE, {"format": "pt"})
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise MachineError(f"cannot write the weights: {error}", where=str(folder)) from None
     return folder
 
 
@@ -72,18 +78,20 @@ def _foreign(path: Path, network: str, dialect: str) -> tuple[Card, dict[str, Te
             tensors = {DIALECTS[dialect].ours(key): value for key, value in tensors.items()}
         except UsageError as error:
             raise WeightsError(error.what, where=[str(path), *error.where], fix="name another --dialect") from None
-    last = tensors.get("head.linear.bias")
-    classes = tuple(f"class{i}" for i in range(len(last))) if last is not None and last.ndim == 1 else ()
-    return card_for(network, spec_of(network), classes), tensors
+    spec, last = spec_of(network), tensors.get("head.linear.bias")
+    if last is not None and last.ndim == 1 and isinstance(spec.head, Linear):
+        spec = replace(spec, head=Linear(len(last)))
+    card = card_for(name_of(network), spec)
+    return replace(card, origin=f"{path.name}, read as {network} in the dialect {dialect}"), tensors
 
 
 def assemble(card: Card, tensors: Mapping[str, Tensor], where: str) -> Network:
-    """The module of a card with these tensors, which are taken and not copied; all fit or `WeightsError` is raised."""
+    """The module of a card with these tensors, in fp32; all of them fit, or `WeightsError` is raised."""
     model = shell(card)
     wanted = tensors_of(model.plan)
     given = dict(tensors)
     for key in wanted.keys() - given.keys():
-        if key.endswith("num_batches_tracked"):  # files written before torch counted batches
+        if key.endswith(_COUNT):  # files written before torch counted batches
             given[key] = torch.zeros((), dtype=torch.long)
     faults = [f"{key}: missing, {list(shape)} expected" for key, shape in wanted.items() if key not in given]
     faults += [f"{key}: not part of this network" for key in given if key not in wanted]
@@ -92,11 +100,17 @@ def assemble(card: Card, tensors: Mapping[str, Tensor], where: str) -> Network:
         for key, shape in wanted.items()
         if key in given and tuple(given[key].shape) != shape
     ]
+    faults += [
+        f"{key}: {given[key].dtype}, a floating-point type expected"
+        for key in wanted
+        if key in given and not key.endswith(_COUNT) and not given[key].is_floating_point()
+    ]
     if faults:
         more = [f"... and {len(faults) - 5} more"] * (len(faults) > 5)
         what = f"these weights do not fit {card.name}: {len(faults)} of {len(wanted)} tensors differ"
         raise WeightsError(what, where=[where, *faults[:5], *more], fix="name the network that they were saved from")
-    model.load_state_dict(given, assign=True)
+    exact = {key: value.long() if key.endswith(_COUNT) else value.float() for key, value in given.items()}
+    model.load_state_dict(exact, assign=True)
     return model.eval()
 
 
@@ -135,9 +149,11 @@ def _kind(path: Path) -> str:
         return "an empty file"
     if start.startswith(b"version https://git-lfs"):
         return "a git-LFS pointer (run: git lfs pull)"
+    if start[8:9] == b"{":
+        return "safetensors"
     if start.lstrip()[:1] == b"<":
         return "an HTML page"
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         return "safetensors"
     return "a JSON text" if start.lstrip()[:1] == b"{" else "pickle"
 
@@ -207,7 +223,5 @@ def _inside(found: Any) -> dict[str, Tensor]:
 
 def _refused(message: str) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", message)
-    asked = (
-        f"asks to run code ({named[1]}), which is" if named else "holds more than tensors, and such instructions are"
-    )
-    return f"this pickle {asked} never done; nothing was run".replace("are never done", "are never followed")
+    asks = f"asks to run code ({named[1]})" if named else "holds instructions that the restricted reader does not know"
+    return f"this pickle {asks}; nothing was run"

@@ -1,0 +1,108 @@
+"""Images per second in training: resnetkit's loop beside a plain one, in one run, taking turns.
+
+    python benchmarks/training.py FOLDER [--model resnet20] [--rounds 5] [--steps 60] [--save FILE.json]
+
+Both train the same network on the same pictures in batches of the same size. The plain loop is what people copy: fp32,
+N C H W, tensors prepared beforehand, no augmentation. resnetkit's loop is `resnetkit train` itself, with augmentation.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+import resnetkit as rk
+from resnetkit.doctor import environment
+from resnetkit.learn.data import open_data
+from resnetkit.learn.device import ToInput
+from resnetkit.learn.recipe import plan_run
+from resnetkit.learn.train import _prepare, _read, _Training
+
+
+def plain_round(model, optimiser, pictures, batch, steps):
+    """Images per second of an ordinary loop."""
+    inputs, labels = pictures
+    started = time.perf_counter()
+    for step in range(steps):
+        chosen = slice(step * batch, (step + 1) * batch)
+        loss = F.cross_entropy(model(inputs[chosen]), labels[chosen])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        loss.item()
+    return steps * batch / (time.perf_counter() - started)
+
+
+def our_round(training, epoch, steps):
+    """Images per second of the loop of `resnetkit train`, cut after some steps."""
+    paces = []
+
+    def watch(event):
+        paces.append(event.images_per_second)
+        if event.step == steps:
+            raise StopIteration
+
+    training.watch = watch
+    try:
+        training.epoch(epoch)
+    except StopIteration:
+        return paces[-1]
+    raise SystemExit("an epoch has fewer steps than --steps")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+
+    data = open_data(options.data)
+    recipe = plan_run(len(data.first), options.data, options.model, {})
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = _prepare(data, recipe, "auto", Path(folder) / "run")
+    sources = _read(prepared, None)
+    training = _Training(prepared, sources, lambda event: None)
+
+    count, device = options.steps * recipe.batch_size, torch.device(prepared.device)
+    pixels, labels = sources["train"].prepared(torch.arange(count).numpy()), sources["train"].labels[:count].to(device)
+    inputs = ToInput(prepared.card.preparation, device)(pixels).contiguous()
+    model = rk.build(prepared.card.spec).to(device).train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+    plain_round(model, optimiser, (inputs, labels), recipe.batch_size, 5)
+    our_round(training, 1, 5)
+    plain, ours = [], []
+    for number in range(options.rounds):
+        plain.append(plain_round(model, optimiser, (inputs, labels), recipe.batch_size, options.steps))
+        ours.append(our_round(training, number + 2, options.steps))
+    ratio = statistics.median(b / a for a, b in zip(plain, ours, strict=True))
+    found = {
+        "model": options.model,
+        "batch": recipe.batch_size,
+        "plain": {"setting": "fp32, N C H W, no augmentation", "images_per_second": statistics.median(plain)},
+        "ours": {
+            "setting": f"{prepared.precision}, channels last, {type(recipe.augment).__name__}",
+            "images_per_second": statistics.median(ours),
+        },
+        "ratio": ratio,
+        "rounds": options.rounds,
+        "steps": options.steps,
+        "environment": {key: environment()[key] for key in ("cores", "threads", "features", "gpus")},
+    }
+    for name in ("plain", "ours"):
+        print(f"{name:<6}{found[name]['images_per_second']:8.0f} images/s   {found[name]['setting']}")
+    print(f"ratio {ratio:8.2f}   median of {options.rounds} pairs of {options.steps} steps of {recipe.batch_size}")
+    if options.save:
+        options.save.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Every figure of the documentation, made anew from the code and from what `benchmarks/` measured.
+
+    python docs/make.py            write
+    python docs/make.py --check    say which files would change; exit 1 if any
+
+A block behind ``<!-- made by: resnetkit ... -->`` is the output of that command; one behind
+``<!-- made from: FILE -->`` is a table of a file in ``docs/measured``. Pictures stand in ``docs/pictures``.
+"""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.plan import plan
+from resnetkit.architecture.published import PUBLISHED
+from resnetkit.cli import main
+from resnetkit.explain.picture import picture
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/explain.md", "docs/training.md", "docs/models.md")
+PICTURES = ("resnet18", "resnet50", "plain34", "resnet34", "resnet20")
+BLOCK = re.compile(r"(<!-- (made by|made from): (.+?) -->\n)(?:(?!<!-- end -->).)*(<!-- end -->)", re.DOTALL)
+
+
+def output(command: str) -> str:
+    """What a command prints, behind its own line."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(io.StringIO()):
+        code = main(shlex.split(command)[1:])
+    if code:
+        raise SystemExit(f"{command} gave {code}")
+    return f"```console\n$ {command}\n{told.getvalue().rstrip()}\n```\n"
+
+
+def measured(name: str) -> str:
+    """A table of what was measured."""
+    found = json.loads((ROOT / "docs" / "measured" / name).read_text())
+    return TABLES[name](found)
+
+
+def speed(found: dict) -> str:
+    rows = ["| loop | setting | images/s |", "| --- | --- | ---: |"]
+    for name, label in (("plain", "a plain loop"), ("ours", "`resnetkit train`")):
+        rows.append(f"| {label} | {found[name]['setting']} | {found[name]['images_per_second']:,.0f} |")
+    machine, pairs = found["environment"], f"{found['rounds']} pairs of {found['steps']} steps"
+    where = f"{machine['cores']} cores ({', '.join(machine['features'])})"
+    rows.append(f"\n{found['model']}, batches of {found['batch']}, {where}: **{found['ratio']:.2f}** times as fast, ")
+    return "\n".join(rows) + f"the median of {pairs}.\n"
+
+
+def results(found: list) -> str:
+    rows = ["| command | part | right | of | top-1 | minutes |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    rows += [
+        f"| `{run['command']}` | {run['part']} | {run['correct']:,} | {run['n']:,} | "
+        f"{100 * run['correct'] / run['n']:.2f} % | {run['seconds'] / 60:.1f} |"
+        for run in found
+    ]
+    return "\n".join(rows) + "\n"
+
+
+TABLES = {"training-speed.json": speed, "training-results.json": results}
+
+
+def catalogue(_: str) -> str:
+    rows = ["| name | input | params | MACs | depth | receptive field | published top-1 | where |"]
+    rows.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |")
+    for name, spec in ROWS.items():
+        made, known = plan(spec), PUBLISHED.get(name)
+        shape, told = "x".join(map(str, made.input)), (f"{known.top1:.2f}", known.source) if known else ("", "")
+        rows.append(
+            f"| {name} | {shape} | {made.params:,} | {made.macs:,} | {made.depth} | {made.receptive_field} | "
+            f"{told[0]} | {told[1]} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def block(match: re.Match) -> str:
+    kind, what = match[2], match[3]
+    made = output(what) if kind == "made by" else catalogue(what) if what == "the catalogue" else measured(what)
+    return match[1] + made + match[4]
+
+
+def files() -> dict[Path, str]:
+    """Path -> what should stand there."""
+    pages = {ROOT / page: BLOCK.sub(block, (ROOT / page).read_text()) for page in PAGES}
+    pictures = {ROOT / "docs" / "pictures" / f"{name}.svg": picture(plan(ROWS[name]), name) for name in PICTURES}
+    return pages | pictures
+
+
+if __name__ == "__main__":
+    stale = [path for path, text in files().items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        print(f"{'stale' if '--check' in sys.argv else 'wrote'} {path.relative_to(ROOT)}")
+        if "--check" not in sys.argv:
+            path.write_text(files()[path])
+    sys.exit(bool(stale) and "--check" in sys.argv)

@@ -1,0 +1,63 @@
+"""From nothing to a classifier in five commands: each is printed, then run.
+
+python examples/demo.py [--epochs N] [--out FOLDER]
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from resnetkit.cli import main
+from resnetkit.errors import ResnetkitError
+from resnetkit.learn.data import divide, open_data
+
+
+def run(*words: str) -> None:
+    """Print a command, run it, and stop with its exit code if it fails."""
+    print(f"\n$ resnetkit {' '.join(words)}", flush=True)
+    code = main(words)
+    if code:
+        raise SystemExit(code)
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Some digits that training will not see, as pictures twenty times as large."""
+    folder.mkdir()
+    held_out = divide(open_data("digits"), 0).part("test")
+    for i in range(count):
+        image = held_out.image(i)
+        image.resize((160, 160), 0).save(folder / f"{held_out.names[i]}.png".replace(" ", "-"))
+
+
+def demo(epochs: int | None, out: Path) -> None:
+    """The five commands."""
+    started = time.perf_counter()
+    run("explain", "resnet20")
+    run("explain", "resnet20", "--why", "stage2.block1.shortcut")
+    some = ["--epochs", str(epochs)] if epochs else []
+    run("train", "digits", "--model", "resnet20", "--out", str(out), *some)
+    run("evaluate", str(out), "digits")
+    write_pictures(out / "pictures", 8)
+    run("predict", str(out / "pictures"), "--model", str(out))
+    run("explain", str(out), "--picture", str(out / "network.svg"))
+    print(f"\nIn {time.perf_counter() - started:.0f} seconds this wrote to {out}:")
+    print("  model/         the trained network: config.json and model.safetensors")
+    print("  report.html    the run as a page: curves, confusion matrix, each class")
+    print("  metrics.jsonl  every epoch as a line")
+    print("  run.toml       the recipe, to run again: resnetkit train digits --config run.toml")
+    print("  network.svg    the network as a picture")
+    print("  pictures/      the digits that it was shown")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    free = next(path for i in range(1, 10**6) if not (path := Path(f"runs/demo-{i}")).exists())
+    try:
+        demo(options.epochs, options.out or free)
+    except ResnetkitError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

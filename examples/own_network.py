@@ -1,0 +1,23 @@
+"""A network of one's own: read, explained, built, changed, and asked for the outputs of its stages."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import resnetkit as rk
+from resnetkit.architecture.spec import OPTION_A
+
+spec = rk.spec(Path(__file__).parent / "small.toml")
+print(rk.plan(spec))
+print()
+print(rk.why(rk.plan(spec), "stage3.block1.shortcut"))
+
+padded = replace(spec, shortcuts=OPTION_A)  # a frozen value: editing makes another one
+print(f"\noption A saves {rk.plan(spec).params - rk.plan(padded).params:,} params")
+
+model = rk.build(spec, seed=0).eval()
+with torch.inference_mode():
+    found = model.features(torch.zeros(1, *model.plan.input), ["stage1", "stage2", "stage3"])
+for place, map_ in found.items():
+    print(f"{place}: {tuple(map_.shape)}, as planned: {model.plan[place].output}")

@@ -1,0 +1,80 @@
+"""The examples run, the documentation is what the code says, and README's words are commands."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnetkit.cli import VERBS
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_demo(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "demo.py", "--epochs", "1", "--out", tmp_path / "run"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {"model", "report.html", "network.svg", "pictures", "run.toml"} <= {
+        p.name for p in (tmp_path / "run").iterdir()
+    }
+    assert "seconds this wrote to" in done.stdout
+    assert len(re.findall(r"digit-\d+\.png", done.stdout)) == 8
+
+
+def test_own_network(capsys):
+    runpy.run_path(str(ROOT / "examples" / "own_network.py"))
+    assert "stage3: (1, 96, 4, 4), as planned: (96, 4, 4)" in capsys.readouterr().out
+
+
+def test_the_documentation_is_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "make.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_python_of_readme_runs(capsys):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("channels 256 -> 512 and stride 2: 80 -> 40\n")
+
+
+COMMANDS = sorted(
+    {
+        line.split("#")[0].strip().removeprefix("$ ")
+        for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+        for line in page.read_text().splitlines()
+        if line.startswith("$ resnetkit ")
+    }
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_documentation_have_verbs_and_options_that_exist(command, cli):
+    verb, *words = shlex.split(command.split(">")[0].removeprefix("resnetkit "))
+    assert verb in VERBS
+    told = cli(verb, "--help")[1]
+    for word in words:
+        assert not word.startswith("--") or word in told
+
+
+def test_links_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_no_file_names_a_place_of_ours():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    for name in filter(None, tracked):
+        path = ROOT / name
+        if path.exists() and path.suffix in (".py", ".md", ".toml", ".txt", ".json", "", ".svg"):
+            assert not re.search(r"/(work|root|home|Users)/|https?://(?!www\.w3\.org|git-lfs)", path.read_text()), name
