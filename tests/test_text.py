@@ -11,7 +11,19 @@ from resnetkit.architecture.card import Card, card_for
 from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.spec import GroupNorm, Identity, Network, Shortcuts
 from resnetkit.errors import TextError, UsageError
-from resnetkit.text import from_data, from_json, from_toml, kind_of, parse_json, to_data, to_json, to_toml
+from resnetkit.text import (
+    aligned,
+    fitted,
+    from_data,
+    from_json,
+    from_toml,
+    kind_of,
+    parse_json,
+    short_count,
+    to_data,
+    to_json,
+    to_toml,
+)
 
 from tiny import BASE, TINY, networks
 
@@ -144,6 +156,24 @@ def test_a_network_file_may_use_the_short_words(tmp_path):
         """
     )
     assert spec(path).stages[0].channels == 64
+
+
+TABLE = [["path", "what", "MACs", "field"], ["stage1", "three blocks of something", "1,027,604,480", "91"]]
+
+
+def test_a_table_is_made_to_fit():
+    assert fitted(TABLE, 80, ["field"]) == TABLE
+    assert fitted(TABLE, 53, ["field"])[1] == ["stage1", "three blocks of something", "1.03G", "91"]
+    assert fitted(TABLE, 42, ["field"])[1] == ["stage1", "three blocks of something", "1.03G"]
+    assert fitted(TABLE, 30, ["field"])[1] == ["stage1", "three blocks o…", "1.03G"]
+    for width in (24, 30, 42, 53, 80):
+        assert max(map(len, aligned(fitted(TABLE, width, ["field"]), 2).splitlines())) <= width
+
+
+def test_counts_are_shortened_to_three_digits():
+    counts = {"4,089,184,256": "4.09G", "25,557,032": "25.6M", "999,999": "1M", "10,000": "10k", "9,999": "9,999"}
+    for cell, short in (counts | {"12 x": "12 x", "": "", "9" * 40: "9" * 40}).items():
+        assert short_count(cell) == short
 
 
 json_values = st.recursive(

@@ -71,7 +71,7 @@ def _answers(made: Plan, paths: tuple[str, ...]) -> list[str]:
 
 
 def _show(made: Plan, depth: int) -> None:
-    table(HEADINGS, [cells(row) for row in rows(made, depth)], left=LEFT)
+    table(HEADINGS, [cells(row) for row in rows(made, depth)], LEFT, drop=("stride", "field", "share"))
     print(total(made))
 
 

@@ -39,7 +39,7 @@ def run(options: Options) -> int:
         results("models", models=[_record(name, chosen[name]) for name in order])
         return 0
     headings = ("name", "published by", "input", "params", "MACs", "depth", "field", "top-1")
-    table(headings, [_row(name, chosen[name]) for name in order], left=2)
+    table(headings, [_row(name, chosen[name]) for name in order], 2, drop=("field", "depth", "input", "published by"))
     then(f"resnetkit explain {order[0]}")
     return 0
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from resnetkit.text import aligned
+from resnetkit.text import aligned, fitted
 
 
 def results(kind: str, **values: Any) -> None:
@@ -16,20 +17,16 @@ def results(kind: str, **values: Any) -> None:
     print(json.dumps({"schema": f"resnetkit.{kind}/1", **values}, indent=2, ensure_ascii=False))
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """A table that fits a terminal; aligned lines of any length where the output is piped."""
-    if not sys.stdout.isatty():
-        print(aligned([headings, *rows], left))
-        return
-    from rich.console import Console
-    from rich.table import Table
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, drop: Sequence[str] = ()) -> None:
+    """Aligned lines: of any length where the output is piped, made to fit where it is a terminal.
 
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for i, heading in enumerate(headings):
-        shown.add_column(heading, justify="left" if i < left else "right", overflow="fold")
-    for row in rows:
-        shown.add_row(*(cell.replace("[", "\\[") for cell in row))
-    Console().print(shown)
+    The first ``left`` columns are words. ``drop`` names the columns that a narrow terminal does without, first to last.
+    """
+    whole = [headings, *rows]
+    if sys.stdout.isatty():
+        whole = list(fitted(whole, shutil.get_terminal_size().columns, drop))
+        left -= sum(name not in whole[0] for name in headings[:left])
+    print(aligned(whole, left))
 
 
 def say(line: str = "") -> None:
