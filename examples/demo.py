@@ -25,7 +25,8 @@ def write_pictures(folder: Path, count: int) -> None:
     """Some digits that training will not see, as pictures twenty times as large."""
     folder.mkdir()
     held_out = divide(open_data("digits"), 0).part("test")
-    for i in range(count):
+    for digit in range(count):
+        i = held_out.labels.tolist().index(digit)
         image = held_out.image(i)
         image.resize((160, 160), 0).save(folder / f"{held_out.names[i]}.png".replace(" ", "-"))
 
@@ -38,16 +39,18 @@ def demo(epochs: int | None, out: Path) -> None:
     some = ["--epochs", str(epochs)] if epochs else []
     run("train", "digits", "--model", "resnet20", "--out", str(out), *some)
     run("evaluate", str(out), "digits")
-    write_pictures(out / "pictures", 8)
+    write_pictures(out / "pictures", 10)
     run("predict", str(out / "pictures"), "--model", str(out))
     run("explain", str(out), "--picture", str(out / "network.svg"))
     print(f"\nIn {time.perf_counter() - started:.0f} seconds this wrote to {out}:")
     print("  model/         the trained network: config.json and model.safetensors")
     print("  report.html    the run as a page: curves, confusion matrix, each class")
     print("  metrics.jsonl  every epoch as a line")
-    print("  run.toml       the recipe, to run again: resnetkit train digits --config run.toml")
+    print(f"  run.toml       the recipe, to run again: resnetkit train digits --config {out / 'run.toml'}")
+    print("  environment.json   the versions and the machine")
     print("  network.svg    the network as a picture")
     print("  pictures/      the digits that it was shown")
+    print("\nTo use the commands yourself:  . .venv/bin/activate")
 
 
 if __name__ == "__main__":

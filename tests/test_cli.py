@@ -99,14 +99,24 @@ def test_doctor(cli):
 WRONG = {
     "": (0, "usage: resnetkit VERB"),
     "explian resnet50": (2, "error: there is no verb called 'explian'\nfix: did you mean explain?"),
-    "explain": (2, "error: Missing from resnetkit explain: MODEL A name"),
+    "explain": (
+        2,
+        "error: missing: MODEL A name, a .toml or .json file, a model folder or a run folder.\nwhere: resnetkit",
+    ),
     "explain resnet5O": (2, "error: there is no network called 'resnet5O'\nwhere: model\nfix: did you mean resnet50?"),
     "explain resnet50 --wyh x": (
         2,
         "error: there is no option --wyh\nwhere: resnetkit explain\nfix: did you mean --why?",
     ),
     "explain resnet50 extra": (2, "error: one word too many: 'extra'\nwhere: resnetkit explain"),
-    "explain resnet50 --depth two": (2, "error: Error parsing --depth: "),
+    "explain resnet50 --depth two": (
+        2,
+        "error: --depth does not take 'two'\nwhere: resnetkit explain\nfix: resnetkit explain",
+    ),
+    "train digits --epochs two": (2, "error: --epochs does not take 'two'"),
+    "explain resnet50 --image abc": (2, "error: --image does not take 'abc'"),
+    "explain resnet50 --picture nowhere/x.svg": (2, "error: there is no such folder to draw into\nwhere: nowhere"),
+    "explain runs/nothing": (2, "error: there is no such file or folder\nwhere: runs/nothing\nfix: name a catalogue"),
     "explain resnet50 --depth 9": (2, "error: there is no depth 9\nwhere: depth\nfix: 1 stages, 2 blocks"),
     "explain resnet50 --image 1 2 3": (2, "error: an image has a side, or height and width, not 3 numbers"),
     "explain resnet50 --image 0": (2, "error: this network cannot be built: 2 faults\nwhere: input.height: came 0"),
@@ -122,7 +132,7 @@ WRONG = {
     "train digits --model resnet2O": (2, "error: there is no network called 'resnet2O'"),
     "train digits --set schedule.warmpu=1": (
         2,
-        "error: this recipe does not describe a recipe: 1 fault\nwhere: schedule",
+        "error: what is set does not describe a recipe: 1 fault\nwhere: schedule",
     ),
     "train digits --config none.toml": (2, "error: this config cannot be read: No such file or directory"),
     "train digits --device gpu": (2, "error: there is no kind of device called 'gpu'"),
@@ -133,7 +143,7 @@ WRONG = {
     ),
     "predict --model resnet50": (2, "error: "),
     "predict x.jpg --model resnet50 --top 0": (2, "error: --top 0 names no class"),
-    "predict x.jpg": (2, "error: Missing from resnetkit predict: --model"),
+    "predict x.jpg": (2, "error: missing: --model"),
 }
 
 

@@ -24,7 +24,7 @@ def test_the_demo(tmp_path):
         p.name for p in (tmp_path / "run").iterdir()
     }
     assert "seconds this wrote to" in done.stdout
-    assert len(re.findall(r"digit-\d+\.png", done.stdout)) == 8
+    assert len(re.findall(r"digit-\d+\.png", done.stdout)) == 10
 
 
 def test_own_network(capsys):

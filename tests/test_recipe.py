@@ -30,6 +30,8 @@ def test_defaults_follow_the_data():
     digits = plan_run(1797, "digits", "resnet20", {})
     assert (digits.augment, digits.image) == (PadCrop(1, flip=False), (1, 16, 16))
     assert plan_run(50_000, "c", "resnet20", {}).augment == PadCrop(4)
+    assert plan_run(50_000, "c", "resnet20", {}).image == (3, 32, 32)
+    assert plan_run(300, "c", "resnet18", {"image": [3, 64, 64]}).augment == PadCrop(8)
     flowers = plan_run(300, "flowers", "resnet18", {})
     assert isinstance(flowers.augment, RandomCrop)
     assert flowers.batch_size == 16

@@ -46,7 +46,7 @@ def test_a_run_leaves_what_it_should(flowers, network, tmp_path):
     events = []
     run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS, watch=events.append)
     assert sorted(path.name for path in run.path.iterdir()) == [
-        "environment.json", "metrics.jsonl", "model", "report.html", "run.toml",
+        "environment.json", "metrics.jsonl", "model", "network.toml", "report.html", "run.toml",
     ]  # fmt: skip
     assert isinstance(events[0], Prepared)
     assert sum(isinstance(event, Step) for event in events) == 3 * 6  # 42 pictures in batches of 8
@@ -237,7 +237,7 @@ def test_a_network_that_pictures_cannot_feed(flowers, tmp_path):
     path.write_text(to_toml(replace(BASE, input=(2, 16, 16))))
     with pytest.raises(TextError) as caught:
         rk.train(flowers, path, out=tmp_path / "run")
-    assert "preparation.mean: came 2; allowed: 2 channels, as the network: grey 1 or RGB 3" in str(caught.value)
+    assert "input: came 2 channels; allowed: 1 (grey) or 3 (RGB), as pictures have" in str(caught.value)
 
 
 def test_the_live_line(flowers, network, tmp_path):

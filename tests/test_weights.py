@@ -222,7 +222,7 @@ def test_a_torchvision_file(tmp_path):
     [
         ("resnet50", "resnet50 is a name without weights"),
         ("resnet5O", "there is no network called 'resnet5O'"),
-        ("nowhere/model", "there is no network called 'nowhere/model'"),
+        ("nowhere/model", "there is no such file or folder"),
     ],
 )
 def test_a_model_that_is_none(source, told):
@@ -237,6 +237,30 @@ def test_a_name_is_a_name_even_beside_a_folder_of_that_name(tmp_path, monkeypatc
     assert card_of("resnet18").spec == spec("resnet18")
     save(build(BASE), tmp_path / "resnet20")
     assert card_of("resnet20").spec == BASE
+
+
+def test_weights_without_a_card(saved):
+    _, folder = saved
+    (folder / "config.json").unlink()
+    with pytest.raises(WeightsError) as caught:
+        load(folder)
+    assert str(caught.value) == (
+        f"error: config.json is missing beside the weights\nwhere: {folder}\nfix: copy the whole folder again"
+    )
+
+
+def test_a_path_that_is_not_there_gets_the_nearest(saved):
+    _, folder = saved
+    with pytest.raises(UsageError) as caught:
+        load(str(folder.parent / "modle"))
+    assert str(caught.value) == (
+        f"error: there is no such file or folder\nwhere: {folder.parent}/modle\nfix: did you mean {folder}?"
+    )
+
+
+def test_files_of_a_model_can_be_read_by_others(saved):
+    _, folder = saved
+    assert {path.stat().st_mode & 0o444 for path in folder.iterdir()} == {0o444}
 
 
 def test_folders_that_hold_no_model(tmp_path):

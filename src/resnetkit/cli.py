@@ -129,7 +129,11 @@ def _first_words(told: str) -> str:
     lines = [line.strip("│ ") for line in told.splitlines()]
     parts = [list(group) for rule, group in itertools.groupby(lines, _is_rule) if not rule]
     body = parts[0 if "│" in told else 1 : 2]  # in a box the title is part of the first rule
-    return re.sub(r"\s+", " ", " ".join(body[0])).strip() if body else "these options cannot be read"
+    said = re.sub(r"\s+", " ", " ".join(body[0])).strip() if body else "these options cannot be read"
+    value = re.search(r"parsing (\S+): .*?('[^']*')\W*$", said)
+    if value:
+        return f"{value[1]} does not take {value[2]}"
+    return re.sub(r"Missing from [\w ]+: ", "missing: ", said).replace(" (required)", "")
 
 
 def _is_rule(line: str) -> bool:

@@ -61,8 +61,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             yield part
             for written in [*part.rglob("*"), part]:
+                written.chmod((0o777 if written.is_dir() else 0o666) & ~_umask())
                 _sync(written)
-            part.chmod(0o777 & ~_umask())
             part.rename(path)
         finally:
             shutil.rmtree(part, ignore_errors=True)

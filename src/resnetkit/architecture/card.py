@@ -101,13 +101,15 @@ def model_folder(source: str | Path) -> Path | None:
 
 def preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
     """What keeps a preparation from feeding a network of so many input channels."""
+    if channels not in (1, 3):
+        return [Fault("input", f"{channels} channels", "1 (grey) or 3 (RGB), as pictures have")]
     made, std, crop = len(preparation.mean), preparation.std, preparation.crop
     limits = [
         (
             "mean",
             str(made),
-            made == channels and made in (1, 3),
-            f"{channels} channels, as the network: grey 1 or RGB 3",
+            made == channels,
+            f"{channels} numbers, one for each channel",
         ),
         ("std", str(list(std)), len(std) == made and all(s > 0 for s in std), f"{made} numbers above 0"),
         ("crop", str(list(crop)), min(crop) > 0, "height and width of 1 or more"),
@@ -152,7 +154,11 @@ def read_card(folder: Path) -> Card:
     return card
 
 
-def _no_model(path: Path) -> UsageError:
+def _no_model(path: Path) -> UsageError | WeightsError:
+    if any((folder / WEIGHTS_FILE).is_file() for folder in (path, path / "model")):
+        return WeightsError(
+            f"{CARD_FILE} is missing beside the weights", where=str(path), fix="copy the whole folder again"
+        )
     if (path / "run.toml").is_file():
         return UsageError("this run has not finished, so it holds no model", where=str(path), fix="train again")
     return UsageError(

@@ -7,6 +7,7 @@ Names: ``resnet50`` has the stride at the 3x3 (torchvision, v1.5), ``resnet50_v1
 
 from __future__ import annotations
 
+import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,9 @@ def names(pattern: str = "*") -> list[str]:
     return [name for name in ROWS if fnmatchcase(name, star)]
 
 
+_PLACES = "name a catalogue entry, a .toml or .json file, a model folder or a run folder"
+
+
 def spec(source: str | Path | Network) -> Network:
     """The spec of a name, or of a ``.toml`` or ``.json`` file; a spec is itself.
 
@@ -118,6 +122,12 @@ def spec(source: str | Path | Network) -> Network:
         path = Path(source)
         read = from_toml if path.suffix == ".toml" else from_json
         return read(Network, read_text(path, "this network"), str(path))
+    if source not in ROWS and os.sep in str(source):
+        beside = Path(source).parent
+        there = [str(entry) for entry in beside.iterdir()] if beside.is_dir() else []
+        raise UsageError(
+            "there is no such file or folder", where=str(source), fix=suggestion(str(source), there, _PLACES)
+        )
     if source not in ROWS:
         fix = suggestion(str(source), list(ROWS), "`resnetkit models` lists every name")
         raise UsageError(f"there is no network called {str(source)!r}", where="model", fix=fix)

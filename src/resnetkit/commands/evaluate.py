@@ -62,6 +62,7 @@ def run(options: Options) -> int:
         return 0
     rows = [(name, str(n), str(right), f"{right / n:.1%}") for name, n, right in found.per_class()]
     table(("class", "pictures", "right", "share"), rows)
-    print(f"{found.part}: {found.correct} of {found.n} right, {found.top1:.2%}; {found.top5} within the first five")
+    five = f"; {found.top5} within the first five" * (len(found.classes) > 5)
+    print(f"{found.part}: {found.correct} of {found.n} right, {found.top1:.2%}{five}")
     then(f"resnetkit predict PICTURE --model {options.model}")
     return 0

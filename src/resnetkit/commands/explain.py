@@ -88,6 +88,8 @@ def _draw(made: Plan, name: str, path: Path) -> None:
 
     if path.suffix != ".svg":
         raise UsageError("a picture is an .svg file", where=str(path), fix=f"--picture {path.with_suffix('.svg')}")
+    if not path.parent.is_dir():
+        raise UsageError("there is no such folder to draw into", where=str(path.parent))
     write_text(path, picture(made, name))
     say(f"wrote {path}")
 

@@ -13,6 +13,10 @@ import tyro
 from resnetkit.commands.output import results, then
 from resnetkit.learn.recipe import over, parse_settings, plan_run, read_changes, with_options
 
+_HINT = "(default: by the data, or --config)"
+_CHOSEN = tyro.conf.arg(metavar="NUMBER", help_behavior_hint=_HINT)
+_PRECISION = tyro.conf.arg(metavar="auto|fp32|bf16", help_behavior_hint=_HINT)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -28,17 +32,17 @@ class Options:
     """A name (`resnetkit models` lists them), or a .toml or .json file; resnet18 if neither this nor --config says."""
     out: str = ""
     """The run folder to write; runs/DATA-MODEL-1, or the next free number, if it is left out."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, _CHOSEN] = None
     """How often each picture is seen."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, _CHOSEN] = None
     """Pictures in a step."""
-    lr: float | None = None
+    lr: Annotated[float | None, _CHOSEN] = None
     """The highest learning rate."""
-    seed: int | None = None
+    seed: Annotated[int | None, _CHOSEN] = None
     """Decides weights, order and augmentation."""
-    split_seed: int | None = None
+    split_seed: Annotated[int | None, _CHOSEN] = None
     """Decides which pictures are held out where the folders do not say."""
-    precision: Literal["auto", "fp32", "bf16"] | None = None
+    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, _PRECISION] = None
     """auto is bf16 where the processor computes in it."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto."""

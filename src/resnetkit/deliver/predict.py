@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from resnetkit.architecture.card import Preparation
-from resnetkit.errors import PictureError, UsageError
+from resnetkit.errors import DataError, PictureError
 from resnetkit.images.decode import attempt, pictures_below
 from resnetkit.images.prepare import Pixels, open_prepared
 from resnetkit.learn.device import Logits, Precision, answering, classes_of, pick
@@ -64,13 +64,13 @@ def predict(
 
 
 def expand(files: Sequence[str | Path]) -> list[Path]:
-    """Files as they are and the pictures of folders, sorted; raises `UsageError` where that leaves nothing."""
+    """Files as they are and the pictures of folders, sorted; raises `DataError` for a folder without any."""
     found: list[Path] = []
     for path in map(Path, files):
         if path.is_dir():
             below = sorted(pictures_below(path))
             if not below:
-                raise UsageError("there are no pictures in this folder", where=str(path))
+                raise DataError("there are no pictures here", where=str(path), fix="name files, or another folder")
             found += below
         else:
             found.append(path)

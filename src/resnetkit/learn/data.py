@@ -106,6 +106,8 @@ def open_data(source: str | Path) -> Data:
     if str(source) == "digits":  # a folder of this name is ./digits
         return _digits()
     root = Path(source)
+    if root.is_file():
+        raise UsageError("this is a file, not a folder", where=str(source), fix="name the folder of class folders")
     if not root.is_dir():
         fix = suggestion(str(source), ["digits"], "name a folder with a folder of pictures for each class, or: digits")
         raise UsageError("there is no such folder", where=str(source), fix=fix)

@@ -96,7 +96,8 @@ def class_numbers(names: tuple[str, ...], known: tuple[str, ...] | int) -> Tenso
     extra = [name for name in names if name not in known]
     if extra:
         raise DataError(
-            f"the data has {len(extra)} of {len(names)} classes that the model has not: {', '.join(extra[:5])}",
+            f"the data has {len(extra)} of {len(names)} classes that the model has not: {', '.join(extra[:5])}"
+            + ", ..." * (len(extra) > 5),
             where=f"the model's classes: {', '.join(known[:10])}" + ", ..." * (len(known) > 10),
             fix=suggestion(extra[0], known, "evaluate data whose folders are named as the model's classes"),
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,9 +141,11 @@ def plan_run(pictures: int, data: str, model: str | None, settings: Mapping[str,
     ``data`` and ``model`` as named here are stronger than in the settings; without either the model is resnet18.
     """
     asked = {key: settings[key] for key in ("model", "image") if key in settings}
-    early = from_data(_Early, asked | ({"model": model} if model else {}), "this recipe")
-    side = max((early.image or spec(early.model).input)[1:])
-    return edit(recipe_for(data, early.model, side, pictures), {**settings, "data": data, "model": early.model})
+    early = from_data(_Early, asked | ({"model": model} if model else {}), "what is set")
+    image = early.image or spec(early.model).input
+    start = recipe_for(data, early.model, max(image[1:]), pictures)
+    start = start if start.image else replace(start, image=image)
+    return edit(start, {**settings, "data": data, "model": early.model})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ class _Early:
     image: tuple[int, int, int] | None = None
 
 
-def edit(recipe: Recipe, changes: Mapping[str, Any], what: str = "this recipe") -> Recipe:
+def edit(recipe: Recipe, changes: Mapping[str, Any], what: str = "what is set") -> Recipe:
     """A recipe with nested ``changes`` laid over it; raises `TextError` with every fault."""
     return check(from_data(Recipe, over(to_data(recipe), changes), what), what)
 
@@ -170,7 +172,7 @@ def over(under: Any, changes: Any) -> Any:
     return under | {key: over(under.get(key), value) for key, value in changes.items()}
 
 
-def check(recipe: Recipe, what: str = "this recipe") -> Recipe:
+def check(recipe: Recipe, what: str = "what is set") -> Recipe:
     """The recipe itself; raises `TextError` with every number that is out of its range."""
     limits = [
         ("epochs", recipe.epochs, 1 <= recipe.epochs <= 100_000, "1 to 100,000"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 
 from resnetkit.learn.run import Run
 from resnetkit.pages import chart, html
@@ -18,7 +19,7 @@ def report(run: Run) -> str:
     if len(found.classes) <= _MOST_CLASSES:
         sections.append(("What was taken for what", chart.matrix("confusion matrix", found.classes, found.confusion)))
     sections += [("Each class", _classes(run)), ("Recipe", f"<pre>{escape(to_toml(run.recipe))}</pre>")]
-    title = f"{run.card.name} on {run.recipe.data}"
+    title = f"{run.card.name} on {Path(run.recipe.data).name}"
     lead = f"{found.correct} of {found.n} pictures of the {found.part} part were named rightly."
     return html.page(title, lead, sections)
 
@@ -26,7 +27,10 @@ def report(run: Run) -> str:
 def _figures(run: Run) -> str:
     found = run.evaluation
     pairs = [(f"top-1 on {found.part}", f"{found.top1:.2%}"), ("best epoch", f"{run.best} of {len(run.epochs)}")]
-    pairs += [("images a second", f"{run.epochs[-1].images_per_second:,.0f}"), ("seconds", f"{run.seconds:,.0f}")]
+    pairs += [
+        ("images/s, last epoch", f"{run.epochs[-1].images_per_second:,.0f}"),
+        ("seconds", f"{run.seconds:,.0f}"),
+    ]
     return html.figures(pairs)
 
 

@@ -12,12 +12,8 @@ from resnetkit.learn.data import Data
 from resnetkit.learn.evaluate import Evaluation
 from resnetkit.learn.recipe import Recipe
 
-RECIPE_FILE, METRICS_FILE, ENVIRONMENT_FILE, REPORT_FILE = (
-    "run.toml",
-    "metrics.jsonl",
-    "environment.json",
-    "report.html",
-)
+RECIPE_FILE, NETWORK_FILE = "run.toml", "network.toml"
+METRICS_FILE, ENVIRONMENT_FILE, REPORT_FILE = "metrics.jsonl", "environment.json", "report.html"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Training: the loop on one screen, and what a run leaves behind.
 
-A run folder holds ``run.toml`` (the recipe), ``environment.json``, ``metrics.jsonl`` (a line for each epoch), and when
-it has finished ``model/`` (a model folder: the epoch that was best on ``val``) and ``report.html``.
+A run folder holds ``run.toml`` (the recipe), ``network.toml`` (a network that is not of the catalogue),
+``environment.json``, ``metrics.jsonl`` (a line for each epoch), and when it has finished ``model/`` (a model folder:
+the epoch that was best on ``val``) and ``report.html``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from resnetkit import files
 from resnetkit.architecture.card import Figure, Training, card_for, preparation_faults, preparation_for
-from resnetkit.architecture.catalog import name_of
+from resnetkit.architecture.catalog import ROWS, name_of
 from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import Linear
@@ -39,6 +40,7 @@ from resnetkit.learn.report import report
 from resnetkit.learn.run import (
     ENVIRONMENT_FILE,
     METRICS_FILE,
+    NETWORK_FILE,
     RECIPE_FILE,
     REPORT_FILE,
     Epoch,
@@ -80,6 +82,8 @@ def train(
     training = _Training(prepared, _read(prepared, tell), watch or (lambda event: None))
     training.prepared = prepared = replace(prepared, out=_claim(prepared.out, numbered=out is None))
     files.write_text(prepared.out / RECIPE_FILE, to_toml(recipe))
+    if recipe.model not in ROWS:  # a file elsewhere can change or go
+        files.write_text(prepared.out / NETWORK_FILE, to_toml(spec_of(recipe.model)))
     files.write_text(prepared.out / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")
     if watch:
         watch(prepared)

@@ -27,7 +27,7 @@ def lines(label: str, across: str, series: Mapping[str, Sequence[tuple[float, fl
     grid = [mark for tick in ticks for mark in _tick(tick, place(left, tick)[1])]
     ends = [
         words(f"{left:g}", _LEFT, _BOTTOM + 18, fill=_SOFT),
-        words(f"{right:g}", _RIGHT, _BOTTOM + 18, fill=_SOFT, text_anchor="end"),
+        words(f"{right:g}" * (right > left), _RIGHT, _BOTTOM + 18, fill=_SOFT, text_anchor="end"),
         words(across, (_LEFT + _RIGHT) / 2, _BOTTOM + 18, fill=_SOFT, text_anchor="middle"),
     ]
     drawn = [_line(i, name, [place(*point) for point in line]) for i, (name, line) in enumerate(shown.items())]
@@ -59,21 +59,24 @@ def _ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 def matrix(label: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     """A confusion matrix: a row per true class, a column per answer; the shade is the share of the row."""
-    cell, margin = 34.0, 8.0 + 7.0 * min(16, max(len(name) for name in names))
-    side = margin + cell * len(names)
+    cell, longest = 34.0, min(16, max(len(name) for name in names))
+    margin, top = 8.0 + 7.5 * longest, 22.0 + (7.5 * longest if longest > 3 else 14.0)
     marks = [words("true class, down; answer, across", margin, 14.0, fill=_SOFT)]
     for i, (name, row) in enumerate(zip(names, counts, strict=True)):
-        y = 26.0 + cell * i
+        y, middle = top + 8 + cell * i, margin + cell * i + cell / 2
         marks.append(words(_short(name), margin - 6, y + cell / 2 + 4, fill=_INK, text_anchor="end"))
+        turned = {"transform": f"rotate(-90 {middle + 4:g} {top:g})"} if longest > 3 else {"text_anchor": "middle"}
+        marks.append(words(_short(name), middle + (4 if longest > 3 else 0), top, fill=_INK, **turned))
         for j, n in enumerate(row):
             share, note = n / max(sum(row), 1), f"{name} taken for {names[j]}: {n}"
             marks.append(_cell(margin + cell * j, y, size=cell, n=n, share=share, right=i == j, note=note))
-    return document(max(side + 4, 260.0), 32.0 + cell * len(names), label, *marks)
+    width = max(margin + cell * len(names) + 4, margin + 230.0)
+    return document(width, top + 12 + cell * len(names), label, *marks)
 
 
 def _cell(x: float, y: float, *, size: float, n: int, share: float, right: bool, note: str) -> str:
     colour, middle = _COLOURS[2] if right else _COLOURS[1], size / 2
-    look = {"rx": 3, "fill": colour, "fill_opacity": round(0.06 + 0.74 * share, 3)}
+    look = {"rx": 3, "fill": colour if n else _LINE, "fill_opacity": round(0.1 + 0.7 * share if n else 0.3, 3)}
     box = element("rect", title(note), x=x, y=y, width=size - 2, height=size - 2, **look)
     number = words(str(n), x + middle - 1, y + middle + 4, fill=_INK, text_anchor="middle", font_size=11)
     return element("g", box, number if n else "")
