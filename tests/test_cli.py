@@ -141,7 +141,13 @@ WRONG = {
         2,
         "error: resnet50 is a name without weights\nwhere: model\nfix: resnetkit train DATA",
     ),
-    "predict --model resnet50": (2, "error: "),
+    "predict --model resnet50": (2, "error: there is no picture to look at\nwhere: resnetkit predict\nfix: name files"),
+    "explain " + "x" * 300: (2, "error: "),
+    "train " + "x" * 300: (2, "error: "),
+    "train digits --out " + "x" * 300: (2, "error: "),
+    "explain resnet18 --tyro-print-completion bash": (2, "error: there is no option --tyro-print-completion"),
+    "explain a\0b": (2, "error: a word holds a NUL character"),
+    "explain resnet18 --image " + "9" * 400: (2, "error: this network cannot be built"),
     "predict x.jpg --model resnet50 --top 0": (2, "error: --top 0 names no class"),
     "predict x.jpg": (2, "error: missing: --model"),
 }
@@ -190,7 +196,7 @@ def test_a_config_gives_the_model_unless_one_is_named(cli, tmp_path):
     [
         (MemoryError(), 5, "error: there is not enough memory\nfix: smaller batches or pictures\n"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 5, "error: there is not enough memory"),
-        (OSError(28, "No space left on device"), 1, "Traceback"),
+        (OSError(28, "No space left on device"), 5, "error: the system says: No space left on device"),
     ],
 )
 def test_what_the_machine_lacks(error, code, told, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """One decoder, one preparation."""
 
 import io
+import os
 import zlib
 
 import numpy as np
@@ -89,11 +90,14 @@ def test_files_that_are_not_there(tmp_path):
         decode(tmp_path / "none.png")
     with pytest.raises(PictureError, match="this is a folder"):
         decode(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(PictureError, match="this is no file"):
+        decode(tmp_path / "pipe.png")
 
 
 def test_a_bomb_is_refused_from_its_header():
     head = bytearray(encoded(Image.new("1", (8, 8))))
-    for side in (10_001, 13_000, 50_000):
+    for side in (8_001, 10_001, 13_000, 50_000):
         head[16:24] = side.to_bytes(4, "big") * 2
         head[29:33] = zlib.crc32(bytes(head[12:29])).to_bytes(4, "big")
         with pytest.raises(PictureError) as caught:

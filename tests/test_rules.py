@@ -56,6 +56,26 @@ CASES = {
         stage(s.Basic(8), blocks=10**9),
         f"stages: came 1,000,000,000 blocks; allowed: at most {MOST_BLOCKS:,}",
     ),
+    "too many convolutions": (
+        stage(s.Chain((s.Step(8, 1),) * 100), blocks=200),
+        "stages: came 20,001 convolutions; allowed: at most 10,000",
+    ),
+    "channels without end": (
+        stage(s.Basic(10**9), channels=10**12),
+        "stage1.channels: came 1,000,000,000,000; allowed: at most 1,048,576",
+    ),
+    "a number of too many digits": (
+        stage(s.Basic(10**5000)),
+        "stage1.branch.width: came a number of too many digits; allowed: a whole number",
+    ),
+    "a kernel as large as a house": (
+        stage(s.Chain((s.Step(8, 10**6 + 1),))),
+        "stage1.branch.step1.kernel: came 1,000,001; allowed: at most 255",
+    ),
+    "an image without end": (
+        replace(BASE, input=(3, 10**6, 16)),
+        "input.height: came 1,000,000; allowed: at most 65,536",
+    ),
     "an even kernel": (
         stage(s.Chain((s.Step(8, 4),))),
         "stage1.branch.step1.kernel: came 4; allowed: an odd number, so that the padding is the same on both sides",

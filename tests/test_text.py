@@ -127,6 +127,7 @@ def test_json_that_cannot_be_read(text, came):
         ("a = ", "came invalid value"),
         ("a = 1\na = 2\n", "line 2, column 6"),
         ("a = " + "[" * 100_000, "nesting too deep to read"),
+        (".".join("a" * 20_000) + " = 1", "a line of more than 1,000 dots"),
     ],
 )
 def test_toml_that_cannot_be_read(text, came):

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+import zipfile
 
 import pytest
 import torch
@@ -167,6 +168,63 @@ def test_hostile_headers(tmp_path, kind):
     assert caught.value.fix == "copy or download the file again"
 
 
+def deep():
+    return b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s."
+
+
+def zipped(path, content, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3\n")
+
+
+def test_pickles_that_are_not_read(tmp_path):
+    path = tmp_path / "x.pth"
+    zipped(path, deep())
+    with pytest.raises(WeightsError, match="nested too deep for a table of tensors"):
+        read_tensors(path)
+    path.write_bytes(deep())
+    with pytest.raises(WeightsError, match="nested too deep for a table of tensors"):
+        read_tensors(path)
+    zipped(path, pickle.dumps({}, 2), zipfile.ZIP_DEFLATED)
+    with pytest.raises(WeightsError, match="its archive is compressed, which torch never does"):
+        read_tensors(path)
+    zipped(path, pickle.dumps(bytearray(8), 2))
+    with pytest.raises(WeightsError, match="it asks for memory that holds no tensor"):
+        read_tensors(path)
+
+
+def attributed():
+    tensor = torch.zeros(3)
+    tensor.float = 5
+    return tensor
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        attributed(),
+        torch.zeros(1).expand(10**6),
+        torch.zeros(3, device="meta"),
+        torch.eye(3).to_sparse(),
+        [1],
+        {"a": 1},
+    ],
+    ids=["attributes", "stride of nothing", "meta", "sparse", "a list", "a dict"],
+)
+def test_what_is_no_plain_tensor_is_refused(tmp_path, value):
+    torch.save({"stem.conv1.weight": torch.zeros(2), "other": value}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"this file holds no table of tensors|cannot be read as weights"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def test_ordinary_files_of_torch_are_read(tmp_path):
+    state = build("resnet50", device="cpu").state_dict()
+    for new in (True, False):
+        torch.save({"state_dict": state, "epoch": 3}, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+        assert read_tensors(tmp_path / "x.pth").keys() == state.keys()
+
+
 def test_half_precision_becomes_fp32_and_integers_are_refused(saved):
     model, folder = saved
     path = folder / "model.safetensors"
@@ -282,7 +340,7 @@ def test_folders_that_hold_no_model(tmp_path):
             lambda card: card["preparation"].update(std=[0, 1, 1]),
             "preparation.std: came [0.0, 1.0, 1.0]; allowed: 3 numbers",
         ),
-        (lambda card: card["preparation"].update(resize=8), "preparation.resize: came 8; allowed: 16 to 10,000"),
+        (lambda card: card["preparation"].update(resize=8), "preparation.resize: came 8; allowed: 16 to 4,096"),
     ],
 )
 def test_a_card_that_is_wrong(saved, change, told):

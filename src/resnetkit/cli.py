@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import itertools
@@ -42,9 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # the name of a file need not be text
     try:
         return _run(words)
-    except ResnetkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -52,21 +50,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if _is_lack_of_memory(error):
-            print(MachineError("there is not enough memory", fix="smaller batches or pictures"), file=sys.stderr)
-            return MachineError.exit_code
-        traceback.print_exc()
-        print(f"error: a bug of resnetkit: {type(error).__name__}: {error}", file=sys.stderr)
-        print("fix: please report it, with what `resnetkit doctor` prints", file=sys.stderr)
-        return 1
+        known = _known(error)
+        if known is None:
+            traceback.print_exc()
+            what = f"a bug of resnetkit: {type(error).__name__}: {error}"
+            known = ResnetkitError(what, fix="please report it, with what `resnetkit doctor` prints")
+        print(known, file=sys.stderr)
+        return known.exit_code
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Python's own, or torch's, which is told apart by its words so that torch need not be imported."""
-    torchs = isinstance(error, RuntimeError) and (
-        "can't allocate memory" in str(error) or "out of memory" in str(error)
-    )
-    return isinstance(error, MemoryError) or torchs
+def _known(error: Exception) -> ResnetkitError | None:
+    """The error as ours: a user's, or the machine's; None for a bug."""
+    if isinstance(error, ResnetkitError):
+        return error
+    if isinstance(error, OSError):
+        kind = UsageError if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR) else MachineError
+        return kind(f"the system says: {error.strerror or error}", where=str(error.filename or ""))
+    # torch's own lack of memory is told apart by its words, so that torch need not be imported
+    words = str(error) if isinstance(error, RuntimeError) else ""
+    if isinstance(error, MemoryError) or "can't allocate memory" in words or "out of memory" in words:
+        return MachineError("there is not enough memory", fix="smaller batches or pictures")
+    return None
 
 
 def _run(words: list[str]) -> int:
@@ -79,6 +83,8 @@ def _run(words: list[str]) -> int:
         print(__version__)
         return 0
     verb, *rest = words
+    if any("\0" in word for word in words):
+        raise UsageError("a word holds a NUL character, which no name of a file can")
     if verb not in VERBS:
         raise UsageError(f"there is no verb called {verb!r}", fix=suggestion(verb, list(VERBS)))
     module = importlib.import_module(f"resnetkit.commands.{verb}")
@@ -101,6 +107,9 @@ def parse(options: type[T], prog: str, words: Sequence[str]) -> T | None:
     import tyro
 
     told = io.StringIO()
+    hidden = [word for word in words if word.startswith("--tyro-")]
+    if hidden:  # the parser's own, not part of this command
+        raise _unknown(options, prog, hidden)
     try:
         with contextlib.redirect_stderr(told):
             config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)

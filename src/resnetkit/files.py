@@ -14,7 +14,7 @@ from resnetkit.errors import MachineError
 
 def write_text(path: Path, text: str) -> None:
     """``text`` as UTF-8 under ``path``: all of it or nothing."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

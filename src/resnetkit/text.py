@@ -19,6 +19,7 @@ import sys
 import tomllib
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +27,11 @@ from typing import Any, TypeVar
 from resnetkit.errors import Fault, TextError, UsageError, nearest
 
 T = TypeVar("T")
+_MOST_DOTS = 1000  # a key of so many parts takes the TOML reader time and memory by their square
 _LONGEST_TEXT = 4 * 2**20  # characters; a network of 10,000 blocks needs far less
 _LARGEST = sys.float_info.max
+_LARGEST_INT = 2**63
+_MOST_FAULTS = 100  # told at once; who has more has sent something else
 _MISSING: Any = object()
 
 
@@ -114,6 +118,8 @@ _SCALARS = {int: "a whole number", float: "a number", str: "a text", bool: "true
 def _read_scalar(hint: type, data: Any, path: str, faults: list[Fault]) -> Any:
     accepted = (int, float) if hint is float else hint
     right = isinstance(data, accepted) and (hint is bool or not isinstance(data, bool))
+    if right and isinstance(data, int) and abs(data) >= _LARGEST_INT:
+        return _fault(faults, path, "a number of too many digits", _SCALARS[hint], literal=True)
     if not right or (hint is float and not abs(data) < _LARGEST):
         return _fault(faults, path, data, _SCALARS[hint])
     return float(data) if hint is float else data
@@ -182,6 +188,8 @@ def _expected(hint: Any) -> str:
 
 
 def _fault(faults: list[Fault], path: str, came: Any, allowed: str, *, literal: bool = False) -> None:
+    if len(faults) >= _MOST_FAULTS:
+        return
     shown = came if literal else "nothing" if came is _MISSING else _shorten(came)
     faults.append(Fault(path or "the top", shown, allowed))
 
@@ -189,7 +197,7 @@ def _fault(faults: list[Fault], path: str, came: Any, allowed: str, *, literal: 
 def _shorten(value: Any) -> str:
     try:
         shown = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):  # ValueError: Python writes no integer of over 4,300 digits
         shown = f"a {type(value).__name__}"
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
@@ -233,6 +241,8 @@ def parse_json(text: str, what: str = "this JSON") -> Any:
 def parse_toml(text: str, what: str = "this TOML") -> dict[str, Any]:
     """TOML; `TextError` names line and column."""
     _refuse_long(text, what)
+    if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+        raise _syntax(what, "the whole text", f"a line of more than {_MOST_DOTS:,} dots")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -260,10 +270,10 @@ def _refuse_long(text: str, what: str) -> None:
 
 
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    doubled = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
-    if doubled:
-        raise ValueError(f"the key {doubled[0]!r} twice")
+    counted = Counter(key for key, _ in pairs)
+    doubled = next((key for key, count in counted.items() if count > 1), None)
+    if doubled is not None:
+        raise ValueError(f"the key {doubled[:40]!r} twice")
     return dict(pairs)
 
 

@@ -85,6 +85,7 @@ class Card:
 
 def card_for(name: str, spec: Network, classes: tuple[str, ...] = ()) -> Card:
     """The card of a network that has not been trained; class names set the number of classes."""
+    require(spec)
     if classes:
         spec = replace(spec, head=Linear(len(classes)))
     return Card(name, spec, preparation_for(spec), classes)
@@ -113,7 +114,7 @@ def preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
         ),
         ("std", str(list(std)), len(std) == made and all(s > 0 for s in std), f"{made} numbers above 0"),
         ("crop", str(list(crop)), min(crop) > 0, "height and width of 1 or more"),
-        ("resize", str(preparation.resize), max(crop) <= preparation.resize <= 10_000, f"{max(crop)} to 10,000"),
+        ("resize", str(preparation.resize), max(crop) <= preparation.resize <= 4096, f"{max(crop)} to 4,096"),
     ]
     return [Fault(f"preparation.{path}", came, allowed) for path, came, fits, allowed in limits if not fits]
 

@@ -26,7 +26,9 @@ from resnetkit.architecture.spec import (
 from resnetkit.errors import Fault, SpecError
 from resnetkit.text import to_data, type_faults
 
-MOST_BLOCKS = 10_000  # ResNet-1202 has 600; a text must not be able to ask for a billion
+# A text must not be able to ask for more than a machine can work out. ResNet-1202 has 600 blocks.
+MOST_BLOCKS, MOST_CONVOLUTIONS = 2_000, 10_000
+MOST_CHANNELS, MOST_CLASSES, LARGEST_SIDE, LARGEST_WINDOW = 2**20, 2**24, 2**16, 255
 
 
 def require(spec: Network) -> None:
@@ -44,20 +46,20 @@ def faults(spec: Network) -> list[Fault]:
 
 def _input(spec: Network) -> Iterator[Fault]:
     for name, value in zip(("channels", "height", "width"), spec.input, strict=True):
-        yield from _at_least_one(f"input.{name}", value)
+        yield from _within(f"input.{name}", value, MOST_CHANNELS if name == "channels" else LARGEST_SIDE)
 
 
 def _stem(spec: Network) -> Iterator[Fault]:
     for i, conv in enumerate(spec.stem.convs, 1):
         path = f"stem.conv{i}"
-        yield from _at_least_one(f"{path}.channels", conv.channels)
+        yield from _within(f"{path}.channels", conv.channels, MOST_CHANNELS)
         yield from _odd(f"{path}.kernel", conv.kernel)
-        yield from _at_least_one(f"{path}.stride", conv.stride)
+        yield from _within(f"{path}.stride", conv.stride, LARGEST_WINDOW)
     if len(spec.stem.pool) > 1:
         yield Fault("stem.pool", f"{len(spec.stem.pool)} pools", "one pool or none")
     for pool in spec.stem.pool:
-        yield from _at_least_one("stem.pool.kernel", pool.kernel)
-        yield from _at_least_one("stem.pool.stride", pool.stride)
+        yield from _within("stem.pool.kernel", pool.kernel, LARGEST_WINDOW)
+        yield from _within("stem.pool.stride", pool.stride, LARGEST_WINDOW)
 
 
 def _stages(spec: Network) -> Iterator[Fault]:
@@ -66,10 +68,13 @@ def _stages(spec: Network) -> Iterator[Fault]:
     total = sum(stage.blocks for stage in spec.stages)
     if total > MOST_BLOCKS:
         yield Fault("stages", f"{total:,} blocks", f"at most {MOST_BLOCKS:,}")
+    convolutions = len(spec.stem.convs) + sum(s.blocks * len(steps(s.branch, s.channels)) for s in spec.stages)
+    if convolutions > MOST_CONVOLUTIONS:
+        yield Fault("stages", f"{convolutions:,} convolutions", f"at most {MOST_CONVOLUTIONS:,}")
     for i, stage in enumerate(spec.stages, 1):
-        yield from _at_least_one(f"stage{i}.blocks", stage.blocks)
-        yield from _at_least_one(f"stage{i}.channels", stage.channels)
-        yield from _at_least_one(f"stage{i}.reduce.stride", stage.reduce.stride)
+        yield from _within(f"stage{i}.blocks", stage.blocks, MOST_BLOCKS)
+        yield from _within(f"stage{i}.channels", stage.channels, MOST_CHANNELS)
+        yield from _within(f"stage{i}.reduce.stride", stage.reduce.stride, LARGEST_WINDOW)
 
 
 def _branches(spec: Network) -> Iterator[Fault]:
@@ -89,13 +94,13 @@ def _branch(path: str, stage: Stage, received: int) -> Iterator[Fault]:
             f"{path}.step{len(chain)}.channels", str(chain[-1].channels), f"{stage.channels}, the stage's channels"
         )
     if not isinstance(stage.branch, Chain):
-        yield from _at_least_one(f"{path}.width", stage.branch.width)
+        yield from _within(f"{path}.width", stage.branch.width, MOST_CHANNELS)
     inputs = received
     for i, step in enumerate(chain, 1):
         where = path
         if isinstance(stage.branch, Chain):
             where = f"{path}.step{i}"
-            yield from _at_least_one(f"{where}.channels", step.channels)
+            yield from _within(f"{where}.channels", step.channels, MOST_CHANNELS)
             yield from _odd(f"{where}.kernel", step.kernel)
         yield from _groups(f"{where}.groups", step.groups, inputs, step.channels)
         inputs = step.channels
@@ -172,21 +177,24 @@ def _group_norm(spec: Network, groups: int) -> Iterator[Fault]:
 
 def _head(spec: Network) -> Iterator[Fault]:
     if isinstance(spec.head, Linear):
-        yield from _at_least_one("head.classes", spec.head.classes)
+        yield from _within("head.classes", spec.head.classes, MOST_CLASSES)
 
 
 Rule = Callable[[Network], Iterator[Fault]]
 RULES: Sequence[Rule] = (_input, _stem, _stages, _branches, _shortcuts, _adapters, _norm, _head)
 
 
-def _at_least_one(path: str, value: int) -> Iterator[Fault]:
+def _within(path: str, value: int, most: int) -> Iterator[Fault]:
     if value < 1:
         yield Fault(path, str(value), "1 or more")
+    if value > most:
+        yield Fault(path, f"{value:,}", f"at most {most:,}")
 
 
 def _odd(path: str, kernel: int) -> Iterator[Fault]:
     if kernel < 1 or kernel % 2 == 0:
         yield Fault(path, str(kernel), "an odd number, so that the padding is the same on both sides")
+    yield from _within(path, max(kernel, 1), LARGEST_WINDOW)
 
 
 # ------------------------------------------------------------------------------------- facts that rules and plan share

@@ -8,6 +8,7 @@ and what is transparent lies on white.
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -21,21 +22,35 @@ from resnetkit.errors import DataError, PictureError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-MOST_PIXELS = 100_000_000
+MOST_PIXELS = 64_000_000
 _TOO_LARGE = f"it has more than {MOST_PIXELS:,} pixels"
 T = TypeVar("T")
 Result = TypeVar("Result")
 _WHITE = (255, 255, 255, 255)
 
 
-def pictures_below(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Every file below a folder with a picture's ending, hidden ones aside; links that lead back up are passed over."""
-    real = os.path.realpath(folder)
-    for entry in visible(folder) if real not in seen else ():
-        if entry.is_dir():
-            yield from pictures_below(Path(entry.path), seen | {real})
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield Path(entry.path)
+def pictures_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder with a picture's ending, hidden ones aside; each real folder is entered once."""
+    waiting, seen = [folder], set()
+    while waiting:
+        here = waiting.pop()
+        entries, known = visible(here), here.stat()
+        if (known.st_dev, known.st_ino) in seen:
+            continue
+        seen.add((known.st_dev, known.st_ino))
+        for entry in entries:
+            if is_folder(entry):
+                waiting.append(Path(entry.path))
+            elif entry.name.lower().endswith(SUFFIXES):
+                yield Path(entry.path)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one; a link in a circle leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -59,6 +74,8 @@ def decode(source: str | Path | bytes, colour: str = "RGB") -> Image.Image:
     """The picture in Pillow's mode ``RGB`` or ``L``; raises `PictureError` with the reason and the file."""
     where = "the bytes given" if isinstance(source, bytes) else str(source)
     try:
+        if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):  # noqa: PTH116
+            raise PictureError("this is a folder" if os.path.isdir(source) else "this is no file", where=where)  # noqa: PTH112
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; both are decided here
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
@@ -89,8 +106,6 @@ def _reason(error: Exception) -> str:
         return _TOO_LARGE
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, IsADirectoryError):
-        return "this is a folder"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     return f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})"

@@ -12,7 +12,7 @@ from resnetkit.architecture.card import Preparation
 from resnetkit.images.decode import decode
 
 Pixels = NDArray[np.uint8]
-_LONGEST = 16  # how many times as long as wide a picture may be before its ends are left out
+_LONGEST = 4  # how many times as long as wide a picture may be before its ends are left out
 
 
 def prepare(image: Image.Image, preparation: Preparation) -> Pixels:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnetkit.errors import DataError, UsageError, extra_missing, nearest, suggestion
-from resnetkit.images.decode import SUFFIXES, decode, pictures_below, visible
+from resnetkit.images.decode import SUFFIXES, decode, is_folder, pictures_below, visible
 
 Indices = NDArray[np.int64]
 _TEST_SHARE, _VAL_SHARE = 0.2, 0.1
@@ -160,7 +160,7 @@ def _draw(pictures: Pictures, share: float, seed: str) -> tuple[Pictures, Pictur
 
 def _part_folders(root: Path) -> dict[str, Path]:
     """Part -> folder. A single ``train`` among other folders is a class, of vehicles perhaps."""
-    folders = [entry.name for entry in visible(root) if entry.is_dir()]
+    folders = [entry.name for entry in visible(root) if is_folder(entry)]
     found = {part: root / name for part, names in _FOLDERS.items() for name in names if name in folders}
     return found if len(found) > 1 or len(found) == len(folders) else {}
 
@@ -169,7 +169,7 @@ def _scan(folder: Path) -> dict[str, list[Path]]:
     """Class -> pictures, however deep they lie below the folder of the class; both sorted by name."""
     found = {}
     for entry in visible(folder):
-        pictures = sorted(pictures_below(Path(entry.path))) if entry.is_dir() else []
+        pictures = sorted(pictures_below(Path(entry.path))) if is_folder(entry) else []
         if pictures:
             found[_readable(entry.name, folder)] = pictures
     if not found:

@@ -59,7 +59,7 @@ def _pattern(text: str) -> re.Pattern[str]:
     for mark in _PLACEHOLDER.finditer(text):
         parts.append(re.escape(text[end : mark.start()]))
         letter = mark[1]
-        parts.append(rf"(?P<{letter}{'0' * bool(mark[2])}>\d+)" if letter else r"(?P<tensor>\w+)")
+        parts.append(rf"(?P<{letter}{'0' * bool(mark[2])}>\d{{1,9}})" if letter else r"(?P<tensor>\w+)")
         end = mark.end()
     return re.compile("".join(parts) + re.escape(text[end:]))
 

@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from resnetkit.network.build import shell
 from resnetkit.network.layers import Network
 from resnetkit.text import to_json
 from resnetkit.weights.dialects import DIALECTS
+from resnetkit.weights.pickles import objection
 
 _COUNT = "num_batches_tracked"
 _LONGEST_HEADER = 64 * 2**20
@@ -162,7 +164,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     _measure(path)
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise WeightsError(f"not a sound safetensors file: {error}", where=str(path), fix=_AGAIN) from None
 
 
@@ -183,6 +185,8 @@ def _measure(path: Path) -> None:
         entries = json.loads(header)
         ends = [entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"]
         needed = 8 + length + max(ends, default=0)
+        if not all(type(end) is int and 0 <= end < 2**63 for end in ends):
+            raise ValueError
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise WeightsError("not a sound safetensors file: its header is garbled", where=str(path), fix=_AGAIN) from None
     if needed > size:
@@ -197,6 +201,9 @@ _RESAVE = "save the tensors as safetensors with the program that wrote the file"
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    reason = objection(path)
+    if reason:
+        raise WeightsError(f"this pickle is not read: {reason}", where=str(path), fix=_RESAVE)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an unusual pickle protocol; the reader decides what it accepts
@@ -206,19 +213,33 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged archive makes torch raise almost anything
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise WeightsError(f"this file cannot be read as weights: {reason}", where=str(path), fix=_AGAIN) from None
-    tensors = _inside(found)
+    tensors = _inside(found, path.stat().st_size)
     if not tensors:
         raise WeightsError("this file holds no table of tensors", where=str(path), fix=_RESAVE)
     return tensors
 
 
-def _inside(found: Any) -> dict[str, Tensor]:
-    """The state dict itself, or the one under ``state_dict``."""
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+def _inside(found: Any, size: int) -> dict[str, Tensor]:
+    """The state dict itself, or the one under ``state_dict``: nothing but plain tensors that the file had room for."""
+    if type(found) in _TABLES and type(dict.get(found, "state_dict")) in _TABLES:
+        found = dict.get(found, "state_dict")
+    if type(found) not in _TABLES or not all(type(key) is str for key in dict.keys(found)):
         return {}
-    return {str(key): value for key, value in found.items()}
+    tensors = dict(dict.items(found))
+    return tensors if all(_is_plain(value, size) for value in tensors.values()) else {}
+
+
+_TABLES = (dict, OrderedDict)
+
+
+def _is_plain(value: Any, size: int) -> bool:
+    """A tensor on the CPU, without attributes of its own, whose numbers are all stored, once each."""
+    if type(value) not in (Tensor, torch.nn.Parameter) or vars(value):
+        return False
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    stored = value.untyped_storage().nbytes()
+    return bool(value.numel() * value.element_size() <= stored <= size)
 
 
 def _refused(message: str) -> str:
