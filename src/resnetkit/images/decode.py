@@ -26,7 +26,7 @@ MOST_PIXELS = 64_000_000
 _TOO_LARGE = f"it has more than {MOST_PIXELS:,} pixels"
 T = TypeVar("T")
 Result = TypeVar("Result")
-_WHITE = (255, 255, 255, 255)
+_WHITE = (255, 255, 255)
 
 
 def pictures_below(folder: Path) -> Iterator[Path]:
@@ -82,7 +82,8 @@ def decode(source: str | Path | bytes, colour: str = "RGB") -> Image.Image:
                 if image.width * image.height > MOST_PIXELS:
                     raise PictureError(_TOO_LARGE, where=where)
                 image.load()
-                return _plain(ImageOps.exif_transpose(image)).convert(colour)
+                ImageOps.exif_transpose(image, in_place=True)
+                return _in(colour, _plain(image))
     except PictureError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them raise
@@ -95,8 +96,15 @@ def _plain(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image.convert("RGBA"))
+        clear, white = _in("RGBA", image), Image.new("RGB", image.size, _WHITE)
+        white.paste(clear, mask=clear)
+        return white
     return image
+
+
+def _in(mode: str, image: Image.Image) -> Image.Image:
+    """The picture in a mode, without a second copy of one that has it already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _reason(error: Exception) -> str:
