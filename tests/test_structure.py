@@ -16,7 +16,7 @@ MODULES = {
     for path in sorted(SOURCE.rglob("*.py"))
 }
 # each layer may use itself and what stands before it
-LAYERS = ["errors", "text", "files", "architecture", "images", "pages", "network", "weights", "explain", "doctor", "learn",
+LAYERS = ["errors", "text", "tables", "files", "architecture", "images", "pages", "network", "weights", "explain", "doctor", "learn",
           "deliver", "commands", "cli", "__main__"]  # fmt: skip
 NARROW = {  # what a layer uses is less than its place allows
     "images": {"errors", "architecture"},

@@ -11,15 +11,13 @@ from resnetkit.architecture.card import Card, card_for
 from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.spec import GroupNorm, Identity, Network, Shortcuts
 from resnetkit.errors import TextError, UsageError
+from resnetkit.tables import aligned, fitted, short_count
 from resnetkit.text import (
-    aligned,
-    fitted,
     from_data,
     from_json,
     from_toml,
     kind_of,
     parse_json,
-    short_count,
     to_data,
     to_json,
     to_toml,

@@ -106,12 +106,7 @@ def preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
         return [Fault("input", f"{channels} channels", "1 (grey) or 3 (RGB), as pictures have")]
     made, std, crop = len(preparation.mean), preparation.std, preparation.crop
     limits = [
-        (
-            "mean",
-            str(made),
-            made == channels,
-            f"{channels} numbers, one for each channel",
-        ),
+        ("mean", str(made), made == channels, f"{channels} numbers, one for each channel"),
         ("std", str(list(std)), len(std) == made and all(s > 0 for s in std), f"{made} numbers above 0"),
         ("crop", str(list(crop)), min(crop) > 0, "height and width of 1 or more"),
         ("resize", str(preparation.resize), max(crop) <= preparation.resize <= 4096, f"{max(crop)} to 4,096"),

@@ -8,7 +8,7 @@ from resnetkit.architecture.operations import Shape
 from resnetkit.architecture.plan import Node, Place, Plan
 from resnetkit.architecture.spec import Basic, Bottleneck, Branch, NoShortcuts, Stage
 from resnetkit.errors import UsageError
-from resnetkit.text import aligned
+from resnetkit.tables import aligned
 
 
 @dataclass(frozen=True, slots=True)

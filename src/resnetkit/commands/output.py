@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from resnetkit.text import aligned, fitted
+from resnetkit.tables import aligned, fitted
 
 
 def results(kind: str, **values: Any) -> None:

@@ -74,8 +74,9 @@ def decode(source: str | Path | bytes, colour: str = "RGB") -> Image.Image:
     """The picture in Pillow's mode ``RGB`` or ``L``; raises `PictureError` with the reason and the file."""
     where = "the bytes given" if isinstance(source, bytes) else str(source)
     try:
-        if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):  # noqa: PTH116
-            raise PictureError("this is a folder" if os.path.isdir(source) else "this is no file", where=where)  # noqa: PTH112
+        kind = stat.S_IFREG if isinstance(source, bytes) else stat.S_IFMT(Path(source).stat().st_mode)
+        if kind != stat.S_IFREG:  # a pipe would be waited for without end
+            raise PictureError("this is a folder" if kind == stat.S_IFDIR else "this is no file", where=where)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; both are decided here
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
