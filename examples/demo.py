@@ -10,7 +10,8 @@ from pathlib import Path
 
 from resnetkit.cli import main
 from resnetkit.errors import ResnetkitError
-from resnetkit.learn.data import divide, open_data
+from resnetkit.learn.data import divide
+from resnetkit.learn.sources import open_data
 
 
 def run(*words: str) -> None:

@@ -1,13 +1,18 @@
 """The command line as a person meets it: results, wrong words, exit codes."""
 
 import json
+import re
 import shlex
+import sys
+from importlib.metadata import PackageNotFoundError
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from resnetkit.architecture.spec import Network
 from resnetkit.cli import main
+from resnetkit.doctor import Trial, extras, missing
 from resnetkit.network.build import build
 from resnetkit.text import from_toml, to_toml
 from resnetkit.weights.store import save
@@ -53,7 +58,9 @@ def test_a_bad_file_is_a_row_and_exit_code_3(trained, cli, tmp_path):
     assert code == 3
     assert "(not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF))" in out.splitlines()[1]
     assert len(out.splitlines()) == 3
-    assert err == "error: 1 of 2 files could not be read; their rows say why\n"
+    assert err == (
+        f"error: 1 of 2 files could not be read; their rows say why\nnext: resnetkit embed FILES --model {run}\n"
+    )
 
 
 def test_explain(cli, tmp_path):
@@ -89,11 +96,53 @@ def test_models(cli):
     assert {"name": "resnet18", "params": 11689512}.items() <= next(m for m in found if m["name"] == "resnet18").items()
 
 
-def test_doctor(cli):
-    code, out, _ = cli("doctor")
-    assert code == 0
-    assert any(line.startswith("torch ") for line in out.splitlines())
-    assert torch.__version__.startswith(json.loads(cli("doctor", "--json")[1])["packages"]["torch"])
+def test_doctor(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path / "my cache"))
+    code, out, err = cli("doctor")
+    assert (code, err) == (0, "next: resnetkit doctor --device auto\n")
+    told = dict(line.split(None, 1) for line in out.splitlines() if not line.startswith("extra "))
+    assert torch.__version__.startswith(told["torch"])
+    assert {"python", "system", "machine", "processor", "cores", "threads", "features", "gpu", "pyarrow"} <= set(told)
+    assert (told["pictures"], told["cache"]) == ("JPEG, PNG, WEBP, BMP, GIF", str(tmp_path / "my cache"))
+    assert "extra demo    present" in out
+    assert list(tmp_path.iterdir()) == []
+    found = json.loads(cli("doctor", "--json")[1])
+    assert torch.__version__.startswith(found["packages"]["torch"])
+    assert found["extras"]["demo"] == {"missing": [], "install": "pip install 'resnetkit[demo]'"}
+
+
+def test_doctor_tries_a_device_out(cli, monkeypatch):
+    code, out, err = cli("doctor", "--device", "cpu")
+    assert code == 0, err
+    assert re.search(r"^cpu +a product of 256x256 matrices in fp32 is right, [\d.]+ ms$", out, re.MULTILINE)
+    products = json.loads(cli("doctor", "--device", "cpu", "--json")[1])["trial"]["products"]
+    assert [(product["precision"], product["right"]) for product in products] == [("fp32", True), ("bf16", True)]
+    assert cli("doctor", "--device", "tpu")[::2] == (
+        2, "error: there is no kind of device called 'tpu'\nfix: --device cpu, cuda or auto\n"
+    )  # fmt: skip
+    monkeypatch.setattr("resnetkit.commands.doctor.try_out", lambda device: [Trial("fp32", 1.0, False)])
+    code, out, err = cli("doctor", "--device", "cpu")
+    assert (code, err) == (6, "error: cpu multiplies wrongly in fp32\n")
+    assert "in fp32 is WRONG, 1.00 ms" in out
+
+
+def test_doctor_says_what_is_broken_or_missing(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("resnetkit.commands.doctor.extras", lambda: {"demo": ["scikit-learn"]})
+    code, out, err = cli("doctor")
+    assert code == 5
+    assert err.startswith("error: torch cannot be imported: ")
+    assert "threads       unknown" in out
+    assert "extra demo    lacks scikit-learn: pip install 'resnetkit[demo]'" in out
+
+
+def test_extras_are_read_from_the_metadata(monkeypatch):
+    needs = {"demo": ["no-such-thing", "numpy"], "dev": ["resnetkit[demo]", "neither-this"]}
+    assert missing("dev", needs) == ["no-such-thing", "neither-this"]
+    assert missing("demo", needs) == ["no-such-thing"]
+    assert set(extras()) >= {"demo", "dev"}
+    monkeypatch.setattr("resnetkit.doctor.metadata.metadata", Mock(side_effect=PackageNotFoundError))
+    assert extras() == {}
 
 
 WRONG = {

@@ -9,8 +9,10 @@ import torch
 
 from resnetkit.errors import DataError, UsageError
 from resnetkit.learn.augment import moved
-from resnetkit.learn.data import divide, fingerprint, open_data
-from resnetkit.learn.pixels import PixelSource, ahead
+from resnetkit.learn.data import divide, fingerprint
+from resnetkit.learn.pixels import PixelSource, Skipped, ahead
+from resnetkit.learn.recipe import Error
+from resnetkit.learn.sources import open_data
 
 
 def counts(data):
@@ -130,12 +132,16 @@ def test_every_bad_picture_is_named(pictures):
     root = pictures("d", ["a", "b"], 8)
     for i in range(7):
         (root / "a" / f"{i}.png").write_bytes(b"no picture")
+    data = open_data(root)
     with pytest.raises(DataError) as caught:
-        PixelSource(open_data(root).first, preparation_for(spec("resnet20")))
+        PixelSource(data.first, preparation_for(spec("resnet20")), Skipped(data, Error()))
     assert caught.value.what == "7 pictures cannot be read"
-    assert len(caught.value.where) == 6
+    assert len(caught.value.where) == 7
     assert caught.value.where[0] == f"{root}/a/0.png: not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)"
-    assert caught.value.where[-1] == "... and 2 more"
+    assert caught.value.fix == (
+        "repair or remove them, as none was skipped (--bad-files skip); "
+        f"resnetkit check {root} --write-list bad.txt names every one"
+    )
 
 
 def test_kept_and_streamed_pictures_are_the_same(pictures):
@@ -144,12 +150,13 @@ def test_kept_and_streamed_pictures_are_the_same(pictures):
 
     data = open_data(pictures("d", ["a", "b"], 5))
     how = preparation_for(spec("resnet20"))
-    kept, streamed = PixelSource(data.first, how), PixelSource(data.first, how, keep=False)
+    skipped = Skipped(data, Error())
+    kept, streamed = PixelSource(data.first, how, skipped), PixelSource(data.first, how, skipped, keep=False)
     assert kept.in_memory
     assert not streamed.in_memory
     for (a, b), (c, d) in zip(kept.batches(3), streamed.batches(3), strict=True):
         assert torch.equal(a, c)
-        assert torch.equal(b, d)
+        assert np.array_equal(b, d)
 
 
 def test_moved_pictures_are_windows_of_the_padded_ones():

@@ -2,6 +2,9 @@
 
 import io
 import os
+import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -10,12 +13,13 @@ import torch
 import torchvision.transforms.v2 as tv
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
+from resnetkit import kinds
 from resnetkit.architecture.card import IMAGENET_MEAN, IMAGENET_STD, Preparation, preparation_for
 from resnetkit.architecture.catalog import spec
 from resnetkit.errors import PictureError
-from resnetkit.images.decode import FORMATS, MOST_PIXELS, decode
+from resnetkit.images.decode import FORMATS, MOST_PIXELS, attempt, decode
 from resnetkit.images.prepare import open_prepared, prepare, random_crop, scale_and_shift
 
 
@@ -35,54 +39,101 @@ def test_formats(kind):
     assert decode(encoded(image, kind)).size == (5, 6)
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "PDF", "EPS", "PPM", "ICO", "TGA"])
-def test_other_formats_are_refused_whatever_they_are_called(tmp_path, kind):
+# ---------------------------------------------------------------------------------------------- what is no picture
+
+
+def png(rows, width, depth, colour, *chunks):
+    """A PNG of bytes, one row each, so that no encoder has a part in what is expected."""
+    parts = [b"IHDR" + struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0), *chunks]
+    parts += [b"IDAT" + zlib.compress(b"".join(b"\0" + row for row in rows)), b"IEND"]
+    return PNG_START + b"".join(map(chunk, parts))
+
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def chunk(part):
+    return struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 44815912\n" % (b"0" * 64)
+OTHERS = {  # first bytes, or a format that Pillow writes
+    "PSD": b"8BPS\0\1" + bytes(30),
+    "EPS": "EPS",
+    "FITS": b"SIMPLE  =                    T" + b" " * 50,
+    "PDF": "PDF",
+    "TIFF": "TIFF",
+    "JPEG 2000": "JPEG2000",
+    "JPEG XL": b"\xff\x0a" + bytes(20),
+    "SVG": b'<?xml version="1.0"?>\n<!-- drawn --><svg xmlns="http://www.w3.org/2000/svg"/>',
+    "HEIC": b"\0\0\0\x18ftypheic" + bytes(20),
+    "AVIF": b"\0\0\0\x18ftypavif" + bytes(20),
+    "ICO": "ICO",
+    "PPM": "PPM",
+    "OpenEXR": b"v/1\x01" + bytes(20),
+    "DICOM": bytes(128) + b"DICM" + bytes(20),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_d07_other_formats_are_refused_by_name_and_never_parsed(tmp_path, monkeypatch, kind):
+    content = OTHERS[kind]
+    if isinstance(content, str):
+        content = encoded(Image.fromarray(noise(16, 16, 3)), content)
+    Image.init()
+    for name in set(Image.OPEN) - set(FORMATS):
+        monkeypatch.setitem(Image.OPEN, name, (lambda *_, name=name: pytest.fail(name),) * 2)
     path = tmp_path / "picture.jpg"
-    path.write_bytes(encoded(Image.fromarray(noise(16, 16, 3)), kind))
+    path.write_bytes(content)
+    for source, where in ((path, str(path)), (content, "the bytes given")):
+        with pytest.raises(PictureError) as caught:
+            decode(source)
+        assert str(caught.value) == (
+            f"error: format {kind} is not accepted; allowed: JPEG, PNG, WEBP, BMP, GIF\n"
+            f"where: {where}\nfix: save it as PNG or JPEG"
+        )
+
+
+NO_PICTURES = {
+    "this is a git-LFS pointer, not the file (real size 44,815,912 bytes)": LFS,
+    "this is a git-LFS pointer, not the file": LFS[:60],
+    "this is an HTML page, not a picture": b"\xef\xbb\xbf\n<!DOCTYPE html><title>sign in</title><svg></svg>",
+    "this is an XML text, not a picture": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    "this is a JSON text, not a picture": b'{"data":{"error": "not found"}}',
+    "this is an MP4 video, not a picture": b"\0\0\0\x18ftypisom",
+    "this is a zip archive, not a picture": b"PK\x03\x04",
+    "this is a gzip archive, not a picture": b"\x1f\x8b\x08",
+    "this is a tar archive, not a picture": b"a.png" + bytes(252) + b"ustar",
+    "this is a safetensors file, not a picture": struct.pack("<Q", 2) + b"{}",
+    "this is a pickle, not a picture": b"\x80\x02}.",
+    "this is an HDF5 file, not a picture": b"\x89HDF\r\n\x1a\n",
+    "the file is empty": b"",
+    "not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)": b"no picture",
+    "damaged, or of a rare sort: its JPEG header cannot be read": b"\xff\xd8\xff\xe0",
+}
+
+
+@pytest.mark.parametrize("told", NO_PICTURES)
+def test_w03_w04_what_is_no_picture_is_named(tmp_path, told):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(NO_PICTURES[told])
     with pytest.raises(PictureError) as caught:
         decode(path)
-    assert caught.value.what == "not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)"
-    assert caught.value.where == (str(path),)
+    assert (caught.value.what, caught.value.where) == (told, (str(path),))
+    assert caught.value.fix == (
+        "git lfs pull" if "LFS" in told
+        else "fetch the file itself again" if "text" in told or "page" in told or "empty" in told
+        else "unpack it" if "archive" in told
+        else ""
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_made_upright(orientation):
-    upright = Image.fromarray(noise(7, 5, 3))
-    stored = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
-    turned = upright if orientation == 1 else upright.transpose(Image.Transpose(stored[orientation]))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    assert np.array_equal(decode(encoded(turned, exif=exif)), upright)
-
-
-def test_transparency_lies_on_white():
-    clear = Image.fromarray(np.dstack([noise(4, 4, 3), np.zeros((4, 4), np.uint8)]))
-    assert np.asarray(decode(encoded(clear))).min() == 255
-    palette = Image.new("P", (4, 4), 0)
-    assert np.asarray(decode(encoded(palette, transparency=0))).min() == 255
-    assert np.asarray(decode(encoded(clear.convert("LA")), "L")).min() == 255
-
-
-def test_sixteen_bits_become_eight():
-    deep = np.array([[0, 257, 65535], [128 * 257, 300, 60000]], dtype=np.uint16)
-    found = np.asarray(decode(encoded(Image.fromarray(deep)), "L"))
-    assert np.array_equal(found, (deep / 257).round().astype(np.uint8))
-
-
-def test_cmyk_grey_and_one_bit():
-    assert decode(encoded(Image.new("CMYK", (3, 3), (0, 0, 0, 0)), "JPEG")).getpixel((0, 0)) == (255, 255, 255)
-    assert decode(encoded(Image.new("L", (3, 3), 90))).getpixel((0, 0)) == (90, 90, 90)
-    assert decode(encoded(Image.new("1", (3, 3), 1)), "L").getpixel((0, 0)) == 255
-
-
-@pytest.mark.parametrize("keep", [0, 1, 20, 200])
-def test_damaged_files_are_named(tmp_path, keep):
-    path = tmp_path / "cut.png"
-    path.write_bytes(encoded(Image.fromarray(noise(20, 20, 3)))[:keep])
-    with pytest.raises(PictureError) as caught:
-        decode(path)
-    assert caught.value.where == (str(path),)
-    assert caught.value.what.startswith(("not a picture", "damaged"))
+def test_every_row_of_the_table_is_a_pattern_that_no_row_before_it_hides():
+    starts = {"JPEG": b"\xff\xd8\xff", "PNG": PNG_START, "WEBP": b"RIFF0000WEBP", "GIF": b"GIF89a",
+              "BMP": b"BM0000" + bytes(4)}  # fmt: skip
+    starts |= {kind: start for kind, start in OTHERS.items() if isinstance(start, bytes)}
+    assert {kind: kinds.kind_of(start) for kind, start in starts.items()} == {kind: kind for kind in starts}
+    assert set(FORMATS) < set(kinds.PICTURES)
 
 
 def test_files_that_are_not_there(tmp_path):
@@ -95,14 +146,240 @@ def test_files_that_are_not_there(tmp_path):
         decode(tmp_path / "pipe.png")
 
 
+def test_too_little_memory_is_no_damage(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", full)
+    with pytest.raises(PictureError, match="there is not enough memory for it"):
+        decode(encoded(Image.new("RGB", (4, 4))))
+
+
+# -------------------------------------------------------------------------------------------------------- damaged
+
+
+@pytest.mark.parametrize("keep", [1, 7, 20, 200])
+def test_damaged_files_are_named(tmp_path, keep):
+    path = tmp_path / "cut.png"
+    path.write_bytes(encoded(Image.fromarray(noise(20, 20, 3)))[:keep])
+    with pytest.raises(PictureError) as caught:
+        decode(path)
+    assert caught.value.where == (str(path),)
+    assert caught.value.what.startswith(("not a picture", "damaged"))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("side", [8, 16, 40, 130])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_d02_a_jpeg_that_is_cut_is_damaged(mode, side, progressive):
+    whole = encoded(Image.fromarray(noise(side, side, 3)).convert(mode), "JPEG", progressive=progressive)
+    for keep in (len(whole) // 2, len(whole) - 10, len(whole) - 2, len(whole) - 1):
+        with pytest.raises(PictureError, match="damaged"):
+            decode(whole[:keep])
+    assert np.array_equal(decode(whole), decode(whole + b"what a camera writes behind a picture"))
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 3}, {"subsampling": 0}, {"quality": 95}], ids=str)
+def test_d02_a_jpeg_that_is_cut_and_closed_is_not_filled_with_grey(options):
+    whole = encoded(Image.fromarray(noise(90, 120, 3)), "JPEG", **options)
+    for share in range(50, 100, 5):
+        with pytest.raises(PictureError, match="damaged: its data stop before its pixels do"):
+            decode(whole[: len(whole) * share // 100] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_d02_a_grey_picture_is_no_damage(mode, progressive):
+    for side in (1, 8, 33, 100):
+        for blocks in (0, 2):
+            grey = Image.new(mode, (side, side), (128,) * len(mode) if mode != "L" else 128)
+            decode(encoded(grey, "JPEG", progressive=progressive, restart_marker_blocks=blocks))
+
+
+def test_d02_cut_files_of_other_formats_are_whole_or_damaged():
+    image = Image.fromarray(noise(16, 12, 3))
+    for kind, options in (("PNG", {}), ("BMP", {}), ("GIF", {}), ("WEBP", {}), ("WEBP", {"lossless": True})):
+        content = encoded(image, kind, **options)
+        whole = np.asarray(decode(content))
+        for keep in range(len(content) - 60, len(content)):
+            found = attempt(decode, content[:keep])
+            assert isinstance(found, PictureError) or np.array_equal(found, whole)
+
+
+# ------------------------------------------------------------------------------------------------- values by hand
+
+
+def shown(content, colour="RGB"):
+    return np.asarray(decode(content, colour)).tolist()
+
+
+def jpeg(colour, mode):
+    """A picture of one colour with the bytes ``colour`` stored in each channel."""
+    return encoded(Image.new(mode, (16, 16), colour), "JPEG", quality=100, subsampling=0)
+
+
+def test_d05_cmyk_as_adobe_inverts_it():
+    cyan, magenta, yellow, black = 40, 120, 200, 30
+    expected = [(255 - ink) * (255 - black) / 255 for ink in (cyan, magenta, yellow)]
+    stored = jpeg((cyan, magenta, yellow, black), "CMYK")  # Pillow writes 255 - ink, and Adobe's mark
+    assert b"Adobe" in stored
+    assert np.allclose(shown(stored)[5][5], expected, atol=2)
+
+    luma = 0.299 * cyan + 0.587 * magenta + 0.114 * yellow  # YCCK: the inks as if they were light (JFIF's formulas)
+    blue, red = 128 + 0.564 * (yellow - luma), 128 + 0.713 * (cyan - luma)
+    ycck = bytearray(jpeg((*(255 - round(part) for part in (luma, blue, red)), black), "CMYK"))
+    ycck[ycck.index(b"Adobe") + 11] = 2  # the transform
+    assert np.allclose(shown(bytes(ycck))[5][5], expected, atol=3)
+
+
+def test_d05_sixteen_bits_become_eight():
+    deep = [[0, 128, 129, 257], [65535, 65535 - 129, 128 * 257, 60000]]
+    rows = [struct.pack(">4H", *row) for row in deep]
+    assert shown(png(rows, 4, 16, 0), "L") == [[0, 0, 1, 1], [255, 254, 128, 233]]
+    assert shown(png(rows, 4, 16, 0, b"tRNS" + struct.pack(">H", 128)), "L") == [[0, 255, 1, 1], [255, 254, 128, 233]]
+    assert shown(png([struct.pack(">3H", 0, 257, 65535)], 1, 16, 2)) == [[[0, 1, 255]]]
+
+
+def test_d05_palettes_and_transparency():
+    palette = b"PLTE" + bytes([10, 20, 30, 200, 100, 0, 7, 7, 7])
+    assert shown(png([bytes([0, 1, 2])], 3, 8, 3, palette)) == [[[10, 20, 30], [200, 100, 0], [7, 7, 7]]]
+    on_white = [[[255, 255, 255], [255 - 55 * 51 // 255, 255 - 155 * 51 // 255, 255 - 51], [7, 7, 7]]]
+    assert shown(png([bytes([0, 1, 2])], 3, 8, 3, palette, b"tRNS" + bytes([0, 51]))) == on_white
+    assert shown(png([bytes([0, 0, 100, 51, 90, 255])], 3, 8, 4), "L") == [[255, 255 - 155 * 51 // 255, 90]]
+    assert shown(png([bytes([1, 2, 3, 255, 100, 0, 200, 51])], 2, 8, 6)) == [[[1, 2, 3], [224, 204, 244]]]
+    assert shown(png([bytes([5, 90])], 2, 8, 0, b"tRNS\0\5"), "L") == [[255, 90]]
+    assert shown(png([bytes([1, 2, 3, 4, 5, 6])], 2, 8, 2, b"tRNS\0\1\0\2\0\3")) == [[[255] * 3, [4, 5, 6]]]
+
+
+def test_d05_one_bit_and_grey():
+    assert shown(png([b"\xa0"], 3, 1, 0)) == [[[255] * 3, [0] * 3, [255] * 3]]
+    assert shown(png([b"\xa0"], 3, 1, 0), "L") == [[255, 0, 255]]
+    assert shown(png([b"\1\x5a"], 2, 8, 0)) == [[[1] * 3, [90] * 3]]
+
+
+def test_d05_a_progressive_jpeg_is_the_same_picture():
+    slope = np.stack(np.broadcast_arrays(*np.ogrid[0:200:5, 0:200:4], 90), axis=2).astype(np.uint8)
+    plain, progressive = (encoded(Image.fromarray(slope), "JPEG", quality=95, progressive=p) for p in (False, True))
+    assert np.array_equal(decode(plain), decode(progressive))
+    assert np.abs(np.asarray(decode(plain)).astype(int) - slope).max() < 12
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_d05_a_colour_profile_is_passed_over(kind):
+    image = Image.fromarray(noise(8, 8, 3))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    with_profile = encoded(image, kind, icc_profile=profile)
+    assert profile in with_profile or kind == "PNG"
+    assert np.array_equal(decode(with_profile), decode(encoded(image, kind)))
+
+
+@pytest.mark.parametrize(("kind", "options"), [("GIF", {}), ("WEBP", {"lossless": True})])
+def test_d05_the_first_frame_is_the_picture(kind, options):
+    first, *others = (Image.new("RGB", (5, 4), colour) for colour in ((200, 10, 0), (0, 0, 255), (9, 255, 9)))
+    moving = encoded(first, kind, save_all=True, append_images=others, duration=10, **options)
+    assert Image.open(io.BytesIO(moving)).n_frames == 3
+    assert shown(moving) == [[[200, 10, 0]] * 5] * 4
+
+
+def test_d05_the_first_of_several_pictures_in_a_jpeg():
+    both = encoded(
+        Image.new("RGB", (8, 8), (255, 0, 0)), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]
+    )
+    assert shown(both) == shown(encoded(Image.new("RGB", (8, 8), (255, 0, 0)), "JPEG"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 100, "subsampling": 0}), ("PNG", {}),
+                                               ("WEBP", {"lossless": True})])  # fmt: skip
+def test_d05_pictures_are_made_upright(orientation, kind, options):
+    upright = Image.fromarray(noise(3, 2, 3)).resize((16, 24), Image.Resampling.NEAREST)
+    stored = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    turned = upright if orientation == 1 else upright.transpose(Image.Transpose(stored[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(encoded(turned, kind, exif=exif, **options))
+    assert np.allclose(found, upright, atol=2 if kind == "JPEG" else 0)
+    how = Preparation(12, (12, 12), IMAGENET_MEAN, IMAGENET_STD)
+    twin = open_prepared(encoded(upright, kind, **options), how)
+    assert np.allclose(prepare(found, how), twin, atol=2 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_d05_thin_pictures(size):
+    width, height = size
+    line = (np.arange(width * height) // 20).astype(np.uint8).reshape(height, width)
+    content = png([row.tobytes() for row in line], width, 8, 0)
+    assert np.array_equal(decode(content, "L"), line)
+    pixels = open_prepared(content, Preparation(256, (224, 224), (0.5,), (0.5,)))
+    middle = line.ravel()[[max(line.size // 2 - 2, 0), min(line.size // 2 + 1, line.size - 1)]]
+    assert pixels.shape == (224, 224, 1)
+    assert middle[0] <= pixels.min() <= pixels.max() <= middle[1]
+
+
+# --------------------------------------------------------------------------------------------------------- bombs
+
+
 def test_a_bomb_is_refused_from_its_header():
-    head = bytearray(encoded(Image.new("1", (8, 8))))
     for side in (8_001, 10_001, 13_000, 50_000):
-        head[16:24] = side.to_bytes(4, "big") * 2
-        head[29:33] = zlib.crc32(bytes(head[12:29])).to_bytes(4, "big")
         with pytest.raises(PictureError) as caught:
-            decode(bytes(head))
+            decode(PNG_START + chunk(b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)) + chunk(b"IDAT"))
         assert caught.value.what == f"it has more than {MOST_PIXELS:,} pixels"
+
+
+def bombs():
+    side, row = 50_000, bytes(1 + 50_000 // 8)
+    squeeze = zlib.compressobj(9)
+    piece = squeeze.compress(row * 500) + squeeze.flush(zlib.Z_FULL_FLUSH)  # the same 100 times, as each begins afresh
+    checksum = struct.pack(">I", side * len(row) % 65521 << 16 | 1)
+    ends = piece[:2], squeeze.flush()[:-4] + checksum
+    head = PNG_START + chunk(b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    yield "real", head + chunk(b"IDAT" + ends[0] + piece[2:] * 100 + ends[1]) + chunk(b"IEND")
+    yield "forged", head + chunk(b"IDAT" + zlib.compress(bytes(1000))) + chunk(b"IEND")
+    for kind, data in ((b"tEXt", b"key\0text"), (b"zTXt", b"key\0\0" + zlib.compress(b"text"))):
+        yield (
+            kind.decode(),
+            png([b"\0"], 1, 8, 0).replace(b"\0\0\0\x0aIDAT", chunk(kind + data) * 100_000 + b"\0\0\0\x0aIDAT"),
+        )
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "red")]
+    moving = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], duration=10)
+    second = moving.index(b"ANMF", moving.index(b"ANMF") + 1)
+    frame = moving[second : moving.index(b"ANMF", second + 1)]
+    body = moving[8:second] + frame * 10_000
+    yield "WebP", b"RIFF" + struct.pack("<I", len(body)) + body
+    yield "canvas", moving[:24] + (13_000 - 1).to_bytes(3, "little") * 2 + moving[30:]
+
+
+MEASURE = """
+import sys, time
+from pathlib import Path
+from resnetkit.errors import PictureError
+from resnetkit.images.decode import attempt, decode
+
+def peak():  # of this process alone: getrusage also counts the process that started it
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+
+base = peak()
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    content, start = path.read_bytes(), time.process_time()
+    found = attempt(decode, content)
+    told = found.what if isinstance(found, PictureError) else found.size
+    print(f"{path.stem}|{time.process_time() - start:.3f}|{peak() - base:.1f}|{told}")
+"""
+
+
+def test_d06_bombs_take_no_time_and_no_memory(tmp_path):
+    (tmp_path / "0.png").write_bytes(encoded(Image.new("RGB", (4, 4))))
+    (tmp_path / "1.webp").write_bytes(encoded(Image.new("RGB", (4, 4)), "WEBP"))
+    for name, content in bombs():
+        (tmp_path / f"bomb-{name}").write_bytes(content)
+    assert 200_000 < (tmp_path / "bomb-real").stat().st_size < 500_000
+    done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
+    rows = [line.split("|") for line in done.stdout.splitlines()]
+    assert all(float(seconds) < 1 and float(megabytes) < 100 for _, seconds, megabytes, _ in rows), done.stdout
+    many = f"it has more than {MOST_PIXELS:,} pixels"
+    told = {name: told for name, _, _, told in rows if name.startswith("bomb")}
+    assert told == {"bomb-real": many, "bomb-forged": many, "bomb-canvas": many, "bomb-tEXt": "(1, 1)",
+                    "bomb-zTXt": "(1, 1)", "bomb-WebP": "(8, 8)"}  # fmt: skip
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF"]))

@@ -3,15 +3,22 @@
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from resnetkit.architecture.card import Training, card_for
-from resnetkit.learn.evaluate import Evaluation
+from resnetkit.architecture.card import card_for
+from resnetkit.images.thumbnail import thumbnail
+from resnetkit.learn.check import Checked, Look, Twins
+from resnetkit.learn.check_page import check_page
+from resnetkit.learn.data import Data, Files
+from resnetkit.learn.evaluation import Answers, Evaluation
 from resnetkit.learn.recipe import Recipe
-from resnetkit.learn.report import report
-from resnetkit.learn.run import Epoch, Run
+from resnetkit.learn.report import report, sign_test
+from resnetkit.learn.run import Epoch, Results, Run, Thumbnail
 from resnetkit.pages import chart, html, svg
 
 from tiny import BASE
@@ -19,20 +26,28 @@ from tiny import BASE
 NASTY = ("<script>alert(1)</script>", "</style><b>", '"&\u202eabc')
 
 
-def a_run(classes=NASTY, epochs=6):
+def a_run(classes=NASTY, epochs=6, path="runs/x"):
+    """A run as it would be read: nine right answers for each class, and a few wrong ones."""
     rows = tuple(
-        Epoch(i, 0.1, 2.0 / i, 1 - 0.8 / i, 20, 10 + i, (10 + i) / 20, 900.0, 3.0) for i in range(1, epochs + 1)
+        Epoch(i, 0.1, 2.0 / i, 1 - 0.8 / i, 20, 10 + i, (10 + i) / 20, 1.9 / i, 900.0, 3.0)
+        for i in range(1, epochs + 1)
     )
-    confusion = tuple(tuple(9 if i == j else j for j in range(len(classes))) for i in range(len(classes)))
-    n = sum(map(sum, confusion))
-    found = Evaluation("tiny", "flowers", "test", classes, n, 9 * len(classes), n, confusion)
-    card = card_for("tiny", BASE, classes)
-    assert card.training is None or isinstance(card.training, Training)
-    return Run(Path("runs/x"), Recipe("flowers", "tiny"), card, rows, epochs, found, 20.0)
+    pairs = [(i, j) for i in range(len(classes)) for j in range(len(classes)) for _ in range(9 if i == j else j)]
+    names = tuple(f"{classes[i]}/{n}.png" for n, (i, _) in enumerate(pairs))
+    confidence = tuple(0.3 + 0.69 * n / len(pairs) for n in range(len(pairs)))
+    answers = Answers(names, tuple(i for i, _ in pairs), tuple(j for _, j in pairs), confidence)
+    skipped = ((f"{NASTY[0]}.png", NASTY[1]),)
+    found = Evaluation("tiny", "flowers", "test", classes, answers, len(pairs), 0.4, skipped)
+    pixel = thumbnail(Image.new("RGB", (4, 4), (200, 30, 30)))
+    shown = tuple(Thumbnail(i, pixel) for i in sorted({*found.mistakes(24), *found.unsure(24)}))
+    parts = (("train", 60), ("test", len(pairs)))
+    results = Results(epochs, 20.0, "cpu", "fp32", parts, (NASTY[0],), found, shown, "val got no better")
+    environment = {"python": "3.11", "packages": {"torch": "2.15.0"}}
+    return Run(Path(path), Recipe("flowers", "tiny"), card_for("tiny", BASE, classes), rows, results, environment)
 
 
 def test_names_are_text_and_never_markup():
-    page = report(a_run())
+    page = report([a_run()])
     for name in NASTY[:2]:
         assert name not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -86,21 +101,83 @@ def browser():
         opened.close()
 
 
-@pytest.mark.parametrize("width", [1280, 400])
-def test_the_report_in_a_browser(browser, tmp_path, width):
-    (tmp_path / "report.html").write_text(report(a_run(("daisy", *NASTY))))
-    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+def a_check(tmp_path):
+    """Everything that a page can show: bad files, twins of each kind, nasty names."""
+    paths = []
+    for i, name in enumerate((*NASTY, "plain")):
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (40, 30), (40 * i, 90, 90)).save(path)
+        paths.append((path, name))
+    files = Files(tuple(p for p, _ in paths), tuple(n for _, n in paths), np.arange(4))
+    data = Data(f"data of {NASTY[0]}", (*NASTY, "plain"), {"train": files, "val": files}, (NASTY[1],))
+    looks = [
+        Look(part, i, i, f"{name}.png", 40, 30, bytes([i]))
+        for part in ("train", "val")
+        for i, (_, name) in enumerate(paths)
+    ]
+    bad = Look("train", 0, 0, f"{NASTY[0]}/bad.png", error=NASTY[1])
+    twins = (Twins((looks[0], looks[4]), True), Twins((looks[1], looks[2]), False), Twins((looks[3], looks[3]), True))
+    return Checked(data, (*looks, bad), twins)
+
+
+PAGES = {
+    "report": (lambda folder: report([a_run(("daisy", *NASTY))]), "tiny on flowers", 5),
+    "several": (lambda folder: report([a_run(path="a/x"), a_run(path="b/x", epochs=3)]), "2 runs", 4),
+    "check": (lambda folder: check_page(a_check(folder)), f"check of data of {NASTY[0]}", 0),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(("width", "scripts"), [(1280, True), (400, True), (400, False)])
+def test_a_page_in_a_browser(browser, tmp_path, name, width, scripts):
+    make, title, charts = PAGES[name]
+    path = tmp_path / "page.html"
+    path.write_text(make(tmp_path), encoding="utf-8")
+    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, java_script_enabled=scripts)
     page = context.new_page()
     complaints, requests = [], []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
     page.on("request", lambda request: requests.append(request.url))
-    page.goto((tmp_path / "report.html").as_uri())
+    page.goto(path.as_uri())
     assert complaints == []
-    assert requests == [(tmp_path / "report.html").as_uri()]
-    assert page.title() == "tiny on flowers"
-    assert page.locator("svg").count() == 3
-    assert page.locator("table tbody tr").first.locator("td").first.inner_text() == "daisy"
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    assert page.evaluate("getComputedStyle(document.body).maxWidth") != "none"  # the style was let through
+    assert [url for url in requests if not url.startswith("data:image/jpeg;base64,")] == [path.as_uri()]
+    assert page.title() == title
+    assert page.locator("svg").count() == charts + (name == "report")
+    assert page.locator("table tbody tr").count() > 3
+    if scripts:
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.evaluate("getComputedStyle(document.body).maxWidth") != "none"  # the style was let through
+        assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+        if width == 400 and charts:  # letters of a chart stay as large as letters on a telephone
+            shown = "document.querySelector('.charts svg').getBoundingClientRect().width"
+            assert page.evaluate(f"13 * {shown} / 420 > 10")
     context.close()
+
+
+def test_a_check_names_its_findings_as_text(tmp_path):
+    page = check_page(a_check(tmp_path))
+    for name in NASTY[:2]:
+        assert name not in page
+    assert "In several parts" in page
+    assert "In several classes" in page
+    assert "Duplicates" in page
+    assert page.count("data:image/jpeg;base64,") == 6 + 8
+
+
+def test_several_runs_on_one_page():
+    first, second = a_run(path="a/x"), a_run(path="b/x", epochs=3)
+    second = replace(second, recipe=replace(second.recipe, epochs=3))
+    page = report([first, second])
+    assert "a/x" in page
+    assert "b/x" in page
+    assert "<td>epochs</td><td>30</td><td>3</td>" in page
+    assert "100.0%" in page  # the same answers: no difference at all
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "p"), [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 0.021484375), (300, 400, 1.8e-4)]
+)
+def test_the_sign_test(a, b, p):
+    assert sign_test(a, b) == sign_test(b, a) == pytest.approx(p, rel=0.02)

@@ -16,10 +16,11 @@ MODULES = {
     for path in sorted(SOURCE.rglob("*.py"))
 }
 # each layer may use itself and what stands before it
-LAYERS = ["errors", "text", "tables", "files", "architecture", "images", "pages", "network", "weights", "explain", "doctor", "learn",
+LAYERS = ["errors", "kinds", "text", "tables", "files", "architecture", "images", "pages", "network", "weights", "explain", "doctor", "learn",
           "deliver", "commands", "cli", "__main__"]  # fmt: skip
 NARROW = {  # what a layer uses is less than its place allows
-    "images": {"errors", "architecture"},
+    "kinds": set(),
+    "images": {"errors", "kinds", "architecture"},
     "pages": set(),
     "network": {"errors", "architecture"},
     "explain": {"errors", "architecture", "pages", "weights"},
@@ -27,14 +28,17 @@ NARROW = {  # what a layer uses is less than its place allows
     "cli": {"errors"},
 }
 TORCH_FREE = [
-    "resnetkit", "resnetkit.errors", "resnetkit.text", "resnetkit.files", "resnetkit.architecture.spec",
+    "resnetkit", "resnetkit.errors", "resnetkit.kinds", "resnetkit.text", "resnetkit.files", "resnetkit.architecture.spec",
     "resnetkit.architecture.rules", "resnetkit.architecture.plan", "resnetkit.architecture.catalog",
     "resnetkit.architecture.card", "resnetkit.architecture.listing", "resnetkit.architecture.tensors",
     "resnetkit.architecture.published", "resnetkit.images.decode", "resnetkit.images.prepare", "resnetkit.pages.html",
     "resnetkit.pages.svg", "resnetkit.pages.chart", "resnetkit.explain.why", "resnetkit.explain.picture",
-    "resnetkit.weights.dialects", "resnetkit.learn.recipe", "resnetkit.learn.data", "resnetkit.cli", "resnetkit.doctor",
+    "resnetkit.weights.dialects", "resnetkit.weights.fit", "resnetkit.learn.recipe", "resnetkit.learn.data", "resnetkit.cli", "resnetkit.doctor",
     "resnetkit.commands.explain", "resnetkit.commands.models", "resnetkit.commands.train",
     "resnetkit.commands.evaluate", "resnetkit.commands.predict", "resnetkit.commands.doctor",
+    "resnetkit.commands.check", "resnetkit.commands.report", "resnetkit.commands.embed", "resnetkit.learn.check",
+    "resnetkit.learn.check_page", "resnetkit.learn.report", "resnetkit.learn.run", "resnetkit.learn.evaluation",
+    "resnetkit.learn.sources", "resnetkit.deliver.inputs", "resnetkit.deliver.rows", "resnetkit.images.thumbnail",
 ]  # fmt: skip
 
 
@@ -156,7 +160,7 @@ def test_help_tells_every_verb_and_every_verb_has_a_module():
 
     assert all(verb in _help() for verb in VERBS)
     verbs = {name.rpartition(".")[2] for name in MODULES if name.startswith("resnetkit.commands.")}
-    assert verbs - {"output", "progress"} == set(VERBS)
+    assert verbs - {"output", "progress", "stdin"} == set(VERBS)
 
 
 def test_a_pickle_is_read_in_one_place_and_never_freely():

@@ -18,7 +18,8 @@ from resnetkit.learn.device import gains_by_bf16, pick, resolve
 from resnetkit.learn.evaluate import count
 from resnetkit.learn.recipe import Recipe
 from resnetkit.learn.run import Epoch, Prepared, Step
-from resnetkit.learn.train import _claim, _optimiser
+from resnetkit.learn.start import _claim
+from resnetkit.learn.train import _optimiser
 from resnetkit.text import to_toml
 
 from tiny import BASE
@@ -46,7 +47,7 @@ def test_a_run_leaves_what_it_should(flowers, network, tmp_path):
     events = []
     run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS, watch=events.append)
     assert sorted(path.name for path in run.path.iterdir()) == [
-        "environment.json", "metrics.jsonl", "model", "network.toml", "report.html", "run.toml",
+        "environment.json", "metrics.jsonl", "model", "network.toml", "report.html", "results.json", "run.toml",
     ]  # fmt: skip
     assert isinstance(events[0], Prepared)
     assert sum(isinstance(event, Step) for event in events) == 3 * 6  # 42 pictures in batches of 8
@@ -78,7 +79,7 @@ def test_the_same_seed_gives_the_same_weights(flowers, network, tmp_path, augmen
         {"schedule": {"kind": "triangle"}},
         {"schedule": {"kind": "steps", "at": [1]}},
         {"label_smoothing": 0.1},
-        {"zero_last_norm": True},
+        {"start": {"kind": "scratch", "zero_last_norm": True}},
         {"split_seed": 1},
         {"precision": "bf16"},
     ],
@@ -150,9 +151,12 @@ def test_counts_do_not_depend_on_the_batch():
     results = []
     for size in (1, 7, 64, 103):
         batches = [(answers[i : i + size], labels[i : i + size]) for i in range(0, 103, size)]
-        confusion, top5 = count(lambda pixels: pixels, batches, 7)
-        results.append((confusion.tolist(), top5))
+        tally = count(lambda pixels: pixels, batches, 7)
+        results.append((tally.answers.tolist(), tally.top5, tally.n, tally.correct))
+        assert tally.loss == pytest.approx(float(torch.nn.functional.cross_entropy(answers, labels)), rel=1e-6)
+        assert torch.equal(tally.confidence, answers.softmax(1).max(1).values)
     assert all(result == results[0] for result in results)
+    assert results[0][0] == answers.argmax(1).tolist()
     assert results[0][1] == sum(int(label in row.topk(5).indices) for row, label in zip(answers, labels, strict=True))
 
 

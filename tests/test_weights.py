@@ -1,9 +1,6 @@
 """Stored weights: exact round trips; damaged, foreign and hostile files."""
 
-import json
-import os
 import pickle
-import struct
 import zipfile
 
 import pytest
@@ -64,108 +61,6 @@ def test_a_name_that_a_dialect_lacks():
     with pytest.raises(UsageError, match="torchvision has no name for this tensor"):
         TORCHVISION.ours("layer1.0.conv1.weight.extra")
     assert TORCHVISION.ours("layer4.2.downsample.1.running_var") == "stage4.block3.shortcut.norm.running_var"
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.001, 0.01, 0.5, 0.9, 0.999])
-def test_truncated_weights(saved, keep, cli, pictures):
-    _, folder = saved
-    path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * keep)])
-    code, out, err = cli("evaluate", folder, pictures("data", ["a", "b"]), "--json")
-    assert (code, out) == (4, "")
-    if keep > 0.1:
-        size = int(len(whole) * keep)
-        assert f"error: file is truncated: needs {len(whole):,} bytes, has {size:,}\nwhere: {path}\nfix: copy" in err
-    assert "Traceback" not in err
-
-
-class Bomb:
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.canary}",)
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("zipped", [False, True])
-def test_a_pickle_with_code_in_it_runs_nothing(tmp_path, cli, pictures, protocol, nested, zipped):
-    canary, path = tmp_path / "canary", tmp_path / "weights.pth"
-    content = {"state_dict": {"conv1.weight": torch.zeros(1), "x": Bomb(canary)}} if nested else Bomb(canary)
-    if zipped:
-        torch.save(content, path, pickle_protocol=max(2, protocol))
-    else:
-        path.write_bytes(pickle.dumps(content if not nested else {"a": Bomb(canary)}, protocol))
-    code, out, err = cli("evaluate", path, pictures("data", ["a", "b"]), "--network", "resnet18")
-    assert (code, out) == (4, "")
-    assert not canary.exists()
-    assert f"where: {path}" in err
-    assert "Traceback" not in err
-    code = "asks to run code (posix.system)"
-    other = "holds instructions that the restricted reader does not know"
-    told = [f"error: this pickle {reason}; nothing was run" for reason in ([code] if protocol == 2 else [code, other])]
-    assert any(line in err for line in told)
-    assert "fix: save the tensors as safetensors with the program that wrote the file" in err
-
-
-FOUND = {
-    "an empty file": b"",
-    "a git-LFS pointer (run: git lfs pull)": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
-    "an HTML page": b"<!doctype html><title>sign in</title>",
-    "a JSON text": b'{"error": "not found"}',
-}
-
-
-@pytest.mark.parametrize("kind", FOUND)
-def test_what_is_not_weights_is_named(tmp_path, kind):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(FOUND[kind])
-    with pytest.raises(WeightsError) as caught:
-        load(path, "resnet18")
-    assert caught.value.what == f"this is {kind}, not a weights file"
-
-
-def header(entries, size=0):
-    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
-    return struct.pack("<Q", len(text)) + text + b"\0" * size
-
-
-HOSTILE = {
-    "a header of 2**63": struct.pack("<Q", 2**63) + b"{",
-    "a header of 200 MB": struct.pack("<Q", 200 * 2**20) + b"{}",
-    "no JSON": header(b"{]", 8),
-    "a list": header([1]),
-    "no offsets": header({"a": {"dtype": "F32", "shape": [1]}}, 4),
-    "offsets that are words": header({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["x", "y"]}}, 4),
-    "a hole": header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, 8),
-    "overlaps": header({k: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for k in "ab"}, 4),
-    "bytes left over": header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, 9),
-    "an unknown type": header({"a": {"dtype": "F31", "shape": [1], "data_offsets": [0, 4]}}, 4),
-    "a shape that overflows": header({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 4]}}, 4),
-    "deep nesting": header(b"[" * 100_000),
-}
-
-
-LENGTH = ("a header of 2**63", "a header of 200 MB")
-GARBLED = ("no JSON", "a list", "no offsets", "offsets that are words", "deep nesting")
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_headers(tmp_path, kind):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(HOSTILE[kind])
-    with pytest.raises(WeightsError) as caught:
-        read_tensors(path)
-    told = (
-        "not a safetensors file: its header has no sound length" if kind in LENGTH
-        else "not a sound safetensors file: its header is garbled" if kind in GARBLED
-        else "not a sound safetensors file: "
-    )  # fmt: skip
-    assert caught.value.what.startswith(told)
-    assert caught.value.where == (str(path),)
-    assert caught.value.fix == "copy or download the file again"
 
 
 def deep():
@@ -234,7 +129,7 @@ def test_half_precision_becomes_fp32_and_integers_are_refused(saved):
     save_file({key: value.long() for key, value in model.state_dict().items()}, path)
     with pytest.raises(WeightsError) as caught:
         load(folder)
-    assert "stem.conv1.weight: torch.int64, a floating-point type expected" in str(caught.value)
+    assert "stem.conv1.weight: came torch.int64; expected a floating-point type" in str(caught.value)
 
 
 def test_a_full_disk_is_an_error_of_the_machine(tmp_path, monkeypatch):
@@ -245,17 +140,6 @@ def test_a_full_disk_is_an_error_of_the_machine(tmp_path, monkeypatch):
     with pytest.raises(MachineError, match="cannot write the weights: No space left on device"):
         save(build(BASE), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_wrong_network_is_told_with_both_shapes(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    save_file(build(BASE).state_dict(), path)
-    with pytest.raises(WeightsError) as caught:
-        load(path, "resnet20")
-    lines = str(caught.value).splitlines()
-    assert lines[0].startswith("error: these weights do not fit resnet20: ")
-    assert len(caught.value.where) == 7
-    assert lines[-2].strip().startswith("... and ")
 
 
 def test_a_torchvision_file(tmp_path):
@@ -327,31 +211,6 @@ def test_folders_that_hold_no_model(tmp_path):
     (tmp_path / "run.toml").write_text("")
     with pytest.raises(UsageError, match="this run has not finished, so it holds no model"):
         load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda card: card.update(format=2), "format: came 2; allowed: one of 1"),
-        (lambda card: card.update(_target_="os.system"), "_target_: came an unknown key"),
-        (lambda card: card["spec"].update(stages=[]), "stages: came no stages; allowed: at least one"),
-        (lambda card: card.update(classes=["a"]), "classes: came 1 names; allowed: 2, as spec.head"),
-        (
-            lambda card: card["preparation"].update(std=[0, 1, 1]),
-            "preparation.std: came [0.0, 1.0, 1.0]; allowed: 3 numbers",
-        ),
-        (lambda card: card["preparation"].update(resize=8), "preparation.resize: came 8; allowed: 16 to 4,096"),
-    ],
-)
-def test_a_card_that_is_wrong(saved, change, told):
-    _, folder = saved
-    card = json.loads((folder / "config.json").read_text())
-    change(card)
-    (folder / "config.json").write_text(json.dumps(card))
-    with pytest.raises(WeightsError) as caught:
-        card_of(folder)
-    assert told in str(caught.value)
-    assert caught.value.where[0] == str(folder / "config.json")
 
 
 @given(st.data())

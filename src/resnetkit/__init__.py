@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from resnetkit.architecture.catalog import names as models
     from resnetkit.architecture.catalog import spec
     from resnetkit.architecture.plan import plan
+    from resnetkit.deliver.embed import embed
     from resnetkit.deliver.predict import predict
     from resnetkit.errors import ResnetkitError
     from resnetkit.explain.why import why
+    from resnetkit.learn.check import check
     from resnetkit.learn.evaluate import evaluate
     from resnetkit.learn.train import train
     from resnetkit.network.build import build
@@ -29,6 +31,8 @@ __version__ = "0.1.0"
 _PLACES = {
     "ResnetkitError": "errors:ResnetkitError",
     "build": "network.build:build",
+    "check": "learn.check:check",
+    "embed": "deliver.embed:embed",
     "evaluate": "learn.evaluate:evaluate",
     "load": "weights.store:load",
     "models": "architecture.catalog:names",
@@ -43,6 +47,8 @@ _PLACES = {
 __all__ = [
     "ResnetkitError",
     "build",
+    "check",
+    "embed",
     "evaluate",
     "load",
     "models",

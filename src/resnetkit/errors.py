@@ -130,3 +130,7 @@ def suggestion(word: str, known: Sequence[str], otherwise: str = "") -> str:
 def extra_missing(package: str, extra: str) -> MachineError:
     """The one line for a feature whose extra is not installed."""
     return MachineError(f"{package} is not installed", fix=f"pip install 'resnetkit[{extra}]'")
+
+
+class ResnetkitWarning(UserWarning):
+    """Something to know that stops nothing; the command line shows it as one line."""

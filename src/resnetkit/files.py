@@ -12,6 +12,14 @@ from pathlib import Path
 from resnetkit.errors import MachineError
 
 
+def cache_folder() -> Path:
+    """Where what was fetched is kept: ``$RESNETKIT_CACHE``, or the user's cache. Asking does not make it."""
+    from platformdirs import user_cache_path
+
+    told = os.environ.get("RESNETKIT_CACHE")
+    return Path(told) if told else user_cache_path("resnetkit", appauthor=False)
+
+
 def write_text(path: Path, text: str) -> None:
     """``text`` as UTF-8 under ``path``: all of it or nothing."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from unicodedata import combining, east_asian_width
 
 Table = Sequence[Sequence[str]]
 
 
 def aligned(table: Table, left: int) -> str:
     """Rows of cells as aligned lines; the first ``left`` columns are words, the others numbers."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths = _widths(table)
     lines = []
     for row in table:
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        pads = [" " * (width - room(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = [cell + pad if i < left else pad + cell for i, (cell, pad) in enumerate(zip(row, pads, strict=True))]
         lines.append(_GAP.join(cells).rstrip())
     return "\n".join(lines)
 
 
-def fitted(table: Table, width: int, drop: Sequence[str]) -> Table:
-    """The same table made to fit ``width``: counts get short, then columns go by their headings, then words are cut."""
+def fitted(table: Table, width: int, drop: Sequence[str], last: Sequence[str] = (), more: str = "…") -> Table:
+    """The same table made to fit ``width``: counts get short, then columns go by their headings, then words are cut.
+
+    ``last`` names the columns that go where cutting words is not enough; ``more`` stands where something was cut.
+    """
     table = table if _wide(table) <= width else [[short_count(cell) for cell in row] for row in table]
-    for heading in drop:
-        if _wide(table) > width and heading in table[0]:
-            at = list(table[0]).index(heading)
-            table = [[*row[:at], *row[at + 1 :]] for row in table]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    longest, most = widths.index(max(widths)), max(8, max(widths) - max(0, _wide(table) - width))
-    return [[cell if i != longest else _cut(cell, most) for i, cell in enumerate(row)] for row in table]
+    table = _without(table, drop, width)
+    table = _without(table, last, width + max(0, max(_widths(table)) - _LEAST))
+    widths = _widths(table)
+    longest, most = widths.index(max(widths)), max(_LEAST, max(widths) - max(0, _wide(table) - width))
+    return [[cell if i != longest else _cut(cell, most, more) for i, cell in enumerate(row)] for row in table]
+
+
+def room(text: str) -> int:
+    """Columns that a text takes on a terminal: East Asian letters are wide, accents that combine take none."""
+    if text.isascii():
+        return len(text)
+    return sum((1 + (east_asian_width(letter) in "WF")) * (not combining(letter)) for letter in text)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """What would move the cursor or turn the direction of writing, written out; the names of files may hold such."""
+    return _MOVING.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
 
 
 def short_count(cell: str) -> str:
@@ -43,13 +56,32 @@ def short_count(cell: str) -> str:
 
 
 _UNITS = " kMGTPE"
+_MOVING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _GAP = "  "
+_LEAST = 8  # letters of a word that are left
+
+
+def _without(table: Table, headings: Sequence[str], width: int) -> Table:
+    for heading in headings:
+        if _wide(table) > width and heading in table[0]:
+            at = list(table[0]).index(heading)
+            table = [[*row[:at], *row[at + 1 :]] for row in table]
+    return table
+
+
+def _widths(table: Table) -> list[int]:
+    return [max(map(room, column)) for column in zip(*table, strict=True)]
 
 
 def _wide(table: Table) -> int:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths = _widths(table)
     return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
-def _cut(cell: str, most: int) -> str:
-    return cell if len(cell) <= most else cell[: most - 1] + "…"
+def _cut(cell: str, most: int, more: str) -> str:
+    if room(cell) <= most:
+        return cell
+    kept = cell[: most - 1]
+    while room(kept) > most - 1:
+        kept = kept[:-1]
+    return kept + more

@@ -28,7 +28,7 @@ from resnetkit.errors import Fault, TextError, UsageError, nearest
 
 T = TypeVar("T")
 _MOST_DOTS = 1000  # a key of so many parts takes the TOML reader time and memory by their square
-_LONGEST_TEXT = 4 * 2**20  # characters; a network of 10,000 blocks needs far less
+LONGEST_TEXT = 4 * 2**20  # characters; a network of 10,000 blocks needs far less
 _LARGEST = sys.float_info.max
 _LARGEST_INT = 2**63
 _MOST_FAULTS = 100  # told at once; who has more has sent something else
@@ -227,9 +227,9 @@ def from_toml(cls: type[T], text: str, what: str = "this TOML") -> T:
     return from_data(cls, parse_toml(text, what), what)
 
 
-def parse_json(text: str, what: str = "this JSON") -> Any:
+def parse_json(text: str, what: str = "this JSON", longest: int = LONGEST_TEXT) -> Any:
     """JSON without its three surprises: doubled keys, NaN, and nesting without end."""
-    _refuse_long(text, what)
+    _refuse_long(text, what, longest)
     try:
         return json.loads(text, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -240,7 +240,7 @@ def parse_json(text: str, what: str = "this JSON") -> Any:
 
 def parse_toml(text: str, what: str = "this TOML") -> dict[str, Any]:
     """TOML; `TextError` names line and column."""
-    _refuse_long(text, what)
+    _refuse_long(text, what, LONGEST_TEXT)
     if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
         raise _syntax(what, "the whole text", f"a line of more than {_MOST_DOTS:,} dots")
     try:
@@ -252,10 +252,10 @@ def parse_toml(text: str, what: str = "this TOML") -> dict[str, Any]:
         raise _syntax(what, "the whole text", _reason(error)) from None
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: Path, what: str, longest: int = LONGEST_TEXT) -> str:
     """A text file that the user named; raises `UsageError` if it cannot be read as UTF-8."""
     try:
-        if path.stat().st_size > 4 * _LONGEST_TEXT:
+        if path.stat().st_size > 4 * longest:
             raise UsageError(f"{what} is too long for a text", where=str(path))
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -264,8 +264,8 @@ def read_text(path: Path, what: str) -> str:
         raise UsageError(f"{what} is not UTF-8 text", where=str(path), fix="name a .toml or .json file") from None
 
 
-def _refuse_long(text: str, what: str) -> None:
-    if len(text) > _LONGEST_TEXT:
+def _refuse_long(text: str, what: str, longest: int) -> None:
+    if len(text) > longest:
         raise _syntax(what, "the whole text", f"{len(text):,} characters")
 
 

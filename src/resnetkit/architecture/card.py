@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from resnetkit.architecture.catalog import ROWS, name_of
 from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.rules import require
 from resnetkit.architecture.spec import Linear, Network
 from resnetkit.errors import Fault, TextError, UsageError, WeightsError
-from resnetkit.text import from_json, read_text
+from resnetkit.text import from_data, parse_json, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ def card_for(name: str, spec: Network, classes: tuple[str, ...] = ()) -> Card:
     return Card(name, spec, preparation_for(spec), classes)
 
 
+FORMAT = 1
 CARD_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
@@ -138,7 +139,9 @@ def read_card(folder: Path) -> Card:
     """The card in a model folder; it came with weights, so a fault is a `WeightsError`."""
     path = folder / CARD_FILE
     try:
-        card = from_json(Card, read_text(path, "this card"), str(path))
+        data = parse_json(read_text(path, "this card"), str(path))
+        _refuse_newer(data, path)
+        card = from_data(Card, data, str(path))
         require(card.spec)
         contradictions = _faults(card)
         if contradictions:
@@ -148,6 +151,14 @@ def read_card(folder: Path) -> Card:
             error.what, where=[str(path), *error.where], fix="copy the whole model folder again"
         ) from None
     return card
+
+
+def _refuse_newer(data: Any, path: Path) -> None:
+    """One sentence instead of a fault for every field that is not known yet."""
+    made = data.get("format") if isinstance(data, dict) else None
+    if type(made) is int and FORMAT < made < 10**6:  # no number to fill a screen with
+        what = f"this card was made by a newer resnetkit (format {made}; this one reads {FORMAT})"
+        raise WeightsError(what, where=str(path), fix="pip install --upgrade resnetkit")
 
 
 def _no_model(path: Path) -> UsageError | WeightsError:

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from resnetkit.commands.output import counting, results, say, table, then
+from resnetkit.commands.output import counting, prose, results, say, table, then
+from resnetkit.learn.data import listed
+from resnetkit.learn.evaluation import Evaluation, told
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,13 @@ class Options:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder, or a weights file (then with --network)."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A folder as train takes it, or digits."""
+    """A folder, a table (.csv) or an archive as train takes it, or digits."""
     part: Literal["train", "val", "test", "all"] | None = None
     """Which part; test, or else val, or else all, if it is left out."""
+    bad_files: Annotated[str, tyro.conf.arg(metavar="error|skip")] = "error"
+    """What a picture that cannot be read is; skipped ones are named and counted."""
+    max_bad: str = ""
+    """How many may be skipped: 10% or 0.1 of all (1% if left out)."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """In what the network computes."""
     device: str = "auto"
@@ -42,27 +48,52 @@ def run(options: Options) -> int:
     model = load(options.model, options.network or None, options.dialect)
     with counting("evaluating") as tell:
         found = evaluate(
-            model, options.data, part=options.part, device=options.device, precision=options.precision, tell=tell
+            model,
+            options.data,
+            part=options.part,
+            device=options.device,
+            precision=options.precision,
+            bad_files=None if options.max_bad and options.bad_files == "error" else options.bad_files,
+            max_bad=options.max_bad or None,
+            tell=tell,
         )
     if not model.card.classes:
         say("note: the classes of this model have no names; they are taken to be the data's, in alphabetical order")
     if options.json:
-        results(
-            "evaluate",
-            model=options.model,
-            data=options.data,
-            part=found.part,
-            n=found.n,
-            correct=found.correct,
-            top1=found.top1,
-            top5=found.top5 / found.n,
-            classes=found.classes,
-            confusion=found.confusion,
-        )
-        return 0
+        results("evaluate", model=options.model, data=options.data, **_record(found))
+    else:
+        _show(found)
+    for line in _notes(found):
+        say(line)
+    then("resnetkit predict PICTURE --model", options.model)
+    return 0
+
+
+def _record(found: Evaluation) -> dict[str, object]:
+    return {
+        "part": found.part,
+        "n": found.n,
+        "correct": found.correct,
+        "top1": found.top1,
+        "interval": found.interval,
+        "top5": found.top5 / max(found.n, 1),
+        "loss": found.loss,
+        "calibration_error": found.calibration_error(),
+        "skipped": [{"file": name, "error": reason} for name, reason in found.skipped],
+        "classes": found.classes,
+        "confusion": found.confusion,
+    }
+
+
+def _show(found: Evaluation) -> None:
     rows = [(name, str(n), str(right), f"{right / n:.1%}") for name, n, right in found.per_class()]
     table(("class", "pictures", "right", "share"), rows)
     five = f"; {found.top5} within the first five" * (len(found.classes) > 5)
-    print(f"{found.part}: {found.correct} of {found.n} right, {found.top1:.2%}{five}")
-    then(f"resnetkit predict PICTURE --model {options.model}")
-    return 0
+    prose(f"{found.part}: {found.correct} of {found.n} right, {told(found.correct, found.n)}{five}")
+
+
+def _notes(found: Evaluation) -> list[str]:
+    counted = {name for name, *_ in found.per_class()}
+    lacking = [name for name in found.classes if name not in counted]
+    notes = [f"note: there is no picture of: {listed(lacking)}"] * bool(lacking)
+    return notes + [f"left out: {name}: {reason}" for name, reason in found.skipped]

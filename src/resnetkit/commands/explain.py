@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import tyro
 from resnetkit.architecture.card import card_of
 from resnetkit.architecture.listing import HEADINGS, LEFT, cells, rows, total
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.commands.output import results, say, table, then
+from resnetkit.commands.output import prose, results, say, table, then
 from resnetkit.errors import UsageError
 from resnetkit.text import to_data, to_toml
 
@@ -26,13 +27,13 @@ class Options:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A name, a .toml or .json file, a model folder or a run folder."""
-    why: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    why: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
     """A path to explain in words, such as stage2.block1.shortcut; may be given more than once."""
     depth: int = 1
     """1 stages, 2 blocks, 3 branches and shortcuts, 4 operations."""
-    image: tuple[int, ...] = ()
+    image: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIZE")] = ()
     """Another size of image: a side, or height and width."""
-    picture: str = ""
+    picture: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """An .svg file to draw the network to."""
     toml: bool = False
     """The spec itself, as TOML to edit."""
@@ -51,10 +52,10 @@ def run(options: Options) -> int:
     if options.json:
         results("explain", **_record(made, card.name, options))
     elif options.why:
-        print("\n\n".join(_answers(made, options.why)))
+        prose("\n\n".join(_answers(made, options.why)))
     elif not options.picture:
         _show(made, options.depth)
-        then(f"resnetkit explain {options.model} --why {_interesting(made)}")
+        then("resnetkit explain", options.model, "--why", _interesting(made))
     return 0
 
 
@@ -71,8 +72,10 @@ def _answers(made: Plan, paths: tuple[str, ...]) -> list[str]:
 
 
 def _show(made: Plan, depth: int) -> None:
-    table(HEADINGS, [cells(row) for row in rows(made, depth)], LEFT, drop=("stride", "field", "share"))
-    print(total(made))
+    table(
+        HEADINGS, [cells(row) for row in rows(made, depth)], LEFT, drop=("stride", "field", "share"), last=("output",)
+    )
+    prose(total(made))
 
 
 def _interesting(made: Plan) -> str:
@@ -87,7 +90,8 @@ def _draw(made: Plan, name: str, path: Path) -> None:
     from resnetkit.files import write_text
 
     if path.suffix != ".svg":
-        raise UsageError("a picture is an .svg file", where=str(path), fix=f"--picture {path.with_suffix('.svg')}")
+        fix = f"--picture {shlex.quote(str(path.with_suffix('.svg')))}"
+        raise UsageError("a picture is an .svg file", where=str(path), fix=fix)
     if not path.parent.is_dir():
         raise UsageError("there is no such folder to draw into", where=str(path.parent))
     write_text(path, picture(made, name))

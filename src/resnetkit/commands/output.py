@@ -4,45 +4,79 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from resnetkit.tables import aligned, fitted
+from resnetkit.tables import aligned, fitted, printable
 
 
 def results(kind: str, **values: Any) -> None:
     """One JSON document, with its schema, and nothing else."""
-    print(json.dumps({"schema": f"resnetkit.{kind}/1", **values}, indent=2, ensure_ascii=False))
+    print(json.dumps({"schema": f"resnetkit.{kind}/1", **values}, indent=2, ensure_ascii=plain_json()))
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, drop: Sequence[str] = ()) -> None:
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int = 1,
+    drop: Sequence[str] = (),
+    last: Sequence[str] = (),
+) -> None:
     """Aligned lines: of any length where the output is piped, made to fit where it is a terminal.
 
-    The first ``left`` columns are words. ``drop`` names the columns that a narrow terminal does without, first to last.
+    The first ``left`` columns are words. ``drop`` names the columns that a narrow terminal does without, first to last,
+    ``last`` those that go where cutting words is not enough.
     """
-    whole = [headings, *rows]
+    whole: list[Sequence[str]] = [headings, *([printable(cell) for cell in row] for row in rows)]
     if sys.stdout.isatty():
-        whole = list(fitted(whole, shutil.get_terminal_size().columns, drop))
+        more = "…" if _speaks_unicode() else "~"
+        whole = list(fitted(whole, shutil.get_terminal_size().columns, drop, last, more))
         left -= sum(name not in whole[0] for name in headings[:left])
     print(aligned(whole, left))
 
 
+def prose(text: str) -> None:
+    """Sentences: a line each where the output is piped, cut between words where it is a terminal."""
+    if sys.stdout.isatty():
+        fit = textwrap.TextWrapper(shutil.get_terminal_size().columns, break_on_hyphens=False, break_long_words=False)
+        text = "\n".join(map(fit.fill, text.splitlines()))
+    print(text)
+
+
 def say(line: str = "") -> None:
-    """A line for the person who watches."""
-    print(line, file=sys.stderr)
+    """A line for the person who watches; where nobody does any more, the work goes on."""
+    with contextlib.suppress(OSError):
+        print(printable(line, keep="\n"), file=sys.stderr)
 
 
-def then(command: str) -> None:
-    """What one would do next."""
-    say(f"next: {command}")
+def then(command: str, *words: str) -> None:
+    """What one would do next: a command, and the words after it that a shell has to take as they are."""
+    say(" ".join([f"next: {command}", *map(shlex.quote, words)]))
+
+
+def rewrites_lines() -> bool:
+    """Whether what is shown on stderr can move: a terminal, and not a dumb one."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
+
+
+def plain_json() -> bool:
+    """Whether JSON has to do with ASCII."""
+    return not _speaks_unicode()
+
+
+def _speaks_unicode() -> bool:
+    return "utf" in (sys.stdout.encoding or "utf").lower()
 
 
 @contextlib.contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A function (done, all) that shows a bar on a terminal, and nothing elsewhere."""
-    if not sys.stderr.isatty():
+    if not rewrites_lines():
         yield lambda done, total: None
         return
     from rich.console import Console

@@ -2,62 +2,129 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, results, say, table
+from resnetkit.commands.output import counting, plain_json, results, say, table, then
+from resnetkit.commands.stdin import files_or_stdin
+from resnetkit.deliver.rows import Answer, answer_columns, csv_lines, json_lines, record, write_parquet
 from resnetkit.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True)
 class Options:
     """Pictures to labels. A file that cannot be read is a row with its reason; then the exit code is 3.
 
-    Examples: resnetkit predict cat.jpg --model runs/pets-resnet18-1; resnetkit predict inbox/ --model my-model/ --json
+    Examples: resnetkit predict cat.jpg --model runs/pets-resnet18-1; resnetkit predict inbox/ "more/**/*.jpg" --model
+    my-model/ --csv > labels.csv; find . -name "*.jpg" | resnetkit predict - --model my-model/ --jsonl
     """
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
-    """Pictures, and folders of pictures."""
+    """Pictures, folders, patterns in quotes; - reads names (one a line) or one picture from standard input."""
     model: str
     """A run folder, a model folder, or a weights file (then with --network)."""
     top: int = 1
     """How many classes to name for each picture."""
+    csv: bool = False
+    """CSV instead of a table."""
+    json: bool = False
+    """One JSON document instead of a table."""
+    jsonl: bool = False
+    """A JSON document for each picture, on a line of its own, as soon as it is known."""
+    parquet: str = ""
+    """A .parquet file to write."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto."""
+    precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16")] = "fp32"
+    """In what the network computes."""
     network: str = ""
     """For a weights file: which network it is of."""
     dialect: str = "resnetkit"
     """For a weights file: how its tensors are called (resnetkit or torchvision)."""
-    json: bool = False
-    """One JSON document instead of a table."""
 
 
 def run(options: Options) -> int:
-    if not options.files:
-        raise UsageError("there is no picture to look at", where="resnetkit predict", fix="name files or folders")
+    write = _writer(options)
+    files = files_or_stdin(options.files, "resnetkit predict")
     if options.top < 1:
         raise UsageError(f"--top {options.top} names no class", where="--top", fix="--top 1 or more")
-    from resnetkit.deliver.predict import predict
+    from resnetkit.deliver.predict import answers
+    from resnetkit.learn.device import as_precision
     from resnetkit.weights.store import load
 
     model = load(options.model, options.network or None, options.dialect)
+    counts = {"all": 0, "bad": 0}
     with counting("looking at pictures") as tell:
-        answers = predict(options.files, model, top=options.top, device=options.device, tell=tell)
-    if options.json:
-        rows = [{"file": a.file, "label": a.label, "top": a.top, "error": a.error or None} for a in answers]
-        results("predict", model=options.model, answers=rows)
-    else:
-        found = [(a.file, *_told(a.top, a.error)) for a in answers]
-        table(("file", "label", "probability"), found, left=2)
-    bad = sum(bool(answer.error) for answer in answers)
-    if bad:
-        say(str(DataError(f"{bad} of {len(answers)} files could not be read; their rows say why")))
-    return DataError.exit_code if bad else 0
+        found = answers(
+            files, model, top=options.top, device=options.device, precision=as_precision(options.precision), tell=tell
+        )
+        write(_counted(found, counts), options)
+    if counts["bad"]:
+        say(str(DataError(f"{counts['bad']} of {counts['all']} files could not be read; their rows say why")))
+    then("resnetkit embed FILES --model", options.model)
+    return DataError.exit_code if counts["bad"] else 0
 
 
-def _told(top: tuple[tuple[str, float], ...], error: str) -> tuple[str, str]:
-    if error:
-        return f"({error})", ""
-    return ", ".join(name for name, _ in top), ", ".join(f"{share:.1%}" for _, share in top)
+def _counted(answers: Iterable[Answer], counts: dict[str, int]) -> Iterator[Answer]:
+    for answer in answers:
+        counts["all"] += 1
+        counts["bad"] += bool(answer.error)
+        yield answer
+
+
+_Writer = Callable[[Iterable[Answer], Options], None]
+
+
+def _writer(options: Options) -> _Writer:
+    asked = [name for name in _WRITERS if name != "table" and getattr(options, name)]
+    if len(asked) > 1:
+        raise UsageError("one form at a time", where=" ".join(f"--{name}" for name in asked), fix=f"--{asked[0]}")
+    if options.parquet and Path(options.parquet).suffix != ".parquet":
+        raise UsageError("this is no name of a Parquet file", where=options.parquet, fix="--parquet labels.parquet")
+    return _WRITERS[asked[0] if asked else "table"]
+
+
+def _table(answers: Iterable[Answer], options: Options) -> None:
+    told = [(answer.file, *_told(answer)) for answer in answers]
+    table(("file", "label", "probability"), told, left=2)
+
+
+def _told(answer: Answer) -> tuple[str, str]:
+    if answer.error:
+        return f"({answer.error})", ""
+    return ", ".join(name for name, _ in answer.top), ", ".join(f"{share:.1%}" for _, share in answer.top)
+
+
+def _csv(answers: Iterable[Answer], options: Options) -> None:
+    _stream(csv_lines(answers, options.top))
+
+
+def _jsonl(answers: Iterable[Answer], options: Options) -> None:
+    _stream(json_lines(answers, plain_json()))
+
+
+def _stream(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+    sys.stdout.flush()
+
+
+def _json(answers: Iterable[Answer], options: Options) -> None:
+    results("predict", model=options.model, answers=[record(answer) for answer in answers])
+
+
+def _parquet(answers: Iterable[Answer], options: Options) -> None:
+    columns = answer_columns(list(answers))
+    write_parquet(Path(options.parquet), columns)
+    print(f"wrote {len(columns['file'])} rows to {options.parquet}")
+
+
+_WRITERS: dict[str, _Writer] = {"table": _table, "csv": _csv, "json": _json, "jsonl": _jsonl, "parquet": _parquet}

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.live import Live as Line
 from rich.text import Text
 
-from resnetkit.architecture.catalog import spec
 from resnetkit.architecture.listing import total
 from resnetkit.commands.output import say
 from resnetkit.learn.run import Epoch, Prepared, Step
@@ -79,18 +78,19 @@ def announce(event: Prepared) -> str:
     recipe, card = event.recipe, event.card
     parts = ", ".join(f"{len(pictures):,} {part}" for part, pictures in event.data.parts.items())
     optimiser = f"{kind_of(type(recipe.optimiser))} at {recipe.optimiser.lr:g}"
+    notes = "".join(f"\nnote   {note}" for note in event.notes)
     return (
         f"data   {recipe.data}: {len(card.classes)} classes; pictures: {parts}\n"
         f"model  {card.name}: {total(event.plan)}{_changed(event)}\n"
         f"recipe {recipe.epochs} epoch{'s' * (recipe.epochs > 1)} in batches of {recipe.batch_size}; {optimiser}, "
         f"{kind_of(type(recipe.schedule))}; {kind_of(type(recipe.augment))}; seed {recipe.seed}\n"
-        f"device {event.device}, {event.precision}; writing to {event.out}"
+        f"device {event.device}, {event.precision}; writing to {event.out}{notes}"
     )
 
 
 def _changed(event: Prepared) -> str:
     """That the network sees other images than its spec says, where it does."""
-    own, now = spec(event.recipe.model).input, event.card.spec.input
+    own, now = event.own_input, event.card.spec.input
     return f"; its input changed from {'x'.join(map(str, own))} to {'x'.join(map(str, now))}" * (own != now)
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from resnetkit.commands.output import results, then
+from resnetkit.commands.output import prose, results, rewrites_lines, say, then
+from resnetkit.learn.evaluation import told
 from resnetkit.learn.recipe import over, parse_settings, plan_run, read_changes, with_options
+
+if TYPE_CHECKING:
+    from resnetkit.learn.run import Run
 
 _HINT = "(default: by the data, or --config)"
 _CHOSEN = tyro.conf.arg(metavar="NUMBER", help_behavior_hint=_HINT)
+_POLICY = tyro.conf.arg(metavar="skip|error", help_behavior_hint="(default: skip, or --config)")
 _PRECISION = tyro.conf.arg(metavar="auto|fp32|bf16", help_behavior_hint=_HINT)
 
 
@@ -27,9 +31,11 @@ class Options:
     """
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A folder with a folder for each class, or with train/, val/ and test/ of such; or: digits."""
+    """A folder with a folder for each class, or with train/, val/ and test/ of such; a table (.csv) of paths and
+    labels; CIFAR's binary archive; or: digits."""
     model: str = ""
-    """A name (`resnetkit models` lists them), or a .toml or .json file; resnet18 if neither this nor --config says."""
+    """A name (`resnetkit models` lists them), a .toml or .json file, or a trained model (a run folder, a model folder,
+    a weights file), which is fine-tuned; resnet18 if neither this nor --config says."""
     out: str = ""
     """The run folder to write; runs/DATA-MODEL-1, or the next free number, if it is left out."""
     epochs: Annotated[int | None, _CHOSEN] = None
@@ -42,10 +48,20 @@ class Options:
     """Decides weights, order and augmentation."""
     split_seed: Annotated[int | None, _CHOSEN] = None
     """Decides which pictures are held out where the folders do not say."""
+    patience: Annotated[int | None, _CHOSEN] = None
+    """Stop after so many epochs without a better one on val."""
+    bad_files: Annotated[str | None, _POLICY] = None
+    """What a picture that cannot be read is; skipped ones are named and counted."""
+    max_bad: str = ""
+    """How many may be skipped: 10% or 0.1 of all (1% if left out)."""
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, _PRECISION] = None
     """auto is bf16 where the processor computes in it."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto."""
+    network: str = ""
+    """For a weights file: which network it is of."""
+    dialect: str = ""
+    """For a weights file: how its tensors are called (resnetkit or torchvision)."""
     config: str = ""
     """A .toml or .json file with parts of a recipe."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -63,7 +79,7 @@ def run(options: Options) -> int:
     from resnetkit.commands.progress import Live, Plain
     from resnetkit.learn.train import train
 
-    with contextlib.closing(Live() if sys.stderr.isatty() else Plain()) as shown:
+    with contextlib.closing(Live() if rewrites_lines() else Plain()) as shown:
         made = train(
             options.data,
             options.model or None,
@@ -80,26 +96,43 @@ def run(options: Options) -> int:
             "n": found.n,
             "correct": found.correct,
             "top1": found.top1,
+            "interval": found.interval,
             "best_epoch": made.best,
+            "epochs": len(made.epochs),
+            "ended": made.results.ended or None,
+            "notes": made.results.notes,
+            "skipped": [{"file": name, "error": reason} for name, reason in found.skipped],
+            "seconds": made.results.seconds,
         }
-        results("train", run=str(made.path), model=made.card.name, data=options.data, **values, seconds=made.seconds)
+        results("train", run=str(made.path), model=made.card.name, data=options.data, **values)
     else:
-        print(f"{found.part}: {found.correct} of {found.n} right, {found.top1:.2%}")
-        print(f"wrote {made.path} (the model of epoch {made.best} in model/, report.html, metrics.jsonl, run.toml)")
-    then(f"resnetkit evaluate {made.path} {options.data}")
+        prose(f"{found.part}: {found.correct} of {found.n} right, {told(found.correct, found.n)}")
+        prose(f"wrote {made.path} (the model of epoch {made.best} in model/, report.html, metrics.jsonl, run.toml)")
+    for line in _aftermath(made):
+        say(line)
+    then("resnetkit evaluate", str(made.path), options.data)
     return 0
+
+
+def _aftermath(made: Run) -> list[str]:
+    """What a person should know of a run beside its result."""
+    skipped = made.evaluation.skipped
+    lines = [f"note: it ended early: {made.results.ended}"] * bool(made.results.ended)
+    return lines + [f"left out: {name}: {reason}" for name, reason in skipped]
 
 
 def _changes(options: Options) -> dict[str, Any]:
     """The config file, then ``--set``, then the options: the nearer to the hand, the stronger."""
-    named = ("epochs", "batch_size", "lr", "seed", "split_seed", "precision")
+    named = ("epochs", "batch_size", "lr", "seed", "split_seed", "patience", "precision", "bad_files")
     file = read_changes(Path(options.config)) if options.config else {}
     settings = over(file, parse_settings(options.set))
-    return with_options(settings, **{name: getattr(options, name) for name in named})
+    given = {name: getattr(options, name) for name in named}
+    words = {name: getattr(options, name) or None for name in ("network", "dialect", "max_bad")}
+    return with_options(settings, **given, **words)
 
 
 def _print(options: Options, changes: dict[str, Any]) -> int:
-    from resnetkit.learn.data import open_data
+    from resnetkit.learn.sources import open_data
     from resnetkit.text import to_toml
 
     print(to_toml(plan_run(len(open_data(options.data).first), options.data, options.model or None, changes)), end="")

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from resnetkit.architecture.card import Preparation
-from resnetkit.errors import DataError, PictureError
-from resnetkit.images.decode import attempt, pictures_below
-from resnetkit.images.prepare import Pixels, open_prepared
+from resnetkit.deliver.inputs import Input, Read, decoded, expand
+from resnetkit.deliver.rows import Answer
+from resnetkit.errors import PictureError
 from resnetkit.learn.device import Logits, Precision, answering, classes_of, pick
-from resnetkit.learn.pixels import Tell, ahead
+from resnetkit.learn.pixels import Tell
 from resnetkit.network.layers import Network
 from resnetkit.weights.store import load
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What a network says of one file: (class, probability), most probable first, or why nothing can be said."""
-
-    file: str
-    top: tuple[tuple[str, float], ...] = ()
-    error: str = ""
-
-    @property
-    def label(self) -> str:
-        """The most probable class; empty where the file could not be read."""
-        return self.top[0][0] if self.top else ""
+Named = str | Path | Input
 
 
 def predict(
-    files: str | Path | Sequence[str | Path],
+    files: Named | Sequence[Named],
     model: str | Path | Network,
     *,
     top: int = 5,
@@ -46,59 +29,43 @@ def predict(
     batch_size: int = 32,
     tell: Tell | None = None,
 ) -> list[Answer]:
-    """An `Answer` for each file, in order; a folder stands for the pictures in it, by name.
+    """An `Answer` for each file, in order; a folder or a pattern stands for the pictures in it, by name.
 
     A file that cannot be read is a row with its reason, never an end of the others. ``tell`` hears (done, all).
     """
+    return list(answers(files, model, top=top, device=device, precision=precision, batch_size=batch_size, tell=tell))
+
+
+def answers(
+    files: Named | Sequence[Named],
+    model: str | Path | Network,
+    *,
+    top: int = 5,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    batch_size: int = 32,
+    tell: Tell | None = None,
+) -> Iterator[Answer]:
+    """`predict`, each answer as soon as it is there."""
     network = model if isinstance(model, Network) else load(model)
-    chosen = expand([files] if isinstance(files, str | Path) else files)
+    chosen = expand([files] if isinstance(files, str | Path | Input) else files)
     names = network.card.classes or tuple(f"class {i}" for i in range(classes_of(network)))
-    chunks = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    answers: list[Answer] = []
+    done = 0
     with answering(network, pick(device), precision) as logits:
-        for chunk in _read(chunks, network.card.preparation):
-            answers += _answers(chunk, logits, names, top)
+        for chunk in decoded(chosen, network.card.preparation, batch_size):
+            yield from _answers(chunk, logits, names, top)
+            done += len(chunk)
             if tell:
-                tell(len(answers), len(chosen))
-    return answers
+                tell(done, len(chosen))
 
 
-def expand(files: Sequence[str | Path]) -> list[Path]:
-    """Files as they are and the pictures of folders, sorted; raises `DataError` for a folder without any."""
-    found: list[Path] = []
-    for path in map(Path, files):
-        if path.is_dir():
-            below = sorted(pictures_below(path))
-            if not below:
-                raise DataError("there are no pictures here", where=str(path), fix="name files, or another folder")
-            found += below
-        else:
-            found.append(path)
-    return found
-
-
-_Read = tuple[Path, Pixels | PictureError]
-
-
-def _read(chunks: Sequence[Sequence[Path]], preparation: Preparation) -> Iterator[list[_Read]]:
-    """Each chunk decoded on all cores, while the network is at work on the one before."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        one = partial(attempt, partial(open_prepared, preparation=preparation))
-
-        def read(chunk: Sequence[Path]) -> list[_Read]:
-            return list(zip(chunk, pool.map(one, chunk), strict=True))
-
-        yield from ahead(partial(read, chunk) for chunk in chunks)
-
-
-def _answers(chunk: list[_Read], logits: Logits, names: Sequence[str], top: int) -> Iterator[Answer]:
+def _answers(chunk: list[Read], logits: Logits, names: Sequence[str], top: int) -> Iterator[Answer]:
     good = [pixels for _, pixels in chunk if not isinstance(pixels, PictureError)]
     shares = iter(logits(torch.from_numpy(np.stack(good))).softmax(1)) if good else iter(())
-    for path, pixels in chunk:
+    for one, pixels in chunk:
         if isinstance(pixels, PictureError):
-            yield Answer(str(path), error=pixels.what)
+            yield Answer(one.name, error=pixels.what)
         else:
             best = next(shares).topk(min(top, len(names)))
-            yield Answer(
-                str(path), tuple((names[i], float(p)) for p, i in zip(best.values, best.indices.tolist(), strict=True))
-            )
+            told = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            yield Answer(one.name, tuple((names[i], share) for share, i in told))

@@ -12,13 +12,16 @@ from resnetkit.learn.pixels import PixelSource
 from resnetkit.learn.recipe import Augment, NoAugment, PadCrop, RandomCrop
 
 
-def augmented(source: PixelSource, indices: Indices, augment: Augment, seed: tuple[int, int], step: int) -> Tensor:
-    """N H W C, 8 bits; ``seed`` is (seed of the run, epoch)."""
+def augmented(
+    source: PixelSource, indices: Indices, augment: Augment, seed: tuple[int, int], step: int
+) -> tuple[Tensor, Indices]:
+    """N H W C, 8 bits, and which pictures they are; ``seed`` is (seed of the run, epoch)."""
     match augment:
         case NoAugment():
             return source.prepared(indices)
         case PadCrop(pad, flip):
-            return moved(source.prepared(indices), pad, flip, np.random.default_rng([*seed, step]))
+            pixels, good = source.prepared(indices)
+            return moved(pixels, pad, flip, np.random.default_rng([*seed, step])), good
         case RandomCrop(area):
             return source.cropped(indices, area, seed)
 

@@ -1,37 +1,31 @@
-"""Pictures and their classes: where they are, and which part of them is for what.
+"""Pictures and their classes, and which part of them is for what.
 
-    flowers/train/daisy/1.jpg  flowers/val/...  flowers/test/...     the parts that stand there
-    flowers/daisy/1.jpg                                              parts drawn by a seed, class by class
-    digits                                                           scikit-learn's 1,797 handwritten digits
-
-``val`` selects the best epoch, ``test`` only measures. Of one folder of classes a fifth is held out as ``test``; where
+``val`` selects the best epoch, ``test`` only measures. Of data without parts a fifth is held out as ``test``; where
 ``val`` is missing, a tenth of what is there for training becomes it. The draw depends on the seed and the names alone.
-
-Classes have the names of their folders, and are matched by name everywhere. Hidden files and folders are passed over,
-and so is all that has no picture's ending.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnetkit.errors import DataError, UsageError, extra_missing, nearest, suggestion
-from resnetkit.images.decode import SUFFIXES, decode, is_folder, pictures_below, visible
+from resnetkit.errors import DataError, UsageError
+from resnetkit.images.decode import decode
 
 Indices = NDArray[np.int64]
-_TEST_SHARE, _VAL_SHARE = 0.2, 0.1
-_FOLDERS = {
+PARTS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_TEST_SHARE, _VAL_SHARE = 0.2, 0.1
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,10 @@ class Files:
         """The ``i``-th picture; raises `PictureError`."""
         return decode(self.paths[i], colour)
 
+    def where(self, i: int) -> str:
+        """Where the ``i``-th picture stands."""
+        return str(self.paths[i])
+
     def take(self, indices: Indices) -> Files:
         """Some of them."""
         chosen = indices.tolist()
@@ -57,7 +55,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Pictures that are in memory already: N H W, 8 bits, grey."""
+    """Pictures that are in memory already: N H W (grey) or N H W 3, 8 bits."""
 
     pixels: NDArray[np.uint8]
     names: tuple[str, ...]
@@ -66,9 +64,13 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def image(self, i: int, colour: str = "L") -> Image.Image:
+    def image(self, i: int, colour: str = "RGB") -> Image.Image:
         """The ``i``-th picture."""
         return Image.fromarray(self.pixels[i]).convert(colour)
+
+    def where(self, i: int) -> str:
+        """What the ``i``-th picture is called."""
+        return self.names[i]
 
     def take(self, indices: Indices) -> Arrays:
         """Some of them."""
@@ -80,11 +82,15 @@ Pictures = Files | Arrays
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: its classes, in the order of their numbers, and its parts by name."""
+    """A data set: its classes, in the order of their numbers, and its parts by name.
+
+    ``notes`` are sentences about what was found that is no fault and should be known.
+    """
 
     name: str
     classes: tuple[str, ...]
     parts: dict[str, Pictures]
+    notes: tuple[str, ...] = ()
 
     @property
     def first(self) -> Pictures:
@@ -98,23 +104,20 @@ class Data:
         return self.parts[name]
 
 
-def open_data(source: str | Path) -> Data:
-    """What stands there: the parts ``train``, ``val`` and ``test``, or ``all`` where there are no such folders.
+def lacking(classes: Sequence[str], parts: dict[str, Pictures]) -> tuple[str, ...]:
+    """A sentence for each part that has no picture of some classes."""
+    missing = {part: _without(classes, np.unique(pictures.labels).tolist()) for part, pictures in parts.items()}
+    return tuple(f"{part} has no picture of: {listed(names)}" for part, names in missing.items() if names)
 
-    Raises `UsageError` for a folder that is not there, `DataError` for one that holds no pictures in classes.
-    """
-    if str(source) == "digits":  # a folder of this name is ./digits
-        return _digits()
-    root = Path(source)
-    if root.is_file():
-        raise UsageError("this is a file, not a folder", where=str(source), fix="name the folder of class folders")
-    if not root.is_dir():
-        fix = suggestion(str(source), ["digits"], "name a folder with a folder of pictures for each class, or: digits")
-        raise UsageError("there is no such folder", where=str(source), fix=fix)
-    folders = _part_folders(root) or {"all": root}
-    found = {part: _scan(folder) for part, folder in folders.items()}
-    classes = _classes(root, found)
-    return Data(str(source), classes, {part: _files(folders[part], found[part], classes) for part in folders})
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """``a, b, c and 7 more``."""
+    return ", ".join(names[:most]) + f" and {len(names) - most:,} more" * (len(names) > most)
+
+
+def _without(classes: Sequence[str], present: Iterable[int]) -> list[str]:
+    there = set(present)
+    return [name for number, name in enumerate(classes) if number not in there]
 
 
 def divide(data: Data, seed: int) -> Data:
@@ -130,7 +133,7 @@ def divide(data: Data, seed: int) -> Data:
     if empty or len(parts["train"]) < 2:
         what = "there are too few pictures to hold some out"
         raise DataError(what, where=data.name, fix=f"add pictures: {len(data.first)} are too few")
-    return Data(data.name, data.classes, {part: parts[part] for part in _FOLDERS if part in parts})
+    return replace(data, parts={part: parts[part] for part in PARTS if part in parts})
 
 
 def fingerprint(data: Data) -> str:
@@ -155,74 +158,44 @@ def _draw(pictures: Pictures, share: float, seed: str) -> tuple[Pictures, Pictur
     return pictures.take(np.flatnonzero(~mask)), pictures.take(np.flatnonzero(mask))
 
 
-# ----------------------------------------------------------------------------------------------------------- folders
+# ------------------------------------------------------------------------------------------------------------- leaks
 
 
-def _part_folders(root: Path) -> dict[str, Path]:
-    """Part -> folder. A single ``train`` among other folders is a class, of vehicles perhaps."""
-    folders = [entry.name for entry in visible(root) if is_folder(entry)]
-    found = {part: root / name for part, names in _FOLDERS.items() for name in names if name in folders}
-    return found if len(found) > 1 or len(found) == len(folders) else {}
+def leaks(data: Data) -> list[tuple[str, str]]:
+    """(picture, its twin in another part): files of the same bytes, or arrays of the same pixels.
+
+    Only files whose size occurs in several parts are read, so that large photographs cost next to nothing.
+    """
+    groups: dict[tuple[int, bytes], list[tuple[str, str]]] = defaultdict(list)
+    for part, i, size in _shared_sizes(data):
+        pictures = data.parts[part]
+        groups[size, _content(pictures, i)].append((part, pictures.where(i)))
+    return [(members[0][1], other) for members in groups.values() for part, other in members if part != members[0][0]]
 
 
-def _scan(folder: Path) -> dict[str, list[Path]]:
-    """Class -> pictures, however deep they lie below the folder of the class; both sorted by name."""
-    found = {}
-    for entry in visible(folder):
-        pictures = sorted(pictures_below(Path(entry.path))) if is_folder(entry) else []
-        if pictures:
-            found[_readable(entry.name, folder)] = pictures
-    if not found:
-        raise _nothing(folder)
-    return found
+def _shared_sizes(data: Data) -> list[tuple[str, int, int]]:
+    """(part, number, size) of every picture whose size in bytes is found in more than one part."""
+    found = [(part, i, _size(pictures, i)) for part, pictures in data.parts.items() for i in range(len(pictures))]
+    parts: dict[int, set[str]] = defaultdict(set)
+    for part, _, size in found:
+        parts[size].add(part)
+    return [entry for entry in found if entry[2] >= 0 and len(parts[entry[2]]) > 1]
 
 
-def _readable(name: str, folder: Path) -> str:
-    """The name of a class, which has to be text: it goes into cards, tables and pages."""
-    if not name.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in name):
-        shown = name.encode("utf-8", "backslashreplace").decode()
-        raise DataError("the name of a class is not text", where=f"{folder}/{shown!r}", fix="rename the folder")
-    return name
-
-
-def _nothing(folder: Path) -> DataError:
-    loose = any(entry.name.lower().endswith(SUFFIXES) for entry in visible(folder))
-    what = "the pictures lie beside each other, not in classes" if loose else "there are no pictures here"
-    return DataError(what, where=str(folder), fix="put the pictures of each class into a folder: CLASS/picture.jpg")
-
-
-def _classes(root: Path, found: dict[str, dict[str, list[Path]]]) -> tuple[str, ...]:
-    """The classes of the part to learn from; another part may lack some, and may have no other."""
-    first = next(iter(found))
-    for part, pictures in found.items():
-        extra = [name for name in pictures if name not in found[first]]
-        if extra:
-            raise DataError(
-                f"{part} has a class that {first} has not: {', '.join(extra[:5])}",
-                where=str(root),
-                fix=f"{_near(extra[0], found[first])}add it to {first}, or remove it from {part}",
-            )
-    return tuple(found[first])
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = nearest(name, known)
-    return f"did you mean {near[0]}? Otherwise " if near else ""
-
-
-def _files(root: Path, found: dict[str, list[Path]], classes: tuple[str, ...]) -> Files:
-    pairs = [(path, classes.index(name)) for name, paths in found.items() for path in paths]
-    paths = tuple(path for path, _ in pairs)
-    names = tuple(path.relative_to(root).as_posix() for path in paths)
-    return Files(paths, names, np.array([label for _, label in pairs], dtype=np.int64))
-
-
-def _digits() -> Data:
+def _size(pictures: Pictures, i: int) -> int:
+    """In bytes; -1 for a file that cannot be asked, which whoever decodes it will tell."""
+    if isinstance(pictures, Arrays):
+        return int(pictures.pixels[i].nbytes)
     try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise extra_missing("scikit-learn, which brings the digits,", "demo") from None
-    found = load_digits()
-    pixels = (found.images * (255 / 16)).round().astype(np.uint8)
-    names = tuple(f"digit {i}" for i in range(len(pixels)))
-    return Data("digits", tuple("0123456789"), {"all": Arrays(pixels, names, found.target.astype(np.int64))})
+        return pictures.paths[i].stat().st_size
+    except OSError:
+        return -1
+
+
+def _content(pictures: Pictures, i: int) -> bytes:
+    if isinstance(pictures, Arrays):
+        return hashlib.blake2b(np.ascontiguousarray(pictures.pixels[i]).data, digest_size=16).digest()
+    try:
+        return hashlib.blake2b(pictures.paths[i].read_bytes(), digest_size=16).digest()
+    except OSError:
+        return str(pictures.paths[i]).encode("utf-8", "surrogateescape")

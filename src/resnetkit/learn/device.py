@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import typing
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from resnetkit.architecture.card import Preparation
 from resnetkit.architecture.spec import Linear
-from resnetkit.errors import MachineError, UsageError
+from resnetkit.errors import MachineError, UsageError, suggestion
 from resnetkit.images.prepare import scale_and_shift
 from resnetkit.network.layers import Network
 
@@ -49,6 +50,14 @@ def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16
     return precision
 
 
+def as_precision(word: str) -> Precision:
+    """A word of the command line as a `Precision`; raises `UsageError`."""
+    known = typing.get_args(Precision)
+    if word not in known:
+        raise UsageError(f"there is no precision called {word!r}", where="--precision", fix=suggestion(word, known))
+    return typing.cast(Precision, word)
+
+
 class ToInput:
     """From pixels (N H W C, 8 bits) to what the network takes (N C H W, fp32, channels last) on a device."""
 
@@ -63,8 +72,17 @@ class ToInput:
 
 
 @contextlib.contextmanager
-def answering(network: Network, device: torch.device, precision: Precision = "fp32") -> Iterator[Logits]:
-    """A function from pixels to logits (N classes, fp32, on the CPU); afterwards the network is where and as it was."""
+def answering(
+    network: Network,
+    device: torch.device,
+    precision: Precision = "fp32",
+    ask: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[Logits]:
+    """A function from pixels to logits (N classes, fp32, on the CPU); afterwards the network is where and as it was.
+
+    ``ask`` is another question to the network than for its answer.
+    """
+    asked = ask or network
     mode, place = network.training, next(network.parameters()).device
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     to_input = ToInput(network.card.preparation, device)
@@ -73,7 +91,7 @@ def answering(network: Network, device: torch.device, precision: Precision = "fp
     @torch.inference_mode()
     def logits(pixels: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            answer: Tensor = network(to_input(pixels))
+            answer: Tensor = asked(to_input(pixels))
         return answer.float().cpu()
 
     try:

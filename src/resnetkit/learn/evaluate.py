@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from resnetkit.architecture.card import Card
 from resnetkit.errors import DataError, suggestion
-from resnetkit.learn.data import Data, divide, fingerprint, open_data
+from resnetkit.learn.data import Data, Indices, divide, fingerprint, listed
 from resnetkit.learn.device import Logits, Precision, answering, classes_of, pick
-from resnetkit.learn.pixels import PixelSource, Tell
+from resnetkit.learn.evaluation import Answers, Evaluation
+from resnetkit.learn.pixels import PixelSource, Skipped, Tell
+from resnetkit.learn.recipe import policy
+from resnetkit.learn.sources import open_data
 from resnetkit.network.layers import Network
 from resnetkit.weights.store import load
 
+_WORST_LOSS = 1e9  # stands for one that is no number
+
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Counts over ``n`` pictures; ``confusion[true][answer]``; ``top5`` counts the true class among the first five."""
+class Tally:
+    """What is counted over pictures; ``answers`` (classes) and ``confidence`` have an entry for each, in order."""
 
-    model: str
-    data: str
-    part: str
-    classes: tuple[str, ...]
-    n: int
-    correct: int
+    truth: Tensor
+    answers: Tensor
+    confidence: Tensor
     top5: int
-    confusion: tuple[tuple[int, ...], ...]
+    loss: float
 
     @property
-    def top1(self) -> float:
-        """The share that was right, 0 to 1."""
-        return self.correct / self.n
+    def n(self) -> int:
+        """How many pictures."""
+        return len(self.truth)
 
-    def per_class(self) -> list[tuple[str, int, int]]:
-        """(class, pictures, correct) of every class that has pictures."""
-        counted = enumerate(zip(self.classes, self.confusion, strict=True))
-        return [(name, sum(row), row[i]) for i, (name, row) in counted if sum(row)]
+    @property
+    def correct(self) -> int:
+        """How many of them were named rightly."""
+        return int((self.answers == self.truth).sum())
 
 
 def evaluate(
@@ -49,41 +52,59 @@ def evaluate(
     part: str | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
+    bad_files: str | None = None,
+    max_bad: str | float | None = None,
     tell: Tell | None = None,
 ) -> Evaluation:
     """Count how often ``model`` is right about ``data``, or about one ``part`` of it.
 
     Without ``part``: if the model was trained on this very data, what was held out from it; else ``test`` where the
-    data has it, or ``val``, or all of it. Classes are matched by name. Raises `DataError` where the data has a class
-    that the model has not.
+    data has it, or ``val``, or all of it. Classes are matched by name. A picture that cannot be read is an error, or
+    with ``bad_files="skip"`` it is left out and named, up to the share ``max_bad`` (0.01). Raises `DataError` where the
+    data has a class that the model has not.
     """
     network = model if isinstance(model, Network) else load(model)
     opened, chosen = _choose(open_data(data), network.card, part)
     known = classes_of(network)
     numbers = class_numbers(opened.classes, network.card.classes or known)
-    source = PixelSource(opened.part(chosen), network.card.preparation, keep=False)
-    batches = ((pixels, numbers[labels]) for pixels, labels in _told(source, tell))
+    alone = replace(opened, parts={chosen: opened.part(chosen)})
+    skipped = Skipped(alone, policy(bad_files, max_bad))
+    source = PixelSource(alone.first, network.card.preparation, skipped, keep=False)
+    labelled = ((pixels, numbers[source.labels[which]]) for pixels, which in _told(source, tell))
     with answering(network, pick(device), precision) as logits:
-        counts = count(logits, batches, known)
-    return found(network.card, str(data), chosen, network.card.classes or opened.classes, counts)
+        tally = count(logits, labelled, known)
+    return found(network.card, str(data), chosen, tally, source, classes=network.card.classes or opened.classes)
 
 
-def found(card: Card, data: str, part: str, classes: tuple[str, ...], counts: tuple[Tensor, int]) -> Evaluation:
-    """An `Evaluation` of what `count` gives."""
-    confusion, top5 = counts
-    table = tuple(map(tuple, confusion.tolist()))
-    return Evaluation(card.name, data, part, classes, int(confusion.sum()), int(confusion.trace()), top5, table)
+def found(
+    card: Card, data: str, part: str, tally: Tally, source: PixelSource, *, classes: tuple[str, ...]
+) -> Evaluation:
+    """An `Evaluation` of what `count` gives for a source that has been read to its end."""
+    names = tuple(source.pictures.names[i] for i in source.readable(torch.arange(len(source)).numpy()).tolist())
+    confidence = tuple(round(share, 5) for share in tally.confidence.tolist())
+    answers = Answers(names, tuple(tally.truth.tolist()), tuple(tally.answers.tolist()), confidence)
+    skipped = tuple(source.skipped.reasons.items())
+    return Evaluation(card.name, data, part, classes, answers, tally.top5, tally.loss, skipped)
 
 
-def count(logits: Logits, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> tuple[Tensor, int]:
-    """(confusion of shape true x answer, how often the true class is among the first five), from (pixels, labels)."""
-    confusion, among_five = torch.zeros(classes * classes, dtype=torch.long), 0
+def count(logits: Logits, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Tally:
+    """From (pixels, labels); the loss is the mean cross entropy."""
+    truth, answers, confidence = [], [], []
+    among_five, loss = 0, 0.0
     for pixels, labels in batches:
-        answers = logits(pixels)
-        confusion += torch.bincount(labels * classes + answers.argmax(1), minlength=classes * classes)
-        first = answers.topk(min(5, classes), 1).indices
-        among_five += int((first == labels[:, None]).sum())
-    return confusion.reshape(classes, classes), among_five
+        if not len(labels):
+            continue
+        given = logits(pixels)
+        shares, best = given.softmax(1).max(1)
+        truth.append(labels)
+        answers.append(best)
+        confidence.append(shares)
+        among_five += int((given.topk(min(5, classes), 1).indices == labels[:, None]).sum())
+        loss += float(F.cross_entropy(given.double(), labels, reduction="sum"))
+    joined = [torch.cat(column) if column else torch.zeros(0) for column in (truth, answers, confidence)]
+    mean = loss / max(len(joined[0]), 1)
+    mean = mean if mean < _WORST_LOSS else _WORST_LOSS
+    return Tally(joined[0].long(), joined[1].long(), joined[2].nan_to_num(0.0), among_five, mean)
 
 
 def class_numbers(names: tuple[str, ...], known: tuple[str, ...] | int) -> Tensor:
@@ -96,9 +117,8 @@ def class_numbers(names: tuple[str, ...], known: tuple[str, ...] | int) -> Tenso
     extra = [name for name in names if name not in known]
     if extra:
         raise DataError(
-            f"the data has {len(extra)} of {len(names)} classes that the model has not: {', '.join(extra[:5])}"
-            + ", ..." * (len(extra) > 5),
-            where=f"the model's classes: {', '.join(known[:10])}" + ", ..." * (len(known) > 10),
+            f"the data has {len(extra)} of {len(names)} classes that the model has not: {listed(extra)}",
+            where=f"the model's classes: {listed(known, 10)}",
             fix=suggestion(extra[0], known, "evaluate data whose folders are named as the model's classes"),
         )
     return torch.tensor([known.index(name) for name in names])
@@ -111,13 +131,13 @@ def _choose(data: Data, card: Card, part: str | None) -> tuple[Data, str]:
         return data, part or standing[0]
     whole = {"all": data.parts["all"]} if "all" in data.parts else {}
     parts = divide(data, card.training.split_seed).parts
-    return Data(data.name, data.classes, parts | whole), part or ("test" if "test" in parts else "val")
+    return replace(data, parts=parts | whole), part or ("test" if "test" in parts else "val")
 
 
-def _told(source: PixelSource, tell: Tell | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _told(source: PixelSource, tell: Tell | None) -> Iterator[tuple[Tensor, Indices]]:
     done = 0
-    for pixels, labels in source.batches():
-        yield pixels, labels
-        done += len(labels)
+    for pixels, which in source.batches():
+        yield pixels, which
+        done += len(which)
         if tell:
             tell(done, len(source))

@@ -1,6 +1,7 @@
 """From pictures to batches of pixels: N H W C, 8 bits.
 
-What fits is prepared once and kept in memory; the rest is read as it is needed, on all cores, one batch ahead.
+What fits is prepared once and kept in memory; the rest is read as it is needed, on all cores, one batch ahead. A
+picture that cannot be read is left out of its batch, named and counted, and never replaced by another one.
 """
 
 from __future__ import annotations
@@ -19,24 +20,63 @@ from resnetkit.architecture.card import Preparation
 from resnetkit.errors import DataError, PictureError
 from resnetkit.images.decode import attempt
 from resnetkit.images.prepare import Pixels, prepare, random_crop
-from resnetkit.learn.data import Indices, Pictures
+from resnetkit.learn.data import Data, Indices, Pictures
+from resnetkit.learn.recipe import BadFiles, Skip
 
 KEPT_BYTES = 2 * 2**30
 _BATCH = 256
+_SHOWN = 20
 
 T = TypeVar("T")
 Tell = Callable[[int, int], None]
+
+
+class Skipped:
+    """The pictures of a data set that could not be read; raises `DataError` as soon as there are too many."""
+
+    def __init__(self, data: Data, policy: BadFiles) -> None:
+        self.data, self.policy = data.name, policy
+        self.all = sum(map(len, data.parts.values()))
+        self.most = int(policy.at_most * self.all) if isinstance(policy, Skip) else 0
+        self.reasons: dict[str, str] = {}
+
+    def note(self, bad: Iterable[PictureError]) -> None:
+        """Remember them."""
+        self.reasons |= {error.where[0]: error.what for error in bad}
+        if len(self.reasons) > self.most:
+            raise self._too_many()
+
+    def _too_many(self) -> DataError:
+        told = [f"{path}: {reason}" for path, reason in list(self.reasons.items())[:_SHOWN]]
+        more = [f"... and {len(self.reasons) - _SHOWN:,} more"] * (len(self.reasons) > _SHOWN)
+        count = "1 picture" if len(self.reasons) == 1 else f"{len(self.reasons):,} pictures"
+        what, fix = f"{count} cannot be read", f"resnetkit check {self.data} --write-list bad.txt names every one"
+        if isinstance(self.policy, Skip):
+            what += f" of {self.all:,}, and {self.most:,} may be skipped ({self.policy.at_most:.3g} of all)"
+            fix += "; repair or remove them, or allow more: --max-bad 10%"
+        return DataError(what, where=told + more, fix=fix if isinstance(self.policy, Skip) else _NONE + fix)
+
+
+_NONE = "repair or remove them, as none was skipped (--bad-files skip); "
 
 
 class PixelSource:
     """The prepared pictures of a part, by number."""
 
     def __init__(
-        self, pictures: Pictures, preparation: Preparation, *, keep: bool = True, tell: Tell | None = None
+        self,
+        pictures: Pictures,
+        preparation: Preparation,
+        skipped: Skipped,
+        *,
+        keep: bool = True,
+        tell: Tell | None = None,
     ) -> None:
         self.pictures = pictures
         self.preparation = preparation
         self.labels = torch.from_numpy(pictures.labels)
+        self.skipped = skipped
+        self._bad = np.zeros(len(pictures), dtype=bool)
         height, width = preparation.crop
         size = len(pictures) * height * width * len(preparation.mean)
         self._kept = self._read_all(tell) if keep and size <= KEPT_BYTES else None
@@ -49,25 +89,25 @@ class PixelSource:
         """Whether reading them again costs nothing."""
         return self._kept is not None
 
-    def prepared(self, indices: Indices) -> Tensor:
-        """The pictures as evaluation sees them."""
+    def readable(self, indices: Indices) -> Indices:
+        """Those that are not known to be unreadable."""
+        return indices[~self._bad[indices]]
+
+    def prepared(self, indices: Indices) -> tuple[Tensor, Indices]:
+        """The pictures as evaluation sees them, and which of ``indices`` they are."""
         if self._kept is not None:
-            return self._kept[torch.from_numpy(indices)]
-        return _stack(_on_all_cores(self._one, indices.tolist()))
+            good = self.readable(indices)
+            return self._kept[torch.from_numpy(good)], good
+        return self._read(self._one, indices)
 
-    def cropped(self, indices: Indices, area: float, seed: Sequence[int]) -> Tensor:
+    def cropped(self, indices: Indices, area: float, seed: Sequence[int]) -> tuple[Tensor, Indices]:
         """Random windows; what is drawn for a picture depends on ``seed`` and its number alone."""
-        return _stack(_on_all_cores(partial(self._crop, area, tuple(seed)), indices.tolist()))
+        return self._read(partial(self._crop, area, tuple(seed)), indices)
 
-    def batches(self, size: int = _BATCH) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of them in order: (pixels, labels)."""
+    def batches(self, size: int = _BATCH) -> Iterator[tuple[Tensor, Indices]]:
+        """All of them in order: (pixels, numbers)."""
         chunks = [np.arange(i, min(i + size, len(self))) for i in range(0, len(self), size)]
-        return (
-            (self._pair(chunk) for chunk in chunks) if self.in_memory else ahead(partial(self._pair, c) for c in chunks)
-        )
-
-    def _pair(self, chunk: Indices) -> tuple[Tensor, Tensor]:
-        return self.prepared(chunk), self.labels[torch.from_numpy(chunk)]
+        return map(self.prepared, chunks) if self.in_memory else ahead(partial(self.prepared, c) for c in chunks)
 
     def _one(self, i: int) -> Pixels:
         return prepare(self.pictures.image(i, self.preparation.colour), self.preparation)
@@ -76,8 +116,34 @@ class PixelSource:
         draw = np.random.default_rng([*seed, i])
         return random_crop(self.pictures.image(i, self.preparation.colour), self.preparation, area, draw)
 
+    def _read(
+        self, read: Callable[[int], Pixels], indices: Indices, tell: Tell | None = None
+    ) -> tuple[Tensor, Indices]:
+        """``read`` of each on all cores, in order, without those that cannot be read."""
+        pixels = np.empty((len(indices), *self.preparation.crop, len(self.preparation.mean)), np.uint8)
+        bad: dict[int, PictureError] = {}
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for place, found in enumerate(pool.map(partial(attempt, read), indices.tolist())):
+                if isinstance(found, PictureError):
+                    bad[place] = found
+                else:
+                    pixels[place] = found
+                if tell:
+                    tell(place + 1, len(indices))
+        self._bad[indices[list(bad)]] = True
+        self.skipped.note(bad.values())
+        good = np.delete(np.arange(len(indices)), list(bad))
+        return torch.from_numpy(pixels if not bad else pixels[good]), indices[good]
+
     def _read_all(self, tell: Tell | None) -> Tensor:
-        return _stack(_on_all_cores(self._one, range(len(self)), tell))
+        """Every picture at its number; what stands at the number of an unreadable one is never used."""
+        everything = np.arange(len(self))
+        pixels, good = self._read(self._one, everything, tell)
+        if len(good) == len(self):
+            return pixels
+        kept = torch.zeros((len(self), *pixels.shape[1:]), dtype=torch.uint8)
+        kept[torch.from_numpy(good)] = pixels
+        return kept
 
 
 def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
@@ -94,31 +160,3 @@ def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
             waiting = following
         if waiting is not None:
             yield waiting.result()
-
-
-def _on_all_cores(read: Callable[[int], Pixels], indices: Sequence[int], tell: Tell | None = None) -> list[Pixels]:
-    """``read`` of each, in order; raises one `DataError` that names every picture that could not be read."""
-    found: list[Pixels] = []
-    bad: list[PictureError] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for done, result in enumerate(pool.map(partial(attempt, read), indices), 1):
-            if isinstance(result, PictureError):
-                bad.append(result)
-            else:
-                found.append(result)
-            if tell:
-                tell(done, len(indices))
-    if bad:
-        raise _unreadable(bad)
-    return found
-
-
-def _unreadable(bad: Sequence[PictureError]) -> DataError:
-    told = [f"{error.where[0]}: {error.what}" for error in bad[:5]]
-    more = [f"... and {len(bad) - 5} more"] * (len(bad) > 5)
-    count = "1 picture" if len(bad) == 1 else f"{len(bad)} pictures"
-    return DataError(f"{count} cannot be read", where=told + more, fix="repair or remove them; none was skipped")
-
-
-def _stack(arrays: list[Pixels]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from resnetkit.architecture.card import Preparation, preparation_faults
-from resnetkit.architecture.catalog import spec
+from resnetkit.architecture.card import Preparation, card_of, model_folder, preparation_faults
+from resnetkit.architecture.catalog import ROWS, spec
+from resnetkit.architecture.spec import Network
 from resnetkit.errors import Fault, TextError, UsageError
 from resnetkit.text import from_data, parse_json, parse_toml, read_text, to_data
 
@@ -82,9 +83,46 @@ class NoAugment:
     """Every picture as it is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """From random weights; ``zero_last_norm`` lets every block start as its shortcut."""
+
+    zero_last_norm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FineTune:
+    """From the weights that the model has: the head alone for ``head_epochs``, then all of it.
+
+    The body (everything before the head) learns at the share ``body_rate`` of the head's rate. ``frozen`` norms keep
+    the statistics they came with and learn only their scale and shift; ``learnt`` ones follow the new pictures.
+    ``network`` and ``dialect`` are for a weights file, which does not tell its own.
+    """
+
+    head_epochs: int = 2
+    body_rate: float = 0.1
+    norms: Literal["frozen", "learnt"] = "frozen"
+    network: str = ""
+    dialect: str = "resnetkit"
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Pictures that cannot be read are left out, up to the share ``at_most`` of all."""
+
+    at_most: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """The first picture that cannot be read ends the run."""
+
+
 Optimiser = SGD | AdamW
 Schedule = Cosine | Triangle | Steps
 Augment = PadCrop | RandomCrop | NoAugment
+Start = Scratch | FineTune
+BadFiles = Skip | Error
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +130,9 @@ class Recipe:
     """Everything that decides a run. The same recipe on the same CPU gives the same weights.
 
     ``split_seed`` decides which pictures are held out where the data does not say; ``seed`` decides weights, order and
-    augmentation. ``precision`` ``auto`` is bf16 where the processor computes in it, fp32 elsewhere. ``image``
-    (channels, height, width) is what the network sees, and ``preparation`` how it comes about; the
-    network's own if left out.
+    augmentation. ``precision`` ``auto`` is bf16 where the processor computes in it, fp32 elsewhere. ``patience`` ends a
+    run after so many epochs without a better one on ``val``; never if left out. ``image`` (channels, height, width) is
+    what the network sees, and ``preparation`` how it comes about; the network's own if left out.
     """
 
     data: str
@@ -105,7 +143,9 @@ class Recipe:
     split_seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     label_smoothing: float = 0.0
-    zero_last_norm: bool = False
+    patience: int | None = None
+    start: Start = Scratch()
+    bad_files: BadFiles = Skip()
     optimiser: Optimiser = SGD()
     schedule: Schedule = Cosine()
     augment: Augment = PadCrop()
@@ -130,6 +170,15 @@ def recipe_for(data: str, model: str, side: int, pictures: int) -> Recipe:
     return Recipe(data, model, 10 if pictures >= 20_000 else 30, batch, optimiser=_sgd(batch), augment=augment)
 
 
+def tuned(recipe: Recipe, image: tuple[int, int, int]) -> Recipe:
+    """The same for a network that has weights: shorter, slower, and it ends when ``val`` gets no better.
+
+    The head's rate is the usual one; the body, which knows pictures already, learns at a tenth of it.
+    """
+    epochs = min(recipe.epochs, 20)
+    return replace(recipe, epochs=epochs, patience=5, start=FineTune(), image=image)
+
+
 def _sgd(batch: int) -> SGD:
     """The rate grows with the batch (Goyal et al., arXiv 1706.02677), from 0.1 at 64."""
     return SGD(lr=0.1 * batch / 64)
@@ -138,12 +187,18 @@ def _sgd(batch: int) -> SGD:
 def plan_run(pictures: int, data: str, model: str | None, settings: Mapping[str, Any]) -> Recipe:
     """The recipe that suits a network and a number of pictures, with ``settings`` laid over it; raises `TextError`.
 
-    ``data`` and ``model`` as named here are stronger than in the settings; without either the model is resnet18.
+    A model that has weights is fine-tuned, any other starts from random ones. ``data`` and ``model`` as named here are
+    stronger than in the settings; without either the model is resnet18.
     """
     asked = {key: settings[key] for key in ("model", "image") if key in settings}
     early = from_data(_Early, asked | ({"model": model} if model else {}), "what is set")
-    image = early.image or spec(early.model).input
+    begin = settings.get("start", {})
+    begin = {"kind": begin} if isinstance(begin, str) else begin if isinstance(begin, dict) else {}
+    own = _own_spec(early.model, str(begin.get("network", ""))).input
+    image = early.image or own
     start = recipe_for(data, early.model, max(image[1:]), pictures)
+    if has_weights(early.model) and begin.get("kind") != "scratch":
+        start = tuned(start, own)
     start = start if start.image else replace(start, image=image)
     return edit(start, {**settings, "data": data, "model": early.model})
 
@@ -154,6 +209,24 @@ class _Early:
 
     model: str = "resnet18"
     image: tuple[int, int, int] | None = None
+
+
+def _own_spec(model: str, network: str) -> Network:
+    """The spec of the model; of a weights file, that of the network it is said to be of."""
+    if not _is_weights_file(model):
+        return card_of(model).spec
+    if not network:
+        raise UsageError("which network are these weights of?", where=model, fix="name it: --network resnet18")
+    return spec(network)
+
+
+def has_weights(model: str) -> bool:
+    """Whether a model is one that was trained: a model folder, a run folder, or a weights file."""
+    return model_folder(model) is not None or _is_weights_file(model)
+
+
+def _is_weights_file(model: str) -> bool:
+    return model not in ROWS and not model.endswith((".toml", ".json")) and Path(model).is_file()
 
 
 def edit(recipe: Recipe, changes: Mapping[str, Any], what: str = "what is set") -> Recipe:
@@ -180,6 +253,9 @@ def check(recipe: Recipe, what: str = "what is set") -> Recipe:
         ("seed", recipe.seed, 0 <= recipe.seed < 2**63, "0 to 2**63 - 1"),
         ("split_seed", recipe.split_seed, 0 <= recipe.split_seed < 2**63, "0 to 2**63 - 1"),
         ("label_smoothing", recipe.label_smoothing, 0 <= recipe.label_smoothing < 1, "0 to below 1"),
+        ("patience", recipe.patience, recipe.patience is None or recipe.patience >= 1, "1 or more epochs"),
+        *_start_limits(recipe.start),
+        *_bad_files_limits(recipe.bad_files),
         *_optimiser_limits(recipe.optimiser),
         *_schedule_limits(recipe.schedule),
         *_augment_limits(recipe.augment),
@@ -208,6 +284,20 @@ def _optimiser_limits(optimiser: Optimiser) -> list[Limit]:
     least = "more than 0, as nesterov is on," if optimiser.nesterov else "0"
     fits = 0 <= optimiser.momentum < 1 and not (optimiser.nesterov and optimiser.momentum == 0)
     return [*shared, ("optimiser.momentum", optimiser.momentum, fits, f"{least} to below 1")]
+
+
+def _start_limits(start: Start) -> list[Limit]:
+    if isinstance(start, Scratch):
+        return []
+    return [
+        ("start.head_epochs", start.head_epochs, start.head_epochs >= 0, "0 or more"),
+        ("start.body_rate", start.body_rate, 0 <= start.body_rate <= 1, "0 to 1, a share of the head's rate"),
+    ]
+
+
+def _bad_files_limits(policy: BadFiles) -> list[Limit]:
+    at_most = policy.at_most if isinstance(policy, Skip) else 0.0
+    return [("bad_files.at_most", at_most, 0 <= at_most <= 1, "0 to 1, a share of all pictures")]
 
 
 def _schedule_limits(schedule: Schedule) -> list[Limit]:
@@ -242,13 +332,51 @@ def with_options(
     lr: float | None = None,
     seed: int | None = None,
     split_seed: int | None = None,
+    patience: int | None = None,
     precision: str | None = None,
+    network: str | None = None,
+    dialect: str | None = None,
+    bad_files: str | None = None,
+    max_bad: str | float | None = None,
 ) -> dict[str, Any]:
     """``settings`` with the most common ones laid over them, by the names that the command line also has."""
-    plain = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "split_seed": split_seed, "precision": precision}
-    given: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
-    given |= {"optimiser": {"lr": lr}} if lr is not None else {}
-    return dict(over(dict(settings), given))
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "split_seed": split_seed,
+        "patience": patience,
+        "precision": precision,
+        "optimiser": _given(lr=lr),
+        "start": _given(kind="fine-tune" if network or dialect else None, network=network, dialect=dialect),
+        "bad_files": bad_files if max_bad is None else to_data(policy(bad_files, max_bad)),
+    }
+    return dict(over(dict(settings), _given(**given)))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name, value in values.items() if value not in (None, {})}
+
+
+def policy(bad_files: str | None, max_bad: str | float | None) -> BadFiles:
+    """``error`` or ``skip``, and how many may be skipped: a share (0.1) or per cent (10%); raises `UsageError`."""
+    if bad_files not in (None, "error", "skip") or (bad_files == "error" and max_bad is not None):
+        raise UsageError("bad files are an error, or skipped up to a share", where=f"--bad-files {bad_files}")
+    if bad_files == "error" or (bad_files is None and max_bad is None):
+        return Error()
+    return Skip() if max_bad is None else Skip(_share(max_bad))
+
+
+def _share(told: str | float) -> float:
+    words = str(told).strip()
+    try:
+        share = float(words.removesuffix("%")) / (100 if words.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"{words!r} is no share of the pictures", where="--max-bad", fix="--max-bad 10% or 0.1")
+    return share
 
 
 def read_changes(path: Path) -> dict[str, Any]:

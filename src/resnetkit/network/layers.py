@@ -6,7 +6,7 @@ at its path: ``model.stage1.block1.branch.conv1``. The one node without a module
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -73,20 +73,47 @@ class Network(nn.Module):
         return x
 
     def features(self, x: Tensor, places: Iterable[str]) -> dict[str, Tensor]:
-        """What the named places (``stem``, ``stage1`` ..., ``head``) hand on for images ``x``; nothing later runs."""
+        """What the named places (``stem``, ``stage1``, ``stage2.block1`` ...) hand on for images ``x``.
+
+        Nothing later runs. Raises `UsageError` for a place that is not among `places`.
+        """
         wanted = set(places)
-        unknown = sorted(wanted - dict(self.named_children()).keys())
-        if unknown:
-            known = [name for name, _ in self.named_children()]
-            raise UsageError(f"this network has no place called {unknown[0]!r}", fix=suggestion(unknown[0], known))
+        self.require(wanted)
         found: dict[str, Tensor] = {}
-        for name, part in self.named_children():
-            if wanted == found.keys():
-                break
-            x = part(x)
-            if name in wanted:
-                found[name] = x
+        _gather(self, "", x, wanted, found)
         return found
+
+    def places(self) -> list[str]:
+        """Every path whose output is handed on to the next: stem, stages, blocks, head, and what they are made of."""
+        return list(_places_of(self, ""))
+
+    def require(self, places: Iterable[str]) -> None:
+        """Raise `UsageError` for a path that is not among `places`."""
+        known = self.places()
+        for place in places:
+            if place not in known:
+                fix = suggestion(place, known, "one of " + ", ".join(name for name in known if "." not in name))
+                raise UsageError(f"this network has no place called {place!r}", fix=fix)
+
+
+def _places_of(part: nn.Module, path: str) -> Iterator[str]:
+    for name, child in part.named_children():
+        yield path + name
+        if isinstance(child, nn.Sequential):
+            yield from _places_of(child, f"{path}{name}.")
+
+
+def _gather(part: nn.Module, path: str, x: Tensor, wanted: set[str], found: dict[str, Tensor]) -> Tensor:
+    """Run the children of a sequence until everything that is wanted has been found."""
+    for name, child in part.named_children():
+        if wanted == found.keys():
+            break
+        here = path + name
+        inside = any(place.startswith(here + ".") for place in wanted - found.keys())
+        x = _gather(child, here + ".", x, wanted, found) if inside else child(x)
+        if here in wanted:
+            found[here] = x
+    return x
 
 
 # ------------------------------------------------------------------------------------------- operations torch lacks

@@ -7,45 +7,60 @@ from collections.abc import Mapping, Sequence
 
 from resnetkit.pages.svg import document, element, title, words
 
-_COLOURS = ("var(--one, #2563eb)", "var(--two, #d9480f)", "var(--three, #2b8a3e)")
+_COLOURS = (
+    "var(--one, #2563eb)",
+    "var(--two, #d9480f)",
+    "var(--three, #2b8a3e)",
+    "var(--four, #9c36b5)",
+    "var(--five, #0b7285)",
+    "var(--six, #846a00)",
+)
 _INK, _SOFT, _LINE = "var(--ink, #1c2733)", "var(--soft, #5d6b7a)", "var(--line, #d5dce4)"
-_LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 46.0, 548.0, 34.0, 236.0, 560.0, 266.0
+_LEFT, _RIGHT, _TOP, _WIDTH, _DEPTH = 46.0, 408.0, 14.0, 420.0, 190.0
+_KEYS, _KEY_HEIGHT = 2, 18.0  # names in a row above the lines
 
 
-def lines(label: str, across: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Named series of (x, y) over a shared axis; values that are not finite are left out."""
+def lines(
+    label: str, across: str, series: Mapping[str, Sequence[tuple[float, float]]], low: float | None = None
+) -> str:
+    """Named series of (x, y) over a shared axis, which begins at ``low`` if that is given.
+
+    Values that are not finite are left out.
+    """
     shown = {name: [point for point in points if all(map(math.isfinite, point))] for name, points in series.items()}
     points = [point for line in shown.values() for point in line] or [(0.0, 0.0)]
     left, right = min(x for x, _ in points), max(x for x, _ in points)
-    ticks = _ticks(min(y for _, y in points), max(y for _, y in points))
-    low, high = ticks[0], ticks[-1]
+    ticks = _ticks(min(y for _, y in points) if low is None else low, max(y for _, y in points))
+    top = _TOP + _KEY_HEIGHT * math.ceil(len(shown) / _KEYS)
+    bottom = top + _DEPTH
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - left) / (right - left) if right > left else 0.5
-        return _LEFT + across * (_RIGHT - _LEFT), _BOTTOM - (y - low) / (high - low) * (_BOTTOM - _TOP)
+        return _LEFT + across * (_RIGHT - _LEFT), bottom - (y - ticks[0]) / (ticks[-1] - ticks[0]) * _DEPTH
 
     grid = [mark for tick in ticks for mark in _tick(tick, place(left, tick)[1])]
     ends = [
-        words(f"{left:g}", _LEFT, _BOTTOM + 18, fill=_SOFT),
-        words(f"{right:g}" * (right > left), _RIGHT, _BOTTOM + 18, fill=_SOFT, text_anchor="end"),
-        words(across, (_LEFT + _RIGHT) / 2, _BOTTOM + 18, fill=_SOFT, text_anchor="middle"),
+        words(f"{left:g}", _LEFT, bottom + 18, fill=_SOFT),
+        words(f"{right:g}" * (right > left), _RIGHT, bottom + 18, fill=_SOFT, text_anchor="end"),
+        words(across, (_LEFT + _RIGHT) / 2, bottom + 18, fill=_SOFT, text_anchor="middle"),
     ]
     drawn = [_line(i, name, [place(*point) for point in line]) for i, (name, line) in enumerate(shown.items())]
-    return document(_WIDTH, _HEIGHT, label, *grid, *ends, *drawn)
+    return document(_WIDTH, bottom + 28, label, *grid, *ends, *drawn)
 
 
 def _tick(value: float, y: float) -> tuple[str, str]:
     rule = element("line", x1=_LEFT, x2=_RIGHT, y1=y, y2=y, stroke=_LINE)
-    return rule, words(f"{value:g}", _LEFT - 8, y + 4, fill=_SOFT, text_anchor="end")
+    return rule, words(f"{value:g}", _LEFT - 6, y + 4, fill=_SOFT, text_anchor="end")
 
 
 def _line(index: int, name: str, points: Sequence[tuple[float, float]]) -> str:
-    colour, x = _COLOURS[index % len(_COLOURS)], _LEFT + 130.0 * index
-    key = element("line", x1=x, x2=x + 18, y1=14.0, y2=14.0, stroke=colour, stroke_width=3)
+    colour, dash = _COLOURS[index % len(_COLOURS)], {"stroke_dasharray": "6 4"} if index >= len(_COLOURS) else {}
+    x, y = _LEFT + 185.0 * (index % _KEYS), 14.0 + _KEY_HEIGHT * (index // _KEYS)
+    key = element("line", x1=x, x2=x + 18, y1=y, y2=y, stroke=colour, stroke_width=3, **dash)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    line = element("polyline", points=path, fill="none", stroke=colour, stroke_width=2)
+    line = element("polyline", points=path, fill="none", stroke=colour, stroke_width=2, **dash)
     dots = [element("circle", cx=x, cy=y, r=2.5, fill=colour) for x, y in points] if len(points) <= 40 else []
-    return element("g", key, words(name, x + 24, 18.0, fill=_INK), line, *dots)
+    return element("g", key, words(_short(name, 21), x + 24, y + 4, fill=_INK), line, *dots)
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -82,5 +97,5 @@ def _cell(x: float, y: float, *, size: float, n: int, share: float, right: bool,
     return element("g", box, number if n else "")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 16 else name[:15] + "…"
+def _short(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -12,9 +12,10 @@ from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2733; --paper: #ffffff; --soft: #5d6b7a; --line: #d5dce4; --fill: #f3f6f9;
-  --one: #2563eb; --two: #d9480f; --three: #2b8a3e; }
+  --one: #2563eb; --two: #d9480f; --three: #2b8a3e; --four: #9c36b5; --five: #0b7285; --six: #846a00; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --paper: #14191f; --soft: #9aa7b4; --line: #35404b;
-  --fill: #1d242c; --one: #74a9ff; --two: #ff9f6b; --three: #69db7c; } }
+  --fill: #1d242c; --one: #74a9ff; --two: #ff9f6b; --three: #69db7c; --four: #e599f7; --five: #66d9e8;
+  --six: #ffd43b; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; color: var(--ink); background: var(--paper);
   font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }
@@ -27,7 +28,15 @@ th:first-child, td:first-child { text-align: left; } th { color: var(--soft); fo
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 dl div { background: var(--fill); border-radius: .5rem; padding: .6rem .8rem; }
 dt { color: var(--soft); font-size: .8rem; } dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
-svg { display: block; max-width: 100%; height: auto; }
+svg { display: block; max-width: 100%; height: auto; } .scroll svg { max-width: none; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem 1.5rem; }
+.charts h3 { font-size: .95rem; margin: .25rem 0; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .75rem; }
+figure { margin: 0; font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere; }
+figure img { display: block; max-width: 100%; border-radius: .25rem; margin-bottom: .25rem; }
+hr { border: 0; border-top: 1px solid var(--line); margin: 1rem 0; }
+figcaption span { color: var(--soft); display: block; }
+ul { padding-left: 1.2rem; overflow-wrap: anywhere; } p.note { color: var(--soft); max-width: 46rem; }
 pre { overflow-x: auto; font-size: .85rem; }
 """
 
@@ -56,3 +65,33 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def figures(pairs: Iterable[tuple[str, str]]) -> str:
     """A few large numbers with their names."""
     return "<dl>" + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs) + "</dl>"
+
+
+def charts(drawn: Iterable[tuple[str, str]]) -> str:
+    """Charts beside each other where there is room: (heading, SVG)."""
+    return '<div class="charts">' + "".join(f"<div><h3>{escape(k)}</h3>{svg}</div>" for k, svg in drawn) + "</div>"
+
+
+def gallery(pictures: Iterable[tuple[str, str, str]]) -> str:
+    """Small pictures: (JPEG in base64, caption, second line)."""
+    shown = [
+        f'<figure><img alt="{escape(caption)}" src="data:image/jpeg;base64,{escape(jpeg)}">'
+        f"<figcaption>{escape(caption)}<span>{escape(more)}</span></figcaption></figure>"
+        for jpeg, caption, more in pictures
+    ]
+    return f'<div class="gallery">{"".join(shown)}</div>'
+
+
+def items(lines: Iterable[str]) -> str:
+    """A list of sentences."""
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def note(text: str) -> str:
+    """A paragraph that explains what stands below or above it."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def scroll(markup: str) -> str:
+    """What may be wider than the page."""
+    return f'<div class="scroll">{markup}</div>'

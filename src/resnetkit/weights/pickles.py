@@ -7,8 +7,9 @@ that hashing them ends the process, byte arrays of any size. `torch.save` writes
 from __future__ import annotations
 
 import pickletools
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import IO
@@ -20,16 +21,22 @@ _MOST_PICKLES = 5  # a file of torch's old format is five in a row
 
 def objection(path: Path) -> str:
     """Why this file is not to be read, in a few words; empty where nothing speaks against it."""
+    return _first(path, _judge)
+
+
+def stranger(path: Path) -> str:
+    """The first thing that a pickle names and torch does not know, such as ``posix.system``; empty if it names none."""
+    return _first(path, _named)
+
+
+def _first(path: Path, look: Callable[[IO[bytes]], str]) -> str:
+    """What ``look`` finds in the first pickle in which it finds something."""
     try:
-        for stream in _streams(path):
-            reason = _judge(stream)
-            if reason:
-                return reason
+        return next(filter(None, map(look, _streams(path))), "")
     except _Refused as refused:
         return str(refused)
     except (ValueError, KeyError, IndexError, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
         return ""  # garbled: the reader says so in its own words
-    return ""
 
 
 class _Refused(Exception):  # noqa: N818
@@ -74,6 +81,21 @@ def _judge(stream: IO[bytes]) -> str:
             if depth > DEEPEST:
                 return "it is nested too deep for a table of tensors"
     return ""
+
+
+def _named(stream: IO[bytes]) -> str:
+    words: list[str] = []
+    for op, arg, _ in pickletools.genops(stream):
+        if op.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            name = ".".join(words) if op.name == "STACK_GLOBAL" else str(arg).replace(" ", ".")
+            if re.fullmatch(r"[\w.]{1,100}", name) and not name.startswith(_KNOWN):
+                return name
+        elif isinstance(arg, str):
+            words = [*words[-1:], arg]
+    return ""
+
+
+_KNOWN = ("torch.", "collections.", "_codecs.encode", "builtins.set", "__builtin__.set", "copyreg.", "copy_reg.")
 
 
 def _take(op: pickletools.OpcodeInfo, stack: list[int], marks: list[int]) -> list[int]:

@@ -21,21 +21,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from resnetkit import files
+from resnetkit import files, kinds
 from resnetkit.architecture.card import CARD_FILE, WEIGHTS_FILE, Card, card_for, card_of, model_folder, read_card
 from resnetkit.architecture.catalog import ROWS, name_of
 from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.spec import Linear
 from resnetkit.architecture.tensors import tensors_of
-from resnetkit.errors import MachineError, UsageError, WeightsError, suggestion
+from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, WeightsError, suggestion
 from resnetkit.network.build import shell
 from resnetkit.network.layers import Network
 from resnetkit.text import to_json
 from resnetkit.weights.dialects import DIALECTS
-from resnetkit.weights.pickles import objection
+from resnetkit.weights.fit import COUNT, advice, listed, looks_like, misfits, short
+from resnetkit.weights.pickles import objection, stranger
 
-_COUNT = "num_batches_tracked"
-_LONGEST_HEADER = 64 * 2**20
+_LONGEST_HEADER = 2 * 2**20  # reading one can take thirty times its length; a network of 10,000 tensors needs 1.2 MB
+_WHOLE_FOLDER = "copy the whole model folder again"
+_NAME_IT = "name the network that it was saved from, or describe it in a .toml file: --network"
 
 
 def save(model: Network, folder: str | Path) -> Path:
@@ -60,7 +62,8 @@ def load(source: str | Path, network: str | None = None, dialect: str = "resnetk
     """
     folder = model_folder(source)
     if folder:
-        return assemble(read_card(folder), read_tensors(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+        path = folder / WEIGHTS_FILE
+        return assemble(read_card(folder), read_tensors(path), str(path), _WHOLE_FOLDER)
     path = Path(source)
     if not path.is_file():
         raise _no_weights(source)
@@ -76,54 +79,89 @@ def _foreign(path: Path, network: str, dialect: str) -> tuple[Card, dict[str, Te
         raise UsageError(f"there is no dialect called {dialect!r}", where="dialect", fix=suggestion(dialect, known))
     tensors = read_tensors(path)
     if dialect != "resnetkit":
-        try:
-            tensors = {DIALECTS[dialect].ours(key): value for key, value in tensors.items()}
-        except UsageError as error:
-            raise WeightsError(error.what, where=[str(path), *error.where], fix="name another --dialect") from None
+        tensors = _translated(tensors, dialect, path)
     spec, last = spec_of(network), tensors.get("head.linear.bias")
-    if last is not None and last.ndim == 1 and isinstance(spec.head, Linear):
+    if last is not None and last.ndim == 1 and len(last) and isinstance(spec.head, Linear):
         spec = replace(spec, head=Linear(len(last)))
     card = card_for(name_of(network), spec)
     return replace(card, origin=f"{path.name}, read as {network} in the dialect {dialect}"), tensors
 
 
-def assemble(card: Card, tensors: Mapping[str, Tensor], where: str) -> Network:
-    """The module of a card with these tensors, in fp32; all of them fit, or `WeightsError` is raised."""
+def _translated(tensors: Mapping[str, Tensor], dialect: str, path: Path) -> dict[str, Tensor]:
+    try:
+        return {DIALECTS[dialect].ours(key): value for key, value in tensors.items()}
+    except UsageError as error:
+        like = looks_like(_shapes(tensors))
+        fix = f"this file looks like {like}; " * bool(like) + "name another --dialect"
+        raise WeightsError(error.what, where=[str(path), *map(short, error.where)], fix=fix) from None
+
+
+def assemble(card: Card, tensors: Mapping[str, Tensor], where: str, fix: str = _NAME_IT) -> Network:
+    """The module of a card with these tensors, in fp32; all of them fit, or `WeightsError` is raised.
+
+    Warns with `ResnetkitWarning` of numbers that are not finite.
+    """
     model = shell(card)
     wanted = tensors_of(model.plan)
-    given = dict(tensors)
-    for key in wanted.keys() - given.keys():
-        if key.endswith(_COUNT):  # files written before torch counted batches
-            given[key] = torch.zeros((), dtype=torch.long)
-    faults = [f"{key}: missing, {list(shape)} expected" for key, shape in wanted.items() if key not in given]
-    faults += [f"{key}: not part of this network" for key in given if key not in wanted]
-    faults += [
-        f"{key}: shape {list(given[key].shape)}, {list(shape)} expected"
-        for key, shape in wanted.items()
-        if key in given and tuple(given[key].shape) != shape
-    ]
-    faults += [
-        f"{key}: {given[key].dtype}, a floating-point type expected"
-        for key in wanted
-        if key in given and not key.endswith(_COUNT) and not given[key].is_floating_point()
-    ]
-    if faults:
-        more = [f"... and {len(faults) - 5} more"] * (len(faults) > 5)
-        what = f"these weights do not fit {card.name}: {len(faults)} of {len(wanted)} tensors differ"
-        raise WeightsError(what, where=[where, *faults[:5], *more], fix="name the network that they were saved from")
-    exact = {key: value.long() if key.endswith(_COUNT) else value.float() for key, value in given.items()}
+    lacking = [key for key in wanted if key.endswith(COUNT) and key not in tensors]
+    given = {**tensors, **{key: torch.zeros((), dtype=torch.long) for key in lacking}}
+    whole = {key: str(value.dtype) for key, value in given.items() if not _fractional(key, value)}
+    found = misfits(wanted, _shapes(given), whole)
+    if found:
+        count = f"{len(found)} of {len(wanted.keys() | given.keys())}"
+        what = f"these weights do not fit {card.name}: {count} tensors differ"
+        raise WeightsError(what, where=[where, *listed(found)], fix=advice(found, _shapes(tensors), fix))
+    exact = {key: given[key].long() if key.endswith(COUNT) else given[key].float() for key in wanted}
+    _warn_of(nonfinite(exact), where)
     model.load_state_dict(exact, assign=True)
     return model.eval()
 
 
+def nonfinite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many numbers are NaN or infinite, for each tensor that holds some."""
+    # a sum is finite unless a number is not, or it overflows: one pass over the memory, and a second one rarely
+    doubtful = [key for key, value in tensors.items() if not value.sum().isfinite()]
+    counted = {key: int((~tensors[key].isfinite()).sum()) for key in doubtful}
+    return {key: count for key, count in counted.items() if count}
+
+
+def _warn_of(counts: Mapping[str, int], where: str) -> None:
+    if counts:
+        shown = [f"{key} ({count:,})" for key, count in counts.items()][:5]
+        more = [f"{len(counts) - 5} more tensors"] * (len(counts) > 5)
+        told = f"NaN or infinite numbers in {', '.join(shown + more)}: {where}"
+        warnings.warn(told, ResnetkitWarning, stacklevel=4)  # whoever called load
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
+def _fractional(key: str, value: Tensor) -> bool:
+    return value.is_floating_point() or key.endswith(COUNT)
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a ``.safetensors`` file or of a restricted pickle, by name, on the CPU."""
-    kind = _kind(path)
-    if kind == "safetensors":
+    start, safe = _start(path), path.suffix == ".safetensors"
+    kind = kinds.kind_of(start)
+    if kind == kinds.SAFETENSORS or (safe and not kind):
         return _read_safetensors(path)
-    if kind == "pickle":
+    if kind in _PICKLES and not safe:
         return _read_pickle(path)
-    raise WeightsError(f"this is {kind}, not a weights file", where=str(path), fix="fetch the file itself again")
+    what, fix = kinds.mistaken(start, "a safetensors file" if safe else "a weights file")
+    raise WeightsError(what, where=str(path), fix=_RESAVE if kind in _PICKLES else fix or _RESAVE)
+
+
+_PICKLES = (kinds.PICKLE, kinds.ZIP, "")  # an old one begins with any letter
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(kinds.START)
+    except OSError as error:
+        raise WeightsError(f"cannot read the weights: {error.strerror}", where=str(path)) from None
 
 
 def _no_weights(source: str | Path) -> UsageError:
@@ -141,31 +179,13 @@ def _no_weights(source: str | Path) -> UsageError:
 # ---------------------------------------------------------------------------------------------------------- formats
 
 
-def _kind(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            start = file.read(200)
-    except OSError as error:
-        raise WeightsError(f"cannot read the weights: {error.strerror}", where=str(path)) from None
-    if not start:
-        return "an empty file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a git-LFS pointer (run: git lfs pull)"
-    if start[8:9] == b"{":
-        return "safetensors"
-    if start.lstrip()[:1] == b"<":
-        return "an HTML page"
-    if path.suffix == ".safetensors":
-        return "safetensors"
-    return "a JSON text" if start.lstrip()[:1] == b"{" else "pickle"
-
-
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     _measure(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
-        raise WeightsError(f"not a sound safetensors file: {error}", where=str(path), fix=_AGAIN) from None
+        reason = short(str(error), 200)
+        raise WeightsError(f"not a sound safetensors file: {reason}", where=str(path), fix=_AGAIN) from None
 
 
 _AGAIN = "copy or download the file again"
@@ -182,7 +202,7 @@ def _measure(path: Path) -> None:
     if length + 8 > size:
         raise _truncated(path, length + 8, size)
     try:
-        entries = json.loads(header)
+        entries = json.loads(header.decode(), object_pairs_hook=_once)
         ends = [entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"]
         needed = 8 + length + max(ends, default=0)
         if not all(type(end) is int and 0 <= end < 2**63 for end in ends):
@@ -191,6 +211,13 @@ def _measure(path: Path) -> None:
         raise WeightsError("not a sound safetensors file: its header is garbled", where=str(path), fix=_AGAIN) from None
     if needed > size:
         raise _truncated(path, needed, size)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError
+    return found
 
 
 def _truncated(path: Path, needed: int, size: int) -> WeightsError:
@@ -209,9 +236,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # of an unusual pickle protocol; the reader decides what it accepts
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise WeightsError(_refused(str(error)), where=str(path), fix=_RESAVE) from None
+        raise WeightsError(_refused(str(error), path), where=str(path), fix=_RESAVE) from None
     except Exception as error:  # a damaged archive makes torch raise almost anything
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = short(str(error).splitlines()[0], 200) if str(error) else type(error).__name__
         raise WeightsError(f"this file cannot be read as weights: {reason}", where=str(path), fix=_AGAIN) from None
     tensors = _inside(found, path.stat().st_size)
     if not tensors:
@@ -242,7 +269,8 @@ def _is_plain(value: Any, size: int) -> bool:
     return bool(value.numel() * value.element_size() <= stored <= size)
 
 
-def _refused(message: str) -> str:
+def _refused(message: str, path: Path) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", message)
-    asks = f"asks to run code ({named[1]})" if named else "holds instructions that the restricted reader does not know"
+    name = stranger(path) or (named[1] if named else "")
+    asks = f"asks to run code ({name})" if name else "holds instructions that the restricted reader does not know"
     return f"this pickle {asks}; nothing was run"

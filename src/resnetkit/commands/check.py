@@ -1,0 +1,96 @@
+"""``resnetkit check``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from resnetkit.commands.output import counting, prose, results, say, table, then
+from resnetkit.errors import DataError, UsageError
+from resnetkit.files import write_text
+from resnetkit.learn.check import Checked, Twins, check
+
+
+@dataclass(frozen=True)
+class Options:
+    """Look at every picture: which cannot be read, are there twice, or are in train and val as well. Changes nothing.
+
+    The exit code is 3 where something was found. Examples: resnetkit check flowers/; resnetkit check flowers/ --page
+    check.html; resnetkit check labels.csv --json
+    """
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """A folder, a table (.csv) or an archive as train takes it, or digits."""
+    page: str = ""
+    """An .html file to write, with the pictures that are meant."""
+    write_list: str = ""
+    """A text file to write: the pictures that cannot be read, one a line."""
+    json: bool = False
+    """One JSON document instead of a table."""
+
+
+def run(options: Options) -> int:
+    if options.page and Path(options.page).suffix != ".html":
+        fix = f"--page {Path(options.page).with_suffix('.html')}"
+        raise UsageError("a page is an .html file", where=options.page, fix=fix)
+    with counting("looking at pictures") as tell:
+        found = check(options.data, tell=tell)
+    if options.json:
+        results("check", data=options.data, **_record(found))
+    else:
+        _show(found)
+    _write(options, found)
+    then("resnetkit train", options.data, "--model", "resnet18")
+    return DataError.exit_code if found.findings else 0
+
+
+def _show(found: Checked) -> None:
+    counts = found.counts
+    rows = [(name, *(str(n[label]) for n in counts.values())) for label, name in enumerate(found.data.classes)]
+    if len(rows) <= _MOST_CLASSES:
+        table(("class", *counts), rows)
+    sizes = ", ".join(f"{name} {width}x{height}" for name, width, height in found.sizes())
+    prose(f"{len(found.looks):,} pictures in {len(rows):,} classes; {sizes}")
+    for note in found.notes:
+        prose(f"note: {note}")
+    if found.findings:
+        print()
+        table(("found", "the first of them", "count"), [(f.kind, f.example, str(f.count)) for f in found.findings], 2)
+    else:
+        prose("nothing was found that is wrong")
+
+
+_MOST_CLASSES = 40
+
+
+def _write(options: Options, found: Checked) -> None:
+    if options.page:
+        from resnetkit.learn.check_page import check_page
+
+        write_text(Path(options.page), check_page(found))
+        say(f"wrote {options.page}")
+    if options.write_list:
+        lines = [look.where.replace("\n", "\\n") for look in found.unreadable]
+        write_text(Path(options.write_list), "".join(f"{line}\n" for line in lines))
+        say(f"wrote {options.write_list}: {len(lines)} pictures")
+
+
+def _record(found: Checked) -> dict[str, object]:
+    return {
+        "n": len(found.looks),
+        "classes": found.data.classes,
+        "counts": found.counts,
+        "sizes": [{"which": name, "width": width, "height": height} for name, width, height in found.sizes()],
+        "findings": [{"kind": f.kind, "count": f.count, "example": f.example} for f in found.findings],
+        "unreadable": [{"file": look.where, "error": look.error} for look in found.unreadable],
+        "twins": [_twins(found, twins) for twins in found.twins],
+        "notes": found.notes,
+    }
+
+
+def _twins(found: Checked, twins: Twins) -> dict[str, object]:
+    files = [{"file": look.where, "part": look.part, "class": found.data.classes[look.label]} for look in twins.looks]
+    return {"leak": twins.leak, "contradiction": twins.contradiction, "same_bytes": twins.same_bytes, "files": files}

@@ -1,0 +1,73 @@
+"""``resnetkit embed``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from resnetkit.commands.output import counting, results, say, then
+from resnetkit.commands.stdin import files_or_stdin
+from resnetkit.errors import DataError, UsageError
+
+_SUFFIXES = (".npz", ".parquet")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Pictures to vectors: what a place of the network makes of each. For search, clusters, a classifier of your own.
+
+    Examples: resnetkit embed inbox/ --model runs/pets-resnet18-1; resnetkit embed inbox/ --model my-model/ --place
+    stage3 --out vectors.parquet
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
+    """Pictures, folders, patterns in quotes; - reads names (one a line) or one picture from standard input."""
+    model: str
+    """A run folder, a model folder, or a weights file (then with --network)."""
+    out: str = "vectors.npz"
+    """The .npz or .parquet file to write; one that exists is refused."""
+    place: str = ""
+    """stage3, stage2.block1, head.pool ...; what the classifier sees, if it is left out. Of a map the mean is taken."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or auto."""
+    precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16")] = "fp32"
+    """In what the network computes."""
+    network: str = ""
+    """For a weights file: which network it is of."""
+    dialect: str = "resnetkit"
+    """For a weights file: how its tensors are called (resnetkit or torchvision)."""
+    json: bool = False
+    """One JSON document that says what was written."""
+
+
+def run(options: Options) -> int:
+    out = Path(options.out)
+    if out.suffix not in _SUFFIXES:
+        raise UsageError("vectors are written as .npz or .parquet", where=str(out), fix="--out vectors.npz")
+    if out.exists():
+        raise UsageError("this file exists already", where=str(out), fix="name another --out, or remove it")
+    files = files_or_stdin(options.files, "resnetkit embed")
+    from resnetkit.deliver.embed import embed
+    from resnetkit.learn.device import as_precision
+    from resnetkit.weights.store import load
+
+    model = load(options.model, options.network or None, options.dialect)
+    precision = as_precision(options.precision)
+    with counting("looking at pictures") as tell:
+        found = embed(files, model, place=options.place or None, device=options.device, precision=precision, tell=tell)
+    found.write(out)
+    bad = [{"file": name, "error": why} for name, why in zip(found.files, found.errors, strict=True) if why]
+    count, size = found.vectors.shape[0], found.vectors.shape[-1]
+    if options.json:
+        results("embed", model=options.model, out=str(out), place=found.place, n=count, size=size, bad=bad)
+    else:
+        print(f"wrote {count} vectors of {size} numbers ({found.place}) to {out}")
+        for row in bad:
+            print(f"{row['file']}: ({row['error']})")
+    if bad:
+        say(str(DataError(f"{len(bad)} of {count} files could not be read; their vectors are NaN")))
+    then("resnetkit explain", options.model, "--why", found.place)
+    return DataError.exit_code if bad else 0

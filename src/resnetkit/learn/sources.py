@@ -1,0 +1,55 @@
+"""What DATA can be, and who reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from resnetkit.errors import UsageError, extra_missing, suggestion
+from resnetkit.learn.cifar import is_cifar, open_cifar
+from resnetkit.learn.data import Arrays, Data
+from resnetkit.learn.folders import open_folder
+from resnetkit.learn.labels import open_table
+
+_TABLES, _ARCHIVES = (".csv", ".tsv"), (".tar.gz", ".tgz", ".tar")
+
+
+def open_data(source: str | Path) -> Data:
+    """A folder of classes or of parts, a table of labels (.csv), CIFAR's binary archive, or: digits.
+
+    The parts are ``train``, ``val`` and ``test``, or ``all`` where there are none. Raises `UsageError` for what is not
+    there, `DataError` for what holds no pictures in classes.
+    """
+    path, name = Path(source), str(source)
+    if name == "digits":  # a folder of this name is ./digits
+        return _digits()
+    if path.is_dir():
+        return open_cifar(path, name) if is_cifar(path) else open_folder(path, name)
+    if path.is_file():
+        return _open_file(path, name)
+    fix = suggestion(name, ["digits"], "name a folder with a folder of pictures for each class, or: digits")
+    raise UsageError("there is no such folder", where=name, fix=fix)
+
+
+def _open_file(path: Path, name: str) -> Data:
+    if path.name.lower().endswith(_TABLES):
+        return open_table(path, name)
+    if path.name.lower().endswith(_ARCHIVES):
+        return open_cifar(path, name)
+    raise UsageError(
+        "this file is no data that is read here",
+        where=name,
+        fix="name a folder of class folders, a table (.csv) of paths and labels, or CIFAR's binary archive (.tar.gz)",
+    )
+
+
+def _digits() -> Data:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise extra_missing("scikit-learn, which brings the digits,", "demo") from None
+    found = load_digits()
+    pixels = (found.images * (255 / 16)).round().astype(np.uint8)
+    names = tuple(f"digit {i}" for i in range(len(pixels)))
+    return Data("digits", tuple("0123456789"), {"all": Arrays(pixels, names, found.target.astype(np.int64))})

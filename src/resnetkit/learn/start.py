@@ -1,0 +1,177 @@
+"""Everything that is decided, read and refused before a run's first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnetkit import files
+from resnetkit.architecture.card import Card, Training, card_for, card_of, preparation_faults, preparation_for
+from resnetkit.architecture.plan import plan
+from resnetkit.architecture.spec import Linear
+from resnetkit.errors import DataError, MachineError, TextError, UsageError
+from resnetkit.learn.data import Data, divide, fingerprint, leaks, listed
+from resnetkit.learn.device import pick, resolve
+from resnetkit.learn.pixels import PixelSource, Skipped, Tell
+from resnetkit.learn.recipe import FineTune, RandomCrop, Recipe, Scratch, plan_run, with_options
+from resnetkit.learn.run import RECIPE_FILE, Prepared
+from resnetkit.learn.sources import open_data
+from resnetkit.network.build import build
+from resnetkit.network.layers import Network
+from resnetkit.weights.store import load
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training begins with: the decisions, the pictures and the network."""
+
+    prepared: Prepared
+    sources: dict[str, PixelSource]
+    skipped: Skipped
+    model: Network
+
+
+def start(
+    data: str | Path,
+    model: str | Path | None,
+    settings: Mapping[str, Any],
+    *,
+    out: str | Path | None,
+    device: str,
+    tell: Tell | None,
+    **options: Any,
+) -> Start:
+    """Open the data, settle the recipe, read what fits into memory, build the network, claim the folder."""
+    opened = open_data(data)
+    changes = with_options(settings, **options)
+    recipe = plan_run(len(opened.first), str(data), str(model) if model else None, changes)
+    base = _base(recipe)
+    prepared = _decided(opened, recipe, base, device, out)
+    skipped = Skipped(prepared.data, recipe.bad_files)
+    sources = _read(prepared, skipped, tell)
+    network = _network(prepared, base)
+    claimed = _claim(prepared.out, numbered=out is None)
+    return Start(replace(prepared, out=claimed), sources, skipped, network)
+
+
+def _base(recipe: Recipe) -> Network | None:
+    """The network to fine-tune, where the recipe starts from one."""
+    if isinstance(recipe.start, Scratch):
+        return None
+    return load(recipe.model, recipe.start.network or None, recipe.start.dialect)
+
+
+def _decided(opened: Data, recipe: Recipe, base: Network | None, device: str, out: str | Path | None) -> Prepared:
+    if len(opened.classes) < 2:
+        what = f"there is one class only ({opened.classes[0]}), so there is nothing to tell apart"
+        raise DataError(what, where=opened.name, fix="add a folder for each other class")
+    data = divide(opened, recipe.split_seed)
+    own = base.card if base else card_of(recipe.model)
+    card = _card(opened, recipe, own)
+    where = pick(device)
+    precision = resolve(recipe.precision, where)
+    notes = (*data.notes, *_leaks(data), *_beginning(recipe, base, card))
+    out, worked_out = _free(out, recipe, card), plan(card.spec)
+    return Prepared(recipe, data, card, own.spec.input, worked_out, str(where), precision, out, notes)
+
+
+def _card(opened: Data, recipe: Recipe, own: Card) -> Card:
+    """The card of what will come out: the network's, for this data."""
+    spec = replace(own.spec, head=Linear(len(opened.classes)), input=recipe.image or own.spec.input)
+    kept = own.preparation if spec.input == own.spec.input else preparation_for(spec)
+    preparation = recipe.preparation or kept
+    faults = preparation_faults(preparation, spec.input[0])
+    if faults:
+        raise TextError("pictures cannot be prepared for this network", faults, fix="change its input, or preparation")
+    origin = "trained with resnetkit"
+    if isinstance(recipe.start, FineTune):
+        origin = f"fine-tuned with resnetkit from {own.name} ({own.origin})"
+    training = Training(Path(opened.name).name, fingerprint(opened), recipe.split_seed, recipe.seed, recipe.epochs)
+    made = card_for(own.name, spec, opened.classes)
+    return replace(made, preparation=preparation, origin=origin, training=training, licence=own.licence)
+
+
+def _leaks(data: Data) -> list[str]:
+    """One warning for pictures that training and measuring share."""
+    found = leaks(data)
+    twins = listed([f"{a} = {b}" for a, b in found], 1)
+    return [f"{len(found):,} pictures are in more than one part, so they measure too kindly: {twins}"] * bool(found)
+
+
+def _beginning(recipe: Recipe, base: Network | None, card: Card) -> list[str]:
+    """What fine-tuning keeps, and what it does when."""
+    if base is None or isinstance(recipe.start, Scratch):
+        return []
+    how, kept = recipe.start, "kept, as the classes are the same" if _same(base.card, card) else "new"
+    return [
+        f"fine-tuning {base.card.name}: the head is {kept} and learns alone for {how.head_epochs} epochs, then the "
+        f"body with it at {how.body_rate:g} of its rate; norm statistics are {how.norms}"
+    ]
+
+
+def _same(base: Card, card: Card) -> bool:
+    return bool(base.classes) and base.classes == card.classes
+
+
+def _network(prepared: Prepared, base: Network | None) -> Network:
+    """The network with its first weights; the head is new where the classes are."""
+    recipe, card = prepared.recipe, prepared.card
+    zero = isinstance(recipe.start, Scratch) and recipe.start.zero_last_norm
+    model = build(card.spec, seed=recipe.seed, zero_last_norm=zero)
+    model.card = card
+    if base is not None:
+        if base.card.spec.input[0] != card.spec.input[0]:
+            channels = base.card.spec.input[0]
+            what = f"these weights see {channels} channels, and the run's images have {card.spec.input[0]}"
+            raise UsageError(what, where="image", fix="leave image out")
+        keep_head = _same(base.card, card)
+        body = {key: value for key, value in base.state_dict().items() if keep_head or not key.startswith("head.")}
+        with torch.no_grad():
+            model.load_state_dict(model.state_dict() | body)
+    return model
+
+
+def _read(prepared: Prepared, skipped: Skipped, tell: Tell | None) -> dict[str, PixelSource]:
+    """Every part as pixels; random windows are cut from the pictures themselves, so those are not kept."""
+    cut = isinstance(prepared.recipe.augment, RandomCrop)
+    return {
+        part: PixelSource(pictures, prepared.card.preparation, skipped, keep=not (cut and part == "train"), tell=tell)
+        for part, pictures in prepared.data.parts.items()
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- the folder
+
+
+def _free(out: str | Path | None, recipe: Recipe, card: Card) -> Path:
+    """The folder to write to; one that is there already is refused, with what it holds."""
+    if out is None:
+        stem = f"{Path(recipe.data).name.partition('.')[0] or 'data'}-{card.name}"
+        return next(path for i in range(1, 10**9) if not (path := Path("runs") / f"{stem}-{i}").exists())
+    path = Path(out)
+    if (path / "model").exists():
+        raise UsageError("there is a finished run in this folder", where=str(path), fix="name another --out")
+    if (path / RECIPE_FILE).exists():
+        what = "there is an unfinished run in this folder, and resuming is not possible yet"
+        raise UsageError(what, where=str(path), fix="name another --out, or remove this folder")
+    if path.exists():
+        raise UsageError("--out exists already", where=str(path), fix="name a folder that does not exist")
+    return path
+
+
+def _claim(out: Path, *, numbered: bool) -> Path:
+    """The folder, made; where another run has taken the number meanwhile, the next one."""
+    while True:
+        try:
+            files.make_folder(out)
+        except MachineError as error:
+            if not numbered or not isinstance(error.__cause__, FileExistsError):
+                raise
+            stem, _, number = out.name.rpartition("-")
+            out = out.with_name(f"{stem}-{int(number) + 1}")
+        else:
+            return out

@@ -1,0 +1,647 @@
+"""What may be wrong with files that hold weights, and what is said of each fault: nothing runs, nothing half loads."""
+
+import json
+import os
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from resnetkit.architecture.card import card_of
+from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.plan import plan
+from resnetkit.architecture.tensors import tensors_of
+from resnetkit.errors import ResnetkitWarning, WeightsError
+from resnetkit.network.build import build
+from resnetkit.weights import fit
+from resnetkit.weights.dialects import TORCHVISION
+from resnetkit.weights.store import load, nonfinite, read_tensors, save
+
+from tiny import BASE
+
+AGAIN = "copy or download the file again"
+RESAVE = "save the tensors as safetensors with the program that wrote the file"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = build(BASE, classes=["a", "b"]).eval()
+    return model, save(model, tmp_path / "model")
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Load what must not be loaded: the error, after a look at its shape and at what lies on the disk."""
+
+    def attempt(path, network="resnet18", dialect="resnetkit"):
+        before = contents(tmp_path)
+        with pytest.raises(WeightsError) as caught:
+            load(path, None if path.is_dir() else network, dialect)
+        assert contents(tmp_path) == before
+        lines = str(caught.value).splitlines()
+        assert lines[0].startswith("error: ")
+        assert lines[1].startswith(f"where: {path}")
+        assert lines[-1].startswith("fix: ")
+        assert len(lines) <= 6
+        return caught.value
+
+    return attempt
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.stat().st_size < 2**27}
+
+
+# ------------------------------------------------------------------------------------------------ pickles with code
+
+
+class Bomb:
+    """Runs a function with one argument when it is unpickled."""
+
+    def __init__(self, function, argument):
+        self.call = function, (argument,)
+
+    def __reduce__(self):
+        return self.call
+
+
+class Restored:
+    """Acts when its state is given back."""
+
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __setstate__(self, state):
+        os.system(f"touch {state['canary']}")
+
+
+def opcodes(text, canary):
+    return text.format(touch=f"touch {canary}").encode()
+
+
+BOMBS = {  # what the pickle names (protocol 2 has Python 2's names), and how it is made
+    "posix.system": lambda canary: Bomb(os.system, f"touch {canary}"),
+    "__builtin__.exec": lambda canary: Bomb(exec, f"open({str(canary)!r}, 'w').close()"),
+    "__builtin__.eval": lambda canary: Bomb(eval, f"open({str(canary)!r}, 'w').close()"),
+    "commands.getoutput": lambda canary: Bomb(subprocess.getoutput, f"touch {canary}"),
+    "torch.utils.collect_env.run": lambda canary: Bomb(torch.utils.collect_env.run, f"touch {canary}"),
+    f"{__name__}.Restored": Restored,
+}
+
+
+def python_pickle(content, path):
+    path.write_bytes(pickle.dumps(content, 2))
+
+
+def legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+WRITERS = {"zip": torch.save, "legacy": legacy, "pickle": python_pickle}
+PLACES = {
+    "alone": lambda bomb: bomb,
+    "in the state dict": lambda bomb: {"state_dict": {"x": bomb, "conv1.weight": torch.zeros(1)}},
+    "in hyper_parameters": lambda bomb: {"state_dict": {}, "hyper_parameters": {"lr": [1, {"x": bomb}]}},
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("place", PLACES)
+def test_w01_a_pickle_with_code_in_it_runs_nothing(tmp_path, refused, name, writer, place):
+    canary, path = tmp_path / "canary", tmp_path / "weights.ckpt"
+    WRITERS[writer](PLACES[place](BOMBS[name](canary)), path)
+    error = refused(path)
+    assert not canary.exists()
+    assert error.what == f"this pickle asks to run code ({name}); nothing was run"
+    assert error.fix == RESAVE
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_w01_the_bombs_do_go_off_elsewhere(tmp_path, name):
+    pickle.loads(pickle.dumps(BOMBS[name](tmp_path / "canary"), 2))
+    assert (tmp_path / "canary").exists()
+
+
+RAW = {
+    "the opcode INST": "(S'{touch}'\niposix\nsystem\n.",
+    "the opcode OBJ": "(cposix\nsystem\nS'{touch}'\no.",
+    "protocol 0": "cposix\nsystem\n(S'{touch}'\ntR.",
+}
+
+
+@pytest.mark.parametrize("protocol", [*RAW, 3, 4, 5])
+def test_w01_every_protocol_is_refused_and_named(tmp_path, refused, protocol):
+    canary, path = tmp_path / "canary", tmp_path / "weights.pth"
+    bomb = Bomb(os.system, f"touch {canary}")
+    path.write_bytes(opcodes(RAW[protocol], canary) if protocol in RAW else pickle.dumps({"a": bomb}, protocol))
+    assert refused(path).what == "this pickle asks to run code (posix.system); nothing was run"
+    assert not canary.exists()
+
+
+def test_w01_an_archive_around_a_pickle_is_not_opened(tmp_path, refused):
+    inner, outer = tmp_path / "pickle", tmp_path / "weights.tar"
+    python_pickle(Bomb(os.system, f"touch {tmp_path / 'canary'}"), inner)
+    with tarfile.open(outer, "w") as archive:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            archive.add(inner, name)
+    assert refused(outer).what == "this is a tar archive, not a weights file"
+    with zipfile.ZipFile(outer, "w") as archive:
+        archive.write(inner, "archive/data/inner.zip")
+    assert refused(outer).what.startswith("this file cannot be read as weights: ")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_w01_on_the_command_line(tmp_path, cli):
+    path = tmp_path / "weights.pth"
+    torch.save({"x": Bomb(os.system, f"touch {tmp_path / 'canary'}")}, path)
+    code, out, err = cli("evaluate", path, "digits", "--network", "resnet18")
+    assert (code, out) == (4, "")
+    assert err == f"error: this pickle asks to run code (posix.system); nothing was run\nwhere: {path}\nfix: {RESAVE}\n"
+    assert not (tmp_path / "canary").exists()
+
+
+# ----------------------------------------------------------------------------------------------- what is no weights
+
+
+CUTS = sorted(random.Random(0).sample(range(8, 100), 4)) + sorted(random.Random(1).sample(range(100, 100_000), 6))
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_w02_truncated_weights(saved, refused, cut):
+    _, folder = saved
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    size = cut * len(whole) // 100_000 if cut >= 100 else cut
+    path.write_bytes(whole[:size])
+    with pytest.raises(WeightsError) as caught:
+        load(folder)
+    needed = len(whole) if size > 8 + int.from_bytes(whole[:8], "little") else 8 + int.from_bytes(whole[:8], "little")
+    assert str(caught.value) == (
+        f"error: file is truncated: needs {needed:,} bytes, has {size:,}\nwhere: {path}\nfix: {AGAIN}"
+    )
+
+
+@pytest.mark.parametrize("size", range(8))
+def test_w02_not_even_a_length(tmp_path, refused, size):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 5000)[:size])
+    told = "not a safetensors file: its header has no sound length" if size else "the file is empty"
+    assert refused(path).what == told
+
+
+def test_w02_a_truncated_pickle(tmp_path, refused):
+    path = tmp_path / "weights.pth"
+    torch.save(build(BASE).state_dict(), path)
+    whole = path.read_bytes()
+    for share in (10, 50, 90, 99):
+        path.write_bytes(whole[: len(whole) * share // 100])
+        error = refused(path)
+        assert error.what.startswith("this file cannot be read as weights: ")
+        assert error.fix == AGAIN
+
+
+FETCH = "fetch the file itself again"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 44815912\n" % (b"4d" * 32)
+NO_WEIGHTS = {
+    "this is a git-LFS pointer, not the file (real size 44,815,912 bytes)": (LFS, "git lfs pull"),
+    "the file is empty": (b"", FETCH),
+    "this is an HTML page, not {}": (b"\n<!doctype html><title>sign in</title>", FETCH),
+    "this is an XML text, not {}": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', FETCH),
+    "this is a JSON text, not {}": (b'{"data":{"error": "not found"}}', FETCH),
+    "this is an HDF5 file, not {}": (b"\x89HDF\r\n\x1a\n" + bytes(100), RESAVE),
+    "this is a NumPy file, not {}": (b"\x93NUMPY\1\0" + bytes(100), RESAVE),
+    "this is a GGUF file, not {}": (b"GGUF\3\0\0\0" + bytes(100), RESAVE),
+    "this is a gzip archive, not {}": (b"\x1f\x8b\x08" + bytes(100), "unpack it"),
+    "this is a picture (PNG), not {}": (b"\x89PNG\r\n\x1a\n" + bytes(100), RESAVE),
+}
+
+
+@pytest.mark.parametrize("told", NO_WEIGHTS)
+@pytest.mark.parametrize("ending", [".safetensors", ".pth", ""])
+def test_w03_w04_what_is_no_weights_is_named(tmp_path, refused, told, ending):
+    path = tmp_path / f"weights{ending}"
+    content, fix = NO_WEIGHTS[told]
+    path.write_bytes(content)
+    error = refused(path)
+    assert error.what == told.format("a safetensors file" if ending == ".safetensors" else "a weights file")
+    assert error.fix == fix
+
+
+def test_w04_a_pickle_is_no_safetensors_whatever_it_is_called(tmp_path, refused):
+    path = tmp_path / "model.safetensors"
+    for writer, kind in ((torch.save, "a zip archive"), (legacy, "a pickle")):
+        writer({"x": torch.zeros(1)}, path)
+        error = refused(path)
+        assert (error.what, error.fix) == (f"this is {kind}, not a safetensors file", RESAVE)
+    save_file({"stem.conv1.weight": torch.zeros(1)}, path)
+    path.rename(tmp_path / "weights.pth")
+    assert read_tensors(tmp_path / "weights.pth").keys() == {"stem.conv1.weight"}
+
+
+# -------------------------------------------------------------------------------------------------- hostile headers
+
+
+def header(entries, size=0):
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text + b"\0" * size
+
+
+def entry(begin, end, shape=(1,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+def many(item, length=2 * 2**20 - 1000):
+    return b'{"__metadata__":{"x":[' + item * (length // len(item) - 1) + item.rstrip(b",") + b"]}}"
+
+
+ONE = json.dumps(entry(0, 4)).encode()
+LENGTH, GARBLED, UNSOUND = (
+    "not a safetensors file: its header has no sound length",
+    "not a sound safetensors file: its header is garbled",
+    "not a sound safetensors file: ",
+)
+HOSTILE = {
+    "a header of 2**63": (LENGTH, struct.pack("<Q", 2**63) + b"{"),
+    "a header of 200 MB that is not there": (LENGTH, struct.pack("<Q", 200 * 2**20) + b"{}"),
+    "no JSON": (GARBLED, header(b"{]", 8)),
+    "a list": (GARBLED, header([1])),
+    "no offsets": (GARBLED, header({"a": {"dtype": "F32", "shape": [1]}}, 4)),
+    "offsets that are words": (GARBLED, header({"a": entry("x", "y")}, 4)),
+    "deep nesting": (GARBLED, header(b'{"a":' + b"[" * 100_000)),
+    "no UTF-8": (GARBLED, header(b'{"\xff":' + ONE + b"}", 4)),
+    "UTF-16": (GARBLED, header(json.dumps({"a": entry(0, 4)}).encode("utf-16"), 4)),
+    "a key twice": (GARBLED, header(b'{"a":' + ONE + b',"a":' + ONE + b"}", 4)),
+    "a key twice inside": (GARBLED, header(b'{"a":{"dtype":"F64",' + ONE[1:] + b"}", 4)),
+    "a number of too many digits": (GARBLED, header(b'{"a":' + b"9" * 10**6 + b"}", 4)),
+    "a hole": (UNSOUND, header({"a": entry(4, 8)}, 8)),
+    "overlaps": (UNSOUND, header({"a": entry(0, 4), "b": entry(0, 4)}, 4)),
+    "an end before its beginning": (UNSOUND, header({"a": entry(8, 4)}, 8)),
+    "bytes left over": (UNSOUND, header({"a": entry(0, 4)}, 9)),
+    "an unknown type": (UNSOUND, header({"a": entry(0, 4, dtype="F31")}, 4)),
+    "a shape that overflows": (UNSOUND, header({"a": entry(0, 4, (2**62, 4))}, 4)),
+    "a shape that overflows to the right size": (UNSOUND, header({"a": entry(0, 4, (2**32, 2**32, 1))}, 4)),
+    "a negative shape": (UNSOUND, header({"a": entry(0, 4, (-1,))}, 4)),
+}
+HEAVY = {
+    "lists by the million": (UNSOUND, header(many(b"[],"))),
+    "words by the hundred thousand": (UNSOUND, header(many(b'{"a":0},'))),
+    "a key of 2 MB": (UNSOUND, header({"k" * 2_000_000: entry(4, 8)}, 8)),
+    "a shape of half a million": (UNSOUND, header({"a": entry(0, 4, (2,) * 500_000)}, 4)),
+    "empty tensors by the thousand": ("these weights do not fit resnet18: ",
+                                      header({f"a{i}": entry(0, 0, (0,)) for i in range(30_000)})),
+    "a tensor called as a novel": ("these weights do not fit resnet18: ", header({"k" * 2_000_000: entry(0, 4)}, 4)),
+    "a tensor called as an escape": ("these weights do not fit resnet18: ", header({"\x1b[31m\n": entry(0, 4)}, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_w05_hostile_headers(tmp_path, refused, kind):
+    told, content = HOSTILE[kind]
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    error = refused(path)
+    assert error.what.startswith(told)
+    assert error.fix == AGAIN
+
+
+MEASURE = """
+import sys, time, torch
+from pathlib import Path
+from resnetkit.errors import WeightsError
+from resnetkit.weights.store import load
+
+def peak():  # of this process alone: getrusage also counts the process that started it
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+
+base = peak()
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    start = time.process_time()
+    try:
+        load(path, "resnet18")
+    except WeightsError as error:
+        told = str(error).replace(str(path), "PATH")
+        row = (path.stem, time.process_time() - start, peak() - base, error.exit_code, error.what)
+        print("|".join(map(str, row)))
+        assert len(told) < 700 and told.count("\\n") <= 5 and "\\x1b" not in told
+"""
+
+
+def test_w05_hostile_headers_take_no_time_and_no_memory(tmp_path):
+    files = HOSTILE | HEAVY
+    for name, (_, content) in files.items():
+        (tmp_path / f"{name.replace('/', '-')}.safetensors").write_bytes(content)
+    with (tmp_path / "200 MB.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 200 * 2**20) + b"{")
+        file.truncate(201 * 2**20)
+    done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {row[0]: row[1:] for row in (line.split("|") for line in done.stdout.splitlines())}
+    assert rows.keys() == {*files, "200 MB"}
+    assert all(float(seconds) < 1 and float(megabytes) < 150 for seconds, megabytes, *_ in rows.values()), done.stdout
+    for name, (told, _) in files.items():
+        assert rows[name][2] == "4"
+        assert rows[name][3].startswith(told)
+
+
+# ------------------------------------------------------------------------------------------------ numbers that are none
+
+
+def test_w07_numbers_that_are_not_finite_are_told(saved):
+    model, folder = saved
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    state["stage1.block2.branch.conv1.weight"].view(-1)[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    state["head.linear.bias"][1] = torch.nan
+    save_file(state, folder / "model.safetensors")
+    with pytest.warns(ResnetkitWarning) as told:
+        back = load(folder)
+    assert [str(warning.message) for warning in told] == [
+        "NaN or infinite numbers in stage1.block2.branch.conv1.weight (3), head.linear.bias (1): "
+        f"{folder / 'model.safetensors'}"
+    ]
+    assert back.state_dict()["head.linear.bias"].isnan().tolist() == [False, True]
+
+
+def test_w07_large_numbers_are_finite():
+    large = torch.full((100,), 3e38)
+    assert not large.sum().isfinite()
+    assert nonfinite({"a": large, "b": torch.tensor(5), "c": torch.zeros(0)}) == {}
+    many = {f"t{i}": torch.tensor([1.0, torch.nan]) for i in range(7)}
+    assert nonfinite(many) == dict.fromkeys(many, 1)
+
+
+# --------------------------------------------------------------------------------------------------- other networks
+
+
+def written(tmp_path, shapes):
+    path = tmp_path / "weights.safetensors"
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, path)
+    return path
+
+
+def shapes_of(name):
+    return dict(tensors_of(plan(ROWS[name])))
+
+
+NAME_IT = "name the network that it was saved from, or describe it in a .toml file: --network"
+
+
+def test_w11_the_wrong_depth(tmp_path, refused):
+    error = refused(written(tmp_path, shapes_of("resnet32")), "resnet20")
+    assert error.what == "these weights do not fit resnet20: 72 of 188 tensors differ"
+    told = "; ".join(error.where[1:])
+    assert told.startswith("stage1.block4.branch.conv1.weight: came [16, 16, 3, 3]; expected nothing; ")
+    assert told.count("came") == 5
+    assert error.fix == f"this file looks like resnet32 or resnet32_a_end or plain32; {NAME_IT}"
+    assert "stage1.block3.branch.conv1.weight: came nothing; expected [16, 16, 3, 3]" in str(
+        refused(written(tmp_path, {key: shape for key, shape in shapes_of("resnet20").items() if ".block3." not in key}),
+                "resnet20")
+    )  # fmt: skip
+
+
+def test_w11_the_wrong_width(tmp_path, refused):
+    error = refused(written(tmp_path, shapes_of("cifar_resnet18")), "resnet20")
+    assert "stem.conv1.weight: came [64, 3, 3, 3]; expected [16, 3, 3, 3]" in error.where[1]
+    assert error.fix == f"this file looks like cifar_resnet18; {NAME_IT}"
+    error = refused(written(tmp_path, tensors_of(plan(BASE))), "resnet20")
+    assert error.fix == NAME_IT
+
+
+def test_w11_other_input_channels(tmp_path, refused):
+    error = refused(written(tmp_path, shapes_of("resnet20") | {"stem.conv1.weight": (16, 1, 3, 3)}), "resnet20")
+    assert error.what == "these weights do not fit resnet20: 1 of 116 tensors differ"
+    assert error.where[1:] == ("stem.conv1.weight: came [16, 1, 3, 3]; expected [16, 3, 3, 3]",)
+    assert error.fix == f"this file looks like resnet20 or resnet20_a_end or plain20 with 1 input channel; {NAME_IT}"
+
+
+def test_w11_a_tensor_with_its_axes_turned(tmp_path, refused):
+    key = "stage2.block1.branch.conv1.weight"
+    error = refused(written(tmp_path, shapes_of("resnet20") | {key: (3, 3, 16, 32)}), "resnet20")
+    assert error.where[1:] == (f"{key}: came [3, 3, 16, 32]; expected [32, 16, 3, 3]",)
+    assert error.fix == "save the tensors with their axes as torch has them: O I H W"
+
+
+def test_w11_another_classifier(tmp_path, refused, saved):
+    shapes = shapes_of("resnet20")
+    assert build("resnet20").card.spec.head.classes == 10
+    headless = {key: shape for key, shape in shapes.items() if not key.startswith("head.")}
+    error = refused(written(tmp_path, headless), "resnet20")
+    assert error.where[1:] == (
+        "head.linear.weight: came nothing; expected [10, 64]",
+        "head.linear.bias: came nothing; expected [10]",
+    )
+    assert error.fix == f"all but the classifier fits; {NAME_IT}"
+    seven = shapes | {"head.linear.weight": (7, 64), "head.linear.bias": (7,)}
+    assert load(written(tmp_path, seven), "resnet20").card.spec.head.classes == 7  # a file of its own says how many
+    none = shapes | {"head.linear.weight": (0, 64), "head.linear.bias": (0,)}
+    assert refused(written(tmp_path, none), "resnet20").fix == f"all but the classifier fits; {NAME_IT}"
+    model, folder = saved
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    save_file(state | {"head.linear.weight": torch.zeros(7, 16)}, folder / "model.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        load(folder)
+    assert "head.linear.weight: came [7, 16]; expected [2, 16]" in str(caught.value)
+    assert caught.value.fix == "all but the classifier fits; copy the whole model folder again"
+
+
+def test_w11_the_wrong_type(tmp_path, refused):
+    path = tmp_path / "weights.safetensors"
+    save_file({key: torch.zeros(shape, dtype=torch.int8) for key, shape in shapes_of("resnet20").items()}, path)
+    error = refused(path, "resnet20")
+    assert "stem.conv1.weight: came torch.int8; expected a floating-point type" in error.where[1]
+    assert error.fix == "save the tensors as fp32, fp16 or bf16"
+
+
+def test_w11_the_wrong_dialect(tmp_path, refused):
+    shapes = shapes_of("resnet18")
+    theirs = {TORCHVISION.theirs(key): (1,) if "stage4" in key else shape for key, shape in shapes.items()}
+    assert refused(written(tmp_path, theirs)).fix == NAME_IT
+    ours = shapes_of("resnet20_b")
+    path = written(tmp_path, {TORCHVISION.theirs(key): shape for key, shape in ours.items()})
+    assert refused(path, "resnet20_b").fix == f"this file looks like resnet20_b in the dialect torchvision; {NAME_IT}"
+    error = refused(written(tmp_path, ours), "resnet20_b", "torchvision")
+    assert error.what == "torchvision has no name for this tensor"
+    assert error.fix == "this file looks like resnet20_b; name another --dialect"
+
+
+def test_w11_nothing_is_loaded_in_part(tmp_path, monkeypatch, refused):
+    def never(*_, **__):
+        pytest.fail("a tensor was moved")
+
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", never)
+    refused(written(tmp_path, shapes_of("resnet20") | {"head.linear.weight": (10, 63)}), "resnet20")
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet50", "resnext50_32x4d", "resnet20_c", "cifar_resnet34", "resnet1202", "plain18"]
+)
+def test_w11_every_row_looks_like_itself(name):
+    start = time.process_time()
+    shapes = shapes_of(name)
+    assert name in fit.looks_like(shapes).split(" or ")
+    stem = shapes["stem.conv1.weight"]
+    assert fit.looks_like(shapes | {"stem.conv1.weight": (stem[0], 5, *stem[2:])}).endswith(" with 5 input channels")
+    assert fit.looks_like(shapes | {"extra": (1,)}) == ""
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    "shapes", [{}, {"stem.conv1.weight": ()}, {"stem.conv1.weight": (1,)}, {"stage9999.block9.x": ()}]
+)
+def test_w11_odd_tensors_look_like_nothing(shapes):
+    assert fit.looks_like(shapes) == ""
+
+
+# ------------------------------------------------------------------------------------------------------------- cards
+
+
+def change_card(folder, change):
+    path = folder / "config.json"
+    card = json.loads(path.read_text())
+    change(card)
+    path.write_text(json.dumps(card))
+    return path
+
+
+IMPORTS = {
+    "_target_": "os.system",
+    "class_path": "http.server.HTTPServer",
+    "_instantiator": "wave.open",
+    "auto_map": {"AutoModel": "modeling.Evil"},
+    "architecture": "os.system",
+}
+
+
+@pytest.mark.parametrize("key", IMPORTS)
+@pytest.mark.parametrize("place", ["card", "spec", "stage"])
+def test_w12_no_card_chooses_an_import(saved, cli, key, place):
+    _, folder = saved
+    places = {
+        "card": lambda card: card,
+        "spec": lambda card: card["spec"],
+        "stage": lambda card: card["spec"]["stages"][0],
+    }
+    change_card(folder, lambda card: places[place](card).update({key: IMPORTS[key]}))
+    cli("evaluate", folder, "digits")
+    before = set(sys.modules)
+    code, out, err = cli("evaluate", folder, "digits")
+    assert set(sys.modules) == before
+    assert (code, out) == (4, "")
+    at = {"card": key, "spec": f"spec.{key}", "stage": f"spec.stage1.{key}"}[place]
+    assert f"{at}: came an unknown key; allowed: " in err
+    assert {"card": "preparation, classes", "spec": "stages, stem", "stage": "blocks, channels"}[place] in err
+
+
+def test_w12_no_card_names_a_type(saved, cli):
+    _, folder = saved
+    change_card(folder, lambda card: card["spec"]["stages"][0].update(branch={"kind": "os.system", "width": 8}))
+    code, _, err = cli("evaluate", folder, "digits")
+    assert code == 4
+    assert 'spec.stage1.branch.kind: came "os.system"; allowed: one of basic, bottleneck, chain' in err
+
+
+def test_w12_a_misspelt_network(saved, tmp_path, cli):
+    _, folder = saved
+    path = folder / "model.safetensors"
+    code, _, err = cli("evaluate", path, "digits", "--network", "resnet5O")
+    assert (code, err.splitlines()[-1]) == (2, "fix: did you mean resnet50?")
+    change_card(folder, lambda card: card.update(spec="resnet5O"))
+    with pytest.raises(WeightsError) as caught:
+        load(folder)
+    assert 'spec: came "resnet5O"; allowed: the fields of a network' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda card: card["spec"].update(stages=[]), "stages: came no stages; allowed: at least one"),
+        (lambda card: card.update(classes=["a"]), "classes: came 1 names; allowed: 2, as spec.head"),
+        (lambda card: card.update(clases=["a"]), "clases: came an unknown key; allowed: name, spec"),
+        (lambda card: card.update(clases=["a"]), "(did you mean classes?)"),
+        (lambda card: card.update(classes="a"), 'classes: came "a"; allowed: a list'),
+        (lambda card: card.update(format="1"), 'format: came "1"; allowed: one of 1'),
+        (
+            lambda card: card["preparation"].update(std=[0, 1, 1]),
+            "preparation.std: came [0.0, 1.0, 1.0]; allowed: 3 numbers",
+        ),
+        (lambda card: card["preparation"].update(resize=8), "preparation.resize: came 8; allowed: 16 to 4,096"),
+    ],
+)
+def test_w13_a_card_that_is_wrong(saved, change, told):
+    _, folder = saved
+    path = change_card(folder, change)
+    with pytest.raises(WeightsError) as caught:
+        card_of(folder)
+    assert told in str(caught.value)
+    assert caught.value.where[0] == str(path)
+
+
+def test_w13_a_card_of_a_newer_resnetkit(saved, cli):
+    _, folder = saved
+    path = change_card(folder, lambda card: card.update(format=2, tempo="andante"))
+    code, out, err = cli("evaluate", folder, "digits")
+    assert (code, out) == (4, "")
+    assert err == (
+        "error: this card was made by a newer resnetkit (format 2; this one reads 1)\n"
+        f"where: {path}\nfix: pip install --upgrade resnetkit\n"
+    )
+
+
+TEXTS = {  # what a card or a network can be instead, and what is said of it
+    "nested lists": ("[" * 100_000, "nesting too deep to read"),
+    "nested tables": ('{"a":' * 100_000, "nesting too deep to read"),
+    "a key twice": ('{"name": "a", "name": "b"}', "the key 'name' twice"),
+    "no JSON": ('{"name": "a",\n "spec" 5}', "line 2, column 9: came expecting ':' delimiter"),
+    "NaN": ('{"name": NaN}', "NaN, which is no JSON number"),
+    "digits": ('{"format": ' + "9" * 100_000 + "}", "the whole text: came "),
+    "a list": ("[]", "the top: came []; allowed: the fields of a "),
+    "nothing": ("", "line 1, column 1: came expecting value"),
+    "4 MB": ("[" + "1," * 2_200_000 + "1]", "4,400,003 characters"),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_w13_texts_that_are_no_card_and_no_network(saved, tmp_path, cli, kind):
+    _, folder = saved
+    text, told = TEXTS[kind]
+    (folder / "config.json").write_text(text)
+    (tmp_path / "net.json").write_text(text)
+    for words, expected in ((("evaluate", folder, "digits"), 4), (("explain", tmp_path / "net.json"), 2)):
+        start = time.process_time()
+        code, out, err = cli(*words)
+        assert time.process_time() - start < 1
+        assert (code, out) == (expected, "")
+        assert told in err
+        assert "Traceback" not in err
+
+
+TOML = {
+    "nested lists": ("a = " + "[" * 100_000, "nesting too deep to read"),
+    "nested tables": ("a = " + "{a=" * 100_000, "nesting too deep to read"),
+    "a key of many parts": ("a." * 100_000 + "b = 1", "a line of more than 1,000 dots"),
+    "many tables": ("".join(f"[{'a.' * i}a]\n" for i in range(900)), "a: came an unknown key"),
+    "a key twice": ('activation = "relu"\nactivation = "gelu"\n', "line 2, column 20"),
+    "no TOML": ("input = [3, 4\nstages = []", "line 2, column 1"),
+    "an unknown key": ('activatoin = "relu"', "(did you mean activation?)"),
+    "a wrong type": ("input = 5", "input: came 5; allowed: a list of 3"),
+}
+
+
+@pytest.mark.parametrize("kind", TOML)
+def test_w13_toml_that_is_no_network(tmp_path, cli, kind):
+    text, told = TOML[kind]
+    (tmp_path / "net.toml").write_text(text)
+    start = time.process_time()
+    code, out, err = cli("explain", tmp_path / "net.toml")
+    assert time.process_time() - start < 1
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
