@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 import resnetkit as rk
 from resnetkit.doctor import environment
-from resnetkit.learn.sources import open_data
 from resnetkit.learn.device import ToInput
 from resnetkit.learn.recipe import plan_run
+from resnetkit.learn.sources import open_data
 from resnetkit.learn.train import _prepare, _read, _Training
 
 

@@ -21,7 +21,7 @@ from resnetkit.learn.sources import open_data
 from resnetkit.network.layers import Network
 from resnetkit.weights.store import load
 
-_WORST_LOSS = 1e9  # stands for one that is no number
+WORST_LOSS = 1e9  # stands for one that is no number
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def count(logits: Logits, batches: Iterable[tuple[Tensor, Tensor]], classes: int
         loss += float(F.cross_entropy(given.double(), labels, reduction="sum"))
     joined = [torch.cat(column) if column else torch.zeros(0) for column in (truth, answers, confidence)]
     mean = loss / max(len(joined[0]), 1)
-    mean = mean if mean < _WORST_LOSS else _WORST_LOSS
+    mean = mean if mean < WORST_LOSS else WORST_LOSS
     return Tally(joined[0].long(), joined[1].long(), joined[2].nan_to_num(0.0), among_five, mean)
 
 

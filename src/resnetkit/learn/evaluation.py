@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from resnetkit.errors import Fault
+
 _Z = 1.959963984540054  # of the normal distribution, 95 % within
 
 
@@ -102,6 +104,18 @@ class Evaluation:
     def calibration_error(self, bins: int = 10) -> float:
         """The mean distance of confidence and accuracy, over the same bins."""
         return sum(b.n * abs(b.confidence - b.accuracy) for b in self.calibration(bins)) / max(self.n, 1)
+
+    def faults(self) -> list[Fault]:
+        """What contradicts itself, in an evaluation that was read from a file."""
+        answers, known = self.answers, range(len(self.classes))
+        columns = (answers.names, answers.truth, answers.answer, answers.confidence)
+        limits = [
+            ("answers", "columns of other lengths", len(set(map(len, columns))) == 1, "as many of each"),
+            ("answers", "a class of no name", all(i in known for i in (*answers.truth, *answers.answer)), "its number"),
+            ("answers.confidence", "a share out of range", all(0 <= c <= 1 for c in answers.confidence), "0 to 1"),
+            ("top5", str(self.top5), 0 <= self.top5 <= self.n, f"0 to {self.n}"),
+        ]
+        return [Fault(f"evaluation.{path}", came, allowed) for path, came, fits, allowed in limits if not fits]
 
     def _bin(self, low: float, high: float, chosen: Sequence[int]) -> Bin:
         answers = self.answers

@@ -14,10 +14,10 @@ from typing import Any
 
 from resnetkit.architecture.card import Card, model_folder, read_card
 from resnetkit.architecture.plan import Plan
-from resnetkit.errors import TextError, UsageError, WeightsError
+from resnetkit.errors import Fault, TextError, UsageError, WeightsError
 from resnetkit.learn.data import Data
 from resnetkit.learn.evaluation import Evaluation
-from resnetkit.learn.recipe import Recipe
+from resnetkit.learn.recipe import Recipe, check
 from resnetkit.text import from_data, from_toml, parse_json, read_text
 
 RECIPE_FILE, NETWORK_FILE = "run.toml", "network.toml"
@@ -126,13 +126,26 @@ def read_run(folder: str | Path) -> Run:
     if model is None or not (path / RESULTS_FILE).is_file():
         raise UsageError("this run has not finished, so there is nothing to report", where=str(folder))
     try:
-        recipe = from_toml(Recipe, read_text(path / RECIPE_FILE, "this recipe"), str(path / RECIPE_FILE))
+        recipe = check(from_toml(Recipe, read_text(path / RECIPE_FILE, "this recipe"), str(path / RECIPE_FILE)))
         results = from_data(Results, _json(path / RESULTS_FILE), str(path / RESULTS_FILE))
-        return Run(
-            path, recipe, read_card(model), _epochs(path / METRICS_FILE), results, _json(path / ENVIRONMENT_FILE)
-        )
+        environment = _json(path / ENVIRONMENT_FILE)
+        run = Run(path, recipe, read_card(model), _epochs(path / METRICS_FILE), results, environment)
+        if contradictions := _faults(run):
+            raise TextError(f"{path} does not describe a run", contradictions)
     except TextError as error:
         raise WeightsError(error.what, where=error.where, fix="copy the whole run folder again") from None
+    return run
+
+
+def _faults(run: Run) -> list[Fault]:
+    """What contradicts itself in a run that was read."""
+    limits = [
+        ("metrics", f"{len(run.epochs)} epochs", bool(run.epochs), "one at least"),
+        ("best", str(run.best), 1 <= run.best <= len(run.epochs), f"1 to {len(run.epochs)}"),
+        ("environment", "no table", isinstance(run.environment, dict), "names and values"),
+    ]
+    faults = [Fault(path, came, allowed) for path, came, fits, allowed in limits if not fits]
+    return faults + run.evaluation.faults()
 
 
 def _json(path: Path) -> Any:

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from resnetkit.images.thumbnail import thumbnail
 from resnetkit.learn.augment import augmented
 from resnetkit.learn.data import Indices
 from resnetkit.learn.device import ToInput, answering
-from resnetkit.learn.evaluate import Tally, count, found
+from resnetkit.learn.evaluate import WORST_LOSS, Tally, count, found
 from resnetkit.learn.evaluation import Evaluation
 from resnetkit.learn.pixels import Tell, ahead
 from resnetkit.learn.recipe import SGD, FineTune, Recipe, rate
@@ -99,6 +99,7 @@ class _Training:
         self.optimiser = _optimiser(self.model, self.recipe)
         self.to_input = ToInput(self.prepared.card.preparation, self.device)
         self.bad_steps = 0
+        self.statistics = [buffer.clone() for buffer in self.model.buffers()]  # after the last sound step
 
     def run(self) -> Run:
         started = time.perf_counter()
@@ -113,7 +114,7 @@ class _Training:
                 failed, ended = error, f"{error.what} in epoch {number}"
                 break
             self.note(epochs[-1])
-            if number == 1 or _rank(epochs[-1]) >= _rank(epochs[best - 1]):
+            if number == 1 or _rank(epochs[-1]) > _rank(epochs[best - 1]):
                 best, kept = number, copy.deepcopy(self.model.state_dict())
             if self.recipe.patience and number - best >= self.recipe.patience:
                 ended = f"val got no better for {self.recipe.patience} epochs"
@@ -137,11 +138,14 @@ class _Training:
             loss.backward()  # type: ignore[no-untyped-call]
             if self.sound(loss.item(), number, step, lr, which):
                 self.optimiser.step()
+                _copy(self.model.buffers(), self.statistics)
                 seen, right = seen + len(labels), right + int((answers.argmax(1) == labels).sum())
                 total += loss.item() * len(labels)
             pace = seen / (time.perf_counter() - started)
             self.watch(Step(number, step + 1, self.steps, total / max(seen, 1), right / max(seen, 1), pace))
         val = self.measure("val")
+        if val.loss >= WORST_LOSS:
+            raise _DivergedError("the loss on val is no number", where=f"epoch {number}", fix=self.slower)
         accuracy, n = val.correct / max(val.n, 1), max(seen, 1)
         took = time.perf_counter() - started
         return Epoch(number, lr, total / n, right / n, val.n, val.correct, accuracy, val.loss, pace, took)
@@ -179,16 +183,19 @@ class _Training:
         if math.isfinite(loss) and math.isfinite(norm):
             self.bad_steps = 0
             return True
+        _copy(self.statistics, self.model.buffers())  # the forward pass has moved the norms' statistics already
         self.bad_steps += 1
         if self.bad_steps < _BAD_STEPS:
             return False
         pictures = self.sources["train"].pictures
         named = ", ".join(pictures.where(i) for i in which[:3].tolist())
-        raise _DivergedError(
-            f"the loss became {loss}",
-            where=[f"epoch {epoch}, step {step + 1}, learning rate {lr:g}, norm of the gradient {norm:g}", named],
-            fix=f"a smaller rate: --set optimiser.lr={self.recipe.optimiser.lr / 10:g}",
-        )
+        where = f"epoch {epoch}, step {step + 1}, learning rate {lr:g}, norm of the gradient {norm:g}"
+        raise _DivergedError(f"the loss became {loss}", where=[where, named], fix=self.slower)
+
+    @property
+    def slower(self) -> str:
+        """What helps against a loss that is no number."""
+        return f"a smaller rate: --set optimiser.lr={self.recipe.optimiser.lr / 10:g}"
 
     def measure(self, part: str) -> Tally:
         source = self.sources[part]
@@ -254,6 +261,12 @@ def learning(model: Network, recipe: Recipe, epoch: int) -> None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+
+
+def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
+    with torch.no_grad():
+        for here, there in zip(source, target, strict=True):
+            there.copy_(here)
 
 
 def _norm(model: Network) -> float:

@@ -1,0 +1,256 @@
+"""Pictures that fail while a network learns from them, is measured, or is asked."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import resnetkit as rk
+from resnetkit.errors import DataError, UsageError
+from resnetkit.images.decode import pictures_below
+from resnetkit.learn import train as training
+from resnetkit.learn.data import leaks
+from resnetkit.learn.pixels import PixelSource, Skipped
+from resnetkit.learn.recipe import Skip, policy
+from resnetkit.learn.sources import open_data
+from resnetkit.text import to_toml
+
+from tiny import BASE
+
+SETTINGS = {"epochs": 2, "batch_size": 8, "precision": "fp32"}
+JUNK = {"empty": b"", "random": bytes(range(256)), "text": b"this is a text, not a picture\n"}
+
+
+@pytest.fixture
+def network(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(to_toml(BASE))
+    return path
+
+
+@pytest.fixture
+def flowers(pictures):
+    return pictures("flowers", ["rose", "daisy", "tulip"], 20)
+
+
+def spoil(folder, count):
+    """Overwrite the first pictures of a class with what is none: (their paths)."""
+    bad = sorted(folder.glob("*.png"))[:count]
+    for path, content in zip(bad, list(JUNK.values()) * count, strict=False):
+        path.write_bytes(content)
+    return bad
+
+
+@pytest.mark.parametrize("augment", ["pad-crop", "random-crop"])
+def test_d01_d03_bad_files_are_skipped_named_and_counted(flowers, network, tmp_path, augment):
+    bad = spoil(flowers / "rose", 3)
+    settings = SETTINGS | {"augment": augment, "bad_files": {"kind": "skip", "at_most": 0.1}}
+    seen, original = Counter(), training.augmented
+
+    def spy(source, indices, *rest):
+        pixels, which = original(source, indices, *rest)
+        seen.update((source.pictures.where(i), int(source.labels[i])) for i in which.tolist())
+        return pixels, which
+
+    training.augmented = spy
+    try:
+        run = rk.train(flowers, network, out=tmp_path / "run", settings=settings)
+    finally:
+        training.augmented = original
+    assert {name for name, _ in run.evaluation.skipped} == set(map(str, bad))
+    assert all(reason for _, reason in run.evaluation.skipped)
+    clean = open_data(flowers)
+    good = Counter(
+        {(str(p), int(n)): 2 for p, n in zip(clean.first.paths, clean.first.labels, strict=True) if p not in bad}
+    )
+    assert all(seen[pair] == good[pair] for pair in seen)  # each twice, in two epochs, with its own label
+    assert sum(seen.values()) == 2 * sum(str(p) in {w for w, _ in seen} for p in clean.first.paths)
+    assert all(str(path) in (run.path / "report.html").read_text() for path in bad)
+
+
+def test_d03_every_epoch_has_the_same_number_of_steps(flowers, network, tmp_path):
+    spoil(flowers / "rose", 3)
+    steps = []
+    for name, at_most in (("a", 0.1), ("b", 0.5)):
+        events = []
+        rk.train(flowers, network, out=tmp_path / name, watch=events.append,
+                 settings=SETTINGS | {"bad_files": {"kind": "skip", "at_most": at_most}})  # fmt: skip
+        steps.append([event.step for event in events if hasattr(event, "steps")])
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("augment", ["pad-crop", "random-crop"])
+def test_d04_too_many_bad_files_stop_the_run(flowers, network, tmp_path, cli, augment):
+    bad = spoil(flowers / "rose", 20) + spoil(flowers / "daisy", 5)
+    words = ["train", flowers, "--model", network, "--out", tmp_path / "run", "--set", f"augment={augment}"]
+    code, out, err = cli(*words, "--max-bad", "5%")
+    assert (code, out) == (3, "")
+    lines = err[err.index("error: ") :].splitlines()
+    count = int(lines[0].split()[1])
+    assert lines[0].endswith("cannot be read of 60, and 3 may be skipped (0.05 of all)")
+    assert sum(any(str(path) in line for path in bad) for line in lines) == min(count, 20)
+    assert lines[-1] == (
+        f"fix: resnetkit check {flowers} --write-list bad.txt names every one; repair or remove them, or allow more: "
+        "--max-bad 10%"
+    )
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_d01_evaluation_takes_bad_files_for_an_error_unless_told(flowers, network, tmp_path, cli):
+    model = rk.build(BASE, classes=["daisy", "rose", "tulip"])
+    (bad,) = spoil(flowers / "rose", 1)
+    with pytest.raises(DataError, match="1 picture cannot be read"):
+        rk.evaluate(model, flowers)
+    found = rk.evaluate(model, flowers, max_bad="5%")
+    assert found.skipped == ((str(bad), "the file is empty"),)
+    assert (found.n, len(found.answers)) == (59, 59)
+    assert str(bad.relative_to(flowers)) not in found.answers.names
+    rk.save(model, tmp_path / "model")
+    code, out, err = cli("evaluate", tmp_path / "model", flowers, "--bad-files", "skip", "--max-bad", "0.1", "--json")
+    document = json.loads(out)
+    assert (code, document["n"], document["skipped"]) == (0, 59, [{"file": str(bad), "error": "the file is empty"}])
+    assert f"left out: {bad}: the file is empty" in err
+    for words in (["--max-bad", "many"], ["--max-bad", "nan"], ["--max-bad", "-5%"], ["--bad-files", "ignore"]):
+        assert cli("evaluate", tmp_path / "model", flowers, *words)[0] == 2
+
+
+@pytest.mark.parametrize("share", ["2", "101%", "-0.1", "inf", "nan", "a lot"])
+def test_shares_that_are_none(share):
+    with pytest.raises(UsageError, match="is no share of the pictures"):
+        policy(None, share)
+
+
+def test_d10_a_file_that_vanishes_is_a_bad_one(flowers, tmp_path):
+    data = open_data(flowers)
+    how = rk.build(BASE).card.preparation
+    skipped = Skipped(data, Skip(0.1))
+    source = PixelSource(data.first, how, skipped, keep=False)
+    gone = data.first.paths[3]
+    gone.unlink()
+    pixels, which = source.prepared(np.arange(8))
+    assert which.tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert pixels.shape[0] == 7
+    assert skipped.reasons == {str(gone): "there is no such file"}
+
+
+def test_d10_an_error_of_the_disk_is_a_reason(flowers, monkeypatch):
+    data = open_data(flowers)
+
+    def fail(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("PIL.Image.open", fail)
+    skipped = Skipped(data, Skip(1.0))
+    PixelSource(data.first, rk.build(BASE).card.preparation, skipped, keep=False).prepared(np.arange(3))
+    assert set(skipped.reasons.values()) == {"input/output error"}
+
+
+def test_d10_loops_and_odd_names(tmp_path, pictures, cli):
+    root = pictures("d", ["a", "b"], 12)
+    (root / "a" / "round").symlink_to(root)
+    (root / "a" / "self").symlink_to(root / "a" / "self")
+    odd = ["with space.png", "line\nbreak.png", "\U0001f980.png", os.fsdecode(b"\xff\xfe.png")]
+    for name in odd:
+        (root / "b" / name).write_bytes((root / "b" / "0.png").read_bytes()[:-1] + b"x")
+    assert len(list(pictures_below(root))) == 24 + len(odd)
+    (root / "a" / "round").unlink()
+    run = rk.train(root, "resnet20", out=tmp_path / "run", settings=SETTINGS | {"epochs": 1}, seed=3)
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "<title>" in page
+    code, out, _err = cli("predict", root / "b", "--model", run.path, "--json")
+    assert code == 0
+    names = [row["file"] for row in json.loads(out)["answers"]]
+    assert [name for name in names if "break" in name] == [str(root / "b" / "line\nbreak.png")]
+
+
+def test_d13_twins_across_parts_are_said_once(tmp_path, pictures, network):
+    pictures("d/train", ["a", "b"], 10)
+    root = pictures("d/val", ["a", "b"], 3).parent  # the same colours and noise as in train
+    found = leaks(open_data(root))
+    assert len(found) == 6
+    assert (str(root / "train" / "a" / "0.png"), str(root / "val" / "a" / "0.png")) in found
+    run = rk.train(root, network, out=tmp_path / "run", settings=SETTINGS | {"epochs": 1})
+    (note,) = run.results.notes
+    assert note.startswith("6 pictures are in more than one part, so they measure too kindly: ")
+    assert "6 pictures are in more than one part" in (run.path / "report.html").read_text()
+
+
+# ---------------------------------------------------------------------------------------------- a loss that is none
+
+
+class Sick:
+    """Pixels to input, with numbers that are none for the pictures of some steps."""
+
+    def __init__(self, good, steps):
+        self.good, self.steps, self.step = good, steps, 0
+
+    def __call__(self, pixels):
+        self.step += 1
+        found = self.good(pixels)
+        return found * float("nan") if self.step in self.steps else found
+
+
+def sick_from(monkeypatch, steps):
+    original = training.ToInput
+    monkeypatch.setattr(training, "ToInput", lambda *words: Sick(original(*words), steps))
+
+
+def test_t08_a_single_bad_step_is_left_out(flowers, network, tmp_path, monkeypatch):
+    sick_from(monkeypatch, {2, 3})
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
+    assert len(run.epochs) == 2
+    assert all(torch.isfinite(value).all() for value in rk.load(run.path).state_dict().values())
+
+
+def test_t08_bad_steps_in_a_row_end_the_run_and_keep_the_last_good_model(flowers, network, tmp_path, monkeypatch, cli):
+    sick_from(monkeypatch, set(range(8, 99)))  # six steps in an epoch
+    code, out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "run", "--epochs", 3,
+                         "--batch-size", 8, "--precision", "fp32")  # fmt: skip
+    assert (code, out) == (3, "")
+    lines = err[err.index("error: ") :].splitlines()
+    assert lines[0] == "error: the loss became nan"
+    assert lines[1].startswith("where: epoch 2, step 4, learning rate ")
+    assert lines[1].endswith("norm of the gradient nan")
+    assert lines[2].count(".png") == 3
+    assert lines[3].startswith("fix: a smaller rate: --set optimiser.lr=")
+    assert lines[3].endswith(f"; the model of epoch 1 is kept in {tmp_path / 'run'}")
+    run = rk.load(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in run.state_dict().values())
+    assert "the loss became nan in epoch 2" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_t08_a_rate_that_is_far_too_high(flowers, network, tmp_path, cli):
+    code, _out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "run", "--lr", 1e6)
+    assert code in (0, 3)  # with batch norm such a network can survive as noise
+    assert "Traceback" not in err
+    code, _out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "other", "--lr", 1e30,
+                         "--set", "schedule.warmup=0")  # fmt: skip
+    assert code == 3
+    assert "error: the loss on val is no number\nwhere: epoch 1\nfix: a smaller rate: --set optimiser.lr=1e+29" in err
+    assert not (tmp_path / "other" / "model").exists()
+
+
+# ---------------------------------------------------------------------------------------------- two runs at a time
+
+
+def test_t14_two_runs_that_start_together_get_two_folders(flowers, network, tmp_path):
+    code = (
+        "import sys, torch; torch.set_num_threads(1); import resnetkit as rk\n"
+        f"print(rk.train('flowers', {str(network)!r}, settings={SETTINGS | {'epochs': 1}!r}).path)"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = sorted(process.communicate()[0].strip() for process in started)
+    assert told == ["runs/flowers-mine-1", "runs/flowers-mine-2"]
+    for path in told:
+        assert (tmp_path / path / "model" / "model.safetensors").is_file()
+        assert len((tmp_path / path / "metrics.jsonl").read_text().splitlines()) == 1
+    assert Path(tmp_path / told[0] / "run.toml").read_text() == Path(tmp_path / told[1] / "run.toml").read_text()

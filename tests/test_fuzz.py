@@ -1,0 +1,205 @@
+"""Thousands of mutated pictures and texts: nothing but our own errors comes out.
+
+20,000 cases in all; the seeds are fixed, so that a case that fails can be found again by its number.
+"""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnetkit as rk
+from resnetkit.architecture.card import Card, card_for
+from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.rules import require
+from resnetkit.architecture.spec import Network
+from resnetkit.errors import DataError, PictureError, ResnetkitError, UsageError
+from resnetkit.images.decode import FORMATS, decode
+from resnetkit.learn.recipe import Recipe, Steps, check, recipe_for
+from resnetkit.learn.report import report
+from resnetkit.learn.run import Results, read_run
+from resnetkit.learn.sources import open_data
+from resnetkit.text import from_json, from_toml, to_json, to_toml
+from test_pages import a_run
+
+from tiny import BASE
+
+INTERESTING = [b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"A" * 40]
+
+
+def mutated(content, draw, tokens=INTERESTING):
+    """One to four changes: bytes flipped, cut out, doubled, moved, replaced by something that often breaks readers."""
+    found = bytearray(content)
+    for _ in range(draw.integers(1, 5)):
+        at = int(draw.integers(len(found) + 1))
+        length = int(min(draw.integers(1, 20), len(found) - at))
+        match draw.integers(6):
+            case 0:
+                found[at : at + length] = draw.integers(0, 256, length, dtype=np.uint8).tobytes()
+            case 1:
+                del found[at : at + length]
+            case 2:
+                found[at:at] = found[at : at + length]
+            case 3:
+                del found[at:]
+            case 4:
+                token = tokens[draw.integers(len(tokens))]
+                found[at : at + len(token)] = token
+            case 5:
+                if length:
+                    found[at] ^= 1 << int(draw.integers(8))
+    return bytes(found)
+
+
+def pictures():
+    """A small one of each format, and a few of its rarer sorts."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
+    image, deep = Image.fromarray(pixels), Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sorts = [
+        *((image, {"format": kind}) for kind in FORMATS),
+        (image, {"format": "JPEG", "progressive": True, "exif": exif}),
+        (image.convert("CMYK"), {"format": "JPEG"}),
+        (image.quantize(8), {"format": "PNG", "transparency": 1}),
+        (image.convert("LA"), {"format": "PNG"}),
+        (deep, {"format": "PNG"}),
+        (image, {"format": "WEBP", "save_all": True, "append_images": [image.rotate(90)]}),
+        (image, {"format": "GIF", "save_all": True, "append_images": [image.rotate(90)]}),
+    ]
+    for one, options in sorts:
+        buffer = io.BytesIO()
+        one.save(buffer, **options)
+        yield buffer.getvalue()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_mutated_pictures(seed):
+    content = list(pictures())[seed]
+    for number in range(1000):
+        case = mutated(content, np.random.default_rng([seed, number]))
+        try:
+            image = decode(case)
+        except PictureError as error:
+            assert error.what, number
+            assert error.where == ("the bytes given",), number
+        else:
+            assert image.mode == "RGB", number
+
+
+WORDS = [b'"', b"[", b"]", b"{", b"}", b"=", b"-1", b"1e999", b"nan", b"true", b"null", b"9" * 25, b"kind", b"\n", b"\xc3\x28",
+         b"fine-tune", b"[[stages]]", b"\\u0000", b'"stages"', b"0.0"]  # fmt: skip
+
+
+def spec_text():
+    return to_toml(BASE)
+
+
+def recipe_text():
+    recipe = recipe_for("flowers/", "resnet18", 224, 500)
+    return to_toml(
+        Recipe(**{**{f: getattr(recipe, f) for f in recipe.__dataclass_fields__}, "schedule": Steps((3.0, 7.5))})
+    )
+
+
+TEXTS = {
+    "network": (spec_text, lambda text: require(from_toml(Network, text))),
+    "recipe": (recipe_text, lambda text: check(from_toml(Recipe, text))),
+    "card": (lambda: to_json(card_for("tiny", BASE, ("a", "b"))), lambda text: from_json(Card, text)),
+    "results": (lambda: to_json(a_run().results), lambda text: from_json(Results, text)),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_mutated_texts(name):
+    make, read = TEXTS[name]
+    content = make().encode()
+    for number in range(1500):
+        case = mutated(content, np.random.default_rng([ord(name[0]), number]), WORDS).decode("utf-8", "replace")
+        try:
+            read(case)
+        except ResnetkitError as error:
+            assert isinstance(error, UsageError), number
+            assert 0 < len(str(error)) < 100_000, number
+
+
+def test_mutated_tables(tmp_path):
+    folder = tmp_path / "d"
+    for name in ("ant", "bee"):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            (folder / name / f"{i}.png").write_bytes(next(pictures()))
+    rows = [f'{name}/{i}.png,"{name}",train' for name in ("ant", "bee") for i in range(3)]
+    content = "\n".join(["path,label,part", *rows, ""]).encode()
+    marks = [b",", b";", b"\t", b'"', b"\r", b"\n", b"\0", b"\xef\xbb\xbf", b"\xff", b"../", b"/etc/passwd", b"x" * 300]
+    table = folder / "labels.csv"
+    for number in range(2000):
+        table.write_bytes(mutated(content, np.random.default_rng([3, number]), marks))
+        try:
+            data = open_data(table)
+        except DataError as error:
+            assert str(table) in error.where, number
+        else:
+            assert 0 < len(data.classes) <= 7, number
+
+
+def test_mutated_options(cli, monkeypatch, tmp_path):
+    """Words of the command line, up to the point where a run would begin."""
+    monkeypatch.chdir(tmp_path)
+    keys = ["epochs", "batch_size", "optimiser.lr", "schedule", "schedule.warmup", "augment", "start", "start.norms",
+            "bad_files.at_most", "image", "preparation.mean", "data", "seed"]  # fmt: skip
+    values = [
+        "1",
+        "-1",
+        "1e999",
+        "nan",
+        "[3, 16, 16]",
+        "[]",
+        "{}",
+        "scratch",
+        "skip",
+        '"',
+        "triangle",
+        "true",
+        "9" * 40,
+    ]
+    draw, codes = np.random.default_rng(4), set()
+    for number in range(120):
+        settings = [f"{draw.choice(keys)}={draw.choice(values)}" for _ in range(draw.integers(1, 4))]
+        words = [word for setting in settings for word in ("--set", setting)]
+        code, out, err = cli("train", "digits", "--model", str(draw.choice(list(ROWS)[:5])), "--print-config", *words)
+        codes.add(code)
+        assert code in (0, 2), (number, words, err)
+        assert "Traceback" not in err, number
+        assert bool(out) == (code == 0), number
+    assert codes == {0, 2}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_public_functions_take_what_is_left_of_a_run_folder(tmp_path, digits_run):
+    """Each file of a run folder mutated in turn."""
+    files = [path for path in digits_run.rglob("*") if path.suffix in (".toml", ".json", ".jsonl")]
+    for seed, path in enumerate(sorted(files)):
+        content = path.read_bytes()
+        for number in range(100):
+            path.write_bytes(mutated(content, np.random.default_rng([seed, number]), WORDS))
+            try:
+                assert "<script" not in report([read_run(digits_run)])
+            except ResnetkitError as error:
+                assert error.exit_code in (2, 4), (path.name, number)
+        path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "mine.toml").write_text(to_toml(BASE))
+    settings = {"epochs": 1, "precision": "fp32", "image": [1, 8, 8]}
+    run = rk.train("digits", folder / "mine.toml", out=folder / "run", settings=settings)
+    results = json.loads((run.path / "results.json").read_text())
+    for column in results["evaluation"]["answers"].values():
+        del column[12:]
+    (run.path / "results.json").write_text(json.dumps(results, indent=1))
+    return run.path
