@@ -19,9 +19,8 @@ from torch.nn import functional as F
 import resnetkit as rk
 from resnetkit.doctor import environment
 from resnetkit.learn.device import ToInput
-from resnetkit.learn.recipe import plan_run
-from resnetkit.learn.sources import open_data
-from resnetkit.learn.train import _prepare, _read, _Training
+from resnetkit.learn.start import start
+from resnetkit.learn.train import _Training
 
 
 def plain_round(model, optimiser, pictures, batch, steps):
@@ -64,15 +63,14 @@ def main():
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
 
-    data = open_data(options.data)
-    recipe = plan_run(len(data.first), options.data, options.model, {})
     with tempfile.TemporaryDirectory() as folder:
-        prepared = _prepare(data, recipe, "auto", Path(folder) / "run")
-    sources = _read(prepared, None)
-    training = _Training(prepared, sources, lambda event: None)
+        begun = start(options.data, options.model, {}, out=Path(folder) / "run", device="auto", tell=None)
+    prepared, sources, recipe = begun.prepared, begun.sources, begun.prepared.recipe
+    training = _Training(begun, lambda event: None)
 
     count, device = options.steps * recipe.batch_size, torch.device(prepared.device)
-    pixels, labels = sources["train"].prepared(torch.arange(count).numpy()), sources["train"].labels[:count].to(device)
+    pixels, _ = sources["train"].prepared(torch.arange(count).numpy())
+    labels = sources["train"].labels[:count].to(device)
     inputs = ToInput(prepared.card.preparation, device)(pixels).contiguous()
     model = rk.build(prepared.card.spec).to(device).train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)

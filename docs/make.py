@@ -22,7 +22,7 @@ from resnetkit.cli import main
 from resnetkit.explain.picture import picture
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/explain.md", "docs/training.md", "docs/models.md")
+PAGES = ("README.md", "docs/explain.md", "docs/training.md", "docs/models.md", "docs/data.md")
 PICTURES = ("resnet18", "resnet50", "plain34", "resnet34", "resnet20")
 BLOCK = re.compile(r"(<!-- (made by|made from): (.+?) -->\n)(?:(?!<!-- end -->).)*(<!-- end -->)", re.DOTALL)
 
@@ -63,7 +63,38 @@ def results(found: list) -> str:
     return "\n".join(rows) + "\n"
 
 
-TABLES = {"training-speed.json": speed, "training-results.json": results}
+def fine_tuning(found: dict) -> str:
+    """The mean over seeds, with the lowest and highest."""
+    rows = [
+        "| start | right of the others, mean (lowest to highest) | epochs | seconds |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for row in found["rows"]:
+        shares = [100 * correct / row["n"] for correct in row["correct"]]
+        mean, epochs = sum(shares) / len(shares), "/".join(map(str, row["epochs"]))
+        told = f"{mean:.1f} % ({min(shares):.1f} to {max(shares):.1f})"
+        rows.append(f"| {row['way']} | {told} | {epochs} | {row['seconds']:.0f} |")
+    n, seeds = found["rows"][0]["n"], len(found["rows"][0]["correct"])
+    return "\n".join(rows) + (
+        f"\n\nresnet20 learnt eight classes of CIFAR-10 for {found['base_epochs']} epochs, then {found['pictures']} "
+        f"pictures of airplanes and frogs, and was asked about {n:,} others; {seeds} seeds, each with its own parts.\n"
+    )
+
+
+def two_classes(found: dict) -> str:
+    rows = ["| command | seconds | its last line |", "| --- | ---: | --- |"]
+    rows += [f"| `{row['command']}` | {row['seconds']:.1f} | {row['last']} |" for row in found["rows"]]
+    cores = found["environment"]["cores"]
+    classes = " and ".join(f"{name}s" for name in found["classes"])
+    return "\n".join(rows) + f"\n\nOn {found['pictures']} photographs ({classes} of CIFAR-10), {cores} cores.\n"
+
+
+TABLES = {
+    "two-classes.json": two_classes,
+    "training-speed.json": speed,
+    "training-results.json": results,
+    "fine-tuning.json": fine_tuning,
+}
 
 
 def catalogue(_: str) -> str:

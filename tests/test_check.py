@@ -96,7 +96,7 @@ def test_the_digits_and_progress():
 
 WRONG = {
     "check nowhere": (2, "error: there is no such folder\nwhere: nowhere"),
-    "check digits --page x.txt": (2, "error: a page is an .html file\nwhere: x.txt\nfix: --page x.html"),
+    "check digits --page x.txt": (2, "error: what is written here is .html\nwhere: x.txt\nfix: call it x.html"),
     "check": (2, "error: missing: DATA"),
 }
 

@@ -27,6 +27,22 @@ def test_the_demo(tmp_path):
     assert len(re.findall(r"digit-\d+\.png", done.stdout)) == 10
 
 
+def test_five_commands_from_a_folder_to_a_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import two_classes
+
+    folder, out = two_classes.make(tmp_path / "sky"), tmp_path / "run"
+    two_classes.five_commands(folder, out, ["--model", "resnet20", "--epochs", "3"])
+    told = capsys.readouterr().out
+    assert [line.split()[2] for line in told.splitlines() if line.startswith("$ ")] == [
+        "check", "train", "evaluate", "predict", "report",
+    ]  # fmt: skip
+    assert "200 pictures in 2 classes; " in told
+    assert "nothing was found that is wrong" in told
+    assert re.search(r"test: \d+ of 40 right, [\d.]+% \(95% interval ", told)
+    assert "The least sure answers" in (out / "report.html").read_text()
+
+
 def test_own_network(capsys):
     runpy.run_path(str(ROOT / "examples" / "own_network.py"))
     assert "stage3: (1, 96, 4, 4), as planned: (96, 4, 4)" in capsys.readouterr().out

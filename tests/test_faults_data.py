@@ -139,6 +139,79 @@ def test_d10_a_file_that_vanishes_is_a_bad_one(flowers, tmp_path):
     assert skipped.reasons == {str(gone): "there is no such file"}
 
 
+def test_d10_a_file_that_fails_once_stays_out_of_the_run(flowers, monkeypatch):
+    """Else the counts of a part and the names of its pictures would be of different sets."""
+    data = open_data(flowers)
+    skipped = Skipped(data, Skip(0.1))
+    source = PixelSource(data.first, rk.build(BASE).card.preparation, skipped, keep=False)
+    gone = data.first.paths[3]
+    content = gone.read_bytes()
+    gone.unlink()
+    source.prepared(np.arange(8))
+    gone.write_bytes(content)
+    assert source.prepared(np.arange(8))[1].tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert sum(len(which) for _, which in source.batches()) == 59
+
+
+def test_a_model_is_saved_before_anything_can_fail(flowers, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "found", lambda *words, **more: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
+    assert rk.load(tmp_path / "run").card.classes == ("daisy", "rose", "tulip")
+
+
+def test_a_picture_of_the_page_that_is_gone_is_not_shown(flowers, network, tmp_path, monkeypatch):
+    original = training.found
+
+    def remove_first(card, data, part, tally, source, **more):
+        for path in source.pictures.paths[:5]:
+            path.unlink()
+        return original(card, data, part, tally, source, **more)
+
+    monkeypatch.setattr(training, "found", remove_first)
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
+    assert len(run.results.thumbnails) == 7
+    assert run.evaluation.n == 12
+
+
+def test_nothing_readable_is_said(flowers, network, tmp_path):
+    model = rk.build(BASE, classes=["daisy", "rose", "tulip"])
+    for path in flowers.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="no picture of all can be read"):
+        rk.evaluate(model, flowers, max_bad="100%")
+
+
+def test_pictures_that_may_have_been_learnt_are_said(flowers, network, tmp_path, pictures):
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
+    assert rk.evaluate(run, flowers).notes == ()
+    assert rk.evaluate(run, flowers, part="train").notes == ("the model has learnt from these very pictures",)
+    events = []
+    rk.train(flowers, run, out=tmp_path / "other", settings=SETTINGS, split_seed=1, watch=events.append)
+    assert "mine has learnt from flowers before, with other pictures held out: " in events[0].notes[-1]
+    (flowers / "rose" / "new.png").write_bytes((flowers / "rose" / "1.png").read_bytes())
+    (note,) = rk.evaluate(run, flowers).notes
+    assert note.startswith("these are not, or no longer, the pictures of flowers that the model was trained with")
+
+
+def test_val_that_also_chose_the_epoch_is_said_to_be_kind(tmp_path, pictures, network):
+    data = pictures("d/train", ["a", "b"], 20).parent
+    run = rk.train(data, network, out=tmp_path / "run", settings=SETTINGS)
+    assert run.evaluation.part == "val"
+    assert run.card.figures[0].source.endswith("; val also chose the epoch, so this is kind")
+    assert "val also chose the epoch, so this is kind" in (run.path / "report.html").read_text()
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(flowers, network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spoil(flowers / "rose", 20)
+    with pytest.raises(DataError):
+        rk.train(flowers, network, settings=SETTINGS)
+    with pytest.raises(DataError):
+        rk.train(flowers, network, settings=SETTINGS, out="deep/er/run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flowers", "mine.toml"]
+
+
 def test_d10_an_error_of_the_disk_is_a_reason(flowers, monkeypatch):
     data = open_data(flowers)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnetkit.architecture.card import card_for
+from resnetkit.architecture.card import Training, card_for
 from resnetkit.images.thumbnail import thumbnail
 from resnetkit.learn.check import Checked, Look, Twins
 from resnetkit.learn.check_page import check_page
@@ -43,7 +43,8 @@ def a_run(classes=NASTY, epochs=6, path="runs/x"):
     parts = (("train", 60), ("test", len(pairs)))
     results = Results(epochs, 20.0, "cpu", "fp32", parts, (NASTY[0],), found, shown, "val got no better")
     environment = {"python": "3.11", "packages": {"torch": "2.15.0"}}
-    return Run(Path(path), Recipe("flowers", "tiny"), card_for("tiny", BASE, classes), rows, results, environment)
+    card = replace(card_for("tiny", BASE, classes), training=Training("flowers", "f00d", 0, 0, epochs))
+    return Run(Path(path), Recipe("flowers", "tiny"), card, rows, results, environment)
 
 
 def test_names_are_text_and_never_markup():

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import pty
+import subprocess
 import sys
 
 import numpy as np
@@ -110,13 +112,47 @@ def test_files_folders_patterns_and_standard_input(inbox, model, cli, stdin, tmp
     assert labels(inbox / "a b.png", inbox / "nowhere.png")[1] == (str(inbox / "nowhere.png"), None)
 
 
+@pytest.mark.parametrize("form", [[], ["--csv"], ["--jsonl"], ["--json"]])
+def test_results_go_to_stdout_also_where_a_person_watches(inbox, model, tmp_path, form):
+    """stderr is a terminal with a bar on it, stdout a file: `resnetkit predict ... > labels.csv`."""
+    ours, theirs = pty.openpty()
+    code = f"import sys; from resnetkit.cli import main; sys.exit(main({['predict', str(inbox), '--model', str(model), *form]!r}))"
+    with (tmp_path / "out").open("wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=out, stderr=theirs, check=False, env=os.environ | {"TERM": "xterm"}
+        )
+    os.close(theirs)
+    shown = os.read(ours, 65536)
+    os.close(ours)
+    assert done.returncode == 3
+    assert len((tmp_path / "out").read_text().splitlines()) >= 7
+    assert b"daisy" not in shown
+
+
+def test_standard_input_that_is_closed(model, cli, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, out, err = cli("predict", "-", "--model", model)
+    assert (code, out, err.splitlines()[0]) == (2, "", "error: there is no standard input to read")
+
+
+def test_a_name_from_a_list_is_no_pattern(inbox, model, cli, stdin):
+    stdin(f"{inbox}/gone[1].png\n{inbox}/a b.png\n".encode())
+    code, out, _ = cli("predict", "-", "--model", model, "--json")
+    rows = json.loads(out)["answers"]
+    assert code == 3
+    assert [row["error"] for row in rows] == ["there is no such file", None]
+
+
 WRONG = {
     "predict no*.png": (3, "error: no picture matches this pattern\nwhere: no*.png"),
     "predict empty": (3, "error: there are no pictures here\nwhere: empty"),
     "predict x.png --csv --jsonl": (2, "error: one form at a time\nwhere: --csv --jsonl"),
-    "predict x.png --parquet x.csv": (2, "error: this is no name of a Parquet file\nwhere: x.csv"),
+    "predict x.png --parquet x.csv": (
+        2,
+        "error: what is written here is .parquet\nwhere: x.csv\nfix: call it x.parquet",
+    ),
     "predict x.png --precision fp8": (2, "error: there is no precision called 'fp8'\nwhere: --precision"),
-    "embed x.png --out x.csv": (2, "error: vectors are written as .npz or .parquet\nwhere: x.csv"),
+    "embed x.png --out x.csv": (2, "error: what is written here is .npz or .parquet\nwhere: x.csv\nfix: call it x.npz"),
     "embed x.png --place stage9": (2, "error: this network has no place called 'stage9'\nfix: did you mean stage"),
     "embed": (2, "error: there is no picture to look at\nwhere: resnetkit embed"),
 }
@@ -167,9 +203,8 @@ def test_vectors_of_any_place_and_as_parquet(inbox, model, tmp_path, cli):
     )
     assert cli("embed", inbox, "--model", model, "--out", tmp_path / "v.parquet", "--json")[0] == 3
     rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
-    assert [len(row["vector"] or ()) for row in rows] == [0 if row["error"] else 16 for row in rows]
-    code, _, err = cli("embed", inbox, "--model", model, "--out", tmp_path / "v.parquet")
-    assert (code, err.splitlines()[0]) == (2, "error: this file exists already")
+    assert [bool(row["error"]) for row in rows] == [bool(np.isnan(row["vector"]).all()) for row in rows]
+    assert {len(row["vector"]) for row in rows} == {16}
 
 
 def test_a_network_without_a_head_has_vectors(inbox, tmp_path):

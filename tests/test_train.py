@@ -231,7 +231,7 @@ def test_too_few_pictures(pictures, network, tmp_path):
 
 def test_two_runs_that_choose_the_same_number(tmp_path):
     (tmp_path / "d-m-1").mkdir()
-    assert _claim(tmp_path / "d-m-1", numbered=True) == tmp_path / "d-m-2"
+    assert _claim(tmp_path / "d-m-1", numbered=True) == (tmp_path / "d-m-2",)
     with pytest.raises(MachineError, match="File exists"):
         _claim(tmp_path / "d-m-1", numbered=False)
 

@@ -178,7 +178,11 @@ def test_a_name_is_a_name_even_beside_a_folder_of_that_name(tmp_path, monkeypatc
     (tmp_path / "resnet18").mkdir()
     assert card_of("resnet18").spec == spec("resnet18")
     save(build(BASE), tmp_path / "resnet20")
-    assert card_of("resnet20").spec == BASE
+    assert card_of("resnet20").spec == spec("resnet20")
+    assert card_of("./resnet20").spec == card_of(tmp_path / "resnet20").spec == BASE
+    with pytest.raises(UsageError) as caught:
+        load("resnet20")
+    assert (caught.value.what, caught.value.fix) == ("resnet20 is a name without weights", "./resnet20")
 
 
 def test_weights_without_a_card(saved):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from resnetkit.errors import MachineError
@@ -31,10 +31,19 @@ def write_bytes(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
-def make_folder(path: Path) -> None:
-    """A new folder; one that exists is an error."""
+def make_folder(path: Path) -> tuple[Path, ...]:
+    """A new folder; one that exists is an error. Gives what was made: the folder, then those above it."""
     with _environment(path):
+        missing = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         path.mkdir(parents=True)
+    return missing
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Take back what `make_folder` made, as far as nothing stands in it."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def append_line(path: Path, line: str) -> None:

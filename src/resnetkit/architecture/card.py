@@ -96,7 +96,9 @@ CARD_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 def model_folder(source: str | Path) -> Path | None:
-    """The model folder that ``source`` names: itself, or the ``model`` of a run; None where it names neither."""
+    """The model folder that ``source`` names: itself, or the ``model`` of a run; None for a name or anything else."""
+    if isinstance(source, str) and source in ROWS:  # a folder of this name is ./resnet18
+        return None
     path = Path(source)
     return next((folder for folder in (path, path / "model") if (folder / CARD_FILE).is_file()), None)
 

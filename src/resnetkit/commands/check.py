@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, prose, results, say, table, then
-from resnetkit.errors import DataError, UsageError
+from resnetkit.commands.output import counting, output_file, prose, results, say, table, then
+from resnetkit.errors import DataError
 from resnetkit.files import write_text
 from resnetkit.learn.check import Checked, Twins, check
 
@@ -27,15 +27,16 @@ class Options:
     page: str = ""
     """An .html file to write, with the pictures that are meant."""
     write_list: str = ""
-    """A text file to write: the pictures that cannot be read, one a line."""
+    """A .txt file to write: the pictures that cannot be read, one a line."""
     json: bool = False
     """One JSON document instead of a table."""
 
 
 def run(options: Options) -> int:
-    if options.page and Path(options.page).suffix != ".html":
-        fix = f"--page {Path(options.page).with_suffix('.html')}"
-        raise UsageError("a page is an .html file", where=options.page, fix=fix)
+    if options.page:
+        output_file(options.page, ".html")
+    if options.write_list:
+        output_file(options.write_list, ".txt")
     with counting("looking at pictures") as tell:
         found = check(options.data, tell=tell)
     if options.json:

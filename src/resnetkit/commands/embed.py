@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, results, say, then
+from resnetkit.commands.output import counting, output_file, results, say, then
 from resnetkit.commands.stdin import files_or_stdin
-from resnetkit.errors import DataError, UsageError
-
-_SUFFIXES = (".npz", ".parquet")
+from resnetkit.deliver.rows import require_parquet
+from resnetkit.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Options:
     model: str
     """A run folder, a model folder, or a weights file (then with --network)."""
     out: str = "vectors.npz"
-    """The .npz or .parquet file to write; one that exists is refused."""
+    """The .npz or .parquet file to write."""
     place: str = ""
     """stage3, stage2.block1, head.pool ...; what the classifier sees, if it is left out. Of a map the mean is taken."""
     device: str = "auto"
@@ -44,11 +42,9 @@ class Options:
 
 
 def run(options: Options) -> int:
-    out = Path(options.out)
-    if out.suffix not in _SUFFIXES:
-        raise UsageError("vectors are written as .npz or .parquet", where=str(out), fix="--out vectors.npz")
-    if out.exists():
-        raise UsageError("this file exists already", where=str(out), fix="name another --out, or remove it")
+    out = output_file(options.out, ".npz", ".parquet")
+    if out.suffix == ".parquet":
+        require_parquet()
     files = files_or_stdin(options.files, "resnetkit embed")
     from resnetkit.deliver.embed import embed
     from resnetkit.learn.device import as_precision
@@ -69,5 +65,5 @@ def run(options: Options) -> int:
             print(f"{row['file']}: ({row['error']})")
     if bad:
         say(str(DataError(f"{len(bad)} of {count} files could not be read; their vectors are NaN")))
-    then("resnetkit explain", options.model, "--why", found.place)
+    then("resnetkit explain", options.network or options.model, "--why", found.place)
     return DataError.exit_code if bad else 0

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from resnetkit.commands.output import counting, prose, results, say, table, then
+from resnetkit.commands.output import counting, model_words, prose, results, say, table, then
 from resnetkit.learn.data import listed
 from resnetkit.learn.evaluation import Evaluation, told
 
@@ -25,8 +25,8 @@ class Options:
     """A folder, a table (.csv) or an archive as train takes it, or digits."""
     part: Literal["train", "val", "test", "all"] | None = None
     """Which part; test, or else val, or else all, if it is left out."""
-    bad_files: Annotated[str, tyro.conf.arg(metavar="error|skip")] = "error"
-    """What a picture that cannot be read is; skipped ones are named and counted."""
+    bad_files: Annotated[str, tyro.conf.arg(metavar="error|skip")] = ""
+    """What a picture that cannot be read is (error if nothing is said); skipped ones are named and counted."""
     max_bad: str = ""
     """How many may be skipped: 10% or 0.1 of all (1% if left out)."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
@@ -53,7 +53,7 @@ def run(options: Options) -> int:
             part=options.part,
             device=options.device,
             precision=options.precision,
-            bad_files=None if options.max_bad and options.bad_files == "error" else options.bad_files,
+            bad_files=options.bad_files or None,
             max_bad=options.max_bad or None,
             tell=tell,
         )
@@ -65,7 +65,7 @@ def run(options: Options) -> int:
         _show(found)
     for line in _notes(found):
         say(line)
-    then("resnetkit predict PICTURE --model", options.model)
+    then("resnetkit predict PICTURE", *model_words(options))
     return 0
 
 
@@ -81,8 +81,18 @@ def _record(found: Evaluation) -> dict[str, object]:
         "calibration_error": found.calibration_error(),
         "skipped": [{"file": name, "error": reason} for name, reason in found.skipped],
         "classes": found.classes,
-        "confusion": found.confusion,
+        "confusion": _confusion(found),
+        "notes": found.notes,
     }
+
+
+def _confusion(found: Evaluation) -> dict[str, dict[str, int]]:
+    """Of each class how often it was taken for which; what never happened is left out."""
+    taken: dict[str, dict[str, int]] = {}
+    for truth, answer in zip(found.answers.truth, found.answers.answer, strict=True):
+        row = taken.setdefault(found.classes[truth], {})
+        row[found.classes[answer]] = row.get(found.classes[answer], 0) + 1
+    return taken
 
 
 def _show(found: Evaluation) -> None:
@@ -95,5 +105,6 @@ def _show(found: Evaluation) -> None:
 def _notes(found: Evaluation) -> list[str]:
     counted = {name for name, *_ in found.per_class()}
     lacking = [name for name in found.classes if name not in counted]
-    notes = [f"note: there is no picture of: {listed(lacking)}"] * bool(lacking)
+    notes = [f"note: {note}" for note in found.notes]
+    notes += [f"note: there is no picture of: {listed(lacking)}"] * bool(lacking)
     return notes + [f"left out: {name}: {reason}" for name, reason in found.skipped]

@@ -10,14 +10,16 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from resnetkit.errors import UsageError
 from resnetkit.tables import aligned, fitted, printable
 
 
 def results(kind: str, **values: Any) -> None:
     """One JSON document, with its schema, and nothing else."""
-    print(json.dumps({"schema": f"resnetkit.{kind}/1", **values}, indent=2, ensure_ascii=plain_json()))
+    print(json.dumps({"schema": f"resnetkit.{kind}/1", **values}, indent=2, ensure_ascii=plain_json(), allow_nan=False))
 
 
 def table(
@@ -59,6 +61,25 @@ def then(command: str, *words: str) -> None:
     say(" ".join([f"next: {command}", *map(shlex.quote, words)]))
 
 
+def output_file(name: str, *endings: str) -> Path:
+    """A file to write, which has one of its own endings, so that no picture can be overwritten by a slip."""
+    path = Path(name)
+    if path.suffix not in endings:
+        fix = f"call it {shlex.quote(str(path.with_suffix(endings[0])) if path.name else 'out' + endings[0])}"
+        raise UsageError(f"what is written here is {' or '.join(endings)}", where=name or "''", fix=fix)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "this is a folder" if path.is_dir() else "there is no such folder to write into"
+        raise UsageError(what, where=str(path if path.is_dir() else path.parent))
+    return path
+
+
+def model_words(options: Any) -> list[str]:
+    """The words that name the same model again."""
+    given = {"--network": options.network, "--dialect": options.dialect if options.network else ""}
+    more = [word for option, value in given.items() if value for word in (option, value)]
+    return ["--model", options.model, *more]
+
+
 def rewrites_lines() -> bool:
     """Whether what is shown on stderr can move: a terminal, and not a dumb one."""
     return sys.stderr.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
@@ -83,6 +104,8 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # rich would take stdout along, and with it the results of `resnetkit predict ... > labels.csv`
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, plain_json, results, say, table, then
+from resnetkit.commands.output import counting, model_words, output_file, plain_json, results, say, table, then
 from resnetkit.commands.stdin import files_or_stdin
-from resnetkit.deliver.rows import Answer, answer_columns, csv_lines, json_lines, record, write_parquet
+from resnetkit.deliver.rows import Answer, answer_columns, csv_lines, json_lines, record, require_parquet, write_parquet
 from resnetkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def run(options: Options) -> int:
         write(_counted(found, counts), options)
     if counts["bad"]:
         say(str(DataError(f"{counts['bad']} of {counts['all']} files could not be read; their rows say why")))
-    then("resnetkit embed FILES --model", options.model)
+    then("resnetkit embed FILES", *model_words(options))
     return DataError.exit_code if counts["bad"] else 0
 
 
@@ -87,8 +86,9 @@ def _writer(options: Options) -> _Writer:
     asked = [name for name in _WRITERS if name != "table" and getattr(options, name)]
     if len(asked) > 1:
         raise UsageError("one form at a time", where=" ".join(f"--{name}" for name in asked), fix=f"--{asked[0]}")
-    if options.parquet and Path(options.parquet).suffix != ".parquet":
-        raise UsageError("this is no name of a Parquet file", where=options.parquet, fix="--parquet labels.parquet")
+    if options.parquet:
+        output_file(options.parquet, ".parquet")
+        require_parquet()
     return _WRITERS[asked[0] if asked else "table"]
 
 
@@ -113,8 +113,7 @@ def _jsonl(answers: Iterable[Answer], options: Options) -> None:
 
 def _stream(lines: Iterable[str]) -> None:
     for line in lines:
-        print(line)
-    sys.stdout.flush()
+        print(line, flush=True)
 
 
 def _json(answers: Iterable[Answer], options: Options) -> None:

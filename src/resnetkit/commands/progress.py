@@ -37,7 +37,13 @@ class Live:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
-        self.line = Line(console=self.console, refresh_per_second=5, transient=True)
+        self.line = Line(
+            console=self.console,
+            refresh_per_second=5,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self.epochs = self.batch_size = 0
 
     def __call__(self, event: Prepared | Step | Epoch) -> None:
@@ -63,10 +69,11 @@ class Live:
     def stepped(self, event: Step) -> str:
         """The live line."""
         left = (self.epochs - event.epoch) * event.steps + event.steps - event.step
-        seconds = left * self.batch_size / event.images_per_second
+        pace = event.images_per_second
+        told = f"{clock(left * self.batch_size / pace)} left" if pace else ""
         return (
             f"epoch {event.epoch}/{self.epochs}  step {event.step}/{event.steps}  loss {event.loss:.3f}  "
-            f"accuracy {event.accuracy:.1%}  {event.images_per_second:,.0f} images/s  {clock(seconds)} left"
+            f"accuracy {event.accuracy:.1%}  {pace:,.0f} images/s  {told}"
         )
 
     def close(self) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import results, say, then
+from resnetkit.commands.output import output_file, results, say, then
 from resnetkit.errors import UsageError
 from resnetkit.files import write_text
 from resnetkit.learn.evaluation import told
@@ -35,11 +34,7 @@ def run(options: Options) -> int:
     if not options.runs:
         raise UsageError("there is no run to report", where="resnetkit report", fix="name one or more run folders")
     runs = [read_run(folder) for folder in options.runs]
-    out = Path(options.out or (runs[0].path / REPORT_FILE if len(runs) == 1 else REPORT_FILE))
-    if out.suffix != ".html":
-        raise UsageError("a report is an .html file", where=str(out), fix=f"--out {out.with_suffix('.html')}")
-    if not out.parent.is_dir():
-        raise UsageError("there is no such folder to write into", where=str(out.parent))
+    out = output_file(options.out or str(runs[0].path / REPORT_FILE if len(runs) == 1 else REPORT_FILE), ".html")
     write_text(out, report(runs))
     if options.json:
         found = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from resnetkit.deliver.inputs import Input
 from resnetkit.errors import UsageError
@@ -24,10 +25,13 @@ def files_or_stdin(named: Sequence[str], verb: str) -> list[str | Input]:
 
 
 def _from_stdin(verb: str) -> list[str | Input]:
+    if sys.stdin is None:
+        raise UsageError("there is no standard input to read", where=verb)
     content = sys.stdin.buffer.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise UsageError("standard input is longer than any list of names, or any picture", where=verb)
     if kind_of(content[:START]) in PICTURES:
         return [Input("-", content)]
     mark = b"\0" if b"\0" in content else b"\n"
-    return [os.fsdecode(line.rstrip(b"\r")) for line in content.split(mark) if line.strip()]
+    names = [os.fsdecode(line.rstrip(b"\r")) for line in content.split(mark) if line.strip()]
+    return [name if Path(name).is_dir() else Input(name) for name in names]  # a name from a list is no pattern

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +33,15 @@ class Vectors:
     place: str
 
     def write(self, path: str | Path) -> Path:
-        """As ``.npz`` (files, vectors, errors, place; no pickle) or ``.parquet`` (file, vector, error)."""
+        """As ``.npz`` (files, vectors, errors, place; no pickle) or as ``.parquet`` (file, vector, error)."""
         path = Path(path)
         if path.suffix == ".npz":
             files, errors, place = map(np.array, (self.files, self.errors, self.place))
             with writing.replacing(path) as part, part.open("wb") as opened:
                 np.savez(opened, files=files, vectors=self.vectors, errors=errors, place=place)
         elif path.suffix == ".parquet":
-            rows = [None if error else row for row, error in zip(self.vectors.tolist(), self.errors, strict=True)]
             reasons = [error or None for error in self.errors]
-            write_parquet(path, {"file": self.files, "vector": rows, "error": reasons})
+            write_parquet(path, {"file": self.files, "vector": self.vectors, "error": reasons})
         else:
             raise UsageError("vectors are written as .npz or .parquet", where=str(path))
         return path
@@ -49,7 +49,7 @@ class Vectors:
 
 def embed(
     files: Named | Sequence[Named],
-    model: str | Path | Network,
+    model: str | os.PathLike[str] | Network,
     *,
     place: str | None = None,
     device: str = "auto",

@@ -54,7 +54,8 @@ def _expanded(name: str | Path) -> list[Input]:
 
 def decoded(inputs: Sequence[Input], preparation: Preparation, chunk: int) -> Iterator[list[Read]]:
     """Chunks of pictures, each decoded on all cores while the one before it is in use."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
         chunks = [inputs[i : i + chunk] for i in range(0, len(inputs), chunk)]
         read = partial(attempt, partial(_open, preparation))
         waiting = [pool.submit(read, one) for one in chunks[0]] if chunks else []
@@ -62,6 +63,8 @@ def decoded(inputs: Sequence[Input], preparation: Preparation, chunk: int) -> It
             ahead = [pool.submit(read, one) for one in following]
             yield [(one, future.result()) for one, future in zip(here, waiting, strict=True)]
             waiting = ahead
+    finally:
+        pool.shutdown(cancel_futures=True)  # who interrupts does not wait for pictures that nobody will see
 
 
 def _open(preparation: Preparation, one: Input) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ Named = str | Path | Input
 
 def predict(
     files: Named | Sequence[Named],
-    model: str | Path | Network,
+    model: str | os.PathLike[str] | Network,
     *,
     top: int = 5,
     device: str = "auto",
@@ -38,7 +39,7 @@ def predict(
 
 def answers(
     files: Named | Sequence[Named],
-    model: str | Path | Network,
+    model: str | os.PathLike[str] | Network,
     *,
     top: int = 5,
     device: str = "auto",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resnetkit import files
 from resnetkit.errors import extra_missing
 
@@ -63,16 +65,31 @@ def _csv(cells: Sequence[str]) -> str:
     return line.getvalue().removesuffix(_END)
 
 
-def write_parquet(path: Path, columns: dict[str, Sequence[Any]]) -> None:
-    """A Parquet file, whole or not at all; raises `MachineError` where pyarrow is missing."""
+def require_parquet() -> None:
+    """Raise `MachineError` where pyarrow is missing, before any work is done for it."""
     try:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow  # noqa: F401
     except ImportError:
         raise extra_missing("pyarrow, which writes Parquet,", "data") from None
-    table = pyarrow.table({name: [_text(value) for value in column] for name, column in columns.items()})
+
+
+def write_parquet(path: Path, columns: dict[str, Any]) -> None:
+    """A Parquet file, whole or not at all, of lists and of arrays (N D); raises `MachineError` without pyarrow."""
+    require_parquet()
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({name: _column(column) for name, column in columns.items()})
     with files.replacing(path) as part:
         parquet.write_table(table, part)
+
+
+def _column(values: Any) -> Any:
+    import pyarrow
+
+    if isinstance(values, np.ndarray) and values.shape[1]:
+        return pyarrow.FixedSizeListArray.from_arrays(values.reshape(-1), values.shape[1])
+    return [_text(value) for value in values]
 
 
 def answer_columns(answers: Sequence[Answer]) -> dict[str, Sequence[Any]]:

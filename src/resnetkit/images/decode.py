@@ -31,10 +31,16 @@ _TOO_LARGE = f"it has more than {MOST_PIXELS:,} pixels"
 T = TypeVar("T")
 Result = TypeVar("Result")
 _WHITE = (255, 255, 255)
+_MADE_BY_PROGRAMS = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
 
 
 def pictures_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder with a picture's ending, hidden ones aside; each real folder is entered once."""
+    """Every file below a folder with a picture's ending, hidden ones aside."""
+    return (path for path in files_below(folder) if path.name.lower().endswith(SUFFIXES))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, hidden ones aside; each real folder is entered once."""
     waiting, seen = [folder], set()
     while waiting:
         here = waiting.pop()
@@ -45,7 +51,7 @@ def pictures_below(folder: Path) -> Iterator[Path]:
         for entry in entries:
             if is_folder(entry):
                 waiting.append(Path(entry.path))
-            elif entry.name.lower().endswith(SUFFIXES):
+            else:
                 yield Path(entry.path)
 
 
@@ -63,7 +69,7 @@ def visible(folder: Path) -> list[os.DirEntry[str]]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"cannot read this folder: {error.strerror}", where=str(folder)) from None
-    return [entry for entry in entries if not entry.name.startswith((".", "__"))]
+    return [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _MADE_BY_PROGRAMS]
 
 
 def attempt(read: Callable[[T], Result], source: T) -> Result | PictureError:

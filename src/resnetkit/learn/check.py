@@ -20,6 +20,7 @@ from resnetkit.learn.data import Data, Files, Pictures, listed
 from resnetkit.learn.sources import open_data
 
 _UNEVEN = 10  # times as many pictures in the largest class as in the smallest
+_CHUNK = 16  # pictures in a task, as handing over each small one costs more than decoding it
 _RIBBON = 4  # times as long as wide: what is longer is not seen whole by any network here
 
 
@@ -95,7 +96,7 @@ class Checked:
             ("in several parts", [_told(twins) for twins in leaks]),
             ("in several classes", [_told(twins) for twins in contradictions]),
             ("duplicates", [_told(twins) for twins in others]),
-            ("missing classes", [note for note in self.data.notes if "has no picture of" in note]),
+            ("missing classes", [f"{part} has no {listed(names)}" for part, names in self.data.lacking().items()]),
             ("uneven classes", list(self._uneven())),
         ]
         return tuple(Finding(kind, len(examples), examples[0]) for kind, examples in told if examples)
@@ -105,8 +106,7 @@ class Checked:
         """What is no fault and should be known."""
         ribbons = [look.where for look in self.looks if max(look.width, look.height) > _RIBBON * _short(look) > 0]
         words = f"more than {_RIBBON} times as long as wide, so that only the middle is seen: {listed(ribbons, 3)}"
-        others = [note for note in self.data.notes if "has no picture of" not in note]
-        return (*others, *[words] * bool(ribbons))
+        return (*self.data.notes, *[words] * bool(ribbons))
 
     def sizes(self) -> tuple[tuple[str, int, int], ...]:
         """(smallest, middle, largest) width and height of those that can be read."""
@@ -136,8 +136,9 @@ def check(data: str | Path, *, tell: Callable[[int, int], None] | None = None) -
     places = [(part, i) for part, pictures in opened.parts.items() for i in range(len(pictures))]
     looks: list[Look] = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for look in pool.map(lambda place: _look(opened.parts[place[0]], *place), places):
-            looks.append(look)
+        chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
+        for found in pool.map(lambda chunk: [_look(opened.parts[part], part, i) for part, i in chunk], chunks):
+            looks += found
             if tell:
                 tell(len(looks), len(places))
     return Checked(opened, tuple(looks), tuple(_twins(opened, looks)))

@@ -36,8 +36,8 @@ def check_page(checked: Checked) -> str:
 
 
 def _findings(checked: Checked) -> str:
-    rows = [(found.kind, f"{found.count:,}", found.example) for found in checked.findings]
-    return html.table(("what", "how often", "the first"), rows) if rows else html.note("None.")
+    told = [f"{found.kind}: {found.count:,}; the first is {found.example}" for found in checked.findings]
+    return html.items(told) if told else html.note("None.")
 
 
 def _unreadable(looks: Sequence[Look]) -> str:

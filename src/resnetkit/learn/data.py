@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,6 +97,14 @@ class Data:
         """The part to learn from: ``train``, or all."""
         return next(iter(self.parts.values()))
 
+    def lacking(self) -> dict[str, list[str]]:
+        """Part -> the classes of which it has no picture; without the parts that have all."""
+        found = {part: set(np.unique(pictures.labels).tolist()) for part, pictures in self.parts.items()}
+        missing = {
+            part: [name for i, name in enumerate(self.classes) if i not in there] for part, there in found.items()
+        }
+        return {part: names for part, names in missing.items() if names}
+
     def part(self, name: str) -> Pictures:
         """A part; raises `UsageError` where there is none of this name."""
         if name not in self.parts:
@@ -104,20 +112,9 @@ class Data:
         return self.parts[name]
 
 
-def lacking(classes: Sequence[str], parts: dict[str, Pictures]) -> tuple[str, ...]:
-    """A sentence for each part that has no picture of some classes."""
-    missing = {part: _without(classes, np.unique(pictures.labels).tolist()) for part, pictures in parts.items()}
-    return tuple(f"{part} has no picture of: {listed(names)}" for part, names in missing.items() if names)
-
-
 def listed(names: Sequence[str], most: int = 5) -> str:
     """``a, b, c and 7 more``."""
     return ", ".join(names[:most]) + f" and {len(names) - most:,} more" * (len(names) > most)
-
-
-def _without(classes: Sequence[str], present: Iterable[int]) -> list[str]:
-    there = set(present)
-    return [name for number, name in enumerate(classes) if number not in there]
 
 
 def divide(data: Data, seed: int) -> Data:

@@ -78,12 +78,15 @@ def answering(
     precision: Precision = "fp32",
     ask: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Logits]:
-    """A function from pixels to logits (N classes, fp32, on the CPU); afterwards the network is where and as it was.
+    """A function from pixels to logits (N classes, fp32, on the CPU).
+
+    Afterwards the network is on the device and in the modes in which it was; its weights stay in channels-last order.
 
     ``ask`` is another question to the network than for its answer.
     """
     asked = ask or network
-    mode, place = network.training, next(network.parameters()).device
+    modes = {module: module.training for module in network.modules()}
+    place = next(network.parameters()).device
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     to_input = ToInput(network.card.preparation, device)
     low = resolve(precision, device) == "bf16"
@@ -97,7 +100,9 @@ def answering(
     try:
         yield logits
     finally:
-        network.to(place).train(mode)
+        network.to(place)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def classes_of(network: Network) -> int:

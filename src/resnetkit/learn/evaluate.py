@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ class Tally:
 
 
 def evaluate(
-    model: str | Path | Network,
+    model: str | os.PathLike[str] | Network,
     data: str | Path,
     *,
     part: str | None = None,
@@ -64,22 +65,27 @@ def evaluate(
     data has a class that the model has not.
     """
     network = model if isinstance(model, Network) else load(model)
-    opened, chosen = _choose(open_data(data), network.card, part)
+    standing = open_data(data)
+    opened, chosen = _choose(standing, network.card, part)
     known = classes_of(network)
     numbers = class_numbers(opened.classes, network.card.classes or known)
+    notes = _notes(standing, network.card, part)
     alone = replace(opened, parts={chosen: opened.part(chosen)})
     skipped = Skipped(alone, policy(bad_files, max_bad))
     source = PixelSource(alone.first, network.card.preparation, skipped, keep=False)
     labelled = ((pixels, numbers[source.labels[which]]) for pixels, which in _told(source, tell))
     with answering(network, pick(device), precision) as logits:
         tally = count(logits, labelled, known)
-    return found(network.card, str(data), chosen, tally, source, classes=network.card.classes or opened.classes)
+    made = found(network.card, str(data), chosen, tally, source, classes=network.card.classes or opened.classes)
+    return replace(made, notes=notes)
 
 
 def found(
     card: Card, data: str, part: str, tally: Tally, source: PixelSource, *, classes: tuple[str, ...]
 ) -> Evaluation:
     """An `Evaluation` of what `count` gives for a source that has been read to its end."""
+    if not tally.n:
+        raise DataError(f"no picture of {part} can be read", where=data, fix=f"resnetkit check {data} names every one")
     names = tuple(source.pictures.names[i] for i in source.readable(torch.arange(len(source)).numpy()).tolist())
     confidence = tuple(round(share, 5) for share in tally.confidence.tolist())
     answers = Answers(names, tuple(tally.truth.tolist()), tuple(tally.answers.tolist()), confidence)
@@ -114,24 +120,43 @@ def class_numbers(names: tuple[str, ...], known: tuple[str, ...] | int) -> Tenso
             fix = "evaluate data with as many folders, in the order of the model's classes"
             raise DataError(f"the model has {known} classes without names, the data has {len(names)}", fix=fix)
         return torch.arange(len(names))
-    extra = [name for name in names if name not in known]
+    numbers = {name: number for number, name in enumerate(known)}
+    extra = [name for name in names if name not in numbers]
     if extra:
         raise DataError(
             f"the data has {len(extra)} of {len(names)} classes that the model has not: {listed(extra)}",
             where=f"the model's classes: {listed(known, 10)}",
             fix=suggestion(extra[0], known, "evaluate data whose folders are named as the model's classes"),
         )
-    return torch.tensor([known.index(name) for name in names])
+    return torch.tensor([numbers[name] for name in names])
 
 
 def _choose(data: Data, card: Card, part: str | None) -> tuple[Data, str]:
     """The data with its parts, drawn as for training if the model was trained on it, and the part that is meant."""
     standing = [name for name in ("test", "val", "all", "train") if name in data.parts]
-    if card.training is None or card.training.fingerprint != fingerprint(data):
+    if not _trained_on(data, card):
         return data, part or standing[0]
+    assert card.training is not None  # noqa: S101  for the type checker
     whole = {"all": data.parts["all"]} if "all" in data.parts else {}
     parts = divide(data, card.training.split_seed).parts
     return replace(data, parts=parts | whole), part or ("test" if "test" in parts else "val")
+
+
+def _trained_on(data: Data, card: Card) -> bool:
+    """Whether these are the very pictures, by their names."""
+    return card.training is not None and card.training.fingerprint == fingerprint(data)
+
+
+def _notes(data: Data, card: Card, part: str | None) -> tuple[str, ...]:
+    """What makes a measurement kinder than it looks. ``data`` is as it was opened, ``part`` as it was asked for."""
+    if card.training is None:
+        return ()
+    if _trained_on(data, card):
+        return ("the model has learnt from these very pictures",) if part in ("train", "all") else ()
+    if card.training.data == Path(data.name).name:
+        what = f"these are not, or no longer, the pictures of {card.training.data} that the model was trained with"
+        return (f"{what}: it may have learnt from some of them",)
+    return ()
 
 
 def _told(source: PixelSource, tell: Tell | None) -> Iterator[tuple[Tensor, Indices]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,8 @@ class Bin:
 class Evaluation:
     """``top5`` counts the true class among the first five, ``loss`` is the mean cross entropy.
 
-    ``skipped`` holds (picture, reason) of those that could not be read; nothing is counted for them.
+    ``skipped`` holds (picture, reason) of those that could not be read; nothing is counted for them. ``notes`` say what
+    makes the figures kinder than they look.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Evaluation:
     top5: int
     loss: float
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -65,7 +68,7 @@ class Evaluation:
     @property
     def top1(self) -> float:
         """The share that was right, 0 to 1."""
-        return self.correct / self.n if self.n else math.nan
+        return self.correct / self.n if self.n else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -82,8 +85,9 @@ class Evaluation:
 
     def per_class(self) -> list[tuple[str, int, int]]:
         """(class, pictures, correct) of every class that has pictures."""
-        counted = enumerate(zip(self.classes, self.confusion, strict=True))
-        return [(name, sum(row), row[i]) for i, (name, row) in counted if sum(row)]
+        pairs = zip(self.answers.truth, self.answers.answer, strict=True)
+        pictures, right = Counter(self.answers.truth), Counter(truth for truth, answer in pairs if truth == answer)
+        return [(name, pictures[i], right[i]) for i, name in enumerate(self.classes) if pictures[i]]
 
     def mistakes(self, most: int) -> list[int]:
         """Numbers of the pictures that were named wrongly, the most confident first."""

@@ -10,14 +10,15 @@ and so is all that has no picture's ending.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from resnetkit.errors import DataError, nearest
-from resnetkit.images.decode import SUFFIXES, is_folder, pictures_below, visible
-from resnetkit.learn.data import PARTS, Data, Files, lacking, listed
+from resnetkit.images.decode import SUFFIXES, files_below, is_folder, pictures_below, visible
+from resnetkit.learn.data import PARTS, Data, Files, listed
 
 _Found = dict[str, list[Path]]  # class -> pictures
 _PLACES = {alias: part for part, names in PARTS.items() for alias in names}
@@ -29,7 +30,7 @@ def open_folder(root: Path, name: str) -> Data:
     found = {part: _scan(folder) for part, folder in folders.items()}
     classes = _classes(root, found)
     parts = {part: _files(folders[part], found[part], classes) for part in folders}
-    return Data(name, classes, dict(parts), (*_empty(found), *lacking(classes, dict(parts))))
+    return Data(name, classes, dict(parts), (*_empty(found), *_passed_over(root, folders, found)))
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
@@ -88,6 +89,27 @@ def _empty(found: dict[str, _Found]) -> list[str]:
     return [f"folders without a picture are no classes: {listed(names)}"] * bool(names)
 
 
+def _passed_over(root: Path, folders: dict[str, Path], found: dict[str, _Found]) -> list[str]:
+    """Sentences about files that are no part of the data: of other kinds, or beside the folders of the classes."""
+    others = Counter(
+        path.suffix.lower() or path.name
+        for part, classes in found.items()
+        for name in classes
+        for path in files_below(folders[part] / name)
+        if not path.name.lower().endswith(SUFFIXES)
+    )
+    loose = [
+        entry.name
+        for folder in {root, *folders.values()}
+        for entry in visible(folder)
+        if entry.name.lower().endswith(SUFFIXES) and not is_folder(entry)
+    ]
+    kinds = listed([f"{count:,} {kind}" for kind, count in others.most_common()])
+    return [f"files of other kinds were passed over: {kinds}"] * bool(others) + [
+        f"pictures beside the folders of the classes were passed over: {listed(loose, 3)}"
+    ] * bool(loose)
+
+
 def _readable(name: str, folder: Path) -> str:
     """The name of a class, which has to be text: it goes into cards, tables and pages."""
     if not name.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in name):
@@ -107,7 +129,7 @@ def _classes(root: Path, found: dict[str, _Found]) -> tuple[str, ...]:
     first = next(iter(found))
     known = [name for name, pictures in found[first].items() if pictures]
     for part, classes in found.items():
-        extra = [name for name, pictures in classes.items() if pictures and name not in known]
+        extra = [name for name, pictures in classes.items() if pictures and not found[first].get(name)]
         if extra:
             raise DataError(
                 f"{part} has a class that {first} has not: {listed(extra)}",

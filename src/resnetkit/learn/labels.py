@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from resnetkit.errors import DataError
-from resnetkit.learn.data import PARTS, Data, Files, lacking
+from resnetkit.learn.data import PARTS, Data, Files
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "image"),
@@ -42,7 +43,7 @@ _Faults = list[tuple[int, str]]  # line, what is wrong with it
 def open_table(table: Path, name: str) -> Data:
     """Raises one `DataError` with the first faults and their lines."""
     rows, faults = _rows(table)
-    faults += _missing(table.parent, rows) + _twice(rows) + _mixed(rows)
+    faults += _missing(table.parent, rows) + _twice(table.parent, rows) + _mixed(rows)
     parts = [part for part in (*PARTS, "all") if any(row.part == part for row in rows)]
     learnt = {row.label for row in rows if row.part == parts[0]} if parts else set()
     faults += [
@@ -54,7 +55,7 @@ def open_table(table: Path, name: str) -> Data:
         raise _unusable(table, sorted(faults))
     classes = tuple(sorted(learnt))
     files = {part: _files(table.parent, [row for row in rows if row.part == part], classes) for part in parts}
-    return Data(name, classes, dict(files), lacking(classes, dict(files)))
+    return Data(name, classes, dict(files))
 
 
 def _rows(table: Path) -> tuple[list[_Row], _Faults]:
@@ -119,9 +120,9 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _twice(rows: Sequence[_Row]) -> _Faults:
+def _twice(folder: Path, rows: Sequence[_Row]) -> _Faults:
     first: dict[str, int] = {}
-    again = [(row, first.setdefault(row.path, row.line)) for row in rows]
+    again = [(row, first.setdefault(os.path.normpath(folder / row.path), row.line)) for row in rows]
     return [(row.line, f"{row.path!r} stands in line {line} already") for row, line in again if line != row.line]
 
 

@@ -6,6 +6,7 @@ picture that cannot be read is left out of its batch, named and counted, and nev
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,12 +24,18 @@ from resnetkit.images.prepare import Pixels, prepare, random_crop
 from resnetkit.learn.data import Data, Indices, Pictures
 from resnetkit.learn.recipe import BadFiles, Skip
 
-KEPT_BYTES = 2 * 2**30
 _BATCH = 256
 _SHOWN = 20
 
 T = TypeVar("T")
 Tell = Callable[[int, int], None]
+
+
+def kept_bytes() -> int:
+    """What prepared pictures may take in memory: 2 GiB, or a quarter of what the machine has."""
+    if not hasattr(os, "sysconf"):
+        return 2 * 2**30
+    return min(2 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
 
 
 class Skipped:
@@ -37,7 +44,7 @@ class Skipped:
     def __init__(self, data: Data, policy: BadFiles) -> None:
         self.data, self.policy = data.name, policy
         self.all = sum(map(len, data.parts.values()))
-        self.most = int(policy.at_most * self.all) if isinstance(policy, Skip) else 0
+        self.most = math.floor(policy.at_most * self.all + 1e-9) if isinstance(policy, Skip) else 0
         self.reasons: dict[str, str] = {}
 
     def note(self, bad: Iterable[PictureError]) -> None:
@@ -77,9 +84,7 @@ class PixelSource:
         self.labels = torch.from_numpy(pictures.labels)
         self.skipped = skipped
         self._bad = np.zeros(len(pictures), dtype=bool)
-        height, width = preparation.crop
-        size = len(pictures) * height * width * len(preparation.mean)
-        self._kept = self._read_all(tell) if keep and size <= KEPT_BYTES else None
+        self._kept = self._read_all(tell) if keep else None
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -98,11 +103,11 @@ class PixelSource:
         if self._kept is not None:
             good = self.readable(indices)
             return self._kept[torch.from_numpy(good)], good
-        return self._read(self._one, indices)
+        return self._read(self._one, self.readable(indices))
 
     def cropped(self, indices: Indices, area: float, seed: Sequence[int]) -> tuple[Tensor, Indices]:
         """Random windows; what is drawn for a picture depends on ``seed`` and its number alone."""
-        return self._read(partial(self._crop, area, tuple(seed)), indices)
+        return self._read(partial(self._crop, area, tuple(seed)), self.readable(indices))
 
     def batches(self, size: int = _BATCH) -> Iterator[tuple[Tensor, Indices]]:
         """All of them in order: (pixels, numbers)."""
@@ -116,10 +121,15 @@ class PixelSource:
         draw = np.random.default_rng([*seed, i])
         return random_crop(self.pictures.image(i, self.preparation.colour), self.preparation, area, draw)
 
-    def _read(
+    def _read(self, read: Callable[[int], Pixels], indices: Indices) -> tuple[Tensor, Indices]:
+        """``read`` of each on all cores, in order, without those that cannot be read; what failed once stays out."""
+        pixels, good = self._read_each(read, indices)
+        return torch.from_numpy(pixels if len(good) == len(indices) else pixels[good]), indices[good]
+
+    def _read_each(
         self, read: Callable[[int], Pixels], indices: Indices, tell: Tell | None = None
-    ) -> tuple[Tensor, Indices]:
-        """``read`` of each on all cores, in order, without those that cannot be read."""
+    ) -> tuple[Pixels, Indices]:
+        """A place for each, and the places that hold a picture."""
         pixels = np.empty((len(indices), *self.preparation.crop, len(self.preparation.mean)), np.uint8)
         bad: dict[int, PictureError] = {}
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -132,18 +142,11 @@ class PixelSource:
                     tell(place + 1, len(indices))
         self._bad[indices[list(bad)]] = True
         self.skipped.note(bad.values())
-        good = np.delete(np.arange(len(indices)), list(bad))
-        return torch.from_numpy(pixels if not bad else pixels[good]), indices[good]
+        return pixels, np.delete(np.arange(len(indices)), list(bad))
 
     def _read_all(self, tell: Tell | None) -> Tensor:
         """Every picture at its number; what stands at the number of an unreadable one is never used."""
-        everything = np.arange(len(self))
-        pixels, good = self._read(self._one, everything, tell)
-        if len(good) == len(self):
-            return pixels
-        kept = torch.zeros((len(self), *pixels.shape[1:]), dtype=torch.uint8)
-        kept[torch.from_numpy(good)] = pixels
-        return kept
+        return torch.from_numpy(self._read_each(self._one, np.arange(len(self)), tell)[0])
 
 
 def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:

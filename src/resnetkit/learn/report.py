@@ -11,7 +11,7 @@ from typing import Any
 from resnetkit.architecture.plan import plan
 from resnetkit.learn.evaluation import Evaluation, told
 from resnetkit.learn.recipe import rate
-from resnetkit.learn.run import Epoch, Run
+from resnetkit.learn.run import KIND, SHOWN, Epoch, Run
 from resnetkit.pages import chart, html
 from resnetkit.text import to_data, to_toml
 
@@ -39,7 +39,10 @@ def _single(run: Run) -> str:
         ("Recipe", f"<pre>{escape(to_toml(run.recipe))}</pre>"),
         ("Machine", html.items(_machine(run))),
     ]
-    lead = f"{found.correct:,} of {found.n:,} pictures of the {found.part} part were named rightly: {_sure(found)}."
+    kind = f"; {KIND}" * (found.part == "val")
+    lead = (
+        f"{found.correct:,} of {found.n:,} pictures of the {found.part} part were named rightly: {_sure(found)}{kind}."
+    )
     return html.page(f"{run.card.name} on {Path(run.recipe.data).name}", lead, sections)
 
 
@@ -125,7 +128,7 @@ def _calibration(found: Evaluation) -> str:
 def _galleries(run: Run) -> list[tuple[str, str]]:
     found = run.evaluation
     pictures = {small.number: small.jpeg for small in run.results.thumbnails}
-    groups = (("The most confident mistakes", found.mistakes(24)), ("The least sure answers", found.unsure(24)))
+    groups = (("The most confident mistakes", found.mistakes(SHOWN)), ("The least sure answers", found.unsure(SHOWN)))
     shown = [(title, [_figure(found, i, pictures[i]) for i in chosen if i in pictures]) for title, chosen in groups]
     return [(title, html.gallery(figures)) for title, figures in shown if figures]
 
@@ -140,7 +143,7 @@ def _figure(found: Evaluation, i: int, jpeg: str) -> tuple[str, str, str]:
 def _data(run: Run) -> str:
     parts = html.table(("part", "pictures"), [(name, f"{n:,}") for name, n in run.results.parts])
     skipped = [f"left out, as it could not be read: {name}: {why}" for name, why in run.evaluation.skipped]
-    return parts + html.items([*run.results.notes, *skipped])
+    return parts + html.items([*run.results.notes, *run.evaluation.notes, *skipped])
 
 
 def _machine(run: Run) -> list[str]:
@@ -204,9 +207,17 @@ def _duels(runs: Sequence[Run]) -> str:
 
 def _duel(first: Run, other: Run, name: str) -> tuple[str, str, str, str, str]:
     right, theirs = _right(first.evaluation), _right(other.evaluation)
-    common = right.keys() & theirs.keys()
+    common = right.keys() & theirs.keys() if _same_data(first, other) else set()
+    if not common:
+        return name, "none: other data", _NONE, _NONE, _NONE
     lost, won = sum(right[k] > theirs[k] for k in common), sum(right[k] < theirs[k] for k in common)
-    return name, f"{len(common):,}", f"{lost:,}", f"{won:,}", f"{sign_test(lost, won):.1%}" if common else _NONE
+    return name, f"{len(common):,}", f"{lost:,}", f"{won:,}", f"{sign_test(lost, won):.1%}"
+
+
+def _same_data(first: Run, other: Run) -> bool:
+    """Whether a name means the same picture in both."""
+    one, two = first.card.training, other.card.training
+    return one is not None and two is not None and one.fingerprint == two.fingerprint
 
 
 def _right(found: Evaluation) -> dict[tuple[str, str], bool]:

@@ -23,6 +23,8 @@ from resnetkit.text import from_data, from_toml, parse_json, read_text
 RECIPE_FILE, NETWORK_FILE = "run.toml", "network.toml"
 METRICS_FILE, ENVIRONMENT_FILE, REPORT_FILE = "metrics.jsonl", "environment.json", "report.html"
 RESULTS_FILE = "results.json"
+SHOWN = 24  # pictures on the page: of the mistakes, and of the least sure answers
+KIND = "val also chose the epoch, so this is kind"
 _LONGEST = 256 * 2**20
 
 
@@ -102,6 +104,9 @@ class Run:
     epochs: tuple[Epoch, ...]
     results: Results
     environment: dict[str, Any]
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def evaluation(self) -> Evaluation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from resnetkit.architecture.spec import Linear
 from resnetkit.errors import DataError, MachineError, TextError, UsageError
 from resnetkit.learn.data import Data, divide, fingerprint, leaks, listed
 from resnetkit.learn.device import pick, resolve
-from resnetkit.learn.pixels import PixelSource, Skipped, Tell
+from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes
 from resnetkit.learn.recipe import FineTune, RandomCrop, Recipe, Scratch, plan_run, with_options
 from resnetkit.learn.run import RECIPE_FILE, Prepared
 from resnetkit.learn.sources import open_data
@@ -37,7 +39,7 @@ class Start:
 
 def start(
     data: str | Path,
-    model: str | Path | None,
+    model: str | os.PathLike[str] | None,
     settings: Mapping[str, Any],
     *,
     out: str | Path | None,
@@ -45,17 +47,21 @@ def start(
     tell: Tell | None,
     **options: Any,
 ) -> Start:
-    """Open the data, settle the recipe, read what fits into memory, build the network, claim the folder."""
+    """Open the data, settle the recipe, claim the folder, read what fits into memory, build the network."""
     opened = open_data(data)
     changes = with_options(settings, **options)
-    recipe = plan_run(len(opened.first), str(data), str(model) if model else None, changes)
+    recipe = plan_run(len(opened.first), str(data), os.fspath(model) if model else None, changes)
     base = _base(recipe)
     prepared = _decided(opened, recipe, base, device, out)
-    skipped = Skipped(prepared.data, recipe.bad_files)
-    sources = _read(prepared, skipped, tell)
-    network = _network(prepared, base)
-    claimed = _claim(prepared.out, numbered=out is None)
-    return Start(replace(prepared, out=claimed), sources, skipped, network)
+    made = _claim(prepared.out, numbered=out is None)
+    try:
+        skipped = Skipped(prepared.data, recipe.bad_files)
+        sources = _read(prepared, skipped, tell)
+        network = _network(prepared, base)
+    except BaseException:
+        files.remove_empty(made)
+        raise
+    return Start(replace(prepared, out=made[0]), sources, skipped, network)
 
 
 def _base(recipe: Recipe) -> Network | None:
@@ -74,7 +80,7 @@ def _decided(opened: Data, recipe: Recipe, base: Network | None, device: str, ou
     card = _card(opened, recipe, own)
     where = pick(device)
     precision = resolve(recipe.precision, where)
-    notes = (*data.notes, *_leaks(data), *_beginning(recipe, base, card))
+    notes = (*data.notes, *_lacking(data), *_leaks(data), *_beginning(recipe, base, card))
     out, worked_out = _free(out, recipe, card), plan(card.spec)
     return Prepared(recipe, data, card, own.spec.input, worked_out, str(where), precision, out, notes)
 
@@ -82,6 +88,9 @@ def _decided(opened: Data, recipe: Recipe, base: Network | None, device: str, ou
 def _card(opened: Data, recipe: Recipe, own: Card) -> Card:
     """The card of what will come out: the network's, for this data."""
     spec = replace(own.spec, head=Linear(len(opened.classes)), input=recipe.image or own.spec.input)
+    if isinstance(recipe.start, FineTune) and spec.input[0] != own.spec.input[0]:
+        what = f"these weights see {own.spec.input[0]} channels, and the run's images have {spec.input[0]}"
+        raise UsageError(what, where="image", fix="leave image out")
     kept = own.preparation if spec.input == own.spec.input else preparation_for(spec)
     preparation = recipe.preparation or kept
     faults = preparation_faults(preparation, spec.input[0])
@@ -93,6 +102,10 @@ def _card(opened: Data, recipe: Recipe, own: Card) -> Card:
     training = Training(Path(opened.name).name, fingerprint(opened), recipe.split_seed, recipe.seed, recipe.epochs)
     made = card_for(own.name, spec, opened.classes)
     return replace(made, preparation=preparation, origin=origin, training=training, licence=own.licence)
+
+
+def _lacking(data: Data) -> list[str]:
+    return [f"{part} has no picture of: {listed(names)}" for part, names in data.lacking().items()]
 
 
 def _leaks(data: Data) -> list[str]:
@@ -107,10 +120,24 @@ def _beginning(recipe: Recipe, base: Network | None, card: Card) -> list[str]:
     if base is None or isinstance(recipe.start, Scratch):
         return []
     how, kept = recipe.start, "kept, as the classes are the same" if _same(base.card, card) else "new"
-    return [
-        f"fine-tuning {base.card.name}: the head is {kept} and learns alone for {how.head_epochs} epochs, then the "
-        f"body with it at {how.body_rate:g} of its rate; norm statistics are {how.norms}"
-    ]
+    then = f"then the body with it at {how.body_rate:g} of its rate; norm statistics are {how.norms}"
+    if how.body_rate == 0 or how.head_epochs >= recipe.epochs:
+        then = "and the body does not learn"
+    epochs = min(how.head_epochs, recipe.epochs) if how.body_rate else recipe.epochs
+    told = [f"fine-tuning {base.card.name}: the head is {kept} and learns alone for {epochs} epochs, {then}"]
+    before, now = base.card.training, card.training
+    if before and now and _may_overlap(before, now):
+        told.append(
+            f"{base.card.name} has learnt from {before.data} before, with other pictures held out: those that it knows "
+            "may be held out now, which measures too kindly"
+        )
+    return told
+
+
+def _may_overlap(before: Training, now: Training) -> bool:
+    """Whether pictures that were learnt from may be held out now: the same data, divided in another way."""
+    related = before.data == now.data or before.fingerprint == now.fingerprint
+    return related and (before.fingerprint, before.split_seed) != (now.fingerprint, now.split_seed)
 
 
 def _same(base: Card, card: Card) -> bool:
@@ -124,10 +151,6 @@ def _network(prepared: Prepared, base: Network | None) -> Network:
     model = build(card.spec, seed=recipe.seed, zero_last_norm=zero)
     model.card = card
     if base is not None:
-        if base.card.spec.input[0] != card.spec.input[0]:
-            channels = base.card.spec.input[0]
-            what = f"these weights see {channels} channels, and the run's images have {card.spec.input[0]}"
-            raise UsageError(what, where="image", fix="leave image out")
         keep_head = _same(base.card, card)
         body = {key: value for key, value in base.state_dict().items() if keep_head or not key.startswith("head.")}
         with torch.no_grad():
@@ -138,10 +161,13 @@ def _network(prepared: Prepared, base: Network | None) -> Network:
 def _read(prepared: Prepared, skipped: Skipped, tell: Tell | None) -> dict[str, PixelSource]:
     """Every part as pixels; random windows are cut from the pictures themselves, so those are not kept."""
     cut = isinstance(prepared.recipe.augment, RandomCrop)
-    return {
-        part: PixelSource(pictures, prepared.card.preparation, skipped, keep=not (cut and part == "train"), tell=tell)
-        for part, pictures in prepared.data.parts.items()
-    }
+    preparation, left, sources = prepared.card.preparation, kept_bytes(), {}
+    for part, pictures in prepared.data.parts.items():
+        size = len(pictures) * math.prod(preparation.crop) * len(preparation.mean)
+        keep = size <= left and not (cut and part == "train")
+        sources[part] = PixelSource(pictures, preparation, skipped, keep=keep, tell=tell)
+        left -= size * keep
+    return sources
 
 
 # ------------------------------------------------------------------------------------------------------- the folder
@@ -163,15 +189,13 @@ def _free(out: str | Path | None, recipe: Recipe, card: Card) -> Path:
     return path
 
 
-def _claim(out: Path, *, numbered: bool) -> Path:
-    """The folder, made; where another run has taken the number meanwhile, the next one."""
+def _claim(out: Path, *, numbered: bool) -> tuple[Path, ...]:
+    """The folder, made, and those above it; where another run has taken the number meanwhile, the next one."""
     while True:
         try:
-            files.make_folder(out)
+            return files.make_folder(out)
         except MachineError as error:
             if not numbered or not isinstance(error.__cause__, FileExistsError):
                 raise
             stem, _, number = out.name.rpartition("-")
             out = out.with_name(f"{stem}-{int(number) + 1}")
-        else:
-            return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnetkit import files
-from resnetkit.architecture.card import Figure
+from resnetkit.architecture.card import CARD_FILE, Figure
 from resnetkit.architecture.catalog import ROWS
 from resnetkit.doctor import environment
-from resnetkit.errors import DataError
+from resnetkit.errors import DataError, PictureError
+from resnetkit.images.decode import attempt
 from resnetkit.images.thumbnail import thumbnail
 from resnetkit.learn.augment import augmented
 from resnetkit.learn.data import Indices
@@ -33,11 +35,13 @@ from resnetkit.learn.recipe import SGD, FineTune, Recipe, rate
 from resnetkit.learn.report import report
 from resnetkit.learn.run import (
     ENVIRONMENT_FILE,
+    KIND,
     METRICS_FILE,
     NETWORK_FILE,
     RECIPE_FILE,
     REPORT_FILE,
     RESULTS_FILE,
+    SHOWN,
     Epoch,
     Results,
     Run,
@@ -48,16 +52,15 @@ from resnetkit.learn.run import (
 )
 from resnetkit.learn.start import Start, start
 from resnetkit.network.layers import Network
-from resnetkit.text import to_data, to_toml
+from resnetkit.text import to_data, to_json, to_toml
 from resnetkit.weights.store import save
 
 _BAD_STEPS = 3  # in a row, after which a run whose loss is no number is given up
-_SHOWN = 24  # pictures on the page: of the mistakes, and of the least sure answers
 
 
 def train(
     data: str | Path,
-    model: str | Path | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
     out: str | Path | None = None,
     device: str = "auto",
@@ -116,10 +119,11 @@ class _Training:
             self.note(epochs[-1])
             if number == 1 or _rank(epochs[-1]) > _rank(epochs[best - 1]):
                 best, kept = number, copy.deepcopy(self.model.state_dict())
-            if self.recipe.patience and number - best >= self.recipe.patience:
+            if self.recipe.patience and number - max(best, _alone(self.recipe)) >= self.recipe.patience:
                 ended = f"val got no better for {self.recipe.patience} epochs"
                 break
         self.model.load_state_dict(kept)
+        save(self.model, self.prepared.out / "model")  # before anything that can fail
         run = self.finish(epochs[best - 1], time.perf_counter() - started, ended)
         if failed:
             failed.fix += f"; the model of epoch {best} is kept in {run.path}"
@@ -144,9 +148,11 @@ class _Training:
             pace = seen / (time.perf_counter() - started)
             self.watch(Step(number, step + 1, self.steps, total / max(seen, 1), right / max(seen, 1), pace))
         val = self.measure("val")
+        if not val.n:
+            raise DataError("no picture of val can be read", where=self.recipe.data)
         if val.loss >= WORST_LOSS:
             raise _DivergedError("the loss on val is no number", where=f"epoch {number}", fix=self.slower)
-        accuracy, n = val.correct / max(val.n, 1), max(seen, 1)
+        accuracy, n = val.correct / val.n, max(seen, 1)
         took = time.perf_counter() - started
         return Epoch(number, lr, total / n, right / n, val.n, val.correct, accuracy, val.loss, pace, took)
 
@@ -211,8 +217,9 @@ class _Training:
         prepared, card = self.prepared, self.prepared.card
         part = "test" if "test" in self.sources else "val"
         evaluation = found(card, self.recipe.data, part, self.measure(part), self.sources[part], classes=card.classes)
-        figure = Figure(f"top-1 on {part}", evaluation.top1, f"{evaluation.correct} of {evaluation.n}, this run")
-        self.model.card = replace(card, figures=(figure,))
+        kind = f"; {KIND}" * (part == "val")
+        source = f"{evaluation.correct} of {evaluation.n}, this run{kind}"
+        self.model.card = replace(card, figures=(Figure(f"top-1 on {part}", evaluation.top1, source),))
         parts = tuple((name, len(pictures)) for name, pictures in prepared.data.parts.items())
         results = Results(
             best.epoch,
@@ -226,7 +233,7 @@ class _Training:
             ended,
         )
         files.write_text(prepared.out / RESULTS_FILE, json.dumps(to_data(results), ensure_ascii=False) + "\n")
-        save(self.model, prepared.out / "model")
+        files.write_text(prepared.out / "model" / CARD_FILE, to_json(self.model.card))
         run = read_run(prepared.out)
         files.write_text(prepared.out / REPORT_FILE, report([run]))
         return run
@@ -235,13 +242,21 @@ class _Training:
         """The pictures that the report shows, by their numbers in the evaluation."""
         source = self.sources[part]
         numbers = source.readable(np.arange(len(source)))
-        chosen = sorted({*evaluation.mistakes(_SHOWN), *evaluation.unsure(_SHOWN)})
-        return tuple(Thumbnail(i, thumbnail(source.pictures.image(int(numbers[i])))) for i in chosen)
+        chosen = sorted({*evaluation.mistakes(SHOWN), *evaluation.unsure(SHOWN)})
+        images = {i: attempt(source.pictures.image, int(numbers[i])) for i in chosen}
+        return tuple(Thumbnail(i, thumbnail(im)) for i, im in images.items() if not isinstance(im, PictureError))
 
 
 def _rank(epoch: Epoch) -> tuple[int, float]:
     """What makes one epoch better than another: more right answers on val, then a lower loss."""
     return epoch.val_correct, -epoch.val_loss
+
+
+def _alone(recipe: Recipe) -> int:
+    """For how many epochs the head learns alone; all of them where the body never learns."""
+    if not isinstance(recipe.start, FineTune):
+        return 0
+    return recipe.start.head_epochs if recipe.start.body_rate else recipe.epochs
 
 
 def learning(model: Network, recipe: Recipe, epoch: int) -> None:
@@ -253,7 +268,7 @@ def learning(model: Network, recipe: Recipe, epoch: int) -> None:
     how = recipe.start
     if not isinstance(how, FineTune):
         return
-    alone = epoch <= how.head_epochs or how.body_rate == 0
+    alone = epoch <= _alone(recipe)
     for name, part in model.named_children():
         part.requires_grad_(name == "head" or not alone)
         part.train(name == "head" or not alone)

@@ -36,6 +36,7 @@ figure { margin: 0; font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere
 figure img { display: block; max-width: 100%; border-radius: .25rem; margin-bottom: .25rem; }
 hr { border: 0; border-top: 1px solid var(--line); margin: 1rem 0; }
 figcaption span { color: var(--soft); display: block; }
+td, dd, li, figcaption, figcaption span { unicode-bidi: isolate; }
 ul { padding-left: 1.2rem; overflow-wrap: anywhere; } p.note { color: var(--soft); max-width: 46rem; }
 pre { overflow-x: auto; font-size: .85rem; }
 """

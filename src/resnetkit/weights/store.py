@@ -7,6 +7,7 @@ with the plan before a tensor is moved, and either all of it is taken or nothing
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import warnings
@@ -55,11 +56,12 @@ def save(model: Network, folder: str | Path) -> Path:
     return folder
 
 
-def load(source: str | Path, network: str | None = None, dialect: str = "resnetkit") -> Network:
+def load(source: str | os.PathLike[str], network: str | None = None, dialect: str = "resnetkit") -> Network:
     """A model folder, a run folder, or a weights file of a ``network`` in a ``dialect``; in evaluation mode.
 
     Raises `UsageError` where ``source`` names no weights and `WeightsError` where they are damaged or do not fit.
     """
+    source = source if isinstance(source, str) else Path(source)
     folder = model_folder(source)
     if folder:
         path = folder / WEIGHTS_FILE
@@ -166,9 +168,8 @@ def _start(path: Path) -> bytes:
 
 def _no_weights(source: str | Path) -> UsageError:
     if isinstance(source, str) and source in ROWS:
-        return UsageError(
-            f"{source} is a name without weights", where="model", fix=f"resnetkit train DATA --model {source}"
-        )
+        fix = f"./{source}" if model_folder(Path(source)) else f"resnetkit train DATA --model {source}"
+        return UsageError(f"{source} is a name without weights", where="model", fix=fix)
     try:
         card_of(source)
     except UsageError as error:

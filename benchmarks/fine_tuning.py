@@ -1,0 +1,87 @@
+"""What fine-tuning gains with few pictures: python benchmarks/fine_tuning.py CIFAR10 [--base RUN] (folders of classes).
+
+A ResNet-20 learns eight classes; then 200 pictures of the two others, by each way of starting, and is asked about
+the rest of the test pictures of these two. What is held out is drawn by a seed; every way gets the same draws.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import resnetkit as rk
+from resnetkit.doctor import environment
+from resnetkit.learn.evaluation import told
+
+OUT = Path(__file__).parents[1] / "docs" / "measured" / "fine-tuning.json"
+NEW, LEARNT_FROM = ("airplane", "frog"), 100
+WAYS = {
+    "from random weights": {"start": "scratch"},
+    "fine-tuned (the default)": {},
+    "fine-tuned, norm statistics learnt": {"start": {"norms": "learnt"}},
+    "the head alone": {"start": {"body_rate": 0.0}},
+}
+
+
+def links(pictures: list[Path], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for path in pictures:
+        (folder / path.name).symlink_to(path.resolve())
+
+
+def eight(cifar: Path, folder: Path, epochs: int) -> Path:
+    """A run over the other classes."""
+    for part in ("train", "test"):
+        for path in sorted((cifar / part).iterdir()):
+            if path.name not in NEW:
+                (folder / part).mkdir(parents=True, exist_ok=True)
+                (folder / part / path.name).symlink_to(path.resolve())
+    return rk.train(folder, "resnet20", out=folder / "run", epochs=epochs).path
+
+
+def measure(base: Path, few: Path, rest: Path, folder: Path, seeds: int) -> list[dict]:
+    rows = []
+    for way, settings in WAYS.items():
+        runs = [
+            rk.train(few, base, out=folder / f"{way}-{seed}", settings=settings, seed=seed, split_seed=seed)
+            for seed in range(seeds)
+        ]
+        found = [rk.evaluate(run.path, rest) for run in runs]
+        rows.append({
+            "way": way,
+            "correct": [one.correct for one in found],
+            "n": found[0].n,
+            "epochs": [len(run.epochs) for run in runs],
+            "seconds": statistics.median(run.results.seconds for run in runs),
+        })  # fmt: skip
+        print(way, [told(one.correct, one.n) for one in found], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cifar", type=Path)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = options.base or eight(options.cifar, folder / "eight", options.epochs)
+        for word in NEW:
+            pictures = sorted((options.cifar / "test" / word).iterdir())
+            links(pictures[:LEARNT_FROM], folder / "few" / word)
+            links(pictures[LEARNT_FROM:], folder / "rest" / word)
+        rows = measure(base, folder / "few", folder / "rest", folder, options.seeds)
+    found = {
+        "base_epochs": options.epochs,
+        "pictures": LEARNT_FROM * len(NEW),
+        "rows": rows,
+        "environment": environment(),
+    }
+    OUT.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
