@@ -9,6 +9,9 @@ from hypothesis import settings
 from PIL import Image
 
 from resnetkit.cli import main
+from resnetkit.text import to_toml
+
+from tiny import BASE
 
 torch.set_num_threads(1)
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
@@ -43,3 +46,11 @@ def pictures(tmp_path):
         return tmp_path / root
 
     return write
+
+
+@pytest.fixture
+def network(tmp_path):
+    """A file with a small network."""
+    path = tmp_path / "mine.toml"
+    path.write_text(to_toml(BASE))
+    return path

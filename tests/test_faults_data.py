@@ -17,21 +17,14 @@ from resnetkit.images.decode import pictures_below
 from resnetkit.learn import train as training
 from resnetkit.learn.data import leaks
 from resnetkit.learn.pixels import PixelSource, Skipped
-from resnetkit.learn.recipe import Skip, policy
+from resnetkit.learn.recipe import Skip
+from resnetkit.learn.settings import policy
 from resnetkit.learn.sources import open_data
-from resnetkit.text import to_toml
 
 from tiny import BASE
 
 SETTINGS = {"epochs": 2, "batch_size": 8, "precision": "fp32"}
 JUNK = {"empty": b"", "random": bytes(range(256)), "text": b"this is a text, not a picture\n"}
-
-
-@pytest.fixture
-def network(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text(to_toml(BASE))
-    return path
 
 
 @pytest.fixture

@@ -17,13 +17,11 @@ from resnetkit.learn.recipe import (
     Steps,
     Triangle,
     edit,
-    over,
-    parse_settings,
     plan_run,
     rate,
-    read_changes,
 )
-from resnetkit.text import from_toml, to_toml
+from resnetkit.learn.settings import parse_settings, read_changes
+from resnetkit.text import from_toml, over, to_toml
 
 
 def test_defaults_follow_the_data():

@@ -28,13 +28,6 @@ SETTINGS = {"epochs": 3, "batch_size": 8, "optimiser": {"lr": 0.05}, "precision"
 
 
 @pytest.fixture
-def network(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text(to_toml(BASE))
-    return path
-
-
-@pytest.fixture
 def flowers(pictures):
     return pictures("flowers", ["rose", "daisy", "tulip"], 20)
 

@@ -20,7 +20,7 @@ import tomllib
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +78,17 @@ def from_data(cls: type[T], data: Any, what: str = "this text", fix: str = "") -
     if faults:
         raise TextError(f"{what} does not describe a {kind_of(cls)}", faults, fix=fix)
     return typing.cast(T, value)
+
+
+def over(under: Any, changes: Any) -> Any:
+    """``changes`` over ``under``, field by field; another kind of variant replaces the whole."""
+    if isinstance(under, str) and isinstance(changes, Mapping):  # a variant written as a word alone
+        under = {"kind": under}
+    if not isinstance(under, dict) or not isinstance(changes, Mapping):
+        return changes
+    if "kind" in changes and changes["kind"] != under.get("kind"):
+        return dict(changes)
+    return under | {key: over(under.get(key), value) for key, value in changes.items()}
 
 
 def type_faults(cls: type, data: Any) -> list[Fault]:

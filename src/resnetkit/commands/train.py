@@ -11,7 +11,9 @@ import tyro
 
 from resnetkit.commands.output import prose, results, rewrites_lines, say, then
 from resnetkit.learn.evaluation import told
-from resnetkit.learn.recipe import over, parse_settings, plan_run, read_changes, with_options
+from resnetkit.learn.recipe import plan_run
+from resnetkit.learn.settings import parse_settings, read_changes, with_options
+from resnetkit.text import over
 
 if TYPE_CHECKING:
     from resnetkit.learn.run import Run

@@ -17,7 +17,7 @@ from resnetkit.learn.data import Data, Indices, divide, fingerprint, listed
 from resnetkit.learn.device import Logits, Precision, answering, classes_of, pick
 from resnetkit.learn.evaluation import Answers, Evaluation
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell
-from resnetkit.learn.recipe import policy
+from resnetkit.learn.settings import policy
 from resnetkit.learn.sources import open_data
 from resnetkit.network.layers import Network
 from resnetkit.weights.store import load

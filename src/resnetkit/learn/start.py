@@ -19,8 +19,9 @@ from resnetkit.errors import DataError, MachineError, TextError, UsageError
 from resnetkit.learn.data import Data, divide, fingerprint, leaks, listed
 from resnetkit.learn.device import pick, resolve
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes
-from resnetkit.learn.recipe import FineTune, RandomCrop, Recipe, Scratch, plan_run, with_options
+from resnetkit.learn.recipe import FineTune, RandomCrop, Recipe, Scratch, plan_run
 from resnetkit.learn.run import RECIPE_FILE, Prepared
+from resnetkit.learn.settings import with_options
 from resnetkit.learn.sources import open_data
 from resnetkit.network.build import build
 from resnetkit.network.layers import Network
