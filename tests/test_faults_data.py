@@ -243,8 +243,8 @@ def test_d13_twins_across_parts_are_said_once(tmp_path, pictures, network):
     assert (str(root / "train" / "a" / "0.png"), str(root / "val" / "a" / "0.png")) in found
     run = rk.train(root, network, out=tmp_path / "run", settings=SETTINGS | {"epochs": 1})
     (note,) = run.results.notes
-    assert note.startswith("6 pictures are in more than one part, so they measure too kindly: ")
-    assert "6 pictures are in more than one part" in (run.path / "report.html").read_text()
+    assert note.startswith("6 pictures of one part are in another one, too, which measures too kindly: ")
+    assert "6 pictures of one part are in another one, too" in (run.path / "report.html").read_text()
 
 
 # ---------------------------------------------------------------------------------------------- a loss that is none

@@ -122,7 +122,7 @@ def a_check(tmp_path):
 
 
 PAGES = {
-    "report": (lambda folder: report([a_run(("daisy", *NASTY))]), "tiny on flowers", 5),
+    "report": (lambda folder: report([a_run(("daisy", *NASTY))]), "x: tiny on flowers", 5),
     "several": (lambda folder: report([a_run(path="a/x"), a_run(path="b/x", epochs=3)]), "2 runs", 4),
     "check": (lambda folder: check_page(a_check(folder)), f"check of data of {NASTY[0]}", 0),
 }

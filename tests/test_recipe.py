@@ -54,7 +54,7 @@ def test_edits_and_round_trip():
         ({"epochs": 0, "batch_size": 1}, "epochs: came 0; allowed: 1 to 100,000"),
         ({"optimiser": {"lr": -1}}, "optimiser.lr: came -1.0; allowed: more than 0"),
         ({"optimiser": {"lr": 10**400}}, "optimiser.lr: came "),
-        ({"optimiser": {"weight_decay": -1}}, "optimiser.weight_decay: came -1.0; allowed: 0 or more"),
+        ({"optimiser": {"weight_decay": -1}}, "optimiser.weight_decay: came -1.0; allowed: 0 to 1000"),
         (
             {"optimiser": {"momentum": 0}},
             "optimiser.momentum: came 0.0; allowed: more than 0, as nesterov is on, to below 1",
@@ -62,7 +62,10 @@ def test_edits_and_round_trip():
         ({"optimiser": {"kind": "adam-w", "beta1": 1}}, "optimiser.beta1: came 1.0; allowed: 0 to below 1"),
         ({"schedule": {"warmup": -1}}, "schedule.warmup: came -1.0; allowed: 0 or more epochs"),
         ({"schedule": {"kind": "triangle", "peak": 2}}, "schedule.peak: came 2.0; allowed: 0 to 1, a share of the run"),
-        ({"schedule": {"kind": "steps", "at": [1], "factor": 0}}, "schedule.factor: came 0.0; allowed: more than 0"),
+        (
+            {"schedule": {"kind": "steps", "at": [1], "factor": 0}},
+            "schedule.factor: came 0.0; allowed: more than 0, to 1",
+        ),
         ({"augment": {"pad": -1}}, "augment.pad: came -1; allowed: 0 to 1000 pixels"),
         ({"augment": {"kind": "random-crop", "area": 0}}, "augment.area: came 0.0; allowed: more than 0, to 1"),
         (

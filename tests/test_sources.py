@@ -34,7 +34,7 @@ def test_d09_classes_are_matched_by_name_and_what_lacks_is_said(pictures, tmp_pa
     assert found.confusion[1] == (0, 0, 0)
     code, out, err = cli("check", root)
     assert code == 3
-    assert any(line.split() == ["missing", "classes", "val", "has", "no", "ant", "1"] for line in out.splitlines())
+    assert "missing classes: 1\n  val has no ant\n" in out
     rk.save(model, tmp_path / "model")
     code, out, err = cli("evaluate", tmp_path / "model", root, "--part", "val")
     assert code == 0
@@ -98,7 +98,7 @@ def test_d09_what_is_passed_over_is_counted(pictures):
     (root / "ant" / "__1.png").write_bytes((root / "ant" / "1.png").read_bytes())
     data = open_data(root)
     assert data.notes == (
-        "files of other kinds were passed over: 2 .tif, 1 README, 1 .txt",
+        "files of other kinds were passed over: 2 .tif, 1 README, 1 .txt (read are .jpg .jpeg .png .webp .bmp .gif)",
         "pictures beside the folders of the classes were passed over: loose.png",
     )
     assert len(data.first) == 7
@@ -158,8 +158,8 @@ def test_d11_parts_and_other_words(table):
 
 
 FAULTS = {
-    "missing file": (["ant/9.png,ant"], "line 6: there is no such file: 'ant/9.png'"),
-    "long name": (["x" * 300 + ".png,ant"], "line 6: there is no such file: 'xxx"),
+    "missing file": (["ant/9.png,ant"], "line 6: there is no such file: ant/9.png"),
+    "long name": (["x" * 300 + ".png,ant"], "line 6: there is no such file: xxx"),
     "duplicate": (["ant/0.png,bee"], "line 6: 'ant/0.png' stands in line 2 already"),
     "extra cell": (["ant/2.png,ant,7"], "line 6: 3 cells, where the header has 2"),
     "few cells": (["ant/2.png"], "line 6: 1 cells, where the header has 2"),
@@ -216,7 +216,7 @@ def test_d11_headers(table, header, told):
     with pytest.raises(DataError) as caught:
         open_data(table(header + "\nant/0.png,ant,3\n"))
     assert f"line 1: {told}" in caught.value.where
-    assert caught.value.fix == "name the columns path, label and perhaps part"
+    assert caught.value.fix == "name the columns path, label and perhaps part; remove others"
 
 
 def test_d11_tables_without_pictures(table):

@@ -181,7 +181,7 @@ def test_a_path_with_spaces(cli, tmp_path):
     assert code == 0
     assert f"next: resnetkit explain '{path}' --why stage2.block1.shortcut\n" == err
     assert cli(*shlex.split(err)[2:])[0] == 0
-    assert "fix: --picture 'x y.svg'\n" in cli("explain", path, "--picture", "x y.png")[2]
+    assert "fix: call it 'x y.svg'\n" in cli("explain", path, "--picture", "x y.png")[2]
 
 
 @pytest.mark.parametrize(("term", "moves"), [("xterm", True), ("dumb", False), ("", False)])

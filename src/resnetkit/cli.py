@@ -66,8 +66,8 @@ def _guarded(words: list[str]) -> int:
         code = _run(words)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        _tell("interrupted")
+    except KeyboardInterrupt as stop:
+        _tell(f"interrupted; {stop}" if str(stop) else "interrupted")
         return 130
     except BrokenPipeError:  # the reader of a pipe has left: `resnetkit models | head`
         return 0
@@ -172,9 +172,10 @@ def parse(options: type[T], prog: str, words: Sequence[str]) -> T | None:
     import tyro
 
     page, told = _Page(coloured=_takes_colours()), _Page()
-    hidden = [word for word in words if word.startswith("--tyro-")]
-    if hidden:  # the parser's own, not part of this command
-        raise _unknown(options, prog, hidden)
+    known = {*_names(options), "--help"}
+    strange = [word for word in words if word.startswith("--") and word.split("=")[0].replace("_", "-") not in known]
+    if strange and "--" not in words:  # before the parser complains of what is missing instead
+        raise _unknown(options, prog, strange)
     try:
         with contextlib.redirect_stdout(page), contextlib.redirect_stderr(told):
             config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
@@ -195,10 +196,13 @@ def _unknown(options: type, prog: str, words: Sequence[str]) -> UsageError:
     word = next((word for word in words if word.startswith("-")), words[0])
     if not word.startswith("-"):
         return UsageError(f"one word too many: {word!r}", where=prog, fix=f"{prog} --help")
-    known = ["--" + field.name.replace("_", "-") for field in fields(options)]
-    near = nearest(word.split("=")[0], known)
+    near = nearest(word.split("=")[0], _names(options))
     fix = f"did you mean {near[0]}?" if near else f"{prog} --help"
     return UsageError(f"there is no option {word}", where=prog, fix=fix)
+
+
+def _names(options: Any) -> list[str]:
+    return ["--" + field.name.replace("_", "-") for field in fields(options)]
 
 
 class _Page(io.StringIO):
@@ -246,6 +250,9 @@ def _first_words(told: str, words: Sequence[str]) -> str:
     lines = [line.strip("│ ") for line in told.splitlines()]
     parts = [list(group) for rule, group in itertools.groupby(lines, _is_rule) if not rule]
     said = re.sub(r"\s+", " ", " ".join(parts[0])).strip() if parts else "these options cannot be read"
+    alone = re.search(r"Missing value for argument '(\S+)'", said)
+    if alone:
+        return f"{alone[1]} needs a value"
     value = re.search(r"parsing (\S+): .*?('[^']*')\W*$", said)
     if value:
         return f"{value[1]} does not take {_as_typed(value[2], words)}"

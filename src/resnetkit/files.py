@@ -56,6 +56,8 @@ def append_line(path: Path, line: str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write to; renamed to ``path`` if the body succeeds, removed if it does not."""
     with _environment(path):
+        if path.exists() and not path.is_file():  # a device or a pipe would be replaced by an ordinary file
+            raise OSError("this is no ordinary file")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)

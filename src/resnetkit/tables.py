@@ -55,6 +55,11 @@ def short_count(cell: str) -> str:
     return f"{rounded / 1000**power:.3g}{_UNITS[power]}" if power < len(_UNITS) else cell
 
 
+def counted(n: int, thing: str) -> str:
+    """``1 picture``, ``2,000 pictures``, ``3 classes``."""
+    return f"{n:,} {thing}{'' if n == 1 else 'es' if thing.endswith('s') else 's'}"
+
+
 _UNITS = " kMGTPE"
 _MOVING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _GAP = "  "

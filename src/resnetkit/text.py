@@ -37,7 +37,7 @@ _MISSING: Any = object()
 
 def kind_of(cls: type) -> str:
     """The name of a dataclass in texts: ``FirstBlock`` is ``first-block``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__.lstrip("_")).lower()
 
 
 # ---------------------------------------------------------------------------------------------------------- objects
@@ -266,9 +266,11 @@ def parse_toml(text: str, what: str = "this TOML") -> dict[str, Any]:
 def read_text(path: Path, what: str, longest: int = LONGEST_TEXT) -> str:
     """A text file that the user named; raises `UsageError` if it cannot be read as UTF-8."""
     try:
-        if path.stat().st_size > 4 * longest:
+        with path.open("rb") as file:  # a pipe is fine, one without end is not
+            content = file.read(4 * longest + 1)
+        if len(content) > 4 * longest:
             raise UsageError(f"{what} is too long for a text", where=str(path))
-        return path.read_text(encoding="utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise UsageError(f"{what} cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError:

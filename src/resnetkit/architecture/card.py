@@ -100,6 +100,7 @@ def model_folder(source: str | Path) -> Path | None:
     if isinstance(source, str) and source in ROWS:  # a folder of this name is ./resnet18
         return None
     path = Path(source)
+    path = path.parent if path.name == WEIGHTS_FILE else path
     return next((folder for folder in (path, path / "model") if (folder / CARD_FILE).is_file()), None)
 
 

@@ -12,6 +12,7 @@ from resnetkit.commands.output import counting, output_file, prose, results, say
 from resnetkit.errors import DataError
 from resnetkit.files import write_text
 from resnetkit.learn.check import Checked, Twins, check
+from resnetkit.tables import counted, printable
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ def run(options: Options) -> int:
     else:
         _show(found)
     _write(options, found)
-    then("resnetkit train", options.data, "--model", "resnet18")
+    if not found.findings:
+        then("resnetkit train", options.data, "--model", "resnet18")
+    elif not options.page:
+        then("resnetkit check", options.data, "--page", "check.html")
     return DataError.exit_code if found.findings else 0
 
 
@@ -54,16 +58,20 @@ def _show(found: Checked) -> None:
     if len(rows) <= _MOST_CLASSES:
         table(("class", *counts), rows)
     sizes = ", ".join(f"{name} {width}x{height}" for name, width, height in found.sizes())
-    prose(f"{len(found.looks):,} pictures in {len(rows):,} classes; {sizes}")
+    prose(f"{counted(len(found.looks), 'picture')} in {counted(len(rows), 'class')}; {sizes}")
     for note in found.notes:
         prose(f"note: {note}")
-    if found.findings:
-        print()
-        table(("found", "the first of them", "count"), [(f.kind, f.example, str(f.count)) for f in found.findings], 2)
-    else:
+    for finding in found.findings:
+        prose(f"\n{finding.kind}: {finding.count:,}")
+        for example in finding.examples[:_SHOWN]:
+            prose(f"  {printable(example)}")
+        if finding.count > _SHOWN:
+            prose(f"  ... and {finding.count - _SHOWN:,} more")
+    if not found.findings:
         prose("nothing was found that is wrong")
 
 
+_SHOWN = 5
 _MOST_CLASSES = 40
 
 
@@ -85,7 +93,7 @@ def _record(found: Checked) -> dict[str, object]:
         "classes": found.data.classes,
         "counts": found.counts,
         "sizes": [{"which": name, "width": width, "height": height} for name, width, height in found.sizes()],
-        "findings": [{"kind": f.kind, "count": f.count, "example": f.example} for f in found.findings],
+        "findings": [{"kind": f.kind, "count": f.count, "examples": f.examples} for f in found.findings],
         "unreadable": [{"file": look.where, "error": look.error} for look in found.unreadable],
         "twins": [_twins(found, twins) for twins in found.twins],
         "notes": found.notes,

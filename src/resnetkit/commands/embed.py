@@ -9,6 +9,7 @@ import tyro
 
 from resnetkit.commands.output import counting, output_file, results, say, then
 from resnetkit.commands.stdin import files_or_stdin
+from resnetkit.deliver.inputs import passed_over
 from resnetkit.deliver.rows import require_parquet
 from resnetkit.errors import DataError
 
@@ -63,6 +64,8 @@ def run(options: Options) -> int:
         print(f"wrote {count} vectors of {size} numbers ({found.place}) to {out}")
         for row in bad:
             print(f"{row['file']}: ({row['error']})")
+    for note in passed_over(options.files):
+        say(f"note: {note}")
     if bad:
         say(str(DataError(f"{len(bad)} of {count} files could not be read; their vectors are NaN")))
     then("resnetkit explain", options.network or options.model, "--why", found.place)

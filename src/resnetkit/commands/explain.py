@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import tyro
 from resnetkit.architecture.card import card_of
 from resnetkit.architecture.listing import HEADINGS, LEFT, cells, rows, total
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.commands.output import prose, results, say, table, then
+from resnetkit.commands.output import output_file, prose, results, say, table, then
 from resnetkit.errors import UsageError
 from resnetkit.text import to_data, to_toml
 
@@ -48,7 +47,7 @@ def run(options: Options) -> int:
         return 0
     made = plan(card.spec, _size(options.image))
     if options.picture:
-        _draw(made, card.name, Path(options.picture))
+        _draw(made, card.name, output_file(options.picture, ".svg"))
     if options.json:
         results("explain", **_record(made, card.name, options))
     elif options.why:
@@ -89,11 +88,6 @@ def _draw(made: Plan, name: str, path: Path) -> None:
     from resnetkit.explain.picture import picture
     from resnetkit.files import write_text
 
-    if path.suffix != ".svg":
-        fix = f"--picture {shlex.quote(str(path.with_suffix('.svg')))}"
-        raise UsageError("a picture is an .svg file", where=str(path), fix=fix)
-    if not path.parent.is_dir():
-        raise UsageError("there is no such folder to draw into", where=str(path.parent))
     write_text(path, picture(made, name))
     say(f"wrote {path}")
 

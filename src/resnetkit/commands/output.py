@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resnetkit.errors import UsageError
+from resnetkit.pages.html import is_ours
 from resnetkit.tables import aligned, fitted, printable
 
 
@@ -62,7 +63,7 @@ def then(command: str, *words: str) -> None:
 
 
 def output_file(name: str, *endings: str) -> Path:
-    """A file to write, which has one of its own endings, so that no picture can be overwritten by a slip."""
+    """A file to write, with one of its own endings; of what exists only a page that was made here is replaced."""
     path = Path(name)
     if path.suffix not in endings:
         fix = f"call it {shlex.quote(str(path.with_suffix(endings[0])) if path.name else 'out' + endings[0])}"
@@ -70,6 +71,8 @@ def output_file(name: str, *endings: str) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         what = "this is a folder" if path.is_dir() else "there is no such folder to write into"
         raise UsageError(what, where=str(path if path.is_dir() else path.parent))
+    if path.exists() and not is_ours(path):
+        raise UsageError("this file exists already", where=str(path), fix="name another, or remove it")
     return path
 
 
@@ -95,9 +98,9 @@ def _speaks_unicode() -> bool:
 
 
 @contextlib.contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, all) that shows a bar on a terminal, and nothing elsewhere."""
-    if not rewrites_lines():
+def counting(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A function (done, all) that shows a bar on a terminal, and nothing elsewhere or where it is not to be shown."""
+    if not shown or not rewrites_lines():
         yield lambda done, total: None
         return
     from rich.console import Console

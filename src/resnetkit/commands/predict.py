@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,10 @@ import tyro
 
 from resnetkit.commands.output import counting, model_words, output_file, plain_json, results, say, table, then
 from resnetkit.commands.stdin import files_or_stdin
+from resnetkit.deliver.inputs import passed_over
 from resnetkit.deliver.rows import Answer, answer_columns, csv_lines, json_lines, record, require_parquet, write_parquet
 from resnetkit.errors import DataError, UsageError
+from resnetkit.tables import counted
 
 if TYPE_CHECKING:
     pass
@@ -56,18 +59,30 @@ def run(options: Options) -> int:
     if options.top < 1:
         raise UsageError(f"--top {options.top} names no class", where="--top", fix="--top 1 or more")
     from resnetkit.deliver.predict import answers
-    from resnetkit.learn.device import as_precision
+    from resnetkit.learn.device import as_precision, classes_of
     from resnetkit.weights.store import load
 
     model = load(options.model, options.network or None, options.dialect)
+    options = replace(options, top=min(options.top, classes_of(model)))
+    precision = as_precision(options.precision)
+    streaming = options.csv or options.jsonl
     counts = {"all": 0, "bad": 0}
-    with counting("looking at pictures") as tell:
-        found = answers(
-            files, model, top=options.top, device=options.device, precision=as_precision(options.precision), tell=tell
+    with counting("looking at pictures", shown=not (streaming and sys.stdout.isatty())) as tell:
+        found = _counted(
+            answers(files, model, top=options.top, device=options.device, precision=precision, tell=tell), counts
         )
-        write(_counted(found, counts), options)
+        if streaming:
+            write(found, options)
+        else:
+            found = iter(list(found))
+    if not streaming:  # a bar on the same terminal would stand in the table
+        write(found, options)
+    for note in passed_over(options.files):
+        say(f"note: {note}")
     if counts["bad"]:
-        say(str(DataError(f"{counts['bad']} of {counts['all']} files could not be read; their rows say why")))
+        say(
+            str(DataError(f"{counts['bad']} of {counted(counts['all'], 'file')} could not be read; their rows say why"))
+        )
     then("resnetkit embed FILES", *model_words(options))
     return DataError.exit_code if counts["bad"] else 0
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from resnetkit.deliver.inputs import Input
 from resnetkit.errors import UsageError
 from resnetkit.kinds import PICTURES, START, kind_of
 
 _MOST_BYTES = 256 * 2**20
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell puts before a list
 
 
 def files_or_stdin(named: Sequence[str], verb: str) -> list[str | Input]:
-    """The words themselves; for ``-`` the names, or the one picture, that standard input holds."""
+    """The words themselves; for ``-`` the names, or the one picture, that standard input holds.
+
+    A name from a list is that of a file: no pattern, and no folder.
+    """
     found: list[str | Input] = []
     for word in named:
         found += _from_stdin(verb) if word == "-" else [word]
@@ -32,6 +35,7 @@ def _from_stdin(verb: str) -> list[str | Input]:
         raise UsageError("standard input is longer than any list of names, or any picture", where=verb)
     if kind_of(content[:START]) in PICTURES:
         return [Input("-", content)]
+    if content.startswith(_UTF16):
+        content = content.decode("utf-16", "replace").encode()
     mark = b"\0" if b"\0" in content else b"\n"
-    names = [os.fsdecode(line.rstrip(b"\r")) for line in content.split(mark) if line.strip()]
-    return [name if Path(name).is_dir() else Input(name) for name in names]  # a name from a list is no pattern
+    return [Input(os.fsdecode(line.rstrip(b"\r"))) for line in content.split(mark) if line.strip()]

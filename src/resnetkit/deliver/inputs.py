@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from resnetkit.architecture.card import Preparation
-from resnetkit.errors import DataError, PictureError
-from resnetkit.images.decode import SUFFIXES, attempt, pictures_below
+from resnetkit.errors import DataError, PictureError, UsageError
+from resnetkit.images.decode import SUFFIXES, attempt, files_below, other_kinds, pictures_below
 from resnetkit.images.prepare import Pixels, open_prepared
 
 
@@ -38,18 +38,35 @@ def expand(named: Iterable[str | Path | Input]) -> list[Input]:
 
 def _expanded(name: str | Path) -> list[Input]:
     path = Path(name)
-    if path.is_dir():
+    if not str(name):
+        raise UsageError("an empty word names no picture", where="FILES", fix="name files or folders")
+    if _is(path.is_dir):
         below = sorted(pictures_below(path))
         if not below:
-            raise DataError("there are no pictures here", where=str(path), fix="name files, or another folder")
+            fix = "; ".join([*passed_over([str(path)]), "name files, or another folder"])
+            raise DataError("there are no pictures here", where=str(path), fix=fix)
         return [Input(str(found)) for found in below]
-    if glob.has_magic(str(name)) and not path.exists():
-        matching = sorted(glob.glob(str(name), recursive=True))  # noqa: PTH207  absolute patterns, and ** by option
+    if glob.has_magic(str(name)) and not _is(path.exists):
+        matching = sorted(set(glob.glob(str(name), recursive=True)))  # noqa: PTH207  absolute patterns, and **
         pictures = [found for found in matching if found.lower().endswith(SUFFIXES)]
         if not pictures:
             raise DataError("no picture matches this pattern", where=str(name), fix="name files, or a folder")
         return [Input(found) for found in pictures]
     return [Input(str(name))]
+
+
+def passed_over(named: Iterable[str]) -> list[str]:
+    """A sentence about files of other kinds in the folders that are named."""
+    folders = [Path(name) for name in named if name != "-" and _is(Path(name).is_dir)]
+    return other_kinds(path for folder in folders for path in files_below(folder))
+
+
+def _is(ask: Callable[[], bool]) -> bool:
+    """What a path says of itself; no, where its name is too long or holds a NUL."""
+    try:
+        return ask()
+    except (OSError, ValueError):
+        return False
 
 
 def decoded(inputs: Sequence[Input], preparation: Preparation, chunk: int) -> Iterator[list[Read]]:
@@ -59,7 +76,8 @@ def decoded(inputs: Sequence[Input], preparation: Preparation, chunk: int) -> It
         chunks = [inputs[i : i + chunk] for i in range(0, len(inputs), chunk)]
         read = partial(attempt, partial(_open, preparation))
         waiting = [pool.submit(read, one) for one in chunks[0]] if chunks else []
-        for here, following in zip(chunks, [*chunks[1:], ()], strict=True):
+        for i, here in enumerate(chunks):
+            following = chunks[i + 1] if i + 1 < len(chunks) else ()
             ahead = [pool.submit(read, one) for one in following]
             yield [(one, future.result()) for one, future in zip(here, waiting, strict=True)]
             waiting = ahead

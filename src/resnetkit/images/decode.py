@@ -10,15 +10,17 @@ its pixels do, is damaged: none is filled up with grey.
 from __future__ import annotations
 
 import os
+import re
 import stat
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from resnetkit import kinds
@@ -27,10 +29,15 @@ from resnetkit.errors import DataError, PictureError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 MOST_PIXELS = 64_000_000
+_MOST_BYTES = 256_000_000  # an uncompressed picture of so many pixels
+_RUNS, _MOST_PIXELS_OF_RUNS = (1, 2), 4_000_000  # run lengths, which Pillow decodes in Python
 _TOO_LARGE = f"it has more than {MOST_PIXELS:,} pixels"
 T = TypeVar("T")
 Result = TypeVar("Result")
 _WHITE = (255, 255, 255)
+# Pillow warns of large pictures and odd EXIF; both are decided here. Switching warnings off and on around each picture
+# would race between threads, as the switch belongs to the process.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 _MADE_BY_PROGRAMS = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
 
 
@@ -53,6 +60,15 @@ def files_below(folder: Path) -> Iterator[Path]:
                 waiting.append(Path(entry.path))
             else:
                 yield Path(entry.path)
+
+
+def other_kinds(files: Iterable[Path]) -> list[str]:
+    """A sentence that counts the files without a picture's ending, if there are any."""
+    others = Counter(
+        path.suffix.lower() or path.name for path in files if not path.name.lower().endswith(SUFFIXES)
+    ).most_common(5)
+    told = ", ".join(f"{count:,} {kind}" for kind, count in others)
+    return [f"files of other kinds were passed over: {told} (read are {' '.join(SUFFIXES)})"] * bool(others)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -84,59 +100,44 @@ def decode(source: str | Path | bytes, colour: str = "RGB") -> Image.Image:
     """The picture in Pillow's mode ``RGB`` or ``L``; raises `PictureError` with the reason and the file."""
     where = "the bytes given" if isinstance(source, bytes) else str(source)
     try:
-        with _QUIET:  # Pillow warns of large pictures and odd EXIF; both are decided here
-            return _read(source, colour)
+        return _read(_content(source), colour)
     except PictureError as error:
         raise PictureError(error.what, where=where, fix=error.fix) from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them raise
         raise PictureError(_reason(error), where=where) from error
 
 
-class _Quiet:
-    """No warnings while any thread decodes.
-
-    Python's own switch belongs to the process: two threads that turn it for themselves can leave it off for good.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._switch = threading.Lock(), 0, warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._switch = warnings.catch_warnings()
-                self._switch.__enter__()
-                warnings.simplefilter("ignore")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._switch.__exit__(None, None, None)
+def _content(source: str | Path | bytes) -> bytes:
+    """All of a file, if it is one and no larger than a picture can be."""
+    if isinstance(source, bytes):
+        return source
+    known = Path(source).stat()
+    if not stat.S_ISREG(known.st_mode):  # a pipe would be waited for without end
+        raise PictureError("this is a folder" if stat.S_ISDIR(known.st_mode) else "this is no file")
+    if known.st_size > _MOST_BYTES:
+        raise PictureError(f"it has more than {_MOST_BYTES:,} bytes")
+    return Path(source).read_bytes()
 
 
-_QUIET = _Quiet()
-
-
-def _read(source: str | Path | bytes, colour: str) -> Image.Image:
-    kind = stat.S_IFREG if isinstance(source, bytes) else stat.S_IFMT(Path(source).stat().st_mode)
-    if kind != stat.S_IFREG:  # a pipe would be waited for without end
-        raise PictureError("this is a folder" if kind == stat.S_IFDIR else "this is no file")
-    with _open(source) as image:
-        if image.width * image.height > MOST_PIXELS:
+def _read(content: bytes, colour: str) -> Image.Image:
+    if content.startswith(_JPEG):
+        _judge_jpeg(content)
+    with _open(content) as image:
+        slow = image.format == "BMP" and image.info.get("compression") in _RUNS
+        if image.width * image.height > (_MOST_PIXELS_OF_RUNS if slow else MOST_PIXELS):
             raise PictureError(_TOO_LARGE)
         image.load()
-        _require_end(image, source)
+        if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with others behind it
+            _require_end(image, content)
         ImageOps.exif_transpose(image, in_place=True)
         return _in(colour, _plain(image))
 
 
-def _open(source: str | Path | bytes) -> Image.Image:
+def _open(content: bytes) -> Image.Image:
     try:
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        return Image.open(BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        raise _unknown(_content(source, kinds.START)) from None
+        raise _unknown(content[: kinds.START]) from None
 
 
 def _unknown(start: bytes) -> PictureError:
@@ -150,24 +151,35 @@ def _unknown(start: bytes) -> PictureError:
     return PictureError(what or f"not a picture that is read here ({allowed})", fix=fix)
 
 
-def _content(source: str | Path | bytes, most: int = -1) -> bytes:
-    """The first bytes, or all."""
-    if isinstance(source, bytes):
-        return source[:most] if most >= 0 else source
-    with Path(source).open("rb") as file:
-        return file.read(most)
+_JPEG, _SCAN, _END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_MOST_SCANS, _MOST_SEGMENTS = 200, 2000  # each costs time, however small it is; progressive pictures have about ten
+_SEGMENT = re.compile(rb"[^\xff]{0,1000}\xff{1,1000}([^\0\xff])", re.DOTALL)
+_ALONE = b"\x01" + bytes(range(0xD0, 0xD9))  # markers that nothing follows
 
 
-_END = b"\xff\xd9"
+def _judge_jpeg(content: bytes) -> None:
+    """Refuse what would take any time: headers without end, and thousands of scans over the same pixels."""
+    at = 2
+    for _ in range(_MOST_SEGMENTS):
+        found = _SEGMENT.match(content, at)
+        if found is None:
+            raise PictureError("damaged, or of a rare sort: its JPEG header cannot be read")
+        if found[1] in (_SCAN[1:], _END[1:]):
+            break
+        length = 0 if found[1] in _ALONE else max(2, int.from_bytes(content[found.end() : found.end() + 2], "big"))
+        at = found.end() + length
+    else:
+        raise PictureError(f"its header has more than {_MOST_SEGMENTS:,} parts")
+    if content.count(_SCAN) > _MOST_SCANS:
+        raise PictureError(f"it has more than {_MOST_SCANS} scans")
+
+
 # more data of a JPEG, and each mark that may be due among them: enough for one block at least that is not grey
 _MORE = b"".join(bytes((*bytes(512), 0xFF, 0xD0 + i % 8)) for i in range(16)) + _END
 
 
-def _require_end(image: Image.Image, source: str | Path | bytes) -> None:
+def _require_end(image: Image.Image, content: bytes) -> None:
     """Refuse a JPEG that stops early: libjpeg makes grey of what is missing, and its warning reaches nobody."""
-    if image.format not in ("JPEG", "MPO"):  # MPO: a JPEG with others behind it
-        return
-    content = _content(source)
     end = content.rfind(_END)
     if end < 0:
         raise PictureError("damaged: its end is missing")
@@ -185,15 +197,23 @@ _GREY = range(120, 137)  # what is missing is grey of 128, in any colour space; 
 def _plain(image: Image.Image) -> Image.Image:
     """Eight bits a channel and nothing transparent."""
     if image.mode.startswith("I"):
-        values = np.asarray(image)
-        clear = image.info.get("transparency")
-        values = values if clear is None else np.where(values == clear, 65535, values)
-        return Image.fromarray((values.astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        return Image.fromarray(_from_sixteen(np.asarray(image), image.info.get("transparency")))
     if image.has_transparency_data:
         clear, white = _in("RGBA", image), Image.new("RGB", image.size, _WHITE)
         white.paste(clear, mask=clear)
         return white
     return image
+
+
+def _from_sixteen(values: NDArray[Any], clear: int | None) -> NDArray[np.uint8]:
+    """Values of 16 bits rounded to 8, ``clear`` ones made white; row by row, as wider copies would take any memory."""
+    found = np.empty(values.shape, np.uint8)
+    for row, made in zip(values, found, strict=True):
+        bounded = row.astype(np.int64).clip(0, 65535)
+        made[:] = (bounded + 128) // 257
+        if clear is not None:
+            made[row == clear] = 255
+    return found
 
 
 def _in(mode: str, image: Image.Image) -> Image.Image:
@@ -202,7 +222,7 @@ def _in(mode: str, image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):  # Pillow's own ceiling, when it lies lower than twice ours
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):  # Pillow's own ceilings
         return _TOO_LARGE
     if isinstance(error, MemoryError):
         return "there is not enough memory for it"

@@ -7,7 +7,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from resnetkit.errors import PictureError
 from resnetkit.images.decode import attempt
-from resnetkit.learn.data import Data, Files, Pictures, listed
+from resnetkit.learn.data import Data, Pictures, content_digest, listed
 from resnetkit.learn.sources import open_data
 
 _UNEVEN = 10  # times as many pictures in the largest class as in the smallest
@@ -34,7 +34,7 @@ class Look:
     where: str
     width: int = 0
     height: int = 0
-    pixels: bytes = b""
+    pixels: bytes = field(default=b"", repr=False)
     error: str = ""
 
 
@@ -58,11 +58,15 @@ class Twins:
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that is wrong: how often, and the first of it."""
+    """One kind of thing that is wrong, and every time that it was found."""
 
     kind: str
-    count: int
-    example: str
+    examples: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """How often."""
+        return len(self.examples)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Checked:
             ("missing classes", [f"{part} has no {listed(names)}" for part, names in self.data.lacking().items()]),
             ("uneven classes", list(self._uneven())),
         ]
-        return tuple(Finding(kind, len(examples), examples[0]) for kind, examples in told if examples)
+        return tuple(Finding(kind, tuple(examples)) for kind, examples in told if examples)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -166,14 +170,7 @@ def _twins(data: Data, looks: Sequence[Look]) -> Iterator[Twins]:
             groups[look.pixels].append(look)
     for group in groups.values():
         if len(group) > 1:
-            yield Twins(tuple(group), len({_content(data.parts[look.part], look.number) for look in group}) == 1)
-
-
-def _content(pictures: Pictures, i: int) -> bytes:
-    try:
-        return pictures.paths[i].read_bytes() if isinstance(pictures, Files) else b""
-    except OSError:  # gone since it was looked at
-        return pictures.where(i).encode("utf-8", "surrogateescape")
+            yield Twins(tuple(group), len({content_digest(data.parts[look.part], look.number) for look in group}) == 1)
 
 
 def _told(twins: Twins) -> str:

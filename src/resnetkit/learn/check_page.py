@@ -36,7 +36,7 @@ def check_page(checked: Checked) -> str:
 
 
 def _findings(checked: Checked) -> str:
-    told = [f"{found.kind}: {found.count:,}; the first is {found.example}" for found in checked.findings]
+    told = [f"{found.kind}: {found.count:,}; the first is {found.examples[0]}" for found in checked.findings]
     return html.items(told) if told else html.note("None.")
 
 

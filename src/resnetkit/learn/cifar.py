@@ -6,6 +6,8 @@ version of the same archives holds pickles, which can run code, so it is refused
 
 from __future__ import annotations
 
+import gzip
+import io
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetkit.errors import DataError
-from resnetkit.learn.data import Arrays, Data
+from resnetkit.learn.data import Arrays, Data, is_text
 
 _PIXELS = 3 * 32 * 32
-_MOST_BYTES = 200_000_000  # the largest file, train.bin of CIFAR-100, has 154 million
+_MOST_BYTES = 200_000_000  # all of CIFAR-100 together has 185 million
+_MOST_NAMES = 65_536  # bytes of names
 _MOST_MEMBERS = 100
 _PICKLES = ("data_batch_1", "batches.meta", "meta")
 
@@ -56,9 +59,18 @@ def open_cifar(path: Path, name: str) -> Data:
     version = next((version for version in _VERSIONS if version.names in found), None)
     if version is None:
         raise DataError("this archive holds no CIFAR in its binary version", where=str(path), fix=_TAKE)
-    classes = tuple(line for line in found[version.names].decode("utf-8", "replace").split("\n") if line.strip())
+    classes = _names(path, found[version.names])
     parts = {part: _part(path, files, found, version.labels, len(classes)) for part, files in version.parts.items()}
-    return Data(name, tuple(map(str.strip, classes)), dict(parts))
+    return Data(name, classes, dict(parts))
+
+
+def _names(path: Path, content: bytes) -> tuple[str, ...]:
+    """The names of the classes, one a line; the last lines may be empty."""
+    lines = content[:_MOST_NAMES].decode("utf-8", "replace").rstrip().splitlines()
+    names = tuple(line.strip() for line in lines)
+    if len(set(names)) < len(names) or not all(name and is_text(name) for name in names) or not names:
+        raise DataError("the names of the classes are not sound", where=str(path), fix=_TAKE)
+    return names
 
 
 _TAKE = "take the binary version: cifar-10-binary.tar.gz or cifar-100-binary.tar.gz"
@@ -83,22 +95,47 @@ def _unpacked(folder: Path) -> Iterator[tuple[str, bytes]]:
                 yield name, opened.read(_MOST_BYTES)
 
 
+class _Bounded(io.RawIOBase):
+    """A stream that ends with an error after so many bytes: what an archive unpacks to need not be what it says."""
+
+    def __init__(self, stream: gzip.GzipFile | io.BufferedReader, most: int) -> None:
+        self._stream, self._left = stream, most
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._stream.read(self._left + 1 if size < 0 else size)
+        self._left -= len(found)
+        if self._left < 0:
+            raise ValueError("it unpacks to far more than CIFAR")
+        return found
+
+
 def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """The files that are known by name; nothing is unpacked to the disk."""
+    """The files that are known by name, read in one pass; nothing is unpacked to the disk."""
     try:
-        with tarfile.open(archive, "r:*") as opened:
-            for count, member in enumerate(opened):
-                place = PurePosixPath(member.name)
-                if _is_pickled(list(place.parts[:-1]), [place.name]):
-                    raise _refuse_pickles(archive)
-                if count >= _MOST_MEMBERS:
-                    raise DataError("this archive is not CIFAR: it has too many files", where=str(archive), fix=_TAKE)
-                stream = opened.extractfile(member) if place.name in _WANTED and member.isreg() else None
-                if stream:
-                    yield place.name, stream.read(_MOST_BYTES)
-    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+        with archive.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream = _Bounded(gzip.GzipFile(fileobj=file) if zipped else file, _MOST_BYTES)
+            with tarfile.open(fileobj=stream, mode="r|") as opened:
+                yield from _known_members(opened, archive)
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, RecursionError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"this archive cannot be read: {reason}", where=str(archive), fix=_TAKE) from None
+
+
+def _known_members(opened: tarfile.TarFile, archive: Path) -> Iterator[tuple[str, bytes]]:
+    for count, member in enumerate(opened):
+        place = PurePosixPath(member.name)
+        if _is_pickled(list(place.parts[:-1]), [place.name]):
+            raise _refuse_pickles(archive)
+        if count >= _MOST_MEMBERS:
+            raise DataError("this archive is not CIFAR: it has too many files", where=str(archive), fix=_TAKE)
+        stream = opened.extractfile(member) if place.name in _WANTED and member.isreg() else None
+        if stream:
+            yield place.name, stream.read()
 
 
 def _part(path: Path, files: tuple[str, ...], found: Mapping[str, bytes], labels: int, classes: int) -> Arrays:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -106,10 +107,27 @@ class Data:
         return {part: names for part, names in missing.items() if names}
 
     def part(self, name: str) -> Pictures:
-        """A part; raises `UsageError` where there is none of this name."""
+        """A part, or ``all`` of them; raises `UsageError` where there is none of this name."""
+        if name == "all" and name not in self.parts:
+            return joined(tuple(self.parts.values()))
         if name not in self.parts:
             raise UsageError(f"there is no part {name!r} here", where=self.name, fix="one of " + ", ".join(self.parts))
         return self.parts[name]
+
+
+def joined(parts: Sequence[Pictures]) -> Pictures:
+    """Several parts of one data set as one."""
+    names = tuple(name for part in parts for name in part.names)
+    labels = np.concatenate([part.labels for part in parts])
+    arrays = [part.pixels for part in parts if isinstance(part, Arrays)]
+    if arrays:
+        return Arrays(np.concatenate(arrays), names, labels)
+    return Files(tuple(path for part in parts if isinstance(part, Files) for path in part.paths), names, labels)
+
+
+def is_text(name: str) -> bool:
+    """Whether a class may be called so: it goes into cards, tables and pages."""
+    return name.isprintable() and not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
@@ -166,7 +184,7 @@ def leaks(data: Data) -> list[tuple[str, str]]:
     groups: dict[tuple[int, bytes], list[tuple[str, str]]] = defaultdict(list)
     for part, i, size in _shared_sizes(data):
         pictures = data.parts[part]
-        groups[size, _content(pictures, i)].append((part, pictures.where(i)))
+        groups[size, content_digest(pictures, i)].append((part, pictures.where(i)))
     return [(members[0][1], other) for members in groups.values() for part, other in members if part != members[0][0]]
 
 
@@ -184,15 +202,18 @@ def _size(pictures: Pictures, i: int) -> int:
     if isinstance(pictures, Arrays):
         return int(pictures.pixels[i].nbytes)
     try:
-        return pictures.paths[i].stat().st_size
+        known = pictures.paths[i].stat()
     except OSError:
         return -1
+    return known.st_size if stat.S_ISREG(known.st_mode) else -1
 
 
-def _content(pictures: Pictures, i: int) -> bytes:
+def content_digest(pictures: Pictures, i: int) -> bytes:
+    """Of the bytes of a file, or the pixels of an array."""
     if isinstance(pictures, Arrays):
         return hashlib.blake2b(np.ascontiguousarray(pictures.pixels[i]).data, digest_size=16).digest()
     try:
-        return hashlib.blake2b(pictures.paths[i].read_bytes(), digest_size=16).digest()
+        with pictures.paths[i].open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
     except OSError:
         return str(pictures.paths[i]).encode("utf-8", "surrogateescape")

@@ -10,15 +10,14 @@ and so is all that has no picture's ending.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from resnetkit.errors import DataError, nearest
-from resnetkit.images.decode import SUFFIXES, files_below, is_folder, pictures_below, visible
-from resnetkit.learn.data import PARTS, Data, Files, listed
+from resnetkit.images.decode import SUFFIXES, files_below, is_folder, other_kinds, pictures_below, visible
+from resnetkit.learn.data import PARTS, Data, Files, is_text, listed
 
 _Found = dict[str, list[Path]]  # class -> pictures
 _PLACES = {alias: part for part, names in PARTS.items() for alias in names}
@@ -91,12 +90,8 @@ def _empty(found: dict[str, _Found]) -> list[str]:
 
 def _passed_over(root: Path, folders: dict[str, Path], found: dict[str, _Found]) -> list[str]:
     """Sentences about files that are no part of the data: of other kinds, or beside the folders of the classes."""
-    others = Counter(
-        path.suffix.lower() or path.name
-        for part, classes in found.items()
-        for name in classes
-        for path in files_below(folders[part] / name)
-        if not path.name.lower().endswith(SUFFIXES)
+    everything = (
+        path for part, classes in found.items() for name in classes for path in files_below(folders[part] / name)
     )
     loose = [
         entry.name
@@ -104,15 +99,13 @@ def _passed_over(root: Path, folders: dict[str, Path], found: dict[str, _Found])
         for entry in visible(folder)
         if entry.name.lower().endswith(SUFFIXES) and not is_folder(entry)
     ]
-    kinds = listed([f"{count:,} {kind}" for kind, count in others.most_common()])
-    return [f"files of other kinds were passed over: {kinds}"] * bool(others) + [
-        f"pictures beside the folders of the classes were passed over: {listed(loose, 3)}"
-    ] * bool(loose)
+    beside = f"pictures beside the folders of the classes were passed over: {listed(loose, 3)}"
+    return other_kinds(everything) + [beside] * bool(loose)
 
 
 def _readable(name: str, folder: Path) -> str:
     """The name of a class, which has to be text: it goes into cards, tables and pages."""
-    if not name.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in name):
+    if not is_text(name):
         shown = name.encode("utf-8", "backslashreplace").decode()
         raise DataError("the name of a class is not text", where=f"{folder}/{shown!r}", fix="rename the folder")
     return name

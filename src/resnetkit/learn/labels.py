@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from resnetkit.errors import DataError
-from resnetkit.learn.data import PARTS, Data, Files
+from resnetkit.learn.data import PARTS, Data, Files, is_text
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "image"),
@@ -26,7 +26,7 @@ _COLUMNS = {
     "part": ("part", "split"),
 }
 _PARTS = {"": "all"} | {alias: part for part, names in PARTS.items() for alias in names}
-_SHOWN = 5
+_SHOWN, _LONGEST_SHOWN, _MOST_BYTES = 5, 120, 100_000_000
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class _Row:
     part: str
 
 
+_SLASHES = " (folders are divided by /)"
 _Faults = list[tuple[int, str]]  # line, what is wrong with it
 
 
@@ -61,10 +62,14 @@ def open_table(table: Path, name: str) -> Data:
 def _rows(table: Path) -> tuple[list[_Row], _Faults]:
     """The rows that can be read, and what is wrong with the others."""
     try:
-        text = table.read_bytes().decode("utf-8-sig", "surrogateescape")
+        with table.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise DataError(f"cannot read this table: {error.strerror}", where=str(table)) from None
-    mark = max(",;\t", key=next(iter(text.splitlines()), "").count)
+    if len(content) > _MOST_BYTES:
+        raise DataError(f"this table has more than {_MOST_BYTES:,} bytes", where=str(table))
+    text = content.decode("utf-8-sig", "surrogateescape")
+    mark = max(",;\t", key=(text[:1000].splitlines() or [""])[0].count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     rows: list[_Row] = []
     faults: _Faults = []
@@ -91,7 +96,9 @@ def _places(table: Path, header: Sequence[str]) -> dict[str, int]:
     if not faults and len(found) < len(names):
         faults = ["two columns mean the same"]
     if faults:
-        raise _unusable(table, [(1, fault) for fault in faults], fix="name the columns path, label and perhaps part")
+        raise _unusable(
+            table, [(1, fault) for fault in faults], fix="name the columns path, label and perhaps part; remove others"
+        )
     return found
 
 
@@ -102,7 +109,7 @@ def _row(line: int, cells: Sequence[str], header: Sequence[str], places: dict[st
     path, label, part = (cells[places[column]].strip() if column in places else "" for column in _COLUMNS)
     if not path or not label:
         return "there is no " + ("label" if path else "path")
-    if not label.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in label):
+    if not is_text(label):
         return "the label is not text (UTF-8)"
     if part.lower() not in _PARTS:
         return f"there is no part called {part!r}; the parts are train, val and test"
@@ -110,7 +117,8 @@ def _row(line: int, cells: Sequence[str], header: Sequence[str], places: dict[st
 
 
 def _missing(folder: Path, rows: Sequence[_Row]) -> _Faults:
-    return [(row.line, f"there is no such file: {row.path!r}") for row in rows if not _is_file(folder / row.path)]
+    lost = [row for row in rows if not _is_file(folder / row.path)]
+    return [(row.line, f"there is no such file: {row.path}" + _SLASHES * ("\\" in row.path)) for row in lost]
 
 
 def _is_file(path: Path) -> bool:
@@ -139,7 +147,7 @@ def _files(folder: Path, rows: Sequence[_Row], classes: Sequence[str]) -> Files:
 
 
 def _unusable(table: Path, faults: _Faults, fix: str = "mend these lines; nothing was passed over") -> DataError:
-    told = [f"line {line}: {fault}" for line, fault in faults[:_SHOWN]]
+    told = [f"line {line}: {fault[:_LONGEST_SHOWN]}" for line, fault in faults[:_SHOWN]]
     more = [f"... and {len(faults) - _SHOWN:,} more"] * (len(faults) > _SHOWN)
     count = "a line" if len(faults) == 1 else f"{len(faults):,} lines"
     return DataError(f"{count} of this table cannot be used", where=[str(table), *told, *more], fix=fix)

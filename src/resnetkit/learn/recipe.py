@@ -191,7 +191,7 @@ def plan_run(pictures: int, data: str, model: str | None, settings: Mapping[str,
     stronger than in the settings; without either the model is resnet18.
     """
     asked = {key: settings[key] for key in ("model", "image") if key in settings}
-    early = from_data(_Early, asked | ({"model": model} if model else {}), "what is set")
+    early = from_data(_Recipe, asked | ({"model": model} if model else {}), "what is set")
     begin = settings.get("start", {})
     begin = {"kind": begin} if isinstance(begin, str) else begin if isinstance(begin, dict) else {}
     own = _own_spec(early.model, str(begin.get("network", ""))).input
@@ -204,7 +204,7 @@ def plan_run(pictures: int, data: str, model: str | None, settings: Mapping[str,
 
 
 @dataclass(frozen=True, slots=True)
-class _Early:
+class _Recipe:
     """What has to be known before the rest of a recipe can be chosen."""
 
     model: str = "resnet18"
@@ -265,7 +265,7 @@ def _optimiser_limits(optimiser: Optimiser) -> list[Limit]:
     lr, decay = optimiser.lr, optimiser.weight_decay
     shared: list[Limit] = [
         ("optimiser.lr", lr, lr > 0, "more than 0"),
-        ("optimiser.weight_decay", decay, decay >= 0, "0 or more"),
+        ("optimiser.weight_decay", decay, 0 <= decay <= 1000, "0 to 1000"),
     ]
     if isinstance(optimiser, AdamW):
         betas = (("beta1", optimiser.beta1), ("beta2", optimiser.beta2))
@@ -298,7 +298,7 @@ def _schedule_limits(schedule: Schedule) -> list[Limit]:
         case Steps(at, factor, warmup):
             return [
                 ("schedule.at", list(at), all(step >= 0 for step in at), "epochs"),
-                ("schedule.factor", factor, factor > 0, "more than 0"),
+                ("schedule.factor", factor, 0 < factor <= 1, "more than 0, to 1"),
                 ("schedule.warmup", warmup, warmup >= 0, "0 or more epochs"),
             ]
 

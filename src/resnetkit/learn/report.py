@@ -27,11 +27,10 @@ def report(runs: Sequence[Run]) -> str:
 
 def _single(run: Run) -> str:
     found = run.evaluation
-    matrix = html.scroll(chart.matrix("confusion matrix", found.classes, found.confusion))
     sections = [
         ("In short", _figures(run)),
         ("Over the epochs", html.charts(_curves([run]))),
-        *[("What was taken for what", matrix)] * (len(found.classes) <= _MOST_CLASSES),
+        *([("What was taken for what", _matrix(found))] if len(found.classes) <= _MOST_CLASSES else []),
         ("Each class", _classes(found)),
         ("How sure, how often right", _calibration(found)),
         *_galleries(run),
@@ -43,7 +42,12 @@ def _single(run: Run) -> str:
     lead = (
         f"{found.correct:,} of {found.n:,} pictures of the {found.part} part were named rightly: {_sure(found)}{kind}."
     )
-    return html.page(f"{run.card.name} on {Path(run.recipe.data).name}", lead, sections)
+    title = f"{run.path.absolute().name}: {run.card.name} on {Path(run.recipe.data).name}"
+    return html.page(title, lead, sections)
+
+
+def _matrix(found: Evaluation) -> str:
+    return html.scroll(chart.matrix("confusion matrix", found.classes, found.confusion))
 
 
 def _sure(found: Evaluation) -> str:
@@ -94,20 +98,20 @@ def _curves(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 def _rates(run: Run, points: int = 120) -> list[tuple[float, float]]:
     recipe = run.recipe
-    places = [recipe.epochs * i / points for i in range(points + 1)]
+    places = [len(run.epochs) * i / points for i in range(points + 1)]
     return [(place, recipe.optimiser.lr * rate(recipe.schedule, place, recipe.epochs)) for place in places]
 
 
 def _classes(found: Evaluation) -> str:
     counted = found.per_class()
-    rows = [(name, n, right, _sure_of_class(right, n)) for name, n, right in counted]
+    rows = [(name, n, right, _short(right, n)) for name, n, right in counted]
     absent = len(found.classes) - len(counted)
     none = html.note(f"{absent:,} classes have no picture in this part.") if absent else ""
-    return html.table(("class", "pictures", "right", "share"), rows) + none
+    return html.table(("class", "pictures", "right", "share (95%)"), rows) + none
 
 
-def _sure_of_class(right: int, n: int) -> str:
-    return told(right, n).replace("95% interval ", "")
+def _short(right: int, n: int) -> str:
+    return told(right, n).replace("95% interval ", "").replace(" to ", "-").replace("%-", "-")
 
 
 def _calibration(found: Evaluation) -> str:
@@ -184,14 +188,14 @@ def _overview(runs: Sequence[Run]) -> str:
             Path(run.recipe.data).name,
             run.evaluation.part,
             f"{run.evaluation.correct:,} of {run.evaluation.n:,}",
-            _sure(run.evaluation),
+            _short(run.evaluation.correct, run.evaluation.n),
             f"{run.best} of {len(run.epochs)}",
             f"{plan(run.card.spec).params:,}",
             _clock(run.results.seconds),
         )
         for run, name in zip(runs, _names(runs), strict=True)
     ]
-    return html.table(("run", "model", "data", "part", "right", "top-1", "best epoch", "params", "time"), rows)
+    return html.table(("run", "model", "data", "part", "right", "top-1 (95%)", "best epoch", "params", "time"), rows)
 
 
 def _duels(runs: Sequence[Run]) -> str:

@@ -147,10 +147,14 @@ def _faults(run: Run) -> list[Fault]:
     limits = [
         ("metrics", f"{len(run.epochs)} epochs", bool(run.epochs), "one at least"),
         ("best", str(run.best), 1 <= run.best <= len(run.epochs), f"1 to {len(run.epochs)}"),
-        ("environment", "no table", isinstance(run.environment, dict), "names and values"),
+        ("environment", "no table", _is_environment(run.environment), "names and values"),
     ]
     faults = [Fault(path, came, allowed) for path, came, fits, allowed in limits if not fits]
     return faults + run.evaluation.faults()
+
+
+def _is_environment(found: Any) -> bool:
+    return isinstance(found, dict) and isinstance(found.get("packages", {}), dict)
 
 
 def _json(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,6 @@ def _value(text: str) -> Any:
         return parse_toml(f"value = {text}")["value"]
     except TextError:
         return text
+
+
+OPTIONS = tuple(inspect.signature(with_options).parameters)[1:]

@@ -25,17 +25,19 @@ from resnetkit.learn.settings import with_options
 from resnetkit.learn.sources import open_data
 from resnetkit.network.build import build
 from resnetkit.network.layers import Network
+from resnetkit.tables import counted
 from resnetkit.weights.store import load
 
 
 @dataclass(frozen=True)
 class Start:
-    """What training begins with: the decisions, the pictures and the network."""
+    """What training begins with: the decisions, the pictures, the network, and the folders that were made."""
 
     prepared: Prepared
     sources: dict[str, PixelSource]
     skipped: Skipped
     model: Network
+    made: tuple[Path, ...]
 
 
 def start(
@@ -51,7 +53,8 @@ def start(
     """Open the data, settle the recipe, claim the folder, read what fits into memory, build the network."""
     opened = open_data(data)
     changes = with_options(settings, **options)
-    recipe = plan_run(len(opened.first), str(data), os.fspath(model) if model else None, changes)
+    named = str(data).encode("utf-8", "backslashreplace").decode()  # TOML holds no name that is not text
+    recipe = plan_run(len(opened.first), named, os.fspath(model) if model else None, changes)
     base = _base(recipe)
     prepared = _decided(opened, recipe, base, device, out)
     made = _claim(prepared.out, numbered=out is None)
@@ -62,7 +65,7 @@ def start(
     except BaseException:
         files.remove_empty(made)
         raise
-    return Start(replace(prepared, out=made[0]), sources, skipped, network)
+    return Start(replace(prepared, out=made[0]), sources, skipped, network, made)
 
 
 def _base(recipe: Recipe) -> Network | None:
@@ -82,7 +85,7 @@ def _decided(opened: Data, recipe: Recipe, base: Network | None, device: str, ou
     where = pick(device)
     precision = resolve(recipe.precision, where)
     notes = (*data.notes, *_lacking(data), *_leaks(data), *_beginning(recipe, base, card))
-    out, worked_out = _free(out, recipe, card), plan(card.spec)
+    out, worked_out = _outside(_free(out, recipe, card), opened.name), plan(card.spec)
     return Prepared(recipe, data, card, own.spec.input, worked_out, str(where), precision, out, notes)
 
 
@@ -113,7 +116,8 @@ def _leaks(data: Data) -> list[str]:
     """One warning for pictures that training and measuring share."""
     found = leaks(data)
     twins = listed([f"{a} = {b}" for a, b in found], 1)
-    return [f"{len(found):,} pictures are in more than one part, so they measure too kindly: {twins}"] * bool(found)
+    what = f"{counted(len(found), 'picture')} of one part {'is' if len(found) == 1 else 'are'} in another one, too"
+    return [f"{what}, which measures too kindly: {twins}"] * bool(found)
 
 
 def _beginning(recipe: Recipe, base: Network | None, card: Card) -> list[str]:
@@ -125,7 +129,7 @@ def _beginning(recipe: Recipe, base: Network | None, card: Card) -> list[str]:
     if how.body_rate == 0 or how.head_epochs >= recipe.epochs:
         then = "and the body does not learn"
     epochs = min(how.head_epochs, recipe.epochs) if how.body_rate else recipe.epochs
-    told = [f"fine-tuning {base.card.name}: the head is {kept} and learns alone for {epochs} epochs, {then}"]
+    told = [f"fine-tuning {base.card.name}: the head is {kept} and learns alone for {counted(epochs, 'epoch')}, {then}"]
     before, now = base.card.training, card.training
     if before and now and _may_overlap(before, now):
         told.append(
@@ -188,6 +192,13 @@ def _free(out: str | Path | None, recipe: Recipe, card: Card) -> Path:
     if path.exists():
         raise UsageError("--out exists already", where=str(path), fix="name a folder that does not exist")
     return path
+
+
+def _outside(out: Path, data: str) -> Path:
+    """The folder itself; one inside the data would be taken for a class the next time."""
+    if Path(data).is_dir() and out.absolute().is_relative_to(Path(data).absolute()):
+        raise UsageError("the run would be written into the data", where=str(out), fix="--out with a folder elsewhere")
+    return out
 
 
 def _claim(out: Path, *, numbered: bool) -> tuple[Path, ...]:

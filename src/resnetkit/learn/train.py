@@ -22,7 +22,7 @@ from resnetkit import files
 from resnetkit.architecture.card import CARD_FILE, Figure
 from resnetkit.architecture.catalog import ROWS
 from resnetkit.doctor import environment
-from resnetkit.errors import DataError, PictureError
+from resnetkit.errors import DataError, PictureError, suggestion
 from resnetkit.images.decode import attempt
 from resnetkit.images.thumbnail import thumbnail
 from resnetkit.learn.augment import augmented
@@ -50,6 +50,7 @@ from resnetkit.learn.run import (
     Watch,
     read_run,
 )
+from resnetkit.learn.settings import OPTIONS
 from resnetkit.learn.start import Start, start
 from resnetkit.network.layers import Network
 from resnetkit.text import to_data, to_json, to_toml
@@ -77,6 +78,9 @@ def train(
     ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is ``runs/DATA-MODEL-1``, or the next
     number that is free. Raises before anything is written wherever the fault can be known by then.
     """
+    unknown = next((name for name in options if name not in OPTIONS), None)
+    if unknown:
+        raise TypeError(f"train has no option called {unknown!r}; {suggestion(unknown, OPTIONS)}")
     begun = start(data, model, settings or {}, out=out, device=device, tell=tell, **options)
     recipe, folder = begun.prepared.recipe, begun.prepared.out
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
@@ -85,7 +89,14 @@ def train(
     files.write_text(folder / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")
     if watch:
         watch(begun.prepared)
-    return _Training(begun, watch or (lambda event: None)).run()
+    try:
+        return _Training(begun, watch or (lambda event: None)).run()
+    except BaseException:
+        if not (folder / METRICS_FILE).exists():  # not an epoch was finished, so nothing is worth keeping
+            for name in (RECIPE_FILE, NETWORK_FILE, ENVIRONMENT_FILE):
+                (folder / name).unlink(missing_ok=True)
+            files.remove_empty(begun.made)
+        raise
 
 
 class _DivergedError(DataError):
@@ -116,6 +127,12 @@ class _Training:
                     raise
                 failed, ended = error, f"{error.what} in epoch {number}"
                 break
+            except KeyboardInterrupt:
+                if not epochs:
+                    raise
+                self.model.load_state_dict(kept)
+                save(self.model, self.prepared.out / "model")
+                raise KeyboardInterrupt(f"the model of epoch {best} is kept in {self.prepared.out}") from None
             self.note(epochs[-1])
             if number == 1 or _rank(epochs[-1]) > _rank(epochs[best - 1]):
                 best, kept = number, copy.deepcopy(self.model.state_dict())

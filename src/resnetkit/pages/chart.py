@@ -17,6 +17,7 @@ _COLOURS = (
 )
 _INK, _SOFT, _LINE = "var(--ink, #1c2733)", "var(--soft, #5d6b7a)", "var(--line, #d5dce4)"
 _LEFT, _RIGHT, _TOP, _WIDTH, _DEPTH = 46.0, 408.0, 14.0, 420.0, 190.0
+_FAR = 1e12  # farther away than any figure worth a chart
 _KEYS, _KEY_HEIGHT = 2, 18.0  # names in a row above the lines
 
 
@@ -25,9 +26,12 @@ def lines(
 ) -> str:
     """Named series of (x, y) over a shared axis, which begins at ``low`` if that is given.
 
-    Values that are not finite are left out.
+    Values that are not finite, or absurdly large, are left out.
     """
-    shown = {name: [point for point in points if all(map(math.isfinite, point))] for name, points in series.items()}
+    shown = {
+        name: [point for point in points if all(math.isfinite(value) and abs(value) < _FAR for value in point)]
+        for name, points in series.items()
+    }
     points = [point for line in shown.values() for point in line] or [(0.0, 0.0)]
     left, right = min(x for x, _ in points), max(x for x, _ in points)
     ticks = _ticks(min(y for _, y in points) if low is None else low, max(y for _, y in points))
@@ -40,8 +44,8 @@ def lines(
 
     grid = [mark for tick in ticks for mark in _tick(tick, place(left, tick)[1])]
     ends = [
-        words(f"{left:g}", _LEFT, bottom + 18, fill=_SOFT),
-        words(f"{right:g}" * (right > left), _RIGHT, bottom + 18, fill=_SOFT, text_anchor="end"),
+        words(f"{left:.4g}", _LEFT, bottom + 18, fill=_SOFT),
+        words(f"{right:.4g}" * (right > left), _RIGHT, bottom + 18, fill=_SOFT, text_anchor="end"),
         words(across, (_LEFT + _RIGHT) / 2, bottom + 18, fill=_SOFT, text_anchor="middle"),
     ]
     drawn = [_line(i, name, [place(*point) for point in line]) for i, (name, line) in enumerate(shown.items())]
@@ -65,11 +69,12 @@ def _line(index: int, name: str, points: Sequence[tuple[float, float]]) -> str:
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers from below the lowest to above the highest value."""
-    span = high - low or abs(high) or 1.0
+    low, high = max(low, -_FAR), min(high, _FAR)
+    span = max(high - low or abs(high), 1e-9)
     magnitude = 10 ** math.floor(math.log10(span / about))
     step = next(m * magnitude for m in (1, 2, 5, 10) if span / (m * magnitude) <= about)
     first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, max(last, first + 1) + 1)]
 
 
 def matrix(label: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:

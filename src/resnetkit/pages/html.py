@@ -9,6 +9,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2733; --paper: #ffffff; --soft: #5d6b7a; --line: #d5dce4; --fill: #f3f6f9;
@@ -42,6 +43,17 @@ pre { overflow-x: auto; font-size: .85rem; }
 """
 
 
+_MARK = '<meta name="generator" content="resnetkit">'
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a page that was made here."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _MARK.encode() in file.read(2000)
+
+
 def page(title: str, lead: str, sections: Iterable[tuple[str, str]]) -> str:
     """A whole document; the sections are (heading, markup made here)."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
@@ -50,7 +62,7 @@ def page(title: str, lead: str, sections: Iterable[tuple[str, str]]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{_MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
         f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}</body></html>\n'
     )

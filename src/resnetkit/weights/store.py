@@ -49,7 +49,7 @@ def save(model: Network, folder: str | Path) -> Path:
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     try:
         with files.new_folder(folder) as part:
-            (part / CARD_FILE).write_text(to_json(model.card), encoding="utf-8")
+            (part / CARD_FILE).write_text(to_json(model.card), encoding="utf-8", errors="backslashreplace")
             save_file(tensors, part / WEIGHTS_FILE, {"format": "pt"})
     except SafetensorError as error:  # what safetensors makes of a full disk
         raise MachineError(f"cannot write the weights: {error}", where=str(folder)) from None
@@ -62,7 +62,7 @@ def load(source: str | os.PathLike[str], network: str | None = None, dialect: st
     Raises `UsageError` where ``source`` names no weights and `WeightsError` where they are damaged or do not fit.
     """
     source = source if isinstance(source, str) else Path(source)
-    folder = model_folder(source)
+    folder = None if network and Path(source).is_file() else model_folder(source)
     if folder:
         path = folder / WEIGHTS_FILE
         return assemble(read_card(folder), read_tensors(path), str(path), _WHOLE_FOLDER)
