@@ -1,6 +1,7 @@
 """`check`: what is found in a folder of pictures, and that nothing is changed."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image
 
 import resnetkit as rk
+from resnetkit.errors import MachineError
+from resnetkit.files import write_text
 
 
 @pytest.fixture
@@ -134,3 +137,21 @@ def test_d08_no_verb_writes_below_the_data(flowers, tmp_path, cli):
     assert any("run.toml" in path for path in touched)
     assert not [path for path in touched if path.startswith(str(flowers))]
     assert contents(flowers) == before
+
+
+def test_no_output_replaces_what_is_not_ours(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    (tmp_path / "list.txt").write_text("mine")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for words in (["--page", "mine.html"], ["--write-list", "list.txt"], ["--write-list", "pipe.txt"]):
+        code, out, err = cli("check", "digits", *words)
+        assert (code, out, err.splitlines()[0]) == (2, "", "error: this file exists already")
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+    for _ in range(2):  # a page of ours is made anew
+        assert cli("check", "digits", "--page", "ours.html")[0] == 0
+    for words in (["--page", "."], ["--page", "none/x.html"], ["--write-list", "picture.png"], ["--page", "d.html"]):
+        (tmp_path / "d.html").mkdir(exist_ok=True)
+        assert cli("check", "digits", *words)[0] == 2
+    with pytest.raises(MachineError, match="this is no ordinary file"):
+        write_text(tmp_path / "pipe.txt", "x")

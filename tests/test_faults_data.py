@@ -205,6 +205,21 @@ def test_a_run_that_cannot_begin_leaves_nothing(flowers, network, tmp_path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flowers", "mine.toml"]
 
 
+def test_an_interrupt_keeps_the_best_epoch(flowers, network, tmp_path, cli, monkeypatch):
+    original = training._Training.epoch
+
+    def interrupted(self, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return original(self, number)
+
+    monkeypatch.setattr(training._Training, "epoch", interrupted)
+    code, _, err = cli("train", flowers, "--model", network, "--out", tmp_path / "run", "--epochs", 3)
+    assert code == 130
+    assert err.splitlines()[-1] == f"interrupted; the model of epoch 1 is kept in {tmp_path / 'run'}"
+    assert rk.load(tmp_path / "run").card.classes == ("daisy", "rose", "tulip")
+
+
 def test_d10_an_error_of_the_disk_is_a_reason(flowers, monkeypatch):
     data = open_data(flowers)
 

@@ -5,7 +5,10 @@ import os
 import struct
 import subprocess
 import sys
+import time
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -428,3 +431,48 @@ def test_random_crops_have_the_size_and_depend_on_the_draw_alone(width, height, 
     first, second = (random_crop(image, how, 0.3, np.random.default_rng(seed)) for _ in range(2))
     assert first.shape == (8, 9, 3)
     assert np.array_equal(first, second)
+
+
+def test_headers_and_scans_without_end_are_refused_at_once():
+    image = Image.fromarray(noise(64, 64, 3))
+    plain, progressive = encoded(image, "JPEG"), encoded(image, "JPEG", progressive=True)
+    scans = progressive.split(b"\xff\xda")
+    bombs = {
+        "it has more than 200 scans": b"\xff\xda".join([*scans[:-1], *[scans[-2]] * 300, scans[-1]]),
+        "its header has more than 2,000 parts": plain[:2] + b"\xff\xfe\0\2" * 100_000 + plain[2:],
+        "damaged, or of a rare sort: its JPEG header cannot be read": plain[:2] + b"\xff" * 5_000_000 + plain[2:],
+    }
+    for told, content in bombs.items():
+        started = time.perf_counter()
+        with pytest.raises(PictureError) as caught:
+            decode(content)
+        assert caught.value.what == told
+        assert time.perf_counter() - started < 0.5
+    assert decode(plain[:2] + b"\xff\xfe\0\2" * 1000 + plain[2:]).size == (64, 64)
+
+
+def test_runs_of_a_bitmap_are_bounded():
+    head = b"BM" + bytes(8) + (54).to_bytes(4, "little")
+    body = (40).to_bytes(4, "little") + (60_000_000).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    body += (1).to_bytes(2, "little") + (8).to_bytes(2, "little") + (1).to_bytes(4, "little") + bytes(20)
+    with pytest.raises(PictureError) as caught:
+        decode(head + body + bytes(2000))
+    assert caught.value.what == f"it has more than {MOST_PIXELS:,} pixels"
+
+
+def test_a_file_that_is_larger_than_any_picture_is_not_read(tmp_path):
+    path = tmp_path / "long.jpg"
+    path.write_bytes(encoded(Image.fromarray(noise(8, 8, 3)), "JPEG"))
+    os.truncate(path, 3 * 2**30)  # a hole
+    with pytest.raises(PictureError, match="it has more than 256,000,000 bytes"):
+        decode(path)
+
+
+def test_decoding_leaves_the_filters_of_warnings_alone():
+    bad = encoded(Image.fromarray(noise(8, 8, 3)), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09" + bytes(30))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: attempt(decode, bad), range(40)))
+        assert warnings.filters == before

@@ -68,6 +68,7 @@ def test_charts_are_sound():
         chart.lines("a", "x", {"one": [(0.0, 1.0), (1.0, float("nan")), (2.0, 3.0)], "none": []}),
         chart.lines("b", "x", {"flat": [(1.0, 5.0)]}),
         chart.lines("c", "x", {}),
+        chart.lines("e", "x", {"far": [(1.0, 1e308), (2.0, -1e308), (3.0, 1e-13)]}),
         chart.matrix("d", NASTY, [[1, 0, 2], [0, 0, 0], [5, 5, 5]]),
     ):
         root = ET.fromstring(drawn)
@@ -77,7 +78,7 @@ def test_charts_are_sound():
 
 
 def test_ticks_enclose_the_values():
-    for low, high in [(0, 1), (0.97, 0.98), (-3, 1000), (5, 5), (0, 0)]:
+    for low, high in [(0, 1), (0.97, 0.98), (-3, 1000), (5, 5), (0, 0), (0, 1e-13), (1e-13, 1e-13), (0, 5e-324)]:
         ticks = chart._ticks(low, high)
         assert ticks[0] <= low <= high <= ticks[-1]
         assert 2 <= len(ticks) <= 8

@@ -143,7 +143,35 @@ def test_a_name_from_a_list_is_no_pattern(inbox, model, cli, stdin):
     assert [row["error"] for row in rows] == ["there is no such file", None]
 
 
+def test_more_classes_than_there_are(inbox, model, cli):
+    code, out, _ = cli("predict", inbox / "a b.png", "--model", model, "--csv", "--top", 10**12)
+    assert code == 0
+    assert out.splitlines()[0] == "file,label,probability,label_2,probability_2,label_3,probability_3,error"
+
+
+def test_a_list_as_powershell_writes_it(inbox, model, cli, stdin):
+    stdin(f"{inbox}/a b.png\r\n".encode("utf-16"))
+    code, out, _ = cli("predict", "-", "--model", model, "--csv")
+    assert (code, len(out.splitlines())) == (0, 2)
+
+
+def test_files_of_other_kinds_are_said_to_be_passed_over(inbox, model, cli, tmp_path):
+    (inbox / "phone.heic").write_bytes(b"x")
+    assert (
+        "note: files of other kinds were passed over: 1 .heic (read are " in cli("predict", inbox, "--model", model)[2]
+    )
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "1.heic").write_bytes(b"x")
+    code, _, err = cli("predict", tmp_path / "phone", "--model", model)
+    assert code == 3
+    assert "fix: files of other kinds were passed over: 1 .heic" in err
+
+
 WRONG = {
+    "predict  --modle x": (
+        2,
+        "error: there is no option --modle\nwhere: resnetkit predict\nfix: did you mean --model?",
+    ),
     "predict no*.png": (3, "error: no picture matches this pattern\nwhere: no*.png"),
     "predict empty": (3, "error: there are no pictures here\nwhere: empty"),
     "predict x.png --csv --jsonl": (2, "error: one form at a time\nwhere: --csv --jsonl"),
@@ -221,6 +249,10 @@ def test_only_bad_files(tmp_path, model, cli):
     assert [answer.label for answer in rk.predict(tmp_path / "bad.png", model)] == [""]
     with pytest.raises(DataError):
         rk.predict(tmp_path / "no*.png", model)
+    assert rk.predict([], model) == []
+    with pytest.raises(UsageError, match="an empty word names no picture"):
+        rk.predict("", model)
+    assert rk.predict("x" * 5000, model)[0].error == "file name too long"
 
 
 def test_a_missing_extra_is_one_line(inbox, model, cli, tmp_path, monkeypatch):

@@ -1,17 +1,19 @@
 """What DATA can be: folders of any shape, tables of labels, CIFAR's archives."""
 
+import gzip
 import io
 import os
 import pickle
 import shutil
 import tarfile
+import time
 
 import numpy as np
 import pytest
 
 import resnetkit as rk
 from resnetkit.errors import DataError, UsageError
-from resnetkit.learn.data import divide, fingerprint
+from resnetkit.learn.data import divide, fingerprint, leaks
 from resnetkit.learn.sources import open_data
 
 from tiny import BASE
@@ -358,3 +360,55 @@ def test_other_files_are_no_data(tmp_path):
     with pytest.raises(UsageError) as caught:
         open_data(tmp_path / "cat.jpg")
     assert caught.value.what == "this file is no data that is read here"
+
+
+def test_archives_that_unpack_without_end(tmp_path):
+    path = tmp_path / "bomb.tar.gz"
+    member = tarfile.TarInfo("x/test_batch.bin")
+    member.size = 400_000_000
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(member.tobuf())
+        for _ in range(400):
+            file.write(bytes(1_000_000))
+    started = time.perf_counter()
+    with pytest.raises(DataError, match="it unpacks to far more than CIFAR"):
+        open_data(path)
+    assert time.perf_counter() - started < 5
+    with tarfile.open(path, "w:gz") as opened:  # names of names of names
+        for _ in range(3000):
+            opened.fileobj.write(tarfile.TarInfo("x").tobuf().replace(b"0" + b"\0" * 100, b"x" + b"\0" * 100))
+    with pytest.raises(DataError):
+        open_data(path)
+
+
+@pytest.mark.parametrize("names", [b"a\nb\na\n", b"a\n\nb\nc\n", b"a\n\x1b[2J\nc\n", b"\n\n", b""])
+def test_names_of_classes_in_an_archive(tmp_path, names):
+    files = ten() | {"cifar-10-batches-bin/batches.meta.txt": names}
+    with pytest.raises(DataError, match="the names of the classes are not sound"):
+        open_data(archive(tmp_path / "c.tar.gz", files))
+
+
+def test_a_pipe_in_two_parts_is_not_waited_for(pictures):
+    pictures("d/train", ["a", "b"])
+    root = pictures("d/val", ["a", "b"], 3).parent
+    for part in ("train", "val"):
+        os.mkfifo(root / part / "a" / "pipe.png")
+    assert len(leaks(open_data(root))) == 6
+
+
+def test_a_run_is_not_written_into_the_data(pictures, tmp_path, cli, monkeypatch):
+    root = pictures("d", ["a", "b"], 12)
+    monkeypatch.chdir(root)
+    code, out, err = cli("train", ".", "--model", "resnet20", "--epochs", 1)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: the run would be written into the data\nwhere: runs/data-resnet20-1\nfix: --out ")
+    assert sorted(path.name for path in root.iterdir()) == ["a", "b"]
+
+
+def test_all_the_parts_as_one(pictures):
+    pictures("d/train", ["a", "b"], 5)
+    root = pictures("d/val", ["a", "b"], 3).parent
+    data = open_data(root)
+    assert len(data.part("all")) == 16
+    assert data.part("all").labels.tolist() == [0] * 5 + [1] * 5 + [0] * 3 + [1] * 3
+    assert rk.evaluate(rk.build(BASE, classes=["a", "b"]), root, part="all").n == 16
