@@ -22,7 +22,7 @@ from resnetkit.cli import main
 from resnetkit.explain.picture import picture
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/explain.md", "docs/training.md", "docs/models.md", "docs/data.md")
+PAGES = ("README.md", "docs/explain.md", "docs/training.md", "docs/models.md", "docs/data.md", "docs/weights.md")
 PICTURES = ("resnet18", "resnet50", "plain34", "resnet34", "resnet20")
 BLOCK = re.compile(r"(<!-- (made by|made from): (.+?) -->\n)(?:(?!<!-- end -->).)*(<!-- end -->)", re.DOTALL)
 
@@ -89,7 +89,37 @@ def two_classes(found: dict) -> str:
     return "\n".join(rows) + f"\n\nOn {found['pictures']} photographs ({classes} of CIFAR-10), {cores} cores.\n"
 
 
+def dialects(found: dict) -> str:
+    """A row for each library, with the worst of its networks."""
+    rows = ["| dialect | reads | writes | proved against | largest relative error of logits | back bit-equal |"]
+    rows.append("| --- | --- | --- | --- | ---: | --- |")
+    for library, version in found["versions"].items():
+        mine = [row for row in found["rows"] if row["library"] == library]
+        names, worst = ", ".join(row["name"] for row in mine), max(row["error"] for row in mine)
+        equal = f"{sum(row['equal'] for row in mine)} of {len(mine)}"
+        rows.append(f"| {library} | yes | yes | {library} {version}: {names} | {worst:.1e} | {equal} |")
+    cifar = found["cifar"]
+    rows += [f"| {row['library']} | yes | yes | {row['what']} | {row['told']} | {row['equal']} |" for row in cifar]
+    return "\n".join(rows) + "\n"
+
+
+def loading(found: dict) -> str:
+    rows = ["| ResNet-50 from a file | seconds | peak memory above the imports, MiB |", "| --- | ---: | ---: |"]
+    labels = {
+        "torchvision": "`resnet50()`, `torch.load` of a .pth, `load_state_dict`",
+        "ours": "`rk.load` of a .safetensors file",
+    }
+    rows += [
+        f"| {label} | {found['seconds'][name]:.3f} | {found['peak_mib'][name]:.0f} |" for name, label in labels.items()
+    ]
+    pairs = f"the median of {found['rounds']} pairs; the file has {found['file_mib']:.0f} MiB"
+    told = f"{found['ratio']:.2f} of the time, {pairs}. `python benchmarks/loading.py` measures it again."
+    return "\n".join(rows) + f"\n\n{told}\n"
+
+
 TABLES = {
+    "dialects.json": dialects,
+    "loading.json": loading,
     "two-classes.json": two_classes,
     "training-speed.json": speed,
     "training-results.json": results,

@@ -134,23 +134,20 @@ def test_rates_of_head_and_body():
         assert shares[id(parameter)] == (1.0 if path.startswith("head.") else 0.25)
 
 
-def test_a_weights_file_needs_its_network(base, flowers, tmp_path, cli):
+def test_a_weights_file_of_another_library(flowers, tmp_path, cli):
     import torchvision
 
     theirs = torchvision.models.resnet18(weights=None, num_classes=7)
     torch.save(theirs.state_dict(), tmp_path / "tv.pth")
-    words = ["train", flowers, "--model", tmp_path / "tv.pth", "--out", tmp_path / "run", "--epochs", 1]
-    code, _, err = cli(*words)
-    assert (code, err) == (
-        2,
-        f"error: which network are these weights of?\nwhere: {tmp_path / 'tv.pth'}\nfix: name it: --network resnet18\n",
-    )
-    small = ["--set", "image=[3,32,32]", "--batch-size", 16]
-    code, _, err = cli(*words, "--network", "resnet18", "--dialect", "torchvision", *small)
+    words = ["train", flowers, "--model", tmp_path / "tv.pth", "--set", "image=[3,32,32]", "--batch-size", 16]
+    code, _, err = cli(*words, "--epochs", 1, "--out", tmp_path / "run")
     assert code == 0, err
+    assert "note   read: tv.pth, read as resnet18 in the dialect torchvision; assumed: the 7x7 of the stem has " in err
     assert "fine-tuning resnet18: the head is new" in err
-    kept = rk.load(tmp_path / "run").stem.conv1.weight
-    assert torch.equal(kept, theirs.conv1.weight)
+    assert torch.equal(rk.load(tmp_path / "run").stem.conv1.weight, theirs.conv1.weight)
+    code, out, _ = cli(*words, "--print-config")
+    assert code == 0
+    assert 'kind = "fine-tune"' in out
 
 
 WRONG = {

@@ -1,20 +1,24 @@
-"""Thousands of mutated pictures and texts: nothing but our own errors comes out.
+"""Thousands of mutated pictures, texts and weights: nothing but our own errors comes out.
 
-20,000 cases in all; the seeds are fixed, so that a case that fails can be found again by its number.
+20,000 pictures and texts, 20,000 files with weights; the seeds are fixed, so that a case that fails can be found again by its number.
 """
 
 import io
 import json
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save as to_bytes
 
 import resnetkit as rk
 from resnetkit.architecture.card import Card, card_for
-from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.rules import require
-from resnetkit.architecture.spec import Network
+from resnetkit.architecture.spec import Linear, Network
 from resnetkit.errors import DataError, PictureError, ResnetkitError, UsageError
 from resnetkit.images.decode import FORMATS, decode
 from resnetkit.learn.recipe import Recipe, Steps, check, recipe_for
@@ -22,6 +26,7 @@ from resnetkit.learn.report import report
 from resnetkit.learn.run import Results, read_run
 from resnetkit.learn.sources import open_data
 from resnetkit.text import from_json, from_toml, to_json, to_toml
+from resnetkit.weights.dialects import TORCHVISION
 from test_pages import a_run
 
 from tiny import BASE
@@ -203,3 +208,57 @@ def digits_run(tmp_path_factory):
         del column[12:]
     (run.path / "results.json").write_text(json.dumps(results, indent=1))
     return run.path
+
+
+def weights_files():
+    """A small network as safetensors, as pickles of both archives, and as a folder of transformers."""
+    model = rk.build(replace(BASE, head=Linear(3)))
+    table = TORCHVISION.table(model.plan)
+    state = {table[key]: value for key, value in model.state_dict().items()}
+    new, old = io.BytesIO(), io.BytesIO()
+    torch.save({"state_dict": state, "epoch": 3}, new)
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    return {"x.safetensors": to_bytes(state), "x.pth": new.getvalue(), "x.th": old.getvalue()}
+
+
+@pytest.mark.parametrize(("name", "cases"), [("x.safetensors", 14_000), ("x.pth", 2500), ("x.th", 2500)])
+def test_mutated_weights(tmp_path, name, cases):
+    content = weights_files()[name]
+    header = content[: 8 + int.from_bytes(content[:8], "little")] if name == "x.safetensors" else b""
+    words = [
+        b'"F32"',
+        b'"I64"',
+        b"[0,0]",
+        b"[99999999999,1]",
+        b'"shape"',
+        b"data_offsets",
+        b"conv1.weight",
+        *INTERESTING,
+    ]
+    path, codes = tmp_path / name, set()
+    for number in range(cases):
+        draw = np.random.default_rng([9, number])
+        case = mutated(header, draw, words) + content[len(header) :] if header else mutated(content, draw, words)
+        path.write_bytes(case)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numbers that are not finite, and of odd escapes
+            try:
+                rk.load(path)
+            except ResnetkitError as error:
+                codes.add(error.exit_code)
+                assert len(str(error).splitlines()) <= 8, number
+    assert codes == {4}
+
+
+def test_mutated_configs_of_transformers(tmp_path):
+    model = rk.build(replace(spec("resnet18"), stages=spec("resnet18").stages[:1], head=Linear(2)), classes=["a", "b"])
+    folder = rk.convert(model, "hf", tmp_path / "hf")
+    for seed, name in enumerate(("config.json", "preprocessor_config.json")):
+        content = (folder / name).read_bytes()
+        for number in range(500):
+            (folder / name).write_bytes(mutated(content, np.random.default_rng([seed, number]), WORDS))
+            try:
+                rk.load(folder)
+            except ResnetkitError as error:
+                assert error.exit_code in (2, 4), (name, number)
+        (folder / name).write_bytes(content)

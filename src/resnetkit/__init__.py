@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     from resnetkit.learn.evaluate import evaluate
     from resnetkit.learn.train import train
     from resnetkit.network.build import build
+    from resnetkit.weights.convert import as_module, convert
     from resnetkit.weights.store import load, save
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "ResnetkitError": "errors:ResnetkitError",
+    "as_module": "weights.convert:as_module",
     "build": "network.build:build",
     "check": "learn.check:check",
+    "convert": "weights.convert:convert",
     "embed": "deliver.embed:embed",
     "evaluate": "learn.evaluate:evaluate",
     "load": "weights.store:load",
@@ -46,8 +49,10 @@ _PLACES = {
 
 __all__ = [
     "ResnetkitError",
+    "as_module",
     "build",
     "check",
+    "convert",
     "embed",
     "evaluate",
     "load",

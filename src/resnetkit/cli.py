@@ -30,6 +30,7 @@ VERBS = {
     "report": "a run as a page, or several runs laid over each other",
     "predict": "pictures to labels",
     "embed": "pictures to vectors",
+    "convert": "weights as another library has them",
     "doctor": "the environment, to paste into a report of a fault",
 }
 

@@ -70,7 +70,10 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Everything about a model that is not a tensor; ``config.json`` of a model folder."""
+    """Everything about a model that is not a tensor; ``config.json`` of a model folder.
+
+    ``assumed`` holds what could not be told from the file that the weights came in.
+    """
 
     name: str
     spec: Network
@@ -80,6 +83,7 @@ class Card:
     training: Training | None = None
     licence: str = ""
     figures: tuple[Figure, ...] = ()
+    assumed: tuple[str, ...] = ()
     format: Literal[1] = 1
 
 
@@ -101,7 +105,20 @@ def model_folder(source: str | Path) -> Path | None:
         return None
     path = Path(source)
     path = path.parent if path.name == WEIGHTS_FILE else path
-    return next((folder for folder in (path, path / "model") if (folder / CARD_FILE).is_file()), None)
+    return next((folder for folder in (path, path / "model") if _holds_card(folder)), None)
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder is one of transformers, which has a ``config.json`` as well."""
+    config = folder / CARD_FILE
+    if not config.is_file():
+        return False
+    with config.open("rb") as file:
+        return b'"model_type"' in file.read(2**20)
+
+
+def _holds_card(folder: Path) -> bool:
+    return (folder / CARD_FILE).is_file() and not is_hugging_face(folder)
 
 
 def preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, output_file, results, say, then
+from resnetkit.commands.output import counting, output_file, results, say, tell_assumed, then
 from resnetkit.commands.stdin import files_or_stdin
 from resnetkit.deliver.inputs import passed_over
 from resnetkit.deliver.rows import require_parquet
@@ -25,7 +25,7 @@ class Options:
     files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
     """Pictures, folders, patterns in quotes; - reads names (one a line) or one picture from standard input."""
     model: str
-    """A run folder, a model folder, or a weights file (then with --network)."""
+    """A run folder, a model folder, or a weights file of any library."""
     out: str = "vectors.npz"
     """The .npz or .parquet file to write."""
     place: str = ""
@@ -35,9 +35,9 @@ class Options:
     precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16")] = "fp32"
     """In what the network computes."""
     network: str = ""
-    """For a weights file: which network it is of."""
-    dialect: str = "resnetkit"
-    """For a weights file: how its tensors are called (resnetkit or torchvision)."""
+    """For a weights file: which network it is of, where that should not be told from the file."""
+    dialect: str = ""
+    """For a weights file: how its tensors are called, where that should not be told from the file."""
     json: bool = False
     """One JSON document that says what was written."""
 
@@ -51,7 +51,8 @@ def run(options: Options) -> int:
     from resnetkit.learn.device import as_precision
     from resnetkit.weights.store import load
 
-    model = load(options.model, options.network or None, options.dialect)
+    model = load(options.model, options.network or None, options.dialect or None)
+    tell_assumed(model.card)
     precision = as_precision(options.precision)
     with counting("looking at pictures") as tell:
         found = embed(files, model, place=options.place or None, device=options.device, precision=precision, tell=tell)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from resnetkit.commands.output import counting, model_words, prose, results, say, table, then
+from resnetkit.commands.output import counting, model_words, prose, results, say, table, tell_assumed, then
 from resnetkit.learn.data import listed
 from resnetkit.learn.evaluation import Evaluation, told
 
@@ -20,7 +20,7 @@ class Options:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run folder, a model folder, or a weights file (then with --network)."""
+    """A run folder, a model folder, or a weights file of any library."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A folder, a table (.csv) or an archive as train takes it, or digits."""
     part: Literal["train", "val", "test", "all"] | None = None
@@ -34,9 +34,9 @@ class Options:
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto."""
     network: str = ""
-    """For a weights file: which network it is of."""
-    dialect: str = "resnetkit"
-    """For a weights file: how its tensors are called (resnetkit or torchvision)."""
+    """For a weights file: which network it is of, where that should not be told from the file."""
+    dialect: str = ""
+    """For a weights file: how its tensors are called, where that should not be told from the file."""
     json: bool = False
     """One JSON document instead of a table."""
 
@@ -45,7 +45,8 @@ def run(options: Options) -> int:
     from resnetkit.learn.evaluate import evaluate
     from resnetkit.weights.store import load
 
-    model = load(options.model, options.network or None, options.dialect)
+    model = load(options.model, options.network or None, options.dialect or None)
+    tell_assumed(model.card)
     with counting("evaluating") as tell:
         found = evaluate(
             model,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from resnetkit.architecture.card import Card
 from resnetkit.errors import UsageError
 from resnetkit.pages.html import is_ours
 from resnetkit.tables import aligned, fitted, printable
@@ -78,9 +79,16 @@ def output_file(name: str, *endings: str) -> Path:
 
 def model_words(options: Any) -> list[str]:
     """The words that name the same model again."""
-    given = {"--network": options.network, "--dialect": options.dialect if options.network else ""}
+    given = {"--network": options.network, "--dialect": options.dialect}
     more = [word for option, value in given.items() if value for word in (option, value)]
     return ["--model", options.model, *more]
+
+
+def tell_assumed(card: Card) -> None:
+    """What a weights file is taken for, and what could not be told from it."""
+    if card.assumed:
+        say(f"read: {card.origin}")
+        say(f"assumed: {'; '.join(card.assumed)}")
 
 
 def rewrites_lines() -> bool:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, model_words, output_file, plain_json, results, say, table, then
+from resnetkit.commands.output import (
+    counting,
+    model_words,
+    output_file,
+    plain_json,
+    results,
+    say,
+    table,
+    tell_assumed,
+    then,
+)
 from resnetkit.commands.stdin import files_or_stdin
 from resnetkit.deliver.inputs import passed_over
 from resnetkit.deliver.rows import Answer, answer_columns, csv_lines, json_lines, record, require_parquet, write_parquet
@@ -32,7 +42,7 @@ class Options:
     files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
     """Pictures, folders, patterns in quotes; - reads names (one a line) or one picture from standard input."""
     model: str
-    """A run folder, a model folder, or a weights file (then with --network)."""
+    """A run folder, a model folder, or a weights file of any library."""
     top: int = 1
     """How many classes to name for each picture."""
     csv: bool = False
@@ -48,9 +58,9 @@ class Options:
     precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16")] = "fp32"
     """In what the network computes."""
     network: str = ""
-    """For a weights file: which network it is of."""
-    dialect: str = "resnetkit"
-    """For a weights file: how its tensors are called (resnetkit or torchvision)."""
+    """For a weights file: which network it is of, where that should not be told from the file."""
+    dialect: str = ""
+    """For a weights file: how its tensors are called, where that should not be told from the file."""
 
 
 def run(options: Options) -> int:
@@ -62,7 +72,8 @@ def run(options: Options) -> int:
     from resnetkit.learn.device import as_precision, classes_of
     from resnetkit.weights.store import load
 
-    model = load(options.model, options.network or None, options.dialect)
+    model = load(options.model, options.network or None, options.dialect or None)
+    tell_assumed(model.card)
     options = replace(options, top=min(options.top, classes_of(model)))
     precision = as_precision(options.precision)
     streaming = options.csv or options.jsonl

@@ -11,7 +11,7 @@ import tyro
 
 from resnetkit.commands.output import prose, results, rewrites_lines, say, then
 from resnetkit.learn.evaluation import told
-from resnetkit.learn.recipe import plan_run
+from resnetkit.learn.recipe import is_weights_file, model_named, plan_run
 from resnetkit.learn.settings import parse_settings, read_changes, with_options
 from resnetkit.text import over
 
@@ -61,9 +61,9 @@ class Options:
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto."""
     network: str = ""
-    """For a weights file: which network it is of."""
+    """For a weights file: which network it is of, where that should not be told from the file."""
     dialect: str = ""
-    """For a weights file: how its tensors are called (resnetkit or torchvision)."""
+    """For a weights file: how its tensors are called, where that should not be told from the file."""
     config: str = ""
     """A .toml or .json file with parts of a recipe."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -137,5 +137,11 @@ def _print(options: Options, changes: dict[str, Any]) -> int:
     from resnetkit.learn.sources import open_data
     from resnetkit.text import to_toml
 
-    print(to_toml(plan_run(len(open_data(options.data).first), options.data, options.model or None, changes)), end="")
+    model, spec = model_named(options.model or None, changes), None
+    if is_weights_file(model):
+        from resnetkit.learn.start import trained
+
+        found = trained(model, changes)
+        spec = found.card.spec if found else None
+    print(to_toml(plan_run(len(open_data(options.data).first), options.data, model, changes, spec)), end="")
     return 0

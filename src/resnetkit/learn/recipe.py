@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from resnetkit.architecture.card import Preparation, card_of, model_folder, preparation_faults
-from resnetkit.architecture.catalog import ROWS, spec
+from resnetkit.architecture.card import Preparation, card_of, is_hugging_face, model_folder, preparation_faults
+from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.spec import Network
-from resnetkit.errors import Fault, TextError, UsageError
+from resnetkit.errors import Fault, TextError
 from resnetkit.text import from_data, over, to_data
 
 # -------------------------------------------------------------------------------------------------------- the pieces
@@ -96,14 +96,14 @@ class FineTune:
 
     The body (everything before the head) learns at the share ``body_rate`` of the head's rate. ``frozen`` norms keep
     the statistics they came with and learn only their scale and shift; ``learnt`` ones follow the new pictures.
-    ``network`` and ``dialect`` are for a weights file, which does not tell its own.
+    ``network`` and ``dialect`` say what a weights file is, where that should not be told from it.
     """
 
     head_epochs: int = 2
     body_rate: float = 0.1
     norms: Literal["frozen", "learnt"] = "frozen"
     network: str = ""
-    dialect: str = "resnetkit"
+    dialect: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,23 +184,23 @@ def _sgd(batch: int) -> SGD:
     return SGD(lr=0.1 * batch / 64)
 
 
-def plan_run(pictures: int, data: str, model: str | None, settings: Mapping[str, Any]) -> Recipe:
+def plan_run(
+    pictures: int, data: str, model: str | None, settings: Mapping[str, Any], trained: Network | None = None
+) -> Recipe:
     """The recipe that suits a network and a number of pictures, with ``settings`` laid over it; raises `TextError`.
 
-    A model that has weights is fine-tuned, any other starts from random ones. ``data`` and ``model`` as named here are
-    stronger than in the settings; without either the model is resnet18.
+    A model that has weights is fine-tuned, any other starts from random ones; ``trained`` is a weights file's spec.
+    ``data`` and ``model`` as named here are stronger than in the settings; without either the model is resnet18.
     """
-    asked = {key: settings[key] for key in ("model", "image") if key in settings}
-    early = from_data(_Recipe, asked | ({"model": model} if model else {}), "what is set")
-    begin = settings.get("start", {})
-    begin = {"kind": begin} if isinstance(begin, str) else begin if isinstance(begin, dict) else {}
-    own = _own_spec(early.model, str(begin.get("network", ""))).input
-    image = early.image or own
-    start = recipe_for(data, early.model, max(image[1:]), pictures)
-    if has_weights(early.model) and begin.get("kind") != "scratch":
+    named = model_named(model, settings)
+    asked = {key: settings[key] for key in ("image",) if key in settings}
+    own = (trained or card_of(named).spec).input
+    image = from_data(_Recipe, asked, "what is set").image or own
+    start = recipe_for(data, named, max(image[1:]), pictures)
+    if (trained or model_folder(named)) and beginning(settings).get("kind") != "scratch":
         start = tuned(start, own)
     start = start if start.image else replace(start, image=image)
-    return edit(start, {**settings, "data": data, "model": early.model})
+    return edit(start, {**settings, "data": data, "model": named})
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,22 +211,23 @@ class _Recipe:
     image: tuple[int, int, int] | None = None
 
 
-def _own_spec(model: str, network: str) -> Network:
-    """The spec of the model; of a weights file, that of the network it is said to be of."""
-    if not _is_weights_file(model):
-        return card_of(model).spec
-    if not network:
-        raise UsageError("which network are these weights of?", where=model, fix="name it: --network resnet18")
-    return spec(network)
+def model_named(model: str | None, settings: Mapping[str, Any]) -> str:
+    """The model as it is named, by hand or in the settings."""
+    asked = {"model": settings["model"]} if "model" in settings else {}
+    return from_data(_Recipe, asked | ({"model": model} if model else {}), "what is set").model
 
 
-def has_weights(model: str) -> bool:
-    """Whether a model is one that was trained: a model folder, a run folder, or a weights file."""
-    return model_folder(model) is not None or _is_weights_file(model)
+def beginning(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings say of the start, which may be a word alone."""
+    begin = settings.get("start", {})
+    return {"kind": begin} if isinstance(begin, str) else dict(begin) if isinstance(begin, Mapping) else {}
 
 
-def _is_weights_file(model: str) -> bool:
-    return model not in ROWS and not model.endswith((".toml", ".json")) and Path(model).is_file()
+def is_weights_file(model: str) -> bool:
+    """Whether a model is named by a file that holds weights, or a folder of transformers."""
+    if model in ROWS or model.endswith((".toml", ".json")) or model_folder(model):
+        return False
+    return Path(model).is_file() or is_hugging_face(Path(model))
 
 
 def edit(recipe: Recipe, changes: Mapping[str, Any], what: str = "what is set") -> Recipe:

@@ -19,7 +19,16 @@ from resnetkit.errors import DataError, MachineError, TextError, UsageError
 from resnetkit.learn.data import Data, divide, fingerprint, leaks, listed
 from resnetkit.learn.device import pick, resolve
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes
-from resnetkit.learn.recipe import FineTune, RandomCrop, Recipe, Scratch, plan_run
+from resnetkit.learn.recipe import (
+    FineTune,
+    RandomCrop,
+    Recipe,
+    Scratch,
+    beginning,
+    is_weights_file,
+    model_named,
+    plan_run,
+)
 from resnetkit.learn.run import RECIPE_FILE, Prepared
 from resnetkit.learn.settings import with_options
 from resnetkit.learn.sources import open_data
@@ -54,8 +63,10 @@ def start(
     opened = open_data(data)
     changes = with_options(settings, **options)
     named = str(data).encode("utf-8", "backslashreplace").decode()  # TOML holds no name that is not text
-    recipe = plan_run(len(opened.first), named, os.fspath(model) if model else None, changes)
-    base = _base(recipe)
+    word = model_named(os.fspath(model) if model else None, changes)
+    weights = trained(word, changes)
+    recipe = plan_run(len(opened.first), named, word, changes, weights.card.spec if weights else None)
+    base = weights or _base(recipe)
     prepared = _decided(opened, recipe, base, device, out)
     made = _claim(prepared.out, numbered=out is None)
     try:
@@ -68,11 +79,17 @@ def start(
     return Start(replace(prepared, out=made[0]), sources, skipped, network, made)
 
 
-def _base(recipe: Recipe) -> Network | None:
-    """The network to fine-tune, where the recipe starts from one."""
-    if isinstance(recipe.start, Scratch):
+def trained(model: str, settings: Mapping[str, Any]) -> Network | None:
+    """The network of a weights file, which has to be read before it is known; None for any other model."""
+    if not is_weights_file(model):
         return None
-    return load(recipe.model, recipe.start.network or None, recipe.start.dialect)
+    begin = beginning(settings)
+    return load(model, str(begin.get("network", "")) or None, str(begin.get("dialect", "")) or None)
+
+
+def _base(recipe: Recipe) -> Network | None:
+    """The network of a folder to fine-tune, where the recipe starts from one."""
+    return None if isinstance(recipe.start, Scratch) else load(recipe.model)
 
 
 def _decided(opened: Data, recipe: Recipe, base: Network | None, device: str, out: str | Path | None) -> Prepared:
@@ -129,7 +146,10 @@ def _beginning(recipe: Recipe, base: Network | None, card: Card) -> list[str]:
     if how.body_rate == 0 or how.head_epochs >= recipe.epochs:
         then = "and the body does not learn"
     epochs = min(how.head_epochs, recipe.epochs) if how.body_rate else recipe.epochs
-    told = [f"fine-tuning {base.card.name}: the head is {kept} and learns alone for {counted(epochs, 'epoch')}, {then}"]
+    told = [f"read: {base.card.origin}; assumed: {'; '.join(base.card.assumed)}"] * bool(base.card.assumed)
+    told += [
+        f"fine-tuning {base.card.name}: the head is {kept} and learns alone for {counted(epochs, 'epoch')}, {then}"
+    ]
     before, now = base.card.training, card.training
     if before and now and _may_overlap(before, now):
         told.append(

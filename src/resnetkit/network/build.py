@@ -10,7 +10,7 @@ import torch
 
 from resnetkit.architecture.card import Card, card_for
 from resnetkit.architecture.catalog import name_of, spec
-from resnetkit.architecture.plan import plan
+from resnetkit.architecture.plan import Plan, plan
 from resnetkit.architecture.spec import Linear, NoHead, Pooled
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import UsageError
@@ -46,8 +46,7 @@ def build(
     return model
 
 
-def shell(card: Card) -> Network:
-    """The module of a card on the meta device: every shape, no number, no time."""
-    worked_out = plan(card.spec)
-    with torch.device("meta"):
-        return Network(worked_out, card, [(name(part), module(part)) for part in worked_out.root.children])
+def shell(card: Card, worked_out: Plan | None = None) -> Network:
+    """The module of a card on the meta device: every shape, no number, no time. ``worked_out`` is its known plan."""
+    worked_out = worked_out or plan(card.spec)
+    return Network(worked_out, card, [(name(part), module(part)) for part in worked_out.root.children])

@@ -164,6 +164,7 @@ class GlobalAverage(nn.Module):
 
 # ------------------------------------------------------------------------------------------------- node -> module
 
+_NOWHERE = "meta"  # said to each layer, as a `torch.device` context costs as much as the layers themselves
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -185,13 +186,14 @@ def _convolution(op: ops.Convolution) -> nn.Module:
         op.dilation,
         op.groups,
         op.bias,
+        device=_NOWHERE,
     )
 
 
 def _norm(op: ops.Normalisation) -> nn.Module:
     if isinstance(op.norm, BatchNorm):
-        return nn.BatchNorm2d(op.channels, op.norm.eps, op.norm.momentum)
-    return nn.GroupNorm(op.norm.groups, op.channels, op.norm.eps)
+        return nn.BatchNorm2d(op.channels, op.norm.eps, op.norm.momentum, device=_NOWHERE)
+    return nn.GroupNorm(op.norm.groups, op.channels, op.norm.eps, device=_NOWHERE)
 
 
 def _average(op: ops.AveragePooling) -> nn.Module:
@@ -208,7 +210,7 @@ _LAYERS: dict[type, Callable[[Any], nn.Module]] = {
     ops.AveragePooling: _average,
     ops.ZeroPad: lambda op: ZeroPad(op.before, op.after, op.stride),
     ops.GlobalAverage: lambda op: GlobalAverage(),
-    ops.FullyConnected: lambda op: nn.Linear(op.inputs, op.outputs),
+    ops.FullyConnected: lambda op: nn.Linear(op.inputs, op.outputs, device=_NOWHERE),
 }
 
 _PLACES: dict[str, type[nn.Sequential]] = {
@@ -221,7 +223,7 @@ _PLACES: dict[str, type[nn.Sequential]] = {
 
 
 def module(part: Place | Node) -> nn.Module:
-    """The module of a node or a place of a plan, weights not initialised."""
+    """The module of a node or a place of a plan, on the meta device: shapes, and no numbers yet."""
     if isinstance(part, Node):
         return _LAYERS[type(part.op)](part.op)
     parts = {name(child): module(child) for child in part.children if child.role != "add"}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from resnetkit.architecture.plan import Plan
+from resnetkit.architecture.spec import Network, PooledProjection, Shortcuts
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import UsageError
 
@@ -20,10 +21,14 @@ _PLACEHOLDER = re.compile(r"\{([a-z])(-1)?\}|\*")
 
 @dataclass(frozen=True)
 class Dialect:
-    """Names of tensors: rows of (ours, theirs)."""
+    """Names of tensors: rows of (ours, theirs), for a ``deep`` stem of three convolutions or one, and for shortcuts
+    that are ``pooled`` or not.
+    """
 
     name: str
     rows: tuple[tuple[str, str], ...]
+    deep: bool = False
+    pooled: bool = False
 
     def theirs(self, key: str) -> str:
         """Their name for our ``path.tensor``; raises `UsageError` where they have none."""
@@ -73,17 +78,74 @@ def _fill(text: str, found: dict[str, str]) -> str:
     return _PLACEHOLDER.sub(write, text)
 
 
-TORCHVISION = Dialect(
-    "torchvision",
-    (
-        ("stem.conv1.*", "conv1.*"),
-        ("stem.norm1.*", "bn1.*"),
+def _numbered(conv: str, norm: str, shortcut: tuple[tuple[str, str], ...], head: str) -> tuple[tuple[str, str], ...]:
+    """Rows of the many libraries that number stages as ``layer1`` and blocks from 0."""
+    return (
+        ("stem.conv1.*", conv),
+        ("stem.norm1.*", norm),
         ("stage{s}.block{b}.branch.conv{i}.*", "layer{s}.{b-1}.conv{i}.*"),
         ("stage{s}.block{b}.branch.norm{i}.*", "layer{s}.{b-1}.bn{i}.*"),
-        ("stage{s}.block{b}.shortcut.conv.*", "layer{s}.{b-1}.downsample.0.*"),
-        ("stage{s}.block{b}.shortcut.norm.*", "layer{s}.{b-1}.downsample.1.*"),
-        ("head.linear.*", "fc.*"),
-    ),
-)
+        *((f"stage{{s}}.block{{b}}.shortcut.{ours}.*", f"layer{{s}}.{{b-1}}.{theirs}.*") for ours, theirs in shortcut),
+        ("head.linear.*", head),
+    )
 
-DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (TORCHVISION,)}
+
+_PROJECTED = (("conv", "downsample.0"), ("norm", "downsample.1"))
+_POOLED = (("conv", "downsample.1"), ("norm", "downsample.2"))  # behind the pool, or what stands for it
+_DEEP = (
+    ("stem.conv1.*", "conv1.0.*"),
+    ("stem.norm1.*", "conv1.1.*"),
+    ("stem.conv2.*", "conv1.3.*"),
+    ("stem.norm2.*", "conv1.4.*"),
+    ("stem.conv3.*", "conv1.6.*"),
+    ("stem.norm3.*", "bn1.*"),
+)
+_PLAIN_ROWS = _numbered("conv1.*", "bn1.*", _PROJECTED, "fc.*")
+_POOLED_ROWS = _numbered("conv1.*", "bn1.*", _POOLED, "fc.*")
+
+
+def _hugging_face(before: str) -> tuple[tuple[str, str], ...]:
+    layer = before + "encoder.stages.{s-1}.layers.{b-1}."
+    return (
+        ("stem.conv1.*", before + "embedder.embedder.convolution.*"),
+        ("stem.norm1.*", before + "embedder.embedder.normalization.*"),
+        ("stage{s}.block{b}.branch.conv{i}.*", layer + "layer.{i-1}.convolution.*"),
+        ("stage{s}.block{b}.branch.norm{i}.*", layer + "layer.{i-1}.normalization.*"),
+        ("stage{s}.block{b}.shortcut.conv.*", layer + "shortcut.convolution.*"),
+        ("stage{s}.block{b}.shortcut.norm.*", layer + "shortcut.normalization.*"),
+        ("head.linear.*", "classifier.1.*"),
+    )
+
+
+TORCHVISION = Dialect("torchvision", _PLAIN_ROWS)
+AKAMASTER = Dialect("akamaster", _numbered("conv1.*", "bn1.*", (), "linear.*"))
+KUANGLIU = Dialect(
+    "kuangliu", _numbered("conv1.*", "bn1.*", (("conv", "shortcut.0"), ("norm", "shortcut.1")), "linear.*")
+)
+HUGGING_FACE = Dialect("hf", _hugging_face("resnet."))
+
+# Tables of one name are tried in turn: how a library calls a tensor can depend on the network. The first that fits is
+# taken, so torchvision's stands before timm's, which are the same where the network is one that both have.
+TABLES: tuple[Dialect, ...] = (
+    TORCHVISION,
+    Dialect("timm", _PLAIN_ROWS),
+    Dialect("timm", _DEEP + _PLAIN_ROWS[2:], deep=True),
+    Dialect("timm", _POOLED_ROWS, pooled=True),
+    Dialect("timm", _DEEP + _POOLED_ROWS[2:], deep=True, pooled=True),
+    HUGGING_FACE,
+    Dialect("hf", _hugging_face("")[:-1]),
+    AKAMASTER,
+    KUANGLIU,
+)
+NAMES = tuple(dict.fromkeys(table.name for table in TABLES))
+
+
+def table_for(name: str, spec: Network) -> Dialect:
+    """The table by which a dialect calls the tensors of this network; raises `UsageError` where it has none."""
+    deep = len(spec.stem.convs) > 1
+    pooled = isinstance(spec.shortcuts, Shortcuts) and isinstance(spec.shortcuts.wider, PooledProjection)
+    found = [table for table in TABLES if (table.name, table.deep, table.pooled) == (name, deep, pooled)]
+    if not found:
+        what = "three convolutions in its stem" if deep else "a pool in its shortcuts"
+        raise UsageError(f"{name} has no names for a network with {what}")
+    return found[0]

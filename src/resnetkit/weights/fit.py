@@ -10,7 +10,7 @@ from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.tensors import TensorShape, tensors_of
 from resnetkit.errors import UsageError
-from resnetkit.weights.dialects import DIALECTS
+from resnetkit.weights.dialects import TABLES
 
 Shapes = Mapping[str, TensorShape]
 COUNT = "num_batches_tracked"  # of a batch norm; files written before torch counted batches lack it
@@ -90,9 +90,9 @@ def looks_like(given: Shapes) -> str:
 def _readings(given: Shapes) -> Iterable[tuple[str, Shapes]]:
     """The names as they are, and as every dialect would have them that knows all of them."""
     yield "", given
-    for name, dialect in DIALECTS.items():
+    for table in TABLES:
         try:
-            yield name, {dialect.ours(key): shape for key, shape in given.items()}
+            yield table.name, {table.ours(key): shape for key, shape in given.items()}
         except UsageError:
             continue
 

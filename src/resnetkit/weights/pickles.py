@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 DEEPEST, LONGEST = 100, 64 * 2**20
 _FILLING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
@@ -29,7 +29,7 @@ def stranger(path: Path) -> str:
     return _first(path, _named)
 
 
-def _first(path: Path, look: Callable[[IO[bytes]], str]) -> str:
+def _first(path: Path, look: Callable[[_Stream], str]) -> str:
     """What ``look`` finds in the first pickle in which it finds something."""
     try:
         return next(filter(None, map(look, _streams(path))), "")
@@ -43,11 +43,29 @@ class _Refused(Exception):  # noqa: N818
     """A reason not to go on."""
 
 
-def _streams(path: Path) -> Iterator[IO[bytes]]:
+class _Stream:
+    """What a walk through the opcodes reads; an opcode that asks for more than any name has is not answered."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        if size > LONGEST:
+            raise _Refused("it asks for more memory than a table of tensors needs")
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        return self._file.readline(LONGEST)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _streams(path: Path) -> Iterator[_Stream]:
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             for _ in range(_MOST_PICKLES):
-                yield file
+                yield _Stream(file)
         return
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
@@ -56,15 +74,15 @@ def _streams(path: Path) -> Iterator[IO[bytes]]:
             if entry.filename.endswith(".pkl"):
                 if entry.file_size > LONGEST:
                     raise _Refused("its table of contents is too long")
-                yield BytesIO(archive.read(entry))
+                yield _Stream(BytesIO(archive.read(entry)))
 
 
-def _judge(stream: IO[bytes]) -> str:
+def _judge(stream: _Stream) -> str:
     """Follow the stack of the pickle machine by depths alone."""
     stack: list[int] = []
     marks: list[int] = []
     memo: dict[object, int] = {}
-    for op, arg, _ in pickletools.genops(stream):
+    for op, arg, _ in pickletools.genops(cast(IO[bytes], stream)):
         if op.name == "GLOBAL" and str(arg).endswith(" bytearray"):
             return "it asks for memory that holds no tensor"
         if op.name == "MARK":
@@ -83,9 +101,9 @@ def _judge(stream: IO[bytes]) -> str:
     return ""
 
 
-def _named(stream: IO[bytes]) -> str:
+def _named(stream: _Stream) -> str:
     words: list[str] = []
-    for op, arg, _ in pickletools.genops(stream):
+    for op, arg, _ in pickletools.genops(cast(IO[bytes], stream)):
         if op.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
             name = ".".join(words) if op.name == "STACK_GLOBAL" else str(arg).replace(" ", ".")
             if re.fullmatch(r"[\w.]{1,100}", name) and not name.startswith(_KNOWN):

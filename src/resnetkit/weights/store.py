@@ -7,12 +7,13 @@ with the plan before a tensor is moved, and either all of it is taken or nothing
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,35 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnetkit import files, kinds
-from resnetkit.architecture.card import CARD_FILE, WEIGHTS_FILE, Card, card_for, card_of, model_folder, read_card
+from resnetkit.architecture.card import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    Card,
+    card_for,
+    card_of,
+    is_hugging_face,
+    model_folder,
+    read_card,
+)
 from resnetkit.architecture.catalog import ROWS, name_of
 from resnetkit.architecture.catalog import spec as spec_of
+from resnetkit.architecture.plan import Plan, plan
 from resnetkit.architecture.spec import Linear
+from resnetkit.architecture.spec import Network as Spec
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, WeightsError, suggestion
 from resnetkit.network.build import shell
 from resnetkit.network.layers import Network
 from resnetkit.text import to_json
-from resnetkit.weights.dialects import DIALECTS
-from resnetkit.weights.fit import COUNT, advice, listed, looks_like, misfits, short
+from resnetkit.weights.envelope import unpacked
+from resnetkit.weights.fit import COUNT, Shapes, advice, listed, looks_like, misfits, short
+from resnetkit.weights.hugging_face import read_folder
+from resnetkit.weights.infer import preparation
 from resnetkit.weights.pickles import objection, stranger
+from resnetkit.weights.recognise import KNOWN, OWN, Reading, Recognised, complete, readings, recognise, row_of
 
 _LONGEST_HEADER = 2 * 2**20  # reading one can take thirty times its length; a network of 10,000 tensors needs 1.2 MB
 _WHOLE_FOLDER = "copy the whole model folder again"
@@ -56,54 +71,112 @@ def save(model: Network, folder: str | Path) -> Path:
     return folder
 
 
-def load(source: str | os.PathLike[str], network: str | None = None, dialect: str = "resnetkit") -> Network:
-    """A model folder, a run folder, or a weights file of a ``network`` in a ``dialect``; in evaluation mode.
+def load(
+    source: str | os.PathLike[str] | nn.Module | Mapping[str, Tensor],
+    network: str | None = None,
+    dialect: str | None = None,
+) -> Network:
+    """A model folder, a run folder, a weights file of any dialect, a state dict, or a live model; in evaluation mode.
 
-    Raises `UsageError` where ``source`` names no weights and `WeightsError` where they are damaged or do not fit.
+    Whose file it is, and of which network, is told from names and shapes; what these cannot tell is in
+    ``model.card.assumed``. ``network`` and ``dialect`` are stronger than what is told. Raises `UsageError` where
+    ``source`` names no weights and `WeightsError` where they are damaged, do not fit, or cannot be recognised.
     """
+    if isinstance(source, nn.Module | Mapping):
+        return _live(source, network, dialect)
     source = source if isinstance(source, str) else Path(source)
     folder = None if network and Path(source).is_file() else model_folder(source)
     if folder:
         path = folder / WEIGHTS_FILE
-        return assemble(read_card(folder), read_tensors(path), str(path), _WHOLE_FOLDER)
+        return assemble(read_card(folder), read_tensors(path)[0], str(path), _WHOLE_FOLDER)
+    if is_hugging_face(Path(source)):
+        return _hugging_face(Path(source))
     path = Path(source)
     if not path.is_file():
         raise _no_weights(source)
-    if network is None:
-        raise UsageError("which network are these weights of?", where=str(path), fix="name it: --network resnet18")
-    return assemble(*_foreign(path, network, dialect), str(path))
+    if dialect and dialect not in KNOWN:
+        raise UsageError(f"there is no dialect called {dialect!r}", where="dialect", fix=suggestion(dialect, KNOWN))
+    tensors, around = read_tensors(path)
+    return _from_tensors(path, tensors, around, network, dialect)
 
 
-def _foreign(path: Path, network: str, dialect: str) -> tuple[Card, dict[str, Tensor]]:
-    """The card and our names for a weights file; the classifier says how many classes there are."""
-    if dialect != "resnetkit" and dialect not in DIALECTS:
-        known = ["resnetkit", *DIALECTS]
-        raise UsageError(f"there is no dialect called {dialect!r}", where="dialect", fix=suggestion(dialect, known))
-    tensors = read_tensors(path)
-    if dialect != "resnetkit":
-        tensors = _translated(tensors, dialect, path)
-    spec, last = spec_of(network), tensors.get("head.linear.bias")
-    if last is not None and last.ndim == 1 and len(last) and isinstance(spec.head, Linear):
-        spec = replace(spec, head=Linear(len(last)))
-    card = card_for(name_of(network), spec)
-    return replace(card, origin=f"{path.name}, read as {network} in the dialect {dialect}"), tensors
+def _hugging_face(folder: Path) -> Network:
+    card, path = read_folder(folder)
+    tensors, _ = read_tensors(path)
+    names = _as_named(path, _shapes(tensors), card.spec, "hf").reading.names
+    return assemble(card, {names[key]: value for key, value in tensors.items()}, str(path))
 
 
-def _translated(tensors: Mapping[str, Tensor], dialect: str, path: Path) -> dict[str, Tensor]:
-    try:
-        return {DIALECTS[dialect].ours(key): value for key, value in tensors.items()}
-    except UsageError as error:
-        like = looks_like(_shapes(tensors))
-        fix = f"this file looks like {like}; " * bool(like) + "name another --dialect"
-        raise WeightsError(error.what, where=[str(path), *map(short, error.where)], fix=fix) from None
+def _from_tensors(
+    path: Path, tensors: Mapping[str, Tensor], around: Sequence[str], network: str | None, dialect: str | None
+) -> Network:
+    found = _understood(path, _shapes(tensors), network, dialect)
+    names = found.reading.names
+    card, ours = _card(path, found, network, around), {names[key]: value for key, value in tensors.items()}
+    return assemble(card, ours, str(path), worked_out=found.plan)
 
 
-def assemble(card: Card, tensors: Mapping[str, Tensor], where: str, fix: str = _NAME_IT) -> Network:
+def _live(source: nn.Module | Mapping[str, Tensor], network: str | None, dialect: str | None) -> Network:
+    """From a live model or a state dict; the tensors are copied."""
+    if isinstance(source, Network):
+        return source
+    given = source.state_dict() if isinstance(source, nn.Module) else source
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in given.items()):
+        raise UsageError("this is no state dict: names and tensors", where="model")
+    tensors = {key: value.detach().cpu().clone() for key, value in given.items()}
+    return _from_tensors(Path(type(source).__name__), tensors, (), network, dialect)
+
+
+def _understood(path: Path, given: Shapes, network: str | None, dialect: str | None) -> Recognised:
+    if network:
+        return _as_named(path, given, network, dialect)
+    found = recognise(given, dialect)
+    if isinstance(found, str):
+        what = f"it cannot be told which network these weights are of: {short(found, 300)}"
+        raise WeightsError(what, where=str(path), fix=_NAME_IT)
+    return found
+
+
+def _as_named(path: Path, given: Shapes, network: str | Spec, dialect: str | None) -> Recognised:
+    """The reading under which the tensors fit the network best; the classifier says how many classes there are."""
+    named, best, fewest = spec_of(network), None, math.inf
+    for reading in readings(given, dialect):
+        spec, shapes = named, reading.shapes(given)
+        last = shapes.get("head.linear.weight", ())
+        if len(last) == 2 and last[0] and isinstance(spec.head, Linear):
+            spec = replace(spec, head=Linear(last[0]))
+        wrong = len(misfits(complete(tensors_of(plan(spec)), shapes), shapes, {}))
+        if wrong < fewest:
+            best, fewest = Recognised(reading, spec, ()), wrong
+    if best is None and dialect:
+        like = looks_like(given)
+        fix = f"this file looks like {like}; " * bool(like) + "name another --dialect, or none"
+        what, first = f"these names have no meaning in the dialect {dialect}", list(given)[:3]
+        raise WeightsError(what, where=[str(path), ", ".join(map(short, first))], fix=fix)
+    if best is None:  # to be compared as they are, so that the error shows them
+        best = Recognised(Reading(OWN, "", {name: name for name in given}), named, ())
+    return best
+
+
+def _card(path: Path, found: Recognised, network: str | None, around: Sequence[str]) -> Card:
+    """The card of a file without one: what was told, taken off and assumed."""
+    reading, name = found.reading, name_of(network) if network else row_of(found.spec)
+    taken = [f"in the table {table}" for table in around]
+    taken += [f"behind the prefix {reading.prefix}"] * bool(reading.prefix)
+    origin = ", ".join([f"{path.name}, read as {name} in the dialect {reading.dialect}", *taken])
+    card = card_for(name, found.spec)
+    prepared = preparation(found.spec, reading.convention) or card.preparation
+    return replace(card, origin=origin, preparation=prepared, assumed=found.assumed)
+
+
+def assemble(
+    card: Card, tensors: Mapping[str, Tensor], where: str, fix: str = _NAME_IT, worked_out: Plan | None = None
+) -> Network:
     """The module of a card with these tensors, in fp32; all of them fit, or `WeightsError` is raised.
 
     Warns with `ResnetkitWarning` of numbers that are not finite.
     """
-    model = shell(card)
+    model = shell(card, worked_out)
     wanted = tensors_of(model.plan)
     lacking = [key for key in wanted if key.endswith(COUNT) and key not in tensors]
     given = {**tensors, **{key: torch.zeros((), dtype=torch.long) for key in lacking}}
@@ -115,14 +188,26 @@ def assemble(card: Card, tensors: Mapping[str, Tensor], where: str, fix: str = _
         raise WeightsError(what, where=[where, *listed(found)], fix=advice(found, _shapes(tensors), fix))
     exact = {key: given[key].long() if key.endswith(COUNT) else given[key].float() for key in wanted}
     _warn_of(nonfinite(exact), where)
-    model.load_state_dict(exact, assign=True)
+    _assign(model, exact)
     return model.eval()
+
+
+def _assign(model: Network, tensors: Mapping[str, Tensor]) -> None:
+    """Give every parameter and buffer its tensor, as ``load_state_dict(assign=True)`` does at three times the cost."""
+    for path, part in model.named_modules():
+        for name, _ in [*part.named_parameters(recurse=False)]:
+            setattr(part, name, nn.Parameter(tensors[f"{path}.{name}"]))
+        for name, _ in [*part.named_buffers(recurse=False)]:
+            setattr(part, name, tensors[f"{path}.{name}"])
 
 
 def nonfinite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """How many numbers are NaN or infinite, for each tensor that holds some."""
     # a sum is finite unless a number is not, or it overflows: one pass over the memory, and a second one rarely
-    doubtful = [key for key, value in tensors.items() if not value.sum().isfinite()]
+    sums = torch.stack([value.sum(dtype=torch.float32) for value in tensors.values()])
+    if bool(sums.isfinite().all()):
+        return {}
+    doubtful = [key for key, sound in zip(tensors, sums.isfinite().tolist(), strict=True) if not sound]
     counted = {key: int((~tensors[key].isfinite()).sum()) for key in doubtful}
     return {key: count for key, count in counted.items() if count}
 
@@ -143,12 +228,12 @@ def _fractional(key: str, value: Tensor) -> bool:
     return value.is_floating_point() or key.endswith(COUNT)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a ``.safetensors`` file or of a restricted pickle, by name, on the CPU."""
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Every tensor of a ``.safetensors`` file or of a restricted pickle, by name, and the tables around them."""
     start, safe = _start(path), path.suffix == ".safetensors"
     kind = kinds.kind_of(start)
     if kind == kinds.SAFETENSORS or (safe and not kind):
-        return _read_safetensors(path)
+        return _read_safetensors(path), ()
     if kind in _PICKLES and not safe:
         return _read_pickle(path)
     what, fix = kinds.mistaken(start, "a safetensors file" if safe else "a weights file")
@@ -228,7 +313,7 @@ def _truncated(path: Path, needed: int, size: int) -> WeightsError:
 _RESAVE = "save the tensors as safetensors with the program that wrote the file"
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     reason = objection(path)
     if reason:
         raise WeightsError(f"this pickle is not read: {reason}", where=str(path), fix=_RESAVE)
@@ -241,20 +326,20 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged archive makes torch raise almost anything
         reason = short(str(error).splitlines()[0], 200) if str(error) else type(error).__name__
         raise WeightsError(f"this file cannot be read as weights: {reason}", where=str(path), fix=_AGAIN) from None
-    tensors = _inside(found, path.stat().st_size)
+    tensors, around = _inside(found, path.stat().st_size)
     if not tensors:
         raise WeightsError("this file holds no table of tensors", where=str(path), fix=_RESAVE)
-    return tensors
+    return tensors, around
 
 
-def _inside(found: Any, size: int) -> dict[str, Tensor]:
-    """The state dict itself, or the one under ``state_dict``: nothing but plain tensors that the file had room for."""
-    if type(found) in _TABLES and type(dict.get(found, "state_dict")) in _TABLES:
-        found = dict.get(found, "state_dict")
-    if type(found) not in _TABLES or not all(type(key) is str for key in dict.keys(found)):
-        return {}
-    tensors = dict(dict.items(found))
-    return tensors if all(_is_plain(value, size) for value in tensors.values()) else {}
+def _inside(found: Any, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state dict, and the names of the tables around it: nothing but plain tensors that the file had room for."""
+    if type(found) not in _TABLES:
+        return {}, ()
+    inner, around = unpacked(dict(dict.items(found)), lambda value: type(value) in _TABLES)
+    if not all(type(key) is str for key in inner):
+        return {}, around
+    return (inner if all(_is_plain(value, size) for value in inner.values()) else {}), around
 
 
 _TABLES = (dict, OrderedDict)

@@ -1,0 +1,103 @@
+"""Logits of other libraries' models beside ours, and their tensors after the way there and back.
+
+    python benchmarks/dialects.py [--cifar10 FOLDER WEIGHTS ...]     needs the extra dev
+
+With CIFAR-10's test pictures and published weights of akamaster, these are evaluated, converted and evaluated again.
+
+Weights are random, with random norm statistics and affine weights, so that no error can hide behind a one or a zero.
+"""
+
+import argparse
+import json
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import resnetkit as rk
+
+OUT = Path(__file__).parents[1] / "docs" / "measured" / "dialects.json"
+TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+               "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2")  # fmt: skip
+TIMM = ("resnet10t", "resnet14t", "resnet18", "resnet18d", "resnet26", "resnet26d", "resnet26t", "resnet34", "resnet50",
+        "resnet50c", "resnet50d", "resnet50s", "resnet50t", "resnet101d", "resnext50_32x4d",
+        "wide_resnet50_2")  # fmt: skip
+HUGGING_FACE = {
+    "18": {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]},
+    "50": {"layer_type": "bottleneck", "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048]},
+    "50, v1": {"depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048], "downsample_in_bottleneck": True},
+}
+
+
+def shaken(model):
+    draw = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.3, 0.3),
+                                      (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0)):  # fmt: skip
+                tensor.data.uniform_(low, high, generator=draw)
+    return model.eval()
+
+
+def proved(library, name, theirs, source):
+    """Largest relative error of the logits at 224 pixels, and whether what goes back is bit-equal."""
+    ours = rk.load(source)
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        a, b = ours(x), theirs(x)
+    b = getattr(b, "logits", b)
+    back, state = rk.as_module(ours, library).state_dict(), theirs.state_dict()
+    equal = back.keys() == state.keys() and all(torch.equal(value, state[key]) for key, value in back.items())
+    row = {"library": library, "name": name, "error": float((a - b).abs().max() / b.abs().max()), "equal": equal}
+    print(row, flush=True)
+    return row
+
+
+def evaluated(pictures, path):
+    """Right answers of a published file, and whether the converted file has the same ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        again = rk.convert(rk.load(path), "akamaster", f"{folder}/again.safetensors")
+        first, second = rk.evaluate(path, pictures), rk.evaluate(again, pictures)
+    told = f"{first.correct:,} of {first.n:,} right"
+    row = {"library": "akamaster", "what": f"{Path(path).name}, CIFAR-10's test pictures", "told": told}
+    row["equal"] = "the same answers" if first.answers == second.answers else "other answers"
+    print(row, flush=True)
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cifar10", nargs="+", default=[])
+    pictures, *weights = parser.parse_args().cifar10 or [""]
+    import timm
+    import torchvision
+    import transformers
+
+    warnings.simplefilter("ignore")
+    rows = []
+    for name in TORCHVISION:
+        theirs = shaken(getattr(torchvision.models, name)(weights=None))
+        rows.append(proved("torchvision", name, theirs, theirs))
+    for name in TIMM:
+        theirs = shaken(timm.create_model(name))
+        rows.append(proved("timm", name, theirs, theirs))
+    for name, words in HUGGING_FACE.items():
+        theirs = shaken(transformers.ResNetForImageClassification(transformers.ResNetConfig(**words)))
+        with tempfile.TemporaryDirectory() as folder:
+            theirs.save_pretrained(folder)
+            rows.append(proved("transformers", name, theirs, folder))
+    versions = {
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "transformers": transformers.__version__,
+    }
+    cifar = [evaluated(pictures, path) for path in weights]
+    if not weights and OUT.exists():  # as they were measured last
+        cifar = json.loads(OUT.read_text())["cifar"]
+    OUT.write_text(json.dumps({"versions": versions, "rows": rows, "cifar": cifar}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Seconds and memory to build ResNet-50 with weights from a file, beside torchvision: python benchmarks/loading.py
+
+Both get the same tensors from a warm page cache, in one process, taking turns: torchvision's own way is
+``resnet50()``, ``torch.load`` of a .pth, ``load_state_dict``; ours is ``rk.load`` of a .safetensors file.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+OUT = Path(__file__).parents[1] / "docs" / "measured" / "loading.json"
+WAYS = {
+    "torchvision": (
+        "import torch, torchvision; m = torchvision.models.resnet50(weights=None); "
+        "m.load_state_dict(torch.load({pth!r}, weights_only=True)); m.eval()"
+    ),
+    "ours": "import resnetkit as rk; m = rk.load({safe!r})",
+}
+PEAK = "; print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+IMPORTS = {"torchvision": "import torch, torchvision", "ours": "import resnetkit.weights.store"}
+
+
+def seconds(rounds, files):
+    """Both ways, taking turns."""
+    import torch
+    import torchvision
+
+    import resnetkit as rk
+
+    def theirs():
+        model = torchvision.models.resnet50(weights=None)
+        model.load_state_dict(torch.load(files["pth"], weights_only=True))
+        return model.eval()
+
+    def ours():
+        return rk.load(files["safe"])
+
+    theirs(), ours()
+    found = {"torchvision": [], "ours": []}
+    for _ in range(rounds):
+        for name, way in (("torchvision", theirs), ("ours", ours)):
+            started = time.perf_counter()
+            way()
+            found[name].append(time.perf_counter() - started)
+    return found
+
+
+def peak(name, files):
+    """KiB above what the imports take, in a process of its own."""
+    told = [
+        subprocess.run([sys.executable, "-c", code + PEAK], capture_output=True, text=True, check=True).stdout
+        for code in (IMPORTS[name], WAYS[name].format(**files))
+    ]
+    return int(told[1]) - int(told[0])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    import torch
+    import torchvision
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"pth": f"{folder}/x.pth", "safe": f"{folder}/x.safetensors"}
+        state = torchvision.models.resnet50(weights=None).state_dict()
+        torch.save(state, files["pth"])
+        save_file(state, files["safe"])
+        size = Path(files["safe"]).stat().st_size
+        times = seconds(options.rounds, files)
+        memory = {name: peak(name, files) for name in WAYS}
+    ratio = statistics.median(b / a for a, b in zip(times["torchvision"], times["ours"], strict=True))
+    found = {
+        "seconds": {name: statistics.median(values) for name, values in times.items()},
+        "ratio": ratio,
+        "rounds": options.rounds,
+        "file_mib": size / 2**20,
+        "peak_mib": {name: value / 1024 for name, value in memory.items()},
+    }
+    print(json.dumps(found, indent=2))
+    OUT.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Out again: to a file of another library, or to its live model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from resnetkit import files
+from resnetkit.architecture.card import Card, Preparation
+from resnetkit.errors import MachineError, UsageError, VerificationError, suggestion
+from resnetkit.network.layers import Network
+from resnetkit.weights.dialects import table_for
+from resnetkit.weights.libraries import LIBRARIES, Library, Words, expressed
+from resnetkit.weights.store import load, read_tensors
+
+HF_CONFIG, HF_IMAGES, HF_WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+
+
+def convert(model: str | os.PathLike[str] | Network, to: str, path: str | Path) -> Path:
+    """Write a model as ``torchvision``, ``timm``, ``kuangliu`` or ``akamaster`` would have it: a ``.safetensors`` file.
+
+    For ``hf`` it is a folder that ``from_pretrained`` takes: weights, config and the preparation of images. What is
+    written is read again and compared bit by bit. Raises `UsageError` where the library cannot express the network.
+    """
+    network = model if isinstance(model, Network) else load(model)
+    path = Path(path)
+    _require_free(path, to)
+    words, tensors = expressed(network.card.spec, _library(to)), translated(network, to)
+    content = to_bytes(tensors, {"format": "pt"})
+    if to == "hf":
+        with files.new_folder(path) as part:
+            (part / HF_WEIGHTS).write_bytes(content)
+            (part / HF_CONFIG).write_text(json.dumps(_hf_config(words, network.card), indent=2) + "\n")
+            (part / HF_IMAGES).write_text(json.dumps(_hf_images(network.card.preparation), indent=2) + "\n")
+    else:
+        files.write_bytes(path, content)
+    _prove(path / HF_WEIGHTS if to == "hf" else path, tensors)
+    return path
+
+
+def translated(network: Network, to: str) -> dict[str, Tensor]:
+    """The tensors by the names of another library."""
+    table = table_for(to, network.card.spec)
+    state = network.state_dict()
+    return {table.theirs(key): state[key].detach().cpu().contiguous() for key in state}
+
+
+def as_module(model: str | os.PathLike[str] | Network, library: str) -> nn.Module:
+    """A live model of ``torchvision``, ``timm`` or ``transformers`` with these weights, in the mode of ours.
+
+    The library is imported now; raises `MachineError` where it is not installed, `UsageError` where it cannot express
+    the network.
+    """
+    if library not in _MAKERS:
+        raise UsageError(f"no live model of {library!r} is made here", fix=suggestion(library, list(_MAKERS)))
+    network = model if isinstance(model, Network) else load(model)
+    dialect, make = _MAKERS[library]
+    made = make(expressed(network.card.spec, _library(dialect)))
+    made.load_state_dict(translated(network, dialect))
+    return made.train(network.training)
+
+
+def _library(name: str) -> Library:
+    if name not in LIBRARIES:
+        what = f"there is no dialect called {name!r} to write"
+        raise UsageError(what, where="--to", fix=suggestion(name, list(LIBRARIES)))
+    return LIBRARIES[name]
+
+
+def _require_free(path: Path, to: str) -> None:
+    _library(to)
+    if to != "hf" and path.suffix != ".safetensors":
+        raise UsageError("weights are written as .safetensors", where=str(path), fix=f"call it {path.stem}.safetensors")
+    if path.exists():
+        raise UsageError("this exists already", where=str(path), fix="name another, or remove it")
+
+
+def _prove(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Read what was written."""
+    again, _ = read_tensors(path)
+    wrong = [key for key in tensors.keys() | again.keys() if key not in again or not _same(again[key], tensors[key])]
+    if wrong:
+        path.unlink()
+        raise VerificationError(f"{len(wrong)} tensors were not written as they are", where=wrong[:3])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+# ------------------------------------------------------------------------------------------------------ Hugging Face
+
+
+def _hf_config(words: Words, card: Card) -> Words:
+    classes = card.classes or tuple(f"LABEL_{i}" for i in range(words["num_labels"]))
+    config = {key: value for key, value in words.items() if key != "num_labels"}
+    return config | {
+        "architectures": ["ResNetForImageClassification"],
+        "model_type": "resnet",
+        "id2label": {str(i): name for i, name in enumerate(classes)},
+        "label2id": {name: i for i, name in enumerate(classes)},
+    }
+
+
+def _hf_images(how: Preparation) -> Words:
+    """Transformers resizes to ``shortest_edge / crop_pct`` and takes the centre."""
+    return {
+        "image_processor_type": "ConvNextImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": max(how.crop)},
+        "crop_pct": max(how.crop) / how.resize,
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(how.mean),
+        "image_std": list(how.std),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- live models
+
+
+def _imported(name: str, package: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise MachineError(f"{package} is not installed", fix=f"pip install {package}") from None
+
+
+def _torchvision(words: Words) -> nn.Module:
+    theirs = _imported("torchvision.models.resnet", "torchvision")
+    block = {"basic": theirs.BasicBlock, "bottleneck": theirs.Bottleneck}[words["block"]]
+    made: nn.Module = theirs.ResNet(**words | {"block": block})
+    return made
+
+
+def _timm(words: Words) -> nn.Module:
+    theirs = _imported("timm.models.resnet", "timm")
+    block = {"basic": theirs.BasicBlock, "bottleneck": theirs.Bottleneck}[words["block"]]
+    made: nn.Module = theirs.ResNet(**words | {"block": block})
+    return made
+
+
+def _transformers(words: Words) -> nn.Module:
+    theirs = _imported("transformers", "transformers")
+    made: nn.Module = theirs.ResNetForImageClassification(theirs.ResNetConfig(**words))
+    return made
+
+
+_MAKERS: dict[str, tuple[str, Callable[[Words], nn.Module]]] = {
+    "torchvision": ("torchvision", _torchvision),
+    "timm": ("timm", _timm),
+    "transformers": ("hf", _transformers),
+}

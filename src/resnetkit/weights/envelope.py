@@ -1,0 +1,49 @@
+"""What stands around the tensors of a file: containers and prefixes, taken off and told. No torch.
+
+Training programs save a table of tables (``{"epoch": 90, "state_dict": {...}}``) and put words before every name
+(``module.`` by data parallel training, ``_orig_mod.`` by compilation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "backbone.",
+    "encoder.",
+    "resnet.",
+    "net.",
+    "base_encoder.",
+    "encoder_q.",
+)
+_DEEPEST = 4
+
+
+def unpacked(found: dict[Any, Any], is_table: Callable[[Any], bool]) -> tuple[dict[Any, Any], tuple[str, ...]]:
+    """The innermost table of a file, and the names of the containers around it; ``is_table`` tells tables apart."""
+    path: tuple[str, ...] = ()
+    while len(path) < _DEEPEST:
+        inner = next((name for name in CONTAINERS if is_table(found.get(name))), None)
+        if inner is None:
+            break
+        found, path = dict(dict.items(found[inner])), (*path, inner)
+    return found, path
+
+
+def without_prefixes(names: Collection[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(what was taken off, name as it was -> name without), with nothing taken off first, then prefix by prefix.
+
+    A prefix goes where every name has it.
+    """
+    taken, shown = "", {name: name for name in names}
+    while shown:
+        yield taken, shown
+        prefix = next((word for word in PREFIXES if all(name.startswith(word) for name in shown.values())), None)
+        if prefix is None:
+            return
+        taken, shown = taken + prefix, {name: short.removeprefix(prefix) for name, short in shown.items()}

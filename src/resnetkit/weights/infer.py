@@ -1,0 +1,184 @@
+"""A network from the shapes of its tensors, whose names are ours already. No torch.
+
+Shapes tell depth, blocks, widths, groups, stem, classes and input channels. They do not tell strides, pools, or what an
+adapter without weights does: those are conventions of whoever wrote the file, and each that is used is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from resnetkit.architecture.card import IMAGENET_MEAN, IMAGENET_STD, Preparation
+from resnetkit.architecture.rules import cause_of, faults
+from resnetkit.architecture.spec import (
+    OPTION_A,
+    Adapter,
+    Basic,
+    Bottleneck,
+    Branch,
+    Conv,
+    FirstBlock,
+    Identity,
+    Linear,
+    MaxPool,
+    Network,
+    Pooled,
+    PooledProjection,
+    Projection,
+    Shortcuts,
+    Stage,
+    Stem,
+    ZeroPadded,
+)
+from resnetkit.architecture.tensors import TensorShape
+
+Shapes = Mapping[str, TensorShape]
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What the authors of a dialect do where shapes say nothing."""
+
+    stride_at: int = 2
+    padded: Adapter | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+CONVENTIONS = {
+    "akamaster": Convention(padded=ZeroPadded()),
+    "kuangliu": Convention(mean=_CIFAR_MEAN, std=_CIFAR_STD),
+}
+USUAL = Convention()
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """A spec, and the sentences about what was assumed for it."""
+
+    spec: Network
+    assumed: tuple[str, ...]
+
+
+class Unknown(Exception):  # noqa: N818  part of the way, not an error that is shown
+    """Why no network can be told from these shapes."""
+
+
+def infer(shapes: Shapes, convention: Convention = USUAL, pooled: bool = False) -> Inferred:
+    """The network that has these tensors; raises `Unknown`. ``pooled`` shortcuts stand behind an average pool."""
+    adapter = PooledProjection() if pooled else Projection()
+    stem, said = _stem(shapes)
+    stages = _stages(shapes, convention.stride_at)
+    spec = Network(
+        stages, stem, _head(shapes), _input(shapes, stem), _shortcuts(shapes, stages, stem, adapter, convention)
+    )
+    if faults(spec):
+        raise Unknown(str(faults(spec)[0]))
+    return Inferred(spec, (*said, *_assumed(spec)))
+
+
+def preparation(spec: Network, convention: Convention) -> Preparation | None:
+    """The dialect's own way to prepare images, where it is not the usual one."""
+    if spec.input[0] != 3 or convention.mean == IMAGENET_MEAN:
+        return None
+    height, width = spec.input[1:]
+    return Preparation(max(height, width), (height, width), convention.mean, convention.std)
+
+
+def _stem(shapes: Shapes) -> tuple[Stem, list[str]]:
+    convs: list[tuple[int, int, int]] = []
+    while (shape := shapes.get(f"stem.conv{len(convs) + 1}.weight")) is not None:
+        convs.append(_convolution(shape))
+    match [conv[2] for conv in convs]:
+        case [7]:
+            told = "the 7x7 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows it"
+            return Stem((Conv(convs[0][0], 7, 2),), (MaxPool(3, 2),)), [told]
+        case [3]:
+            return Stem((Conv(convs[0][0], 3, 1),), ()), ["the 3x3 of the stem has stride 1, and no pool follows it"]
+        case [3, 3, 3]:
+            first, second, third = (Conv(out, 3, 2 if i == 0 else 1) for i, (out, _, _) in enumerate(convs))
+            told = "the first 3x3 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows the third"
+            return Stem((first, second, third), (MaxPool(3, 2),)), [told]
+    raise Unknown("its stem is none that is known")
+
+
+def _convolution(shape: TensorShape) -> tuple[int, int, int]:
+    """(outputs, inputs of a group, kernel)."""
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise Unknown("a convolution has no square kernel")
+    return shape[0], shape[1], shape[2]
+
+
+def _stages(shapes: Shapes, stride_at: int) -> tuple[Stage, ...]:
+    blocks: dict[int, int] = {}
+    for key in shapes:
+        place = re.match(r"stage(\d{1,4})\.block(\d{1,4})\.", key)
+        if place:
+            blocks[int(place[1])] = max(blocks.get(int(place[1]), 0), int(place[2]))
+    if not blocks or sorted(blocks) != list(range(1, len(blocks) + 1)):
+        raise Unknown("its stages cannot be counted")
+    return tuple(_stage(shapes, number, blocks[number], stride_at) for number in sorted(blocks))
+
+
+def _stage(shapes: Shapes, number: int, blocks: int, stride_at: int) -> Stage:
+    convs: list[tuple[int, int, int]] = []
+    while (shape := shapes.get(f"stage{number}.block1.branch.conv{len(convs) + 1}.weight")) is not None:
+        convs.append(_convolution(shape))
+    reduce = FirstBlock(1 if number == 1 else 2)
+    branch: Branch
+    match [kernel for _, _, kernel in convs]:
+        case [3, 3]:
+            branch = Basic(convs[0][0])
+        case [1, 3, 1]:
+            width, each = convs[0][0], max(convs[1][1], 1)
+            branch = Bottleneck(width, max(width // each, 1), 1 if stride_at == 1 else 2)
+        case _:
+            raise Unknown(f"the blocks of stage {number} are none that are known")
+    return Stage(blocks, convs[-1][0], branch, reduce)
+
+
+def _shortcuts(
+    shapes: Shapes, stages: tuple[Stage, ...], stem: Stem, adapter: Adapter, convention: Convention
+) -> Shortcuts:
+    """Which cause has a projection in the file; one without tensors is the convention's, if it has one."""
+    answers: dict[str, Adapter] = {}
+    received = stem.convs[-1].channels
+    for number, stage in enumerate(stages, 1):
+        for block in range(1, stage.blocks + 1):
+            stride = stage.reduce.stride if block == 1 else 1
+            cause = cause_of(received, stage.channels, stride)
+            there = f"stage{number}.block{block}.shortcut.conv.weight" in shapes
+            answer = adapter if there else Identity() if cause == "same" else convention.padded
+            if answer is None:
+                raise Unknown("where channels change there is no shortcut's tensor: option A, or no shortcut at all?")
+            if answers.setdefault(cause, answer) != answer:
+                raise Unknown("some blocks have a projection where others alike have none")
+            received = stage.channels
+    usual = OPTION_A if convention.padded else Shortcuts(adapter, adapter, Identity())
+    return Shortcuts(*(answers.get(cause, getattr(usual, cause)) for cause in ("wider", "smaller", "same")))
+
+
+def _head(shapes: Shapes) -> Linear | Pooled:
+    shape = shapes.get("head.linear.weight")
+    return Linear(shape[0]) if shape is not None and len(shape) == 2 else Pooled()
+
+
+def _input(shapes: Shapes, stem: Stem) -> tuple[int, int, int]:
+    side = 224 if stem.pool else 32
+    return shapes["stem.conv1.weight"][1], side, side
+
+
+def _assumed(spec: Network) -> list[str]:
+    """What was assumed beside the stem."""
+    said = [f"an image is {'x'.join(map(str, spec.input))}", "norms have epsilon 1e-05"]
+    branches = [stage.branch for stage in spec.stages if isinstance(stage.branch, Bottleneck)]
+    if branches:
+        where = "first 1x1 (v1)" if branches[0].stride_at == 1 else "3x3 (v1.5)"
+        said.insert(0, f"the {where} of a bottleneck has the stride")
+    if isinstance(spec.shortcuts, Shortcuts) and isinstance(spec.shortcuts.wider, ZeroPadded):
+        side = {"both": "on both sides", "end": "at the end"}[spec.shortcuts.wider.side]
+        said.insert(0, f"where channels change, zeros are added {side} (option A)")
+    return said

@@ -1,0 +1,361 @@
+"""Weights of other libraries, in and out: their own models are the oracles, with random statistics and affine weights."""
+
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+import resnetkit as rk
+from resnetkit.architecture.card import Preparation
+from resnetkit.architecture.catalog import ROWS, spec
+from resnetkit.architecture.plan import plan
+from resnetkit.architecture.spec import OPTION_D, Bottleneck, Conv, Linear, MaxPool, Stem
+from resnetkit.architecture.tensors import tensors_of
+from resnetkit.errors import MachineError, SpecError, UsageError, WeightsError
+from resnetkit.weights.dialects import NAMES, table_for
+from resnetkit.weights.libraries import LIBRARIES, expressed
+from resnetkit.weights.recognise import Recognised, recognise
+
+from tiny import BASE, networks
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of these libraries' own dependencies, while they are imported
+    timm = pytest.importorskip("timm")
+    transformers = pytest.importorskip("transformers")
+    torchvision = pytest.importorskip("torchvision")
+
+TORCHVISION = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+               "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"]  # fmt: skip
+TIMM = ["resnet10t", "resnet14t", "resnet18", "resnet18d", "resnet26", "resnet26d", "resnet26t", "resnet34", "resnet50",
+        "resnet50c", "resnet50d", "resnet50s", "resnet50t", "resnext50_32x4d", "wide_resnet50_2"]  # fmt: skip
+HUGGING_FACE = {
+    "18": {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]},
+    "50": {"layer_type": "bottleneck", "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048]},
+    "v1": {"depths": [1, 2], "hidden_sizes": [32, 64], "downsample_in_bottleneck": True, "embedding_size": 16},
+    "small": {"layer_type": "basic", "depths": [1, 1, 2], "hidden_sizes": [8, 12, 16], "embedding_size": 8},
+}
+
+
+def shaken(model, seed=0):
+    """The model in evaluation mode, with random norm statistics and affine weights."""
+    draw = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.3, 0.3),
+                                      (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0)):  # fmt: skip
+                tensor.data.uniform_(low, high, generator=draw)
+            module.num_batches_tracked.fill_(7)
+    return model.eval()
+
+
+def hugging_face(name):
+    return shaken(
+        transformers.ResNetForImageClassification(transformers.ResNetConfig(**HUGGING_FACE[name], num_labels=7))
+    )
+
+
+def logits(model, x):
+    with torch.inference_mode():
+        found = model(x)
+    return getattr(found, "logits", found)
+
+
+def same_answers(ours, theirs, side=64):
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    a, b = logits(ours, x), logits(theirs, x)
+    assert float((a - b).abs().max() / b.abs().max()) <= 1e-5
+
+
+def same_tensors(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    assert list(a) == list(b) or a.keys() == b.keys()
+    assert all(torch.equal(value, b[key]) and value.dtype == b[key].dtype for key, value in a.items())
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_in_and_out(name):
+    theirs = shaken(getattr(torchvision.models, name)(weights=None))
+    ours = rk.load(theirs)
+    assert ours.card.name == name
+    assert not ours.training
+    same_answers(ours, theirs)
+    same_tensors(rk.as_module(ours, "torchvision"), theirs)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_in_and_out(name):
+    theirs = shaken(timm.create_model(name, num_classes=11))
+    ours = rk.load(theirs.state_dict())
+    same_answers(ours, theirs)
+    again = rk.as_module(ours, "timm")
+    same_tensors(again, theirs)
+    same_answers(again, theirs)
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_transformers_in_and_out(name, tmp_path):
+    theirs = hugging_face(name)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = rk.load(tmp_path / "theirs")
+    same_answers(ours, theirs)
+    same_tensors(rk.as_module(ours, "transformers"), theirs)
+    path = rk.convert(ours, "hf", tmp_path / "ours")
+    again = transformers.ResNetForImageClassification.from_pretrained(path, local_files_only=True).eval()
+    same_tensors(again, theirs)
+    same_answers(again, theirs)
+    same_tensors(rk.load(path), ours)
+    assert rk.load(path).card.spec == ours.card.spec
+
+
+def test_a_folder_of_transformers_brings_classes_and_preparation(tmp_path):
+    model = rk.build(replace(spec("resnet18"), head=Linear(2)), classes=["cat", "dog"])
+    model.card = replace(model.card, preparation=Preparation(256, (224, 224), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    back = rk.load(rk.convert(model, "hf", tmp_path / "hf"))
+    assert back.card.classes == ("cat", "dog")
+    assert back.card.preparation == model.card.preparation
+    assert back.card.assumed == ("norms have epsilon 1e-05",)
+    images = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(images | {"resample": 3}))
+    assert (
+        "images are resized by a bilinear filter, and the config names another" in rk.load(tmp_path / "hf").card.assumed
+    )
+    backbone = transformers.ResNetModel.from_pretrained(tmp_path / "hf", local_files_only=True)
+    assert rk.load(backbone.state_dict()).card.name == "resnet18"
+
+
+# ------------------------------------------------------------------------------------------------ code for CIFAR
+
+
+class TheirBlock(nn.Module):
+    """A block as the CIFAR repositories write it; ``option`` A pads, B projects."""
+
+    def __init__(self, inputs, planes, stride, option):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False), nn.BatchNorm2d(planes)
+        self.shortcut, self.pad = nn.Sequential(), 0
+        if (stride != 1 or inputs != planes) and option == "A":
+            self.pad = planes // 4
+        elif stride != 1 or inputs != planes:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        around = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)) if self.pad else self.shortcut(x)
+        return F.relu(out + around)
+
+
+class Theirs(nn.Module):
+    def __init__(self, channels, blocks, option, classes=10):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, channels[0], 3, 1, 1, bias=False), nn.BatchNorm2d(channels[0])
+        inputs = channels[0]
+        for i, (planes, count) in enumerate(zip(channels, blocks, strict=True), 1):
+            stage = []
+            for block in range(count):
+                stage.append(TheirBlock(inputs, planes, 2 if i > 1 and block == 0 else 1, option))
+                inputs = planes
+            setattr(self, f"layer{i}", nn.Sequential(*stage))
+        self.count, self.linear = len(channels), nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        for i in range(1, self.count + 1):
+            x = getattr(self, f"layer{i}")(x)
+        return self.linear(x.mean((2, 3)))
+
+
+CIFAR = {
+    "akamaster": (lambda: Theirs((16, 32, 64), (3, 3, 3), "A"), "resnet20"),
+    "kuangliu": (lambda: Theirs((64, 128, 256, 512), (2, 2, 2, 2), "B"), "cifar_resnet18"),
+}
+
+
+@pytest.mark.parametrize("dialect", CIFAR)
+def test_code_for_cifar_in_and_out(dialect, tmp_path, cli):
+    make, name = CIFAR[dialect]
+    theirs = shaken(make())
+    state = {f"module.{key}": value for key, value in theirs.state_dict().items() if "num_batches" not in key}
+    torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "theirs.th")
+    ours = rk.load(tmp_path / "theirs.th")
+    assert ours.card.name == name
+    assert ours.card.origin == (
+        f"theirs.th, read as {name} in the dialect {dialect}, in the table state_dict, behind the prefix module."
+    )
+    same_answers(ours, theirs, 32)
+    code, out, err = cli("convert", tmp_path / "theirs.th", tmp_path / "out.safetensors", "--to", dialect)
+    assert code == 0
+    assert out.splitlines()[-1] == "read again: bit-equal"
+    assert "assumed: the 3x3 of the stem has stride 1, and no pool follows it; " in err
+    missing = theirs.load_state_dict(load_file(tmp_path / "out.safetensors"))
+    assert not missing.missing_keys
+    same_tensors(rk.load(tmp_path / "out.safetensors"), ours)
+
+
+def test_kuangliu_prepares_images_in_its_own_way(tmp_path):
+    assert rk.load(CIFAR["kuangliu"][0]()).card.preparation.mean == (0.4914, 0.4822, 0.4465)
+    assert rk.load(CIFAR["akamaster"][0]()).card.preparation.mean == (0.485, 0.456, 0.406)
+
+
+# ------------------------------------------------------------------------------------------------------- envelopes
+
+
+@pytest.mark.parametrize("container", [(), ("state_dict",), ("model",), ("model_state_dict",), ("net",), ("ema",),
+                                       ("model", "state_dict")])  # fmt: skip
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.model.", "encoder_q.", "backbone."])
+def test_w10_containers_and_prefixes(tmp_path, container, prefix):
+    theirs = shaken(torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=3))
+    found = {prefix + key: value for key, value in theirs.state_dict().items()}
+    for name in reversed(container):
+        found = {"epoch": 3, name: found, "args": None}
+    torch.save(found, tmp_path / "x.pth")
+    ours = rk.load(tmp_path / "x.pth")
+    same_answers(ours, theirs)
+    assert all(f"in the table {name}" in ours.card.origin for name in container)
+    assert not prefix or f"behind the prefix {prefix}" in ours.card.origin
+
+
+# ------------------------------------------------------------------------------------- what can be told, and what not
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_library_takes_a_network_or_says_why_not(name):
+    network = spec(name)
+    for dialect, library in LIBRARIES.items():
+        try:
+            words = expressed(network, library)
+        except UsageError as error:
+            assert error.what.startswith(f"{library.name} cannot express this network: it has ")
+            assert error.where
+            continue
+        assert replace(library.spec(words), input=network.input) == network
+        shapes = {table_for(dialect, network).theirs(key): shape for key, shape in tensors_of(plan(network)).items()}
+        found = recognise(shapes, dialect)
+        assert isinstance(found, Recognised)
+        stride = [getattr(stage.branch, "stride_at", 2) for stage in network.stages]
+        if dialect == "hf" and 1 in stride:  # only the config of transformers tells v1 from v1.5
+            continue
+        assert replace(found.spec, input=network.input) == network
+
+
+REASONS = {
+    "resnet50_v1": ("torchvision", "it has 1 here, and 2 there", "stage1.branch.stride_at"),
+    "resnet20": ("torchvision", "it has 3 of them here, and 4 of them there", "stages"),
+    "resnext50_32x4d": ("hf", "it has 128 here, and 64 there", "stage1.branch.width"),
+    "resnet18_a": ("timm", "it has ZeroPadded here, and Projection there", "shortcuts.wider"),
+    "plain34": ("kuangliu", "it has 64 here, and", ""),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_why_a_library_cannot_express_a_network(name, tmp_path, cli):
+    dialect, told, where = REASONS[name]
+    rk.save(rk.build(name), tmp_path / "model")
+    code, out, err = cli("convert", tmp_path / "model", tmp_path / "out.safetensors", "--to", dialect)
+    assert (code, out) == (2, "")
+    assert "cannot express this network: " in err
+    if where:
+        assert told in err
+        assert f"where: {where}\n" in err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@settings(max_examples=60)
+@given(networks)
+def test_random_networks_round_trip_or_say_why(network):
+    try:
+        made = plan(network)
+    except SpecError:  # a map that vanishes
+        return
+    for dialect in NAMES:
+        try:
+            expressed(network, LIBRARIES[dialect])
+        except UsageError as error:
+            assert "cannot express this network" in error.what
+            continue
+        table = table_for(dialect, network).table(made)
+        assert len(set(table.values())) == len(tensors_of(made))
+
+
+def test_what_shapes_cannot_tell_is_not_guessed():
+    for name in ("plain20", "resnet20"):
+        tensors = {key: torch.zeros(shape) for key, shape in tensors_of(plan(spec(name))).items()}
+        with pytest.raises(WeightsError) as caught:
+            rk.load(tensors)
+        assert caught.value.what == (
+            "it cannot be told which network these weights are of: resnetkit: where channels change there is no "
+            "shortcut's tensor: option A, or no shortcut at all?"
+        )
+        assert rk.load(tensors, network=name).card.spec == spec(name)
+
+
+def test_what_is_assumed_is_recorded_and_kept(tmp_path):
+    theirs = torchvision.models.resnet50(weights=None, num_classes=3)
+    save_file(theirs.state_dict(), tmp_path / "x.safetensors")
+    card = rk.load(tmp_path / "x.safetensors").card
+    assert card.assumed == (
+        "the 7x7 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows it",
+        "the 3x3 (v1.5) of a bottleneck has the stride", "an image is 3x224x224", "norms have epsilon 1e-05",
+    )  # fmt: skip
+    rk.save(rk.load(tmp_path / "x.safetensors"), tmp_path / "model")
+    assert rk.load(tmp_path / "model").card == card
+    v1 = rk.load(tmp_path / "x.safetensors", network="resnet50_v1").card
+    assert v1.spec.stages[0].branch == Bottleneck(64, 1, 1)
+    assert v1.assumed == ()
+
+
+def test_other_channels_widths_and_no_head():
+    model = timm.create_model("resnet18", in_chans=1, num_classes=0)
+    ours = rk.load(model.state_dict())
+    assert ours.card.spec.input == (1, 224, 224)
+    assert ours(torch.zeros(1, 1, 40, 40)).shape == (1, 512)
+    odd = replace(
+        BASE, stem=Stem((Conv(12, 3, 2), Conv(8), Conv(8)), (MaxPool(),)), shortcuts=OPTION_D, input=(3, 224, 224)
+    )
+    table = table_for("timm", odd)
+    shapes = {table.theirs(key): shape for key, shape in tensors_of(plan(odd)).items()}
+    assert recognise(shapes).spec == odd
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("convert model out.pth --to torchvision", 2, "error: weights are written as .safetensors\nwhere: out.pth"),
+        ("convert model model --to hf", 2, "error: this exists already\nwhere: model"),
+        ("convert model x.safetensors --to keras", 2, "error: there is no dialect called 'keras' to write"),
+        ("convert resnet18 x.safetensors --to timm", 2, "error: resnet18 is a name without weights"),
+        ("convert model x.safetensors", 2, "error: missing: --to"),
+    ],
+)
+def test_wrong_words(words, code, told, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rk.save(rk.build("resnet18", classes=2), "model")
+    got, out, err = cli(*words.split())
+    assert (got, out) == (code, "")
+    assert err.startswith(told)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_library_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm.models.resnet", None)
+    with pytest.raises(MachineError) as caught:
+        rk.as_module(rk.build("resnet18"), "timm")
+    assert str(caught.value) == "error: timm is not installed\nfix: pip install timm"
+    with pytest.raises(UsageError, match="no live model of 'keras' is made here"):
+        rk.as_module(rk.build("resnet18"), "keras")
+
+
+@pytest.mark.parametrize("change", [{"model_type": "vit"}, {"depths": [1]}, {"depths": "x"}, {"hidden_sizes": [0, 1]},
+                                    {"layer_type": "other"}, {"embedding_size": 2**40}, {"hidden_act": "os.system"}])  # fmt: skip
+def test_configs_of_transformers_that_describe_nothing(tmp_path, change):
+    hugging_face("small").save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(WeightsError):
+        rk.load(tmp_path / "m")
