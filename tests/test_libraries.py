@@ -189,6 +189,11 @@ def test_code_for_cifar_in_and_out(dialect, tmp_path, cli):
         f"theirs.th, read as {name} in the dialect {dialect}, in the table state_dict, behind the prefix module."
     )
     same_answers(ours, theirs, 32)
+    counts = sum("num_batches" in key for key in theirs.state_dict())
+    assert str(ours.report) == (
+        f"0 kept, {len(state)} renamed, 0 adapted, {counts} initialised (counts of batches, which the file lacks), 0 dropped"
+    )
+    assert ours.report.renamed["stem.conv1.weight"] == "module.conv1.weight"
     code, out, err = cli("convert", tmp_path / "theirs.th", tmp_path / "out.safetensors", "--to", dialect)
     assert code == 0
     assert out.splitlines()[-1] == "read again: bit-equal"
@@ -295,6 +300,17 @@ def test_what_shapes_cannot_tell_is_not_guessed():
         assert rk.load(tensors, network=name).card.spec == spec(name)
 
 
+def test_every_tensor_is_accounted_for(tmp_path):
+    theirs = torchvision.models.resnet18(weights=None, num_classes=3).half()
+    ours = rk.load(theirs)
+    assert str(ours.report) == "0 kept, 20 renamed, 102 adapted (cast from float16), 0 initialised, 0 dropped"
+    report = ours.report
+    every = [*report.kept, *report.renamed, *report.adapted, *report.initialised]
+    assert sorted(every) == sorted(ours.state_dict())
+    back = rk.load(rk.save(ours, tmp_path / "model"))
+    assert str(back.report) == "122 kept, 0 renamed, 0 adapted, 0 initialised, 0 dropped"
+
+
 def test_what_is_assumed_is_recorded_and_kept(tmp_path):
     theirs = torchvision.models.resnet50(weights=None, num_classes=3)
     save_file(theirs.state_dict(), tmp_path / "x.safetensors")
@@ -302,12 +318,13 @@ def test_what_is_assumed_is_recorded_and_kept(tmp_path):
     assert card.assumed == (
         "the 7x7 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows it",
         "the 3x3 (v1.5) of a bottleneck has the stride", "an image is 3x224x224", "norms have epsilon 1e-05",
+        "images are RGB / 255, 224x224 from the middle of a side of 256, mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
     )  # fmt: skip
     rk.save(rk.load(tmp_path / "x.safetensors"), tmp_path / "model")
     assert rk.load(tmp_path / "model").card == card
     v1 = rk.load(tmp_path / "x.safetensors", network="resnet50_v1").card
     assert v1.spec.stages[0].branch == Bottleneck(64, 1, 1)
-    assert v1.assumed == ()
+    assert v1.assumed == card.assumed[-1:]
 
 
 def test_other_channels_widths_and_no_head():

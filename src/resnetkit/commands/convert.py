@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import prose, results, tell_assumed, then
+from resnetkit.commands.output import prose, results, tell_loaded, then
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def run(options: Options) -> int:
     from resnetkit.weights.store import load
 
     model = load(options.model, options.network or None, options.dialect or None)
-    tell_assumed(model.card)
+    tell_loaded(model.card, model.report)
     path = convert(model, options.to, options.out)
     names = dict(zip(model.state_dict(), translated(model, options.to), strict=True))
     renamed = sum(ours != theirs for ours, theirs in names.items())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, output_file, results, say, tell_assumed, then
+from resnetkit.commands.output import counting, output_file, results, say, tell_loaded, then
 from resnetkit.commands.stdin import files_or_stdin
 from resnetkit.deliver.inputs import passed_over
 from resnetkit.deliver.rows import require_parquet
@@ -52,7 +52,7 @@ def run(options: Options) -> int:
     from resnetkit.weights.store import load
 
     model = load(options.model, options.network or None, options.dialect or None)
-    tell_assumed(model.card)
+    tell_loaded(model.card, model.report)
     precision = as_precision(options.precision)
     with counting("looking at pictures") as tell:
         found = embed(files, model, place=options.place or None, device=options.device, precision=precision, tell=tell)

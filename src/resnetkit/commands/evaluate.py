@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from resnetkit.commands.output import counting, model_words, prose, results, say, table, tell_assumed, then
+from resnetkit.commands.output import counting, model_words, prose, results, say, table, tell_loaded, then
 from resnetkit.learn.data import listed
 from resnetkit.learn.evaluation import Evaluation, told
 
@@ -46,7 +46,7 @@ def run(options: Options) -> int:
     from resnetkit.weights.store import load
 
     model = load(options.model, options.network or None, options.dialect or None)
-    tell_assumed(model.card)
+    tell_loaded(model.card, model.report)
     with counting("evaluating") as tell:
         found = evaluate(
             model,

@@ -84,10 +84,11 @@ def model_words(options: Any) -> list[str]:
     return ["--model", options.model, *more]
 
 
-def tell_assumed(card: Card) -> None:
-    """What a weights file is taken for, and what could not be told from it."""
+def tell_loaded(card: Card, report: object) -> None:
+    """What a weights file was taken for, what became of its tensors, and what could not be told from it."""
     if card.assumed:
         say(f"read: {card.origin}")
+        say(f"tensors: {report}")
         say(f"assumed: {'; '.join(card.assumed)}")
 
 

@@ -18,7 +18,7 @@ from resnetkit.commands.output import (
     results,
     say,
     table,
-    tell_assumed,
+    tell_loaded,
     then,
 )
 from resnetkit.commands.stdin import files_or_stdin
@@ -73,7 +73,7 @@ def run(options: Options) -> int:
     from resnetkit.weights.store import load
 
     model = load(options.model, options.network or None, options.dialect or None)
-    tell_assumed(model.card)
+    tell_loaded(model.card, model.report)
     options = replace(options, top=min(options.top, classes_of(model)))
     precision = as_precision(options.precision)
     streaming = options.csv or options.jsonl

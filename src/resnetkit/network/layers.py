@@ -18,6 +18,7 @@ from resnetkit.architecture.card import Card
 from resnetkit.architecture.plan import Node, Place, Plan
 from resnetkit.architecture.spec import BatchNorm
 from resnetkit.errors import UsageError, suggestion
+from resnetkit.network.report import Report
 
 
 class Stem(nn.Sequential):
@@ -58,12 +59,16 @@ class Head(nn.Sequential):
 
 
 class Network(nn.Module):
-    """Stem, stages and head in a row. ``plan`` is what it was built from, ``card`` what belongs to it."""
+    """Stem, stages and head in a row. ``plan`` is what it was built from, ``card`` what belongs to it.
+
+    ``report`` says where its tensors came from, if they were loaded.
+    """
 
     def __init__(self, plan: Plan, card: Card, parts: Iterable[tuple[str, nn.Module]]) -> None:
         super().__init__()
         self.plan = plan
         self.card = card
+        self.report: Report | None = None
         for name, part in parts:
             self.add_module(name, part)
 

@@ -28,6 +28,7 @@ from resnetkit.architecture.card import (
     CARD_FILE,
     WEIGHTS_FILE,
     Card,
+    Preparation,
     card_for,
     card_of,
     is_hugging_face,
@@ -43,6 +44,7 @@ from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, WeightsError, suggestion
 from resnetkit.network.build import shell
 from resnetkit.network.layers import Network
+from resnetkit.network.report import Report
 from resnetkit.text import to_json
 from resnetkit.weights.envelope import unpacked
 from resnetkit.weights.fit import COUNT, Shapes, advice, listed, looks_like, misfits, short
@@ -104,7 +106,7 @@ def _hugging_face(folder: Path) -> Network:
     card, path = read_folder(folder)
     tensors, _ = read_tensors(path)
     names = _as_named(path, _shapes(tensors), card.spec, "hf").reading.names
-    return assemble(card, {names[key]: value for key, value in tensors.items()}, str(path))
+    return assemble(card, {names[key]: value for key, value in tensors.items()}, str(path), names=names)
 
 
 def _from_tensors(
@@ -113,7 +115,7 @@ def _from_tensors(
     found = _understood(path, _shapes(tensors), network, dialect)
     names = found.reading.names
     card, ours = _card(path, found, network, around), {names[key]: value for key, value in tensors.items()}
-    return assemble(card, ours, str(path), worked_out=found.plan)
+    return assemble(card, ours, str(path), worked_out=found.plan, names=names)
 
 
 def _live(source: nn.Module | Mapping[str, Tensor], network: str | None, dialect: str | None) -> Network:
@@ -166,11 +168,24 @@ def _card(path: Path, found: Recognised, network: str | None, around: Sequence[s
     origin = ", ".join([f"{path.name}, read as {name} in the dialect {reading.dialect}", *taken])
     card = card_for(name, found.spec)
     prepared = preparation(found.spec, reading.convention) or card.preparation
-    return replace(card, origin=origin, preparation=prepared, assumed=found.assumed)
+    return replace(card, origin=origin, preparation=prepared, assumed=(*found.assumed, _said(prepared)))
+
+
+def _said(how: Preparation) -> str:
+    """How images are taken to be prepared, in a sentence."""
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (how.mean, how.std))
+    size = "x".join(map(str, how.crop))
+    return f"images are {how.colour} / 255, {size} from the middle of a side of {how.resize}, mean {mean}, std {std}"
 
 
 def assemble(
-    card: Card, tensors: Mapping[str, Tensor], where: str, fix: str = _NAME_IT, worked_out: Plan | None = None
+    card: Card,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    fix: str = _NAME_IT,
+    *,
+    worked_out: Plan | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Network:
     """The module of a card with these tensors, in fp32; all of them fit, or `WeightsError` is raised.
 
@@ -189,7 +204,27 @@ def assemble(
     exact = {key: given[key].long() if key.endswith(COUNT) else given[key].float() for key in wanted}
     _warn_of(nonfinite(exact), where)
     _assign(model, exact)
+    model.report = _report(exact, given, lacking, names or {})
     return model.eval()
+
+
+def _report(
+    exact: Mapping[str, Tensor], given: Mapping[str, Tensor], lacking: Sequence[str], names: Mapping[str, str]
+) -> Report:
+    """``names`` has ours for theirs."""
+    theirs = {ours: name for name, ours in names.items() if ours != name}
+    adapted = {key: f"cast from {_plain_type(given[key])}" for key in exact if given[key].dtype != exact[key].dtype}
+    others = [key for key in exact if key not in adapted and key not in lacking]
+    return Report(
+        tuple(key for key in others if key not in theirs),
+        {key: theirs[key] for key in others if key in theirs},
+        adapted,
+        dict.fromkeys(lacking, "counts of batches, which the file lacks"),
+    )
+
+
+def _plain_type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _assign(model: Network, tensors: Mapping[str, Tensor]) -> None:
