@@ -150,7 +150,7 @@ WRONG = {
     "explian resnet50": (2, "error: there is no verb called 'explian'\nfix: did you mean explain?"),
     "explain": (
         2,
-        "error: missing: MODEL A name, a .toml or .json file, a model folder or a run folder.\nwhere: resnetkit",
+        "error: missing: MODEL A name, a .toml or .json file, a model folder, a run folder, or a weights file of any",
     ),
     "explain resnet5O": (2, "error: there is no network called 'resnet5O'\nwhere: model\nfix: did you mean resnet50?"),
     "explain resnet50 --wyh x": (

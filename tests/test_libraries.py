@@ -203,6 +203,18 @@ def test_code_for_cifar_in_and_out(dialect, tmp_path, cli):
     same_tensors(rk.load(tmp_path / "out.safetensors"), ours)
 
 
+def test_a_weights_file_explains_itself(tmp_path, cli):
+    torch.save(CIFAR["akamaster"][0]().state_dict(), tmp_path / "x.th")
+    code, out, err = cli("explain", tmp_path / "x.th", "--why", "stage2.block1.shortcut")
+    assert code == 0
+    assert "zeros" in out
+    assert err.startswith("read: x.th, read as resnet20 in the dialect akamaster\n")
+    hugging_face("small").save_pretrained(tmp_path / "hf")
+    assert "depth 10" in cli("explain", tmp_path / "hf")[1]
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    assert cli("explain", tmp_path / "junk.pth")[0] == 4
+
+
 def test_kuangliu_prepares_images_in_its_own_way(tmp_path):
     assert rk.load(CIFAR["kuangliu"][0]()).card.preparation.mean == (0.4914, 0.4822, 0.4465)
     assert rk.load(CIFAR["akamaster"][0]()).card.preparation.mean == (0.485, 0.456, 0.406)

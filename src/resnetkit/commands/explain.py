@@ -8,11 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.architecture.card import card_of
+from resnetkit.architecture.card import Card, card_of
 from resnetkit.architecture.listing import HEADINGS, LEFT, cells, rows, total
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.commands.output import output_file, prose, results, say, table, then
+from resnetkit.commands.output import output_file, prose, results, say, table, tell_loaded, then
 from resnetkit.errors import UsageError
+from resnetkit.learn.recipe import is_weights_file
 from resnetkit.text import to_data, to_toml
 
 
@@ -25,7 +26,7 @@ class Options:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A name, a .toml or .json file, a model folder or a run folder."""
+    """A name, a .toml or .json file, a model folder, a run folder, or a weights file of any library."""
     why: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
     """A path to explain in words, such as stage2.block1.shortcut; may be given more than once."""
     depth: int = 1
@@ -41,7 +42,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    card = card_of(options.model)
+    card = _card(options.model)
     if options.toml:
         print(to_toml(card.spec), end="")
         return 0
@@ -56,6 +57,17 @@ def run(options: Options) -> int:
         _show(made, options.depth)
         then("resnetkit explain", options.model, "--why", _interesting(made))
     return 0
+
+
+def _card(model: str) -> Card:
+    """Of a weights file, or a folder of transformers, the card that reading it comes to."""
+    if not is_weights_file(model):
+        return card_of(model)
+    from resnetkit.weights.store import load
+
+    found = load(model)
+    tell_loaded(found.card, found.report)
+    return found.card
 
 
 def _size(image: tuple[int, ...]) -> tuple[int, int] | None:
