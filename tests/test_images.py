@@ -447,7 +447,7 @@ def test_headers_and_scans_without_end_are_refused_at_once():
         with pytest.raises(PictureError) as caught:
             decode(content)
         assert caught.value.what == told
-        assert time.perf_counter() - started < 0.5
+        assert time.perf_counter() - started < 3  # without the limits: half a minute and more
     assert decode(plain[:2] + b"\xff\xfe\0\2" * 1000 + plain[2:]).size == (64, 64)
 
 

@@ -373,7 +373,7 @@ def test_archives_that_unpack_without_end(tmp_path):
     started = time.perf_counter()
     with pytest.raises(DataError, match="it unpacks to far more than CIFAR"):
         open_data(path)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 20
     with tarfile.open(path, "w:gz") as opened:  # names of names of names
         for _ in range(3000):
             opened.fileobj.write(tarfile.TarInfo("x").tobuf().replace(b"0" + b"\0" * 100, b"x" + b"\0" * 100))
