@@ -145,6 +145,11 @@ def test_a_weights_file_of_another_library(flowers, tmp_path, cli):
     assert "note   read: tv.pth, read as resnet18 in the dialect torchvision; assumed: the 7x7 of the stem has " in err
     assert "fine-tuning resnet18: the head is new" in err
     assert torch.equal(rk.load(tmp_path / "run").stem.conv1.weight, theirs.conv1.weight)
+    code, _, err = cli(*words, "--epochs", 1, "--out", tmp_path / "scratch", "--set", "start=scratch", "--lr", 1e-9)
+    assert code == 0, err
+    assert "fine-tuning" not in err
+    fresh = rk.load(tmp_path / "scratch").state_dict()
+    assert not torch.allclose(fresh["stem.conv1.weight"], theirs.conv1.weight, atol=1e-4)
     code, out, _ = cli(*words, "--print-config")
     assert code == 0
     assert 'kind = "fine-tune"' in out

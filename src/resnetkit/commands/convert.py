@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import prose, results, tell_loaded, then
+from resnetkit.commands.output import loaded, prose, results, then
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,8 @@ class Options:
 
 def run(options: Options) -> int:
     from resnetkit.weights.convert import convert, translated
-    from resnetkit.weights.store import load
 
-    model = load(options.model, options.network or None, options.dialect or None)
-    tell_loaded(model.card, model.report)
+    model = loaded(options.model, options.network, options.dialect)
     path = convert(model, options.to, options.out)
     names = dict(zip(model.state_dict(), translated(model, options.to), strict=True))
     renamed = sum(ours != theirs for ours, theirs in names.items())

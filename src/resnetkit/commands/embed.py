@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, output_file, results, say, tell_loaded, then
+from resnetkit.commands.output import counting, loaded, output_file, results, say, then
 from resnetkit.commands.stdin import files_or_stdin
 from resnetkit.deliver.inputs import passed_over
 from resnetkit.deliver.rows import require_parquet
@@ -49,10 +49,8 @@ def run(options: Options) -> int:
     files = files_or_stdin(options.files, "resnetkit embed")
     from resnetkit.deliver.embed import embed
     from resnetkit.learn.device import as_precision
-    from resnetkit.weights.store import load
 
-    model = load(options.model, options.network or None, options.dialect or None)
-    tell_loaded(model.card, model.report)
+    model = loaded(options.model, options.network, options.dialect)
     precision = as_precision(options.precision)
     with counting("looking at pictures") as tell:
         found = embed(files, model, place=options.place or None, device=options.device, precision=precision, tell=tell)

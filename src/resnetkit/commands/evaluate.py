@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from resnetkit.commands.output import counting, model_words, prose, results, say, table, tell_loaded, then
+from resnetkit.commands.output import counting, loaded, model_words, prose, results, say, table, then
 from resnetkit.learn.data import listed
 from resnetkit.learn.evaluation import Evaluation, told
 
@@ -43,10 +43,8 @@ class Options:
 
 def run(options: Options) -> int:
     from resnetkit.learn.evaluate import evaluate
-    from resnetkit.weights.store import load
 
-    model = load(options.model, options.network or None, options.dialect or None)
-    tell_loaded(model.card, model.report)
+    model = loaded(options.model, options.network, options.dialect)
     with counting("evaluating") as tell:
         found = evaluate(
             model,

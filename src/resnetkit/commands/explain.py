@@ -11,7 +11,7 @@ import tyro
 from resnetkit.architecture.card import Card, card_of
 from resnetkit.architecture.listing import HEADINGS, LEFT, cells, rows, total
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.commands.output import output_file, prose, results, say, table, tell_loaded, then
+from resnetkit.commands.output import loaded, output_file, prose, results, say, table, then
 from resnetkit.errors import UsageError
 from resnetkit.learn.recipe import is_weights_file
 from resnetkit.text import to_data, to_toml
@@ -63,11 +63,8 @@ def _card(model: str) -> Card:
     """Of a weights file, or a folder of transformers, the card that reading it comes to."""
     if not is_weights_file(model):
         return card_of(model)
-    from resnetkit.weights.store import load
 
-    found = load(model)
-    tell_loaded(found.card, found.report)
-    return found.card
+    return loaded(model).card
 
 
 def _size(image: tuple[int, ...]) -> tuple[int, int] | None:

@@ -11,12 +11,14 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from resnetkit.architecture.card import Card
 from resnetkit.errors import UsageError
 from resnetkit.pages.html import is_ours
 from resnetkit.tables import aligned, fitted, printable
+
+if TYPE_CHECKING:
+    from resnetkit.network.layers import Network
 
 
 def results(kind: str, **values: Any) -> None:
@@ -84,12 +86,16 @@ def model_words(options: Any) -> list[str]:
     return ["--model", options.model, *more]
 
 
-def tell_loaded(card: Card, report: object) -> None:
-    """What a weights file was taken for, what became of its tensors, and what could not be told from it."""
-    if card.assumed:
-        say(f"read: {card.origin}")
-        say(f"tensors: {report}")
-        say(f"assumed: {'; '.join(card.assumed)}")
+def loaded(model: str, network: str = "", dialect: str = "") -> Network:
+    """The model; of a weights file it is told what it was taken for, what became of its tensors, what was assumed."""
+    from resnetkit.weights.store import load
+
+    found = load(model, network or None, dialect or None)
+    if found.card.assumed:
+        say(f"read: {found.card.origin}")
+        say(f"tensors: {found.report}")
+        say(f"assumed: {'; '.join(found.card.assumed)}")
+    return found
 
 
 def rewrites_lines() -> bool:

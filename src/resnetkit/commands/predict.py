@@ -6,29 +6,26 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from resnetkit.commands.output import (
     counting,
+    loaded,
     model_words,
     output_file,
     plain_json,
     results,
     say,
     table,
-    tell_loaded,
     then,
 )
 from resnetkit.commands.stdin import files_or_stdin
-from resnetkit.deliver.inputs import passed_over
+from resnetkit.deliver.inputs import expand, passed_over
 from resnetkit.deliver.rows import Answer, answer_columns, csv_lines, json_lines, record, require_parquet, write_parquet
 from resnetkit.errors import DataError, UsageError
 from resnetkit.tables import counted
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -68,20 +65,19 @@ def run(options: Options) -> int:
     files = files_or_stdin(options.files, "resnetkit predict")
     if options.top < 1:
         raise UsageError(f"--top {options.top} names no class", where="--top", fix="--top 1 or more")
-    from resnetkit.deliver.predict import answers
+    from resnetkit.deliver.predict import BATCH, answers
     from resnetkit.learn.device import as_precision, classes_of
-    from resnetkit.weights.store import load
 
-    model = load(options.model, options.network or None, options.dialect or None)
-    tell_loaded(model.card, model.report)
+    model = loaded(options.model, options.network, options.dialect)
     options = replace(options, top=min(options.top, classes_of(model)))
     precision = as_precision(options.precision)
     streaming = options.csv or options.jsonl
     counts = {"all": 0, "bad": 0}
     with counting("looking at pictures", shown=not (streaming and sys.stdout.isatty())) as tell:
-        found = _counted(
-            answers(files, model, top=options.top, device=options.device, precision=precision, tell=tell), counts
+        made = answers(
+            expand(files), model, options.top, device=options.device, precision=precision, batch_size=BATCH, tell=tell
         )
+        found = _counted(made, counts)
         if streaming:
             write(found, options)
         else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resnetkit import files as writing
 from resnetkit.deliver.inputs import Read, decoded, expand
-from resnetkit.deliver.predict import Named
+from resnetkit.deliver.predict import BATCH, Named
 from resnetkit.deliver.rows import write_parquet
 from resnetkit.errors import PictureError, UsageError
 from resnetkit.learn.device import Logits, Precision, answering, pick
@@ -54,7 +54,7 @@ def embed(
     place: str | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
-    batch_size: int = 32,
+    batch_size: int = BATCH,
     tell: Tell | None = None,
 ) -> Vectors:
     """What ``place`` (``stage3``, ``stage2.block1``, ``head.pool`` ...) hands on; of a map the mean over it.

@@ -18,6 +18,7 @@ from resnetkit.network.layers import Network
 from resnetkit.weights.store import load
 
 Named = str | Path | Input
+BATCH = 32
 
 
 def predict(
@@ -27,29 +28,30 @@ def predict(
     top: int = 5,
     device: str = "auto",
     precision: Precision = "fp32",
-    batch_size: int = 32,
+    batch_size: int = BATCH,
     tell: Tell | None = None,
 ) -> list[Answer]:
     """An `Answer` for each file, in order; a folder or a pattern stands for the pictures in it, by name.
 
     A file that cannot be read is a row with its reason, never an end of the others. ``tell`` hears (done, all).
     """
-    return list(answers(files, model, top=top, device=device, precision=precision, batch_size=batch_size, tell=tell))
+    network = model if isinstance(model, Network) else load(model)
+    chosen = expand([files] if isinstance(files, Named) else files)
+    found = answers(chosen, network, top, device=device, precision=precision, batch_size=batch_size, tell=tell)
+    return list(found)
 
 
 def answers(
-    files: Named | Sequence[Named],
-    model: str | os.PathLike[str] | Network,
+    chosen: Sequence[Input],
+    network: Network,
+    top: int,
     *,
-    top: int = 5,
-    device: str = "auto",
-    precision: Precision = "fp32",
-    batch_size: int = 32,
-    tell: Tell | None = None,
+    device: str,
+    precision: Precision,
+    batch_size: int,
+    tell: Tell | None,
 ) -> Iterator[Answer]:
-    """`predict`, each answer as soon as it is there."""
-    network = model if isinstance(model, Network) else load(model)
-    chosen = expand([files] if isinstance(files, str | Path | Input) else files)
+    """What `predict` gives for inputs that are expanded already, each answer as soon as it is there."""
     names = network.card.classes or tuple(f"class {i}" for i in range(classes_of(network)))
     done = 0
     with answering(network, pick(device), precision) as logits:

@@ -44,7 +44,6 @@ class Start:
 
     prepared: Prepared
     sources: dict[str, PixelSource]
-    skipped: Skipped
     model: Network
     made: tuple[Path, ...]
 
@@ -66,8 +65,9 @@ def start(
     word = model_named(os.fspath(model) if model else None, changes)
     weights = trained(word, changes)
     recipe = plan_run(len(opened.first), named, word, changes, weights.card.spec if weights else None)
-    base = weights or _base(recipe)
-    prepared = _decided(opened, recipe, base, device, out)
+    base = None if isinstance(recipe.start, Scratch) else weights or load(recipe.model)
+    known = weights or base
+    prepared = _decided(opened, recipe, base, known.card if known else card_of(recipe.model), device=device, out=out)
     made = _claim(prepared.out, numbered=out is None)
     try:
         skipped = Skipped(prepared.data, recipe.bad_files)
@@ -76,7 +76,7 @@ def start(
     except BaseException:
         files.remove_empty(made)
         raise
-    return Start(replace(prepared, out=made[0]), sources, skipped, network, made)
+    return Start(replace(prepared, out=made[0]), sources, network, made)
 
 
 def trained(model: str, settings: Mapping[str, Any]) -> Network | None:
@@ -87,17 +87,14 @@ def trained(model: str, settings: Mapping[str, Any]) -> Network | None:
     return load(model, str(begin.get("network", "")) or None, str(begin.get("dialect", "")) or None)
 
 
-def _base(recipe: Recipe) -> Network | None:
-    """The network of a folder to fine-tune, where the recipe starts from one."""
-    return None if isinstance(recipe.start, Scratch) else load(recipe.model)
-
-
-def _decided(opened: Data, recipe: Recipe, base: Network | None, device: str, out: str | Path | None) -> Prepared:
+def _decided(
+    opened: Data, recipe: Recipe, base: Network | None, own: Card, *, device: str, out: str | Path | None
+) -> Prepared:
+    """``own`` is the card of the network as it is named, ``base`` the one whose weights are taken."""
     if len(opened.classes) < 2:
         what = f"there is one class only ({opened.classes[0]}), so there is nothing to tell apart"
         raise DataError(what, where=opened.name, fix="add a folder for each other class")
     data = divide(opened, recipe.split_seed)
-    own = base.card if base else card_of(recipe.model)
     card = _card(opened, recipe, own)
     where = pick(device)
     precision = resolve(recipe.precision, where)

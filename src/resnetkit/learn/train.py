@@ -107,7 +107,7 @@ class _Training:
     """The state of a run, and the loop over it."""
 
     def __init__(self, begun: Start, watch: Watch) -> None:
-        self.prepared, self.sources, self.skipped, self.watch = begun.prepared, begun.sources, begun.skipped, watch
+        self.prepared, self.sources, self.watch = begun.prepared, begun.sources, watch
         self.recipe, self.device = begun.prepared.recipe, torch.device(begun.prepared.device)
         self.model = begun.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = _optimiser(self.model, self.recipe)

@@ -84,6 +84,8 @@ def load(
     ``model.card.assumed``. ``network`` and ``dialect`` are stronger than what is told. Raises `UsageError` where
     ``source`` names no weights and `WeightsError` where they are damaged, do not fit, or cannot be recognised.
     """
+    if dialect and dialect not in KNOWN:
+        raise UsageError(f"there is no dialect called {dialect!r}", where="dialect", fix=suggestion(dialect, KNOWN))
     if isinstance(source, nn.Module | Mapping):
         return _live(source, network, dialect)
     source = source if isinstance(source, str) else Path(source)
@@ -96,8 +98,6 @@ def load(
     path = Path(source)
     if not path.is_file():
         raise _no_weights(source)
-    if dialect and dialect not in KNOWN:
-        raise UsageError(f"there is no dialect called {dialect!r}", where="dialect", fix=suggestion(dialect, KNOWN))
     tensors, around = read_tensors(path)
     return _from_tensors(path, tensors, around, network, dialect)
 
