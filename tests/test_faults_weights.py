@@ -21,9 +21,10 @@ from resnetkit.architecture.plan import plan
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import ResnetkitWarning, WeightsError
 from resnetkit.network.build import build
-from resnetkit.weights import fit
 from resnetkit.weights.dialects import TORCHVISION
-from resnetkit.weights.store import load, nonfinite, read_tensors, save
+from resnetkit.weights.read import read_tensors
+from resnetkit.weights.recognise import looks_like
+from resnetkit.weights.store import load, nonfinite, save
 
 from tiny import BASE
 
@@ -391,6 +392,7 @@ def shapes_of(name):
     return dict(tensors_of(plan(ROWS[name])))
 
 
+RESET_HEAD = "--reset-head CLASSES takes it and starts a new classifier"
 NAME_IT = "name the network that it was saved from, or describe it in a .toml file: --network"
 
 
@@ -419,7 +421,9 @@ def test_w11_other_input_channels(tmp_path, refused):
     error = refused(written(tmp_path, shapes_of("resnet20") | {"stem.conv1.weight": (16, 1, 3, 3)}), "resnet20")
     assert error.what == "these weights do not fit resnet20: 1 of 116 tensors differ"
     assert error.where[1:] == ("stem.conv1.weight: came [16, 1, 3, 3]; expected [16, 3, 3, 3]",)
-    assert error.fix == f"this file looks like resnet20 or resnet20_a_end or plain20 with 1 input channel; {NAME_IT}"
+    assert error.fix == "the file is for 1 input channel: --input-channels 1"
+    path = tmp_path / "weights.safetensors"
+    assert load(path, "resnet20", input_channels=1).card.spec.input == (1, 32, 32)
 
 
 def test_w11_a_tensor_with_its_axes_turned(tmp_path, refused):
@@ -438,11 +442,12 @@ def test_w11_another_classifier(tmp_path, refused, saved):
         "head.linear.weight: came nothing; expected [10, 64]",
         "head.linear.bias: came nothing; expected [10]",
     )
-    assert error.fix == f"all but the classifier fits; {NAME_IT}"
+    assert error.fix == f"all but the classifier fits; {RESET_HEAD}"
+    assert load(tmp_path / "weights.safetensors", "resnet20", reset_head=3).card.spec.head.classes == 3
     seven = shapes | {"head.linear.weight": (7, 64), "head.linear.bias": (7,)}
     assert load(written(tmp_path, seven), "resnet20").card.spec.head.classes == 7  # a file of its own says how many
     none = shapes | {"head.linear.weight": (0, 64), "head.linear.bias": (0,)}
-    assert refused(written(tmp_path, none), "resnet20").fix == f"all but the classifier fits; {NAME_IT}"
+    assert refused(written(tmp_path, none), "resnet20").fix == f"all but the classifier fits; {RESET_HEAD}"
     model, folder = saved
     state = {key: value.clone() for key, value in model.state_dict().items()}
     save_file(state | {"head.linear.weight": torch.zeros(7, 16)}, folder / "model.safetensors")
@@ -486,10 +491,10 @@ def test_w11_nothing_is_loaded_in_part(tmp_path, monkeypatch, refused):
 def test_w11_every_row_looks_like_itself(name):
     start = time.process_time()
     shapes = shapes_of(name)
-    assert name in fit.looks_like(shapes).split(" or ")
+    assert name in looks_like(shapes).split(" or ")
     stem = shapes["stem.conv1.weight"]
-    assert fit.looks_like(shapes | {"stem.conv1.weight": (stem[0], 5, *stem[2:])}).endswith(" with 5 input channels")
-    assert fit.looks_like(shapes | {"extra": (1,)}) == ""
+    assert looks_like(shapes | {"stem.conv1.weight": (stem[0], 5, *stem[2:])}).endswith(" with 5 input channels")
+    assert looks_like(shapes | {"extra": (1,)}) == ""
     assert time.process_time() - start < 2
 
 
@@ -497,7 +502,7 @@ def test_w11_every_row_looks_like_itself(name):
     "shapes", [{}, {"stem.conv1.weight": ()}, {"stem.conv1.weight": (1,)}, {"stage9999.block9.x": ()}]
 )
 def test_w11_odd_tensors_look_like_nothing(shapes):
-    assert fit.looks_like(shapes) == ""
+    assert looks_like(shapes) == ""
 
 
 # ------------------------------------------------------------------------------------------------------------- cards

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import OPTION_D, Bottleneck, Conv, Linear, MaxPool, Stem
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, SpecError, UsageError, WeightsError
-from resnetkit.weights.dialects import NAMES, table_for
+from resnetkit.weights.dialects import table_for
 from resnetkit.weights.libraries import LIBRARIES, expressed
 from resnetkit.weights.recognise import Recognised, recognise
 
@@ -238,6 +239,107 @@ def test_w10_containers_and_prefixes(tmp_path, container, prefix):
     assert not prefix or f"behind the prefix {prefix}" in ours.card.origin
 
 
+def test_averaged_weights_beside_others_are_told_of(tmp_path):
+    state = rk.build(BASE).state_dict()
+    torch.save({"state_dict": state, "state_dict_ema": state}, tmp_path / "x.pth")
+    assert "in the table state_dict (not state_dict_ema beside it)" in rk.load(tmp_path / "x.pth").card.origin
+
+
+# ------------------------------------------------------------------------------------- another head, other channels
+
+
+def own_head(theirs):
+    """What people put in the place of ``fc``."""
+    theirs.fc = nn.Sequential(nn.Linear(512, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4))
+    return shaken(theirs)
+
+
+def test_a_head_of_ones_own_is_left_behind(tmp_path, cli):
+    theirs = own_head(torchvision.models.resnet18())
+    path = tmp_path / "mine.pth"
+    torch.save(theirs.state_dict(), path)
+    code, out, err = cli("explain", path)
+    assert (code, out) == (4, "")
+    assert err.endswith(
+        "fix: the body is that of resnet18; --reset-head CLASSES takes it and starts a new classifier\n"
+    )
+    model = rk.load(path, reset_head=["cat", "dog"])
+    assert (model.card.name, model.card.classes, model.card.spec.head) == ("resnet18", ("cat", "dog"), Linear(2))
+    assert model.report.initialised == {"head.linear.weight": "new", "head.linear.bias": "new"}
+    assert set(model.report.dropped) == {"fc.0.weight", "fc.0.bias", "fc.3.weight", "fc.3.bias"}
+    assert len(model.report.kept) + len(model.report.renamed) + 2 == len(model.state_dict())
+    theirs.fc = nn.Identity()
+    with torch.no_grad():
+        x = torch.randn(2, 3, 64, 64)
+        assert torch.equal(theirs(x), model.features(x, ["head.pool"])["head.pool"].flatten(1))
+    code, _, err = cli("convert", path, tmp_path / "model", "--to", "resnetkit", "--reset-head", 4)
+    assert code == 0
+    assert "2 initialised (new), 4 dropped" in err
+    assert rk.load(tmp_path / "model").card.spec.head == Linear(4)
+
+
+@pytest.mark.parametrize(
+    ("body", "head"),
+    [
+        ("0.", "1.8."),
+        ("module.encoder_q.", "module.queue."),
+        ("backbone.", "head.fc."),
+        ("", "projector.0."),
+        ("model.", "model.last_linear."),
+    ],
+)
+def test_bodies_among_other_things(body, head):
+    theirs = shaken(torchvision.models.resnet34()).state_dict()
+    names = {"conv1": "0", "bn1": "1", **{f"layer{i}": str(i + 3) for i in range(1, 5)}} if body == "0." else {}
+
+    def called(key):
+        first, _, rest = key.partition(".")
+        return f"{body}{names.get(first, first)}.{rest}"
+
+    given = {called(key): value for key, value in theirs.items() if not key.startswith("fc")}
+    given |= {head + "weight": torch.zeros(3, 5), head + "bias": torch.zeros(3)}
+    with pytest.raises(WeightsError, match="--reset-head CLASSES"):
+        rk.load(given)
+    made = rk.load(given, reset_head=6)
+    assert (made.card.name, made.card.spec.head) == ("resnet34", Linear(6))
+    assert torch.equal(made.stage4.block1.shortcut.conv.weight, theirs["layer4.0.downsample.0.weight"])
+    assert set(made.report.dropped) == {head + "weight", head + "bias"}
+
+
+def test_a_body_that_is_damaged_is_not_half_a_body():
+    given = rk.build(BASE).state_dict()
+    given.pop("stage2.block2.branch.conv1.weight")
+    with pytest.raises(WeightsError, match=r"stage2\.block2\.branch\.conv1\.weight: came nothing"):
+        rk.load(given, reset_head=3)
+    with pytest.raises(UsageError, match="a classifier needs a class or more"):
+        rk.load(rk.build(BASE), reset_head=0)
+
+
+def test_other_input_channels_with_the_same_answers():
+    wide = shaken(rk.build(BASE))
+    grey, image = rk.load(wide, input_channels=1), torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(grey(image), wide(image.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-5)
+        assert grey.report.adapted == {"stem.conv1.weight": "the sum of 3 channels"}
+        again = rk.load(grey, input_channels=3)
+        assert torch.allclose(again(image.expand(-1, 3, -1, -1)), grey(image), rtol=1e-5, atol=1e-5)
+        six, more = rk.load(wide, input_channels=6), torch.rand(2, 6, 16, 16)
+        assert torch.allclose(six(more), wide(more[:, :3]), rtol=1e-5, atol=1e-5)
+    assert (grey.card.spec.input, len(grey.card.preparation.mean), six.card.spec.input[0]) == ((1, 16, 16), 1, 6)
+    assert wide.card.spec.input[0] == 3
+    with pytest.raises(UsageError, match="a network for 3 channels is not made one for 2"):
+        rk.load(wide, input_channels=2)
+
+
+def test_six_channels_are_kept_and_no_picture_has_them(tmp_path, cli):
+    rk.save(rk.load(rk.build(BASE), input_channels=6), tmp_path / "six")
+    assert rk.load(tmp_path / "six").card.spec.input[0] == 6
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    code, _, err = cli("predict", tmp_path / "a.png", "--model", tmp_path / "six")
+    assert code == 2
+    assert err.startswith("error: this network sees 6 channels, and a picture has 1 (grey) or 3 (RGB)")
+
+
 # ------------------------------------------------------------------------------------- what can be told, and what not
 
 
@@ -290,7 +392,7 @@ def test_random_networks_round_trip_or_say_why(network):
         made = plan(network)
     except SpecError:  # a map that vanishes
         return
-    for dialect in NAMES:
+    for dialect in LIBRARIES:
         try:
             expressed(network, LIBRARIES[dialect])
         except UsageError as error:

@@ -15,7 +15,7 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -203,7 +203,10 @@ def _unknown(options: type, prog: str, words: Sequence[str]) -> UsageError:
 
 
 def _names(options: Any) -> list[str]:
-    return ["--" + field.name.replace("_", "-") for field in fields(options)]
+    """Every option; those of a table of options stand beside the others."""
+    inner = [field.default for field in fields(options)]
+    own = ["--" + field.name.replace("_", "-") for field in fields(options) if not is_dataclass(field.default)]
+    return own + [name for table in inner if is_dataclass(table) for name in _names(table)]
 
 
 class _Page(io.StringIO):

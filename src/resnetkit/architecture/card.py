@@ -13,6 +13,8 @@ from resnetkit.architecture.spec import Linear, Network
 from resnetkit.errors import Fault, TextError, UsageError, WeightsError
 from resnetkit.text import from_data, parse_json, read_text
 
+_COLOURS = (1, 3)
+
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
@@ -30,7 +32,10 @@ class Preparation:
 
     @property
     def colour(self) -> Literal["L", "RGB"]:
-        """Pillow's mode."""
+        """Pillow's mode; raises `UsageError` where no picture has so many channels."""
+        if len(self.mean) not in _COLOURS:
+            what = f"this network sees {len(self.mean)} channels, and a picture has 1 (grey) or 3 (RGB)"
+            raise UsageError(what, fix="from Python, give it tensors")
         return "L" if len(self.mean) == 1 else "RGB"
 
 
@@ -122,8 +127,8 @@ def _holds_card(folder: Path) -> bool:
 
 
 def preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
-    """What keeps a preparation from feeding a network of so many input channels."""
-    if channels not in (1, 3):
+    """What keeps a preparation from feeding a network of so many input channels with pictures."""
+    if channels not in _COLOURS:
         return [Fault("input", f"{channels} channels", "1 (grey) or 3 (RGB), as pictures have")]
     made, std, crop = len(preparation.mean), preparation.std, preparation.crop
     limits = [
@@ -137,7 +142,8 @@ def preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
 
 def _faults(card: Card) -> list[Fault]:
     """What contradicts itself in a card."""
-    found = preparation_faults(card.preparation, card.spec.input[0])
+    channels = card.spec.input[0]  # of more than pictures have, tensors are made elsewhere
+    found = preparation_faults(card.preparation, channels) if channels in _COLOURS else []
     count = card.spec.head.classes if isinstance(card.spec.head, Linear) else 0
     if card.classes and len(card.classes) != count:
         found.append(Fault("classes", f"{len(card.classes)} names", f"{count}, as spec.head"))

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import loaded, prose, results, then
+from resnetkit.commands.output import prose, results, then
+from resnetkit.commands.source import AS_TOLD, Weights, loaded
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,18 @@ class Options:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder, or a weights file of any library."""
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The .safetensors file to write; for hf a folder."""
-    to: Annotated[str, tyro.conf.arg(metavar="torchvision|timm|hf|kuangliu|akamaster")]
-    """Whose names the tensors get; hf is transformers."""
-    network: str = ""
-    """For a weights file: which network it is of, where that should not be told from the file."""
-    dialect: str = ""
-    """For a weights file: how its tensors are called, where that should not be told from the file."""
+    """The .safetensors file to write; for hf and resnetkit a folder."""
+    to: Annotated[str, tyro.conf.arg(metavar="torchvision|timm|hf|kuangliu|akamaster|resnetkit")]
+    """Whose names the tensors get; hf is transformers, resnetkit a model folder."""
     json: bool = False
     """One JSON document instead of lines."""
+    weights: Weights = AS_TOLD
 
 
 def run(options: Options) -> int:
     from resnetkit.weights.convert import convert, translated
 
-    model = loaded(options.model, options.network, options.dialect)
+    model = loaded(options.model, options.weights)
     path = convert(model, options.to, options.out)
     names = dict(zip(model.state_dict(), translated(model, options.to), strict=True))
     renamed = sum(ours != theirs for ours, theirs in names.items())

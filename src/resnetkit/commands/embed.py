@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, loaded, output_file, results, say, then
+from resnetkit.commands.output import counting, output_file, results, say, then
+from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.stdin import files_or_stdin
 from resnetkit.deliver.inputs import passed_over
 from resnetkit.deliver.rows import require_parquet
@@ -34,12 +35,9 @@ class Options:
     """cpu, cuda, cuda:1 or auto."""
     precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16")] = "fp32"
     """In what the network computes."""
-    network: str = ""
-    """For a weights file: which network it is of, where that should not be told from the file."""
-    dialect: str = ""
-    """For a weights file: how its tensors are called, where that should not be told from the file."""
     json: bool = False
     """One JSON document that says what was written."""
+    weights: Weights = AS_TOLD
 
 
 def run(options: Options) -> int:
@@ -50,7 +48,7 @@ def run(options: Options) -> int:
     from resnetkit.deliver.embed import embed
     from resnetkit.learn.device import as_precision
 
-    model = loaded(options.model, options.network, options.dialect)
+    model = loaded(options.model, options.weights)
     precision = as_precision(options.precision)
     with counting("looking at pictures") as tell:
         found = embed(files, model, place=options.place or None, device=options.device, precision=precision, tell=tell)
@@ -67,5 +65,5 @@ def run(options: Options) -> int:
         say(f"note: {note}")
     if bad:
         say(str(DataError(f"{len(bad)} of {count} files could not be read; their vectors are NaN")))
-    then("resnetkit explain", options.network or options.model, "--why", found.place)
+    then("resnetkit explain", options.weights.network or options.model, "--why", found.place)
     return DataError.exit_code if bad else 0

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from resnetkit.commands.output import counting, loaded, model_words, prose, results, say, table, then
+from resnetkit.commands.output import counting, prose, results, say, table, then
+from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.learn.data import listed
 from resnetkit.learn.evaluation import Evaluation, told
 
@@ -33,18 +34,15 @@ class Options:
     """In what the network computes."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto."""
-    network: str = ""
-    """For a weights file: which network it is of, where that should not be told from the file."""
-    dialect: str = ""
-    """For a weights file: how its tensors are called, where that should not be told from the file."""
     json: bool = False
     """One JSON document instead of a table."""
+    weights: Weights = AS_TOLD
 
 
 def run(options: Options) -> int:
     from resnetkit.learn.evaluate import evaluate
 
-    model = loaded(options.model, options.network, options.dialect)
+    model = loaded(options.model, options.weights)
     with counting("evaluating") as tell:
         found = evaluate(
             model,
@@ -64,7 +62,7 @@ def run(options: Options) -> int:
         _show(found)
     for line in _notes(found):
         say(line)
-    then("resnetkit predict PICTURE", *model_words(options))
+    then("resnetkit predict PICTURE", "--model", options.model, *options.weights.words())
     return 0
 
 

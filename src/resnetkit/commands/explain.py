@@ -11,7 +11,8 @@ import tyro
 from resnetkit.architecture.card import Card, card_of
 from resnetkit.architecture.listing import HEADINGS, LEFT, cells, rows, total
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.commands.output import loaded, output_file, prose, results, say, table, then
+from resnetkit.commands.output import output_file, prose, results, say, table, then
+from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.errors import UsageError
 from resnetkit.learn.recipe import is_weights_file
 from resnetkit.text import to_data, to_toml
@@ -39,10 +40,11 @@ class Options:
     """The spec itself, as TOML to edit."""
     json: bool = False
     """One JSON document instead of a table."""
+    weights: Weights = AS_TOLD
 
 
 def run(options: Options) -> int:
-    card = _card(options.model)
+    card = _card(options.model, options.weights)
     if options.toml:
         print(to_toml(card.spec), end="")
         return 0
@@ -59,12 +61,9 @@ def run(options: Options) -> int:
     return 0
 
 
-def _card(model: str) -> Card:
+def _card(model: str, weights: Weights) -> Card:
     """Of a weights file, or a folder of transformers, the card that reading it comes to."""
-    if not is_weights_file(model):
-        return card_of(model)
-
-    return loaded(model).card
+    return loaded(model, weights).card if is_weights_file(model) else card_of(model)
 
 
 def _size(image: tuple[int, ...]) -> tuple[int, int] | None:

@@ -11,14 +11,11 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resnetkit.errors import UsageError
 from resnetkit.pages.html import is_ours
 from resnetkit.tables import aligned, fitted, printable
-
-if TYPE_CHECKING:
-    from resnetkit.network.layers import Network
 
 
 def results(kind: str, **values: Any) -> None:
@@ -77,25 +74,6 @@ def output_file(name: str, *endings: str) -> Path:
     if path.exists() and not is_ours(path):
         raise UsageError("this file exists already", where=str(path), fix="name another, or remove it")
     return path
-
-
-def model_words(options: Any) -> list[str]:
-    """The words that name the same model again."""
-    given = {"--network": options.network, "--dialect": options.dialect}
-    more = [word for option, value in given.items() if value for word in (option, value)]
-    return ["--model", options.model, *more]
-
-
-def loaded(model: str, network: str = "", dialect: str = "") -> Network:
-    """The model; of a weights file it is told what it was taken for, what became of its tensors, what was assumed."""
-    from resnetkit.weights.store import load
-
-    found = load(model, network or None, dialect or None)
-    if found.card.assumed:
-        say(f"read: {found.card.origin}")
-        say(f"tensors: {found.report}")
-        say(f"assumed: {'; '.join(found.card.assumed)}")
-    return found
 
 
 def rewrites_lines() -> bool:

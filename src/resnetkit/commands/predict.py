@@ -12,8 +12,6 @@ import tyro
 
 from resnetkit.commands.output import (
     counting,
-    loaded,
-    model_words,
     output_file,
     plain_json,
     results,
@@ -21,6 +19,7 @@ from resnetkit.commands.output import (
     table,
     then,
 )
+from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.stdin import files_or_stdin
 from resnetkit.deliver.inputs import expand, passed_over
 from resnetkit.deliver.rows import Answer, answer_columns, csv_lines, json_lines, record, require_parquet, write_parquet
@@ -46,6 +45,7 @@ class Options:
     """CSV instead of a table."""
     json: bool = False
     """One JSON document instead of a table."""
+    weights: Weights = AS_TOLD
     jsonl: bool = False
     """A JSON document for each picture, on a line of its own, as soon as it is known."""
     parquet: str = ""
@@ -54,10 +54,6 @@ class Options:
     """cpu, cuda, cuda:1 or auto."""
     precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16")] = "fp32"
     """In what the network computes."""
-    network: str = ""
-    """For a weights file: which network it is of, where that should not be told from the file."""
-    dialect: str = ""
-    """For a weights file: how its tensors are called, where that should not be told from the file."""
 
 
 def run(options: Options) -> int:
@@ -68,7 +64,7 @@ def run(options: Options) -> int:
     from resnetkit.deliver.predict import BATCH, answers
     from resnetkit.learn.device import as_precision, classes_of
 
-    model = loaded(options.model, options.network, options.dialect)
+    model = loaded(options.model, options.weights)
     options = replace(options, top=min(options.top, classes_of(model)))
     precision = as_precision(options.precision)
     streaming = options.csv or options.jsonl
@@ -90,7 +86,7 @@ def run(options: Options) -> int:
         say(
             str(DataError(f"{counts['bad']} of {counted(counts['all'], 'file')} could not be read; their rows say why"))
         )
-    then("resnetkit embed FILES", *model_words(options))
+    then("resnetkit embed FILES", "--model", options.model, *options.weights.words())
     return DataError.exit_code if counts["bad"] else 0
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from resnetkit.commands.output import prose, results, rewrites_lines, say, then
+from resnetkit.commands.source import AS_TOLD, Weights
 from resnetkit.learn.evaluation import told
 from resnetkit.learn.recipe import is_weights_file, model_named, plan_run
 from resnetkit.learn.settings import parse_settings, read_changes, with_options
@@ -60,10 +61,6 @@ class Options:
     """auto is bf16 where the processor computes in it."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto."""
-    network: str = ""
-    """For a weights file: which network it is of, where that should not be told from the file."""
-    dialect: str = ""
-    """For a weights file: how its tensors are called, where that should not be told from the file."""
     config: str = ""
     """A .toml or .json file with parts of a recipe."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -72,6 +69,7 @@ class Options:
     """Print the recipe that would run, and stop."""
     json: bool = False
     """One JSON document at the end instead of a table."""
+    weights: Weights = AS_TOLD
 
 
 def run(options: Options) -> int:
@@ -129,8 +127,8 @@ def _changes(options: Options) -> dict[str, Any]:
     file = read_changes(Path(options.config)) if options.config else {}
     settings = over(file, parse_settings(options.set))
     given = {name: getattr(options, name) for name in named}
-    words = {name: getattr(options, name) or None for name in ("network", "dialect", "max_bad")}
-    return with_options(settings, **given, **words)
+    said = {name: value or None for name, value in asdict(options.weights).items()}
+    return with_options(settings, **given, **said, max_bad=options.max_bad or None)
 
 
 def _print(options: Options, changes: dict[str, Any]) -> int:

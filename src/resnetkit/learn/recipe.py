@@ -96,7 +96,7 @@ class FineTune:
 
     The body (everything before the head) learns at the share ``body_rate`` of the head's rate. ``frozen`` norms keep
     the statistics they came with and learn only their scale and shift; ``learnt`` ones follow the new pictures.
-    ``network`` and ``dialect`` say what a weights file is, where that should not be told from it.
+    The last four are stronger than what a weights file tells of itself; 0 is what it tells.
     """
 
     head_epochs: int = 2
@@ -104,6 +104,8 @@ class FineTune:
     norms: Literal["frozen", "learnt"] = "frozen"
     network: str = ""
     dialect: str = ""
+    reset_head: int = 0
+    input_channels: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,13 @@ def with_options(
     precision: str | None = None,
     network: str | None = None,
     dialect: str | None = None,
+    reset_head: int | None = None,
+    input_channels: int | None = None,
     bad_files: str | None = None,
     max_bad: str | float | None = None,
 ) -> dict[str, Any]:
     """``settings`` with the most common ones laid over them, by the names that the command line also has."""
+    weights = _given(network=network, dialect=dialect, reset_head=reset_head, input_channels=input_channels)
     given: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -36,7 +39,7 @@ def with_options(
         "patience": patience,
         "precision": precision,
         "optimiser": _given(lr=lr),
-        "start": _given(kind="fine-tune" if network or dialect else None, network=network, dialect=dialect),
+        "start": _given(kind="fine-tune" if weights else None, **weights),
         "bad_files": bad_files if max_bad is None else to_data(policy(bad_files, max_bad)),
     }
     return dict(over(dict(settings), _given(**given)))

@@ -35,6 +35,7 @@ from resnetkit.learn.sources import open_data
 from resnetkit.network.build import build
 from resnetkit.network.layers import Network
 from resnetkit.tables import counted
+from resnetkit.text import from_data
 from resnetkit.weights.store import load
 
 
@@ -84,7 +85,17 @@ def trained(model: str, settings: Mapping[str, Any]) -> Network | None:
     if not is_weights_file(model):
         return None
     begin = beginning(settings)
-    return load(model, str(begin.get("network", "")) or None, str(begin.get("dialect", "")) or None)
+    said = from_data(FineTune, {name: begin[name] for name in _OF_WEIGHTS if name in begin}, "start")
+    return load(
+        model,
+        said.network or None,
+        said.dialect or None,
+        reset_head=said.reset_head or None,
+        input_channels=said.input_channels or None,
+    )
+
+
+_OF_WEIGHTS = ("network", "dialect", "reset_head", "input_channels")
 
 
 def _decided(

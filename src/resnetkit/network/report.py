@@ -19,6 +19,17 @@ class Report:
     initialised: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
 
+    def then(self, later: Report) -> Report:
+        """Two changes in a row as one: where the tensors of the last network came from."""
+        kept = tuple(key for key in later.kept if key in self.kept)
+        return Report(
+            kept,
+            {key: self.renamed[key] for key in later.kept if key in self.renamed},
+            {**{key: self.adapted[key] for key in later.kept if key in self.adapted}, **later.adapted},
+            {**{key: self.initialised[key] for key in later.kept if key in self.initialised}, **later.initialised},
+            (*self.dropped, *(self.renamed.get(key, key) for key in later.dropped)),
+        )
+
     def __str__(self) -> str:
         told = [f"{len(self.kept):,} kept", f"{len(self.renamed):,} renamed"]
         for name, how in (("adapted", self.adapted), ("initialised", self.initialised)):

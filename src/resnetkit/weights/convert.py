@@ -14,12 +14,14 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from resnetkit import files
-from resnetkit.architecture.card import Card, Preparation
+from resnetkit.architecture.card import WEIGHTS_FILE, Card, Preparation
 from resnetkit.errors import MachineError, UsageError, VerificationError, suggestion
 from resnetkit.network.layers import Network
 from resnetkit.weights.dialects import table_for
 from resnetkit.weights.libraries import LIBRARIES, Library, Words, expressed
-from resnetkit.weights.store import load, read_tensors
+from resnetkit.weights.read import read_tensors
+from resnetkit.weights.recognise import OWN
+from resnetkit.weights.store import load, save
 
 HF_CONFIG, HF_IMAGES, HF_WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
@@ -27,12 +29,17 @@ HF_CONFIG, HF_IMAGES, HF_WEIGHTS = "config.json", "preprocessor_config.json", "m
 def convert(model: str | os.PathLike[str] | Network, to: str, path: str | Path) -> Path:
     """Write a model as ``torchvision``, ``timm``, ``kuangliu`` or ``akamaster`` would have it: a ``.safetensors`` file.
 
-    For ``hf`` it is a folder that ``from_pretrained`` takes: weights, config and the preparation of images. What is
-    written is read again and compared bit by bit. Raises `UsageError` where the library cannot express the network.
+    For ``hf`` it is a folder that ``from_pretrained`` takes: weights, config and the preparation of images; for
+    ``resnetkit`` a model folder. What is written is read again and compared bit by bit. Raises `UsageError` where the
+    library cannot express the network.
     """
     network = model if isinstance(model, Network) else load(model)
     path = Path(path)
     _require_free(path, to)
+    if to == OWN:
+        save(network, path)
+        _prove(path / WEIGHTS_FILE, translated(network, to))
+        return path
     words, tensors = expressed(network.card.spec, _library(to)), translated(network, to)
     content = to_bytes(tensors, {"format": "pt"})
     if to == "hf":
@@ -48,9 +55,11 @@ def convert(model: str | os.PathLike[str] | Network, to: str, path: str | Path) 
 
 def translated(network: Network, to: str) -> dict[str, Tensor]:
     """The tensors by the names of another library."""
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    if to == OWN:
+        return state
     table = table_for(to, network.card.spec)
-    state = network.state_dict()
-    return {table.theirs(key): state[key].detach().cpu().contiguous() for key in state}
+    return {table.theirs(key): value for key, value in state.items()}
 
 
 def as_module(model: str | os.PathLike[str] | Network, library: str) -> nn.Module:
@@ -71,13 +80,14 @@ def as_module(model: str | os.PathLike[str] | Network, library: str) -> nn.Modul
 def _library(name: str) -> Library:
     if name not in LIBRARIES:
         what = f"there is no dialect called {name!r} to write"
-        raise UsageError(what, where="--to", fix=suggestion(name, list(LIBRARIES)))
+        raise UsageError(what, where="--to", fix=suggestion(name, [*LIBRARIES, OWN]))
     return LIBRARIES[name]
 
 
 def _require_free(path: Path, to: str) -> None:
-    _library(to)
-    if to != "hf" and path.suffix != ".safetensors":
+    if to != OWN:
+        _library(to)
+    if to not in (OWN, "hf") and path.suffix != ".safetensors":
         raise UsageError("weights are written as .safetensors", where=str(path), fix=f"call it {path.stem}.safetensors")
     if path.exists():
         raise UsageError("this exists already", where=str(path), fix="name another, or remove it")

@@ -1,7 +1,8 @@
 """How other ecosystems name the tensors of a network: tables from our paths to theirs, and back. No torch.
 
 A row pairs two patterns. ``{s}``, ``{b}`` and ``{i}`` stand for the number of a stage, a block and a convolution as we
-count them, from 1; ``{b-1}`` is the same number counted from 0. ``*`` is a tensor's own name (weight, running_mean).
+count them, from 1; ``{b-1}`` is the same number counted from 0, ``{s+3}`` from 4. ``*`` is a tensor's own name (weight,
+running_mean).
 Every table is a bijection on the tensors of a plan; a test holds each of them to it.
 """
 
@@ -16,7 +17,7 @@ from resnetkit.architecture.spec import Network, PooledProjection, Shortcuts
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import UsageError
 
-_PLACEHOLDER = re.compile(r"\{([a-z])(-1)?\}|\*")
+_PLACEHOLDER = re.compile(r"\{([a-z])([+-]\d)?\}|\*")
 
 
 @dataclass(frozen=True)
@@ -42,38 +43,54 @@ class Dialect:
         """Ours -> theirs for every tensor of a plan."""
         return {key: self.theirs(key) for key in tensors_of(plan)}
 
-    def _translate(self, key: str, rows: list[tuple[re.Pattern[str], str]]) -> str:
-        for pattern, target in rows:
+    def of_body(self, key: str) -> bool:
+        """Whether their name begins as those of a body do, known or not: what else stands in a file is its head's."""
+        return any(first.fullmatch(key.partition(".")[0]) for first in self._beginnings)
+
+    def _translate(self, key: str, rows: list[_Row]) -> str:
+        for pattern, offsets, target in rows:
             match = pattern.fullmatch(key)
             if match:
-                return _fill(target, match.groupdict())
+                return _fill(target, match.groupdict(), offsets)
         raise UsageError(f"{self.name} has no name for this tensor", where=key)
 
     @cached_property
-    def _forward(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(ours), theirs) for ours, theirs in self.rows]
+    def _forward(self) -> list[_Row]:
+        return [(_pattern(ours), _offsets(ours), theirs) for ours, theirs in self.rows]
 
     @cached_property
-    def _backward(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(theirs), ours) for ours, theirs in self.rows]
+    def _backward(self) -> list[_Row]:
+        return [(_pattern(theirs), _offsets(theirs), ours) for ours, theirs in self.rows]
+
+    @cached_property
+    def _beginnings(self) -> list[re.Pattern[str]]:
+        bodies = {theirs.partition(".")[0] for ours, theirs in self.rows if not ours.startswith("head.")}
+        return [_pattern(word) for word in sorted(bodies)]
+
+
+_Row = tuple[re.Pattern[str], dict[str, int], str]
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """A pattern whose groups hold numbers counted from 1 (``s``) or from 0 (``s0``), and the tensor's name."""
+    """A pattern whose groups hold the numbers as they are written (``s``, ``b``, ``i``), and the tensor's name."""
     parts, end = [], 0
     for mark in _PLACEHOLDER.finditer(text):
         parts.append(re.escape(text[end : mark.start()]))
-        letter = mark[1]
-        parts.append(rf"(?P<{letter}{'0' * bool(mark[2])}>\d{{1,9}})" if letter else r"(?P<tensor>\w+)")
+        parts.append(rf"(?P<{mark[1]}>\d{{1,9}})" if mark[1] else r"(?P<tensor>\w+)")
         end = mark.end()
     return re.compile("".join(parts) + re.escape(text[end:]))
 
 
-def _fill(text: str, found: dict[str, str]) -> str:
-    counted = {key.rstrip("0"): int(value) + key.endswith("0") for key, value in found.items() if key != "tensor"}
+def _offsets(text: str) -> dict[str, int]:
+    """What is added to each of our numbers to write it as this text does."""
+    return {mark[1]: int(mark[2] or 0) for mark in _PLACEHOLDER.finditer(text) if mark[1]}
+
+
+def _fill(text: str, found: dict[str, str], offsets: dict[str, int]) -> str:
+    """``text`` with the numbers of ``found``, which are ours and their ``offsets``."""
 
     def write(mark: re.Match[str]) -> str:
-        return str(counted[mark[1]] - bool(mark[2])) if mark[1] else found["tensor"]
+        return str(int(found[mark[1]]) - offsets[mark[1]] + int(mark[2] or 0)) if mark[1] else found["tensor"]
 
     return _PLACEHOLDER.sub(write, text)
 
@@ -122,6 +139,14 @@ AKAMASTER = Dialect("akamaster", _numbered("conv1.*", "bn1.*", (), "linear.*"))
 KUANGLIU = Dialect(
     "kuangliu", _numbered("conv1.*", "bn1.*", (("conv", "shortcut.0"), ("norm", "shortcut.1")), "linear.*")
 )
+FASTAI = Dialect(
+    "fastai",
+    (
+        ("stem.conv1.*", "0.0.*"),
+        ("stem.norm1.*", "0.1.*"),
+        *((ours, theirs.replace("layer{s}", "0.{s+3}")) for ours, theirs in TORCHVISION.rows if "layer{s}" in theirs),
+    ),
+)
 HUGGING_FACE = Dialect("hf", _hugging_face("resnet."))
 
 # Tables of one name are tried in turn: how a library calls a tensor can depend on the network. The first that fits is
@@ -136,6 +161,7 @@ TABLES: tuple[Dialect, ...] = (
     Dialect("hf", _hugging_face("")[:-1]),
     AKAMASTER,
     KUANGLIU,
+    FASTAI,  # a body alone: what its learners put behind it is no linear classifier
 )
 NAMES = tuple(dict.fromkeys(table.name for table in TABLES))
 

@@ -25,25 +25,32 @@ _DEEPEST = 4
 
 
 def unpacked(found: dict[Any, Any], is_table: Callable[[Any], bool]) -> tuple[dict[Any, Any], tuple[str, ...]]:
-    """The innermost table of a file, and the names of the containers around it; ``is_table`` tells tables apart."""
+    """The innermost table of a file, and what is told of those around it; ``is_table`` tells tables apart.
+
+    Of several tables the first of `CONTAINERS` is taken, and it is said that others stand beside it (averaged weights).
+    """
     path: tuple[str, ...] = ()
     while len(path) < _DEEPEST:
-        inner = next((name for name in CONTAINERS if is_table(found.get(name))), None)
-        if inner is None:
+        tables = [name for name in CONTAINERS if is_table(found.get(name))]
+        if not tables:
             break
-        found, path = dict(dict.items(found[inner])), (*path, inner)
+        first, *others = tables
+        told = f"{first} (not {', '.join(others)} beside it)" if others else first
+        found, path = dict(dict.items(found[first])), (*path, told)
     return found, path
 
 
-def without_prefixes(names: Collection[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def without_prefixes(names: Collection[str], *, some: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
     """(what was taken off, name as it was -> name without), with nothing taken off first, then prefix by prefix.
 
-    A prefix goes where every name has it.
+    A prefix goes where every name has it; with ``some`` it is enough that one has it, and the others are left out.
     """
     taken, shown = "", {name: name for name in names}
+    has = any if some else all
     while shown:
         yield taken, shown
-        prefix = next((word for word in PREFIXES if all(name.startswith(word) for name in shown.values())), None)
+        prefix = next((word for word in PREFIXES if has(name.startswith(word) for name in shown.values())), None)
         if prefix is None:
             return
-        taken, shown = taken + prefix, {name: short.removeprefix(prefix) for name, short in shown.items()}
+        kept = ((name, short) for name, short in shown.items() if short.startswith(prefix))
+        taken, shown = taken + prefix, {name: short.removeprefix(prefix) for name, short in kept}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.architecture.spec import Linear, Network
+from resnetkit.architecture.spec import Linear, Network, Pooled
 from resnetkit.architecture.tensors import TensorShape, tensors_of
 from resnetkit.errors import UsageError
+from resnetkit.tables import counted
 from resnetkit.weights.dialects import NAMES, TABLES, Dialect
 from resnetkit.weights.envelope import without_prefixes
 from resnetkit.weights.fit import COUNT, misfits
@@ -18,6 +21,7 @@ from resnetkit.weights.infer import CONVENTIONS, USUAL, Convention, Unknown, inf
 Shapes = Mapping[str, TensorShape]
 OWN = "resnetkit"
 KNOWN = (OWN, *NAMES)
+STEM = "stem.conv1.weight"
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class Reading:
         return CONVENTIONS.get(self.dialect, USUAL)
 
     def shapes(self, given: Shapes) -> dict[str, TensorShape]:
-        """By our names."""
-        return {self.names[name]: shape for name, shape in given.items()}
+        """By our names; what is left out is left out here."""
+        return {ours: given[name] for name, ours in self.names.items()}
 
 
 @dataclass(frozen=True)
@@ -49,31 +53,48 @@ class Recognised:
     plan: Plan | None = None
 
 
-def readings(names: Collection[str], dialect: str | None = None) -> Iterator[Reading]:
-    """Every way in which all of these names have a meaning, the plainest first."""
-    for prefix, shown in without_prefixes(names):
-        ours = all(name.startswith(("stem.", "stage", "head.")) for name in shown.values())
+def readings(names: Collection[str], dialect: str | None = None, *, body: bool = False) -> Iterator[Reading]:
+    """Every way in which all of these names have a meaning, the plainest first.
+
+    Of a ``body`` alone: all that are not a head's; the others are left out.
+    """
+    for prefix, shown in without_prefixes(names, some=body):
+        ours = all(_OURS.match(name) for name in shown.values())
         if dialect == OWN or (dialect is None and ours):
-            yield Reading(OWN, prefix, shown)
+            yield Reading(OWN, prefix, {name: own for name, own in shown.items() if not (body and _of_head(own))})
         for table in TABLES:
             if dialect in (None, table.name):
-                reading = _read(table, prefix, shown)
+                reading = _read(table, prefix, shown, body)
                 if reading:
                     yield reading
 
 
-def _read(table: Dialect, prefix: str, shown: Mapping[str, str]) -> Reading | None:
-    try:
-        names = {theirs: table.ours(short) for theirs, short in shown.items()}
-    except UsageError:
-        return None
-    return Reading(table.name, prefix, names, table.pooled) if len(set(names.values())) == len(names) else None
+_OURS = re.compile(r"stem\.|stage|head\.")
 
 
-def recognise(given: Shapes, dialect: str | None = None) -> Recognised | str:
-    """The network of these tensors, or why none can be told, in a few words."""
+def _of_head(name: str) -> bool:
+    return name.startswith("head.")
+
+
+def _read(table: Dialect, prefix: str, shown: Mapping[str, str], body: bool) -> Reading | None:
+    names = {}
+    for theirs, short in shown.items():
+        try:
+            ours = table.ours(short)
+        except UsageError:
+            if body and not table.of_body(short):
+                continue
+            return None
+        if not (body and _of_head(ours)):
+            names[theirs] = ours
+    unique = len(set(names.values())) == len(names) > 0
+    return Reading(table.name, prefix, names, table.pooled) if unique else None
+
+
+def recognise(given: Shapes, dialect: str | None = None, *, body: bool = False) -> Recognised | str:
+    """The network of these tensors, or of a ``body`` among them, or why none can be told, in a few words."""
     reasons = []
-    for reading in readings(given, dialect):
+    for reading in readings(given, dialect, body=body):
         shapes = reading.shapes(given)
         try:
             found = infer(shapes, reading.convention, reading.pooled)
@@ -86,6 +107,67 @@ def recognise(given: Shapes, dialect: str | None = None) -> Recognised | str:
             return Recognised(reading, found.spec, found.assumed, made)
         reasons.append(f"{reading.dialect}: {wrong[0]}")
     return reasons[0] if reasons else "its names are those of no dialect that is known"
+
+
+def as_named(named: Network, given: Shapes, dialect: str | None = None, *, body: bool = False) -> Recognised | None:
+    """The reading under which the tensors fit this network best; the classifier says how many classes there are.
+
+    None where the names have no meaning in the ``dialect``; without one they are then compared as they are.
+    """
+    best, fewest = None, math.inf
+    for reading in readings(given, dialect, body=body):
+        shapes = reading.shapes(given)
+        spec = replace(named, head=Pooled()) if body else _with_classes(named, shapes)
+        wrong = len(misfits(complete(tensors_of(plan(spec)), shapes), shapes, {}))
+        if wrong < fewest:
+            best, fewest = Recognised(reading, spec, ()), wrong
+    if best is None and not dialect:
+        best = Recognised(as_they_are(given), named, ())
+    return best
+
+
+def as_they_are(names: Collection[str]) -> Reading:
+    """No translation, so that an error shows a file's own names."""
+    return Reading(OWN, "", {name: name for name in names})
+
+
+def _with_classes(named: Network, shapes: Shapes) -> Network:
+    last = shapes.get("head.linear.weight", ())
+    told = len(last) == 2 and last[0] and isinstance(named.head, Linear)
+    return replace(named, head=Linear(last[0])) if told else named
+
+
+def looks_like(given: Shapes) -> str:
+    """The networks of the catalogue that have these tensors, the head aside: ``resnet50 or resnet50_v1``."""
+    for reading in readings(given):
+        body = _body(reading.shapes(given).items())
+        channels = (*body.get(STEM, ()), 0, 0)[1]
+        names = [name for name in _as_deep(body) if _body(tensors_of(plan(ROWS[name])).items(), channels) == body]
+        if names:
+            usual = ROWS[names[0]].input[0]
+            inputs = f" with {counted(channels, 'input channel')}" * (channels != usual)
+            return " or ".join(names) + inputs + f" in the dialect {reading.dialect}" * (reading.dialect != OWN)
+    return ""
+
+
+def _body(shapes: Iterable[tuple[str, TensorShape]], channels: int = 0) -> dict[str, TensorShape]:
+    """All but the head and what old files lack; the stem for so many input channels, if any are named."""
+    body = {key: shape for key, shape in shapes if not _of_head(key) and not key.endswith(COUNT)}
+    if channels and STEM in body:
+        body[STEM] = (body[STEM][0], channels, *body[STEM][2:])
+    return body
+
+
+def _as_deep(body: Shapes) -> list[str]:
+    """The names with as many blocks in each stage, so that few plans are made."""
+    deepest: dict[int, int] = {}
+    for key in body:
+        place = re.match(r"stage(\d{1,4})\.block(\d{1,4})\.", key)
+        if place:
+            stage, block = int(place[1]), int(place[2])
+            deepest[stage] = max(deepest.get(stage, 0), block)
+    blocks = [deepest[stage] for stage in sorted(deepest)]
+    return [name for name, row in ROWS.items() if [stage.blocks for stage in row.stages] == blocks]
 
 
 def complete(wanted: Shapes, given: Shapes) -> dict[str, TensorShape]:

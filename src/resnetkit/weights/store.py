@@ -6,24 +6,18 @@ with the plan before a tensor is moved, and either all of it is taken or nothing
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import pickle
-import re
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from resnetkit import files, kinds
+from resnetkit import files
 from resnetkit.architecture.card import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -37,25 +31,34 @@ from resnetkit.architecture.card import (
 )
 from resnetkit.architecture.catalog import ROWS, name_of
 from resnetkit.architecture.catalog import spec as spec_of
-from resnetkit.architecture.plan import Plan, plan
-from resnetkit.architecture.spec import Linear
-from resnetkit.architecture.spec import Network as Spec
+from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, WeightsError, suggestion
 from resnetkit.network.build import shell
+from resnetkit.network.carry import with_classes, with_input_channels
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Report
+from resnetkit.tables import counted
 from resnetkit.text import to_json
-from resnetkit.weights.envelope import unpacked
-from resnetkit.weights.fit import COUNT, Shapes, advice, listed, looks_like, misfits, short
+from resnetkit.weights.fit import COUNT, Misfit, Shapes, advice, listed, misfits, short
 from resnetkit.weights.hugging_face import read_folder
 from resnetkit.weights.infer import preparation
-from resnetkit.weights.pickles import objection, stranger
-from resnetkit.weights.recognise import KNOWN, OWN, Reading, Recognised, complete, readings, recognise, row_of
+from resnetkit.weights.read import read_tensors
+from resnetkit.weights.recognise import (
+    KNOWN,
+    STEM,
+    Recognised,
+    as_named,
+    as_they_are,
+    looks_like,
+    readings,
+    recognise,
+    row_of,
+)
 
-_LONGEST_HEADER = 2 * 2**20  # reading one can take thirty times its length; a network of 10,000 tensors needs 1.2 MB
 _WHOLE_FOLDER = "copy the whole model folder again"
 _NAME_IT = "name the network that it was saved from, or describe it in a .toml file: --network"
+_RESET_HEAD = "--reset-head CLASSES takes it and starts a new classifier"
 
 
 def save(model: Network, folder: str | Path) -> Path:
@@ -77,19 +80,45 @@ def load(
     source: str | os.PathLike[str] | nn.Module | Mapping[str, Tensor],
     network: str | None = None,
     dialect: str | None = None,
+    *,
+    reset_head: int | Sequence[str] | None = None,
+    input_channels: int | None = None,
 ) -> Network:
     """A model folder, a run folder, a weights file of any dialect, a state dict, or a live model; in evaluation mode.
 
     Whose file it is, and of which network, is told from names and shapes; what these cannot tell is in
-    ``model.card.assumed``. ``network`` and ``dialect`` are stronger than what is told. Raises `UsageError` where
-    ``source`` names no weights and `WeightsError` where they are damaged, do not fit, or cannot be recognised.
+    ``model.card.assumed``. ``network`` and ``dialect`` are stronger than what is told. ``reset_head`` (classes, or
+    their names) takes the body alone, whatever the file has behind it, and starts a new linear classifier;
+    ``input_channels`` adapts the first convolution. Raises `UsageError` where ``source`` names no weights and
+    `WeightsError` where they are damaged, do not fit, or cannot be recognised.
     """
     if dialect and dialect not in KNOWN:
         raise UsageError(f"there is no dialect called {dialect!r}", where="dialect", fix=suggestion(dialect, KNOWN))
-    if isinstance(source, nn.Module | Mapping):
-        return _live(source, network, dialect)
+    told = Told(network, dialect, reset_head is not None, input_channels is not None)
+    found = _live(source, told) if isinstance(source, nn.Module | Mapping) else _stored(source, told)
+    report = found.report
+    if reset_head is not None:
+        found = with_classes(found, reset_head)
+    if input_channels is not None:
+        found = with_input_channels(found, input_channels)
+    if report and found.report and found.report is not report:
+        found.report = report.then(found.report)
+    return found
+
+
+@dataclass(frozen=True)
+class Told:
+    """What whoever loads knows of a file: its network, its dialect; and of what is in it no heed is to be taken."""
+
+    network: str | None
+    dialect: str | None
+    body: bool
+    any_channels: bool
+
+
+def _stored(source: str | os.PathLike[str], told: Told) -> Network:
     source = source if isinstance(source, str) else Path(source)
-    folder = None if network and Path(source).is_file() else model_folder(source)
+    folder = None if told.network and Path(source).is_file() else model_folder(source)
     if folder:
         path = folder / WEIGHTS_FILE
         return assemble(read_card(folder), read_tensors(path)[0], str(path), _WHOLE_FOLDER)
@@ -99,26 +128,27 @@ def load(
     if not path.is_file():
         raise _no_weights(source)
     tensors, around = read_tensors(path)
-    return _from_tensors(path, tensors, around, network, dialect)
+    return _from_tensors(path, tensors, around, told)
 
 
 def _hugging_face(folder: Path) -> Network:
     card, path = read_folder(folder)
     tensors, _ = read_tensors(path)
-    names = _as_named(path, _shapes(tensors), card.spec, "hf").reading.names
+    found = as_named(card.spec, _shapes(tensors), "hf") or Recognised(as_they_are(tensors), card.spec, ())
+    names = found.reading.names
     return assemble(card, {names[key]: value for key, value in tensors.items()}, str(path), names=names)
 
 
-def _from_tensors(
-    path: Path, tensors: Mapping[str, Tensor], around: Sequence[str], network: str | None, dialect: str | None
-) -> Network:
-    found = _understood(path, _shapes(tensors), network, dialect)
+def _from_tensors(path: Path, tensors: Mapping[str, Tensor], around: Sequence[str], told: Told) -> Network:
+    found = _understood(path, _shapes(tensors), told)
     names = found.reading.names
-    card, ours = _card(path, found, network, around), {names[key]: value for key, value in tensors.items()}
-    return assemble(card, ours, str(path), worked_out=found.plan, names=names)
+    ours = {own: tensors[key] for key, own in names.items()}
+    left = tuple(key for key in tensors if key not in names)
+    card = _card(path, found, told.network, around)
+    return assemble(card, ours, str(path), worked_out=found.plan, names=names, left=left)
 
 
-def _live(source: nn.Module | Mapping[str, Tensor], network: str | None, dialect: str | None) -> Network:
+def _live(source: nn.Module | Mapping[str, Tensor], told: Told) -> Network:
     """From a live model or a state dict; the tensors are copied."""
     if isinstance(source, Network):
         return source
@@ -126,38 +156,38 @@ def _live(source: nn.Module | Mapping[str, Tensor], network: str | None, dialect
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in given.items()):
         raise UsageError("this is no state dict: names and tensors", where="model")
     tensors = {key: value.detach().cpu().clone() for key, value in given.items()}
-    return _from_tensors(Path(type(source).__name__), tensors, (), network, dialect)
+    return _from_tensors(Path(type(source).__name__), tensors, (), told)
 
 
-def _understood(path: Path, given: Shapes, network: str | None, dialect: str | None) -> Recognised:
-    if network:
-        return _as_named(path, given, network, dialect)
-    found = recognise(given, dialect)
+def _understood(path: Path, given: Shapes, told: Told) -> Recognised:
+    if told.network:
+        return _fitting(path, given, told, told.network)
+    found = recognise(given, told.dialect, body=told.body)
     if isinstance(found, str):
         what = f"it cannot be told which network these weights are of: {short(found, 300)}"
-        raise WeightsError(what, where=str(path), fix=_NAME_IT)
+        body = None if told.body else recognise(given, told.dialect, body=True)
+        fix = f"the body is that of {row_of(body.spec)}; {_RESET_HEAD}" if isinstance(body, Recognised) else _NAME_IT
+        raise WeightsError(what, where=str(path), fix=fix)
     return found
 
 
-def _as_named(path: Path, given: Shapes, network: str | Spec, dialect: str | None) -> Recognised:
-    """The reading under which the tensors fit the network best; the classifier says how many classes there are."""
-    named, best, fewest = spec_of(network), None, math.inf
-    for reading in readings(given, dialect):
-        spec, shapes = named, reading.shapes(given)
-        last = shapes.get("head.linear.weight", ())
-        if len(last) == 2 and last[0] and isinstance(spec.head, Linear):
-            spec = replace(spec, head=Linear(last[0]))
-        wrong = len(misfits(complete(tensors_of(plan(spec)), shapes), shapes, {}))
-        if wrong < fewest:
-            best, fewest = Recognised(reading, spec, ()), wrong
-    if best is None and dialect:
+def _fitting(path: Path, given: Shapes, told: Told, network: str) -> Recognised:
+    named = spec_of(network)
+    if told.any_channels:
+        named = replace(named, input=(_channels(given, told) or named.input[0], *named.input[1:]))
+    found = as_named(named, given, told.dialect, body=told.body)
+    if found is None:
         like = looks_like(given)
         fix = f"this file looks like {like}; " * bool(like) + "name another --dialect, or none"
-        what, first = f"these names have no meaning in the dialect {dialect}", list(given)[:3]
+        what, first = f"these names have no meaning in the dialect {told.dialect}", list(given)[:3]
         raise WeightsError(what, where=[str(path), ", ".join(map(short, first))], fix=fix)
-    if best is None:  # to be compared as they are, so that the error shows them
-        best = Recognised(Reading(OWN, "", {name: name for name in given}), named, ())
-    return best
+    return found
+
+
+def _channels(given: Shapes, told: Told) -> int:
+    """How many the first convolution of a file sees; 0 where that cannot be told."""
+    shapes = (reading.shapes(given).get(STEM, ()) for reading in readings(given, told.dialect, body=told.body))
+    return next((shape[1] for shape in shapes if len(shape) == 4), 0)
 
 
 def _card(path: Path, found: Recognised, network: str | None, around: Sequence[str]) -> Card:
@@ -186,10 +216,12 @@ def assemble(
     *,
     worked_out: Plan | None = None,
     names: Mapping[str, str] | None = None,
+    left: tuple[str, ...] = (),
 ) -> Network:
     """The module of a card with these tensors, in fp32; all of them fit, or `WeightsError` is raised.
 
-    Warns with `ResnetkitWarning` of numbers that are not finite.
+    ``names`` has ours for theirs, ``left`` those that are not taken. Warns with `ResnetkitWarning` of numbers that
+    are not finite.
     """
     model = shell(card, worked_out)
     wanted = tensors_of(model.plan)
@@ -200,12 +232,35 @@ def assemble(
     if found:
         count = f"{len(found)} of {len(wanted.keys() | given.keys())}"
         what = f"these weights do not fit {card.name}: {count} tensors differ"
-        raise WeightsError(what, where=[where, *listed(found)], fix=advice(found, _shapes(tensors), fix))
+        raise WeightsError(what, where=[where, *listed(found)], fix=_advice(found, _shapes(tensors), fix))
     exact = {key: given[key].long() if key.endswith(COUNT) else given[key].float() for key in wanted}
     _warn_of(nonfinite(exact), where)
     _assign(model, exact)
-    model.report = _report(exact, given, lacking, names or {})
+    model.report = replace(_report(exact, given, lacking, names or {}), dropped=left)
     return model.eval()
+
+
+def _advice(found: Sequence[Misfit], given: Shapes, fix: str) -> str:
+    """What to do about misfits. Of a weights file, the options that help; a model folder is whole or it is not."""
+    channels = _other_channels(found)
+    if fix != _WHOLE_FOLDER and channels:
+        return f"the file is for {counted(channels, 'input channel')}: --input-channels {channels}"
+    if fix != _WHOLE_FOLDER and all(misfit.key.startswith("head.") for misfit in found):
+        fix = _RESET_HEAD
+    return advice(found, looks_like(given), fix)
+
+
+def _other_channels(found: Sequence[Misfit]) -> int:
+    """How many input channels a file is for, where that is all that differs."""
+    if [misfit.key for misfit in found] != [STEM]:
+        return 0
+    came, expected = found[0].came, found[0].expected
+    alike = (
+        isinstance(came, tuple)
+        and isinstance(expected, tuple)
+        and (*came[:1], *came[2:]) == (*expected[:1], *expected[2:])
+    )
+    return int(came[1]) if alike and came else 0
 
 
 def _report(
@@ -263,29 +318,6 @@ def _fractional(key: str, value: Tensor) -> bool:
     return value.is_floating_point() or key.endswith(COUNT)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Every tensor of a ``.safetensors`` file or of a restricted pickle, by name, and the tables around them."""
-    start, safe = _start(path), path.suffix == ".safetensors"
-    kind = kinds.kind_of(start)
-    if kind == kinds.SAFETENSORS or (safe and not kind):
-        return _read_safetensors(path), ()
-    if kind in _PICKLES and not safe:
-        return _read_pickle(path)
-    what, fix = kinds.mistaken(start, "a safetensors file" if safe else "a weights file")
-    raise WeightsError(what, where=str(path), fix=_RESAVE if kind in _PICKLES else fix or _RESAVE)
-
-
-_PICKLES = (kinds.PICKLE, kinds.ZIP, "")  # an old one begins with any letter
-
-
-def _start(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(kinds.START)
-    except OSError as error:
-        raise WeightsError(f"cannot read the weights: {error.strerror}", where=str(path)) from None
-
-
 def _no_weights(source: str | Path) -> UsageError:
     if isinstance(source, str) and source in ROWS:
         fix = f"./{source}" if model_folder(Path(source)) else f"resnetkit train DATA --model {source}"
@@ -295,103 +327,3 @@ def _no_weights(source: str | Path) -> UsageError:
     except UsageError as error:
         return error
     return UsageError("this file describes a network and holds no weights", where=str(source), fix="train it first")
-
-
-# ---------------------------------------------------------------------------------------------------------- formats
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    _measure(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
-        reason = short(str(error), 200)
-        raise WeightsError(f"not a sound safetensors file: {reason}", where=str(path), fix=_AGAIN) from None
-
-
-_AGAIN = "copy or download the file again"
-
-
-def _measure(path: Path) -> None:
-    """Compare what the header declares with what is there, before anything is allocated."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > _LONGEST_HEADER:
-            raise WeightsError("not a safetensors file: its header has no sound length", where=str(path), fix=_AGAIN)
-        header = file.read(length)
-    if length + 8 > size:
-        raise _truncated(path, length + 8, size)
-    try:
-        entries = json.loads(header.decode(), object_pairs_hook=_once)
-        ends = [entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"]
-        needed = 8 + length + max(ends, default=0)
-        if not all(type(end) is int and 0 <= end < 2**63 for end in ends):
-            raise ValueError
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        raise WeightsError("not a sound safetensors file: its header is garbled", where=str(path), fix=_AGAIN) from None
-    if needed > size:
-        raise _truncated(path, needed, size)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError
-    return found
-
-
-def _truncated(path: Path, needed: int, size: int) -> WeightsError:
-    return WeightsError(f"file is truncated: needs {needed:,} bytes, has {size:,}", where=str(path), fix=_AGAIN)
-
-
-_RESAVE = "save the tensors as safetensors with the program that wrote the file"
-
-
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    reason = objection(path)
-    if reason:
-        raise WeightsError(f"this pickle is not read: {reason}", where=str(path), fix=_RESAVE)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an unusual pickle protocol; the reader decides what it accepts
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(_refused(str(error), path), where=str(path), fix=_RESAVE) from None
-    except Exception as error:  # a damaged archive makes torch raise almost anything
-        reason = short(str(error).splitlines()[0], 200) if str(error) else type(error).__name__
-        raise WeightsError(f"this file cannot be read as weights: {reason}", where=str(path), fix=_AGAIN) from None
-    tensors, around = _inside(found, path.stat().st_size)
-    if not tensors:
-        raise WeightsError("this file holds no table of tensors", where=str(path), fix=_RESAVE)
-    return tensors, around
-
-
-def _inside(found: Any, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dict, and the names of the tables around it: nothing but plain tensors that the file had room for."""
-    if type(found) not in _TABLES:
-        return {}, ()
-    inner, around = unpacked(dict(dict.items(found)), lambda value: type(value) in _TABLES)
-    if not all(type(key) is str for key in inner):
-        return {}, around
-    return (inner if all(_is_plain(value, size) for value in inner.values()) else {}), around
-
-
-_TABLES = (dict, OrderedDict)
-
-
-def _is_plain(value: Any, size: int) -> bool:
-    """A tensor on the CPU, without attributes of its own, whose numbers are all stored, once each."""
-    if type(value) not in (Tensor, torch.nn.Parameter) or vars(value):
-        return False
-    if value.layout != torch.strided or value.device.type != "cpu":
-        return False
-    stored = value.untyped_storage().nbytes()
-    return bool(value.numel() * value.element_size() <= stored <= size)
-
-
-def _refused(message: str, path: Path) -> str:
-    named = re.search(r"GLOBAL ([\w.]+)", message)
-    name = stranger(path) or (named[1] if named else "")
-    asks = f"asks to run code ({name})" if name else "holds instructions that the restricted reader does not know"
-    return f"this pickle {asks}; nothing was run"
