@@ -62,3 +62,24 @@ BATCH_NORM_CHANNELS = {
     "resnet152": 75_712,
 }
 STATE_ENTRIES = {"resnet18": 122, "resnet34": 218, "resnet50": 320, "resnet101": 626, "resnet152": 932}
+
+# timm's results tables and closed forms that agree with them; VGG by torchvision; Keras without moving statistics
+FAMILY = {
+    "resnet10t": 5_435_488, "resnet14t": 10_081_632, "resnet18d": 11_708_744, "resnet34d": 21_816_904,
+    "resnet26": 15_995_176, "resnet26d": 16_014_408, "resnet26t": 16_011_872, "resnet50c": 25_576_264,
+    "resnet50d": 25_576_264, "resnet50s": 25_680_808, "resnet50t": 25_573_728, "resnet101d": 44_568_392,
+    "resnet152d": 60_212_040, "resnet200": 64_673_832, "vgg11": 132_863_336, "vgg13": 133_047_848,
+    "vgg16": 138_357_544, "vgg19": 143_667_240, "vgg11_bn": 132_868_840, "vgg13_bn": 133_053_736,
+    "vgg16_bn": 138_365_992, "vgg19_bn": 143_678_248, "keras_resnet50": 25_583_592, "resnetblur50": 25_557_032,
+    "caffe_resnet50": 25_557_032, "caffe_resnet101": 44_549_160, "caffe_resnet152": 60_192_808,
+}  # fmt: skip
+FAMILY_MACS = {
+    "resnet26": 2_342_256_640, "resnet200": 15_007_481_856, "vgg16": 15_470_264_320, "vgg19": 19_632_062_464,
+    "keras_resnet50": 3_857_973_248, "keras_resnet101": 7_570_194_432, "keras_resnet152": 11_282_415_616,
+    "caffe_resnet50": 3_857_973_248,
+}  # fmt: skip
+# what Keras prints, moving statistics included (keras.io, Applications)
+KERAS_TOTALS = {
+    "keras_resnet50": 25_636_712, "keras_resnet101": 44_707_176, "keras_resnet152": 60_419_944,
+    "keras_resnet50v2": 25_613_800, "keras_resnet101v2": 44_675_560, "keras_resnet152v2": 60_380_648,
+}  # fmt: skip

@@ -69,7 +69,8 @@ def test_explain(cli, tmp_path):
     assert out.splitlines()[1].startswith("stem    conv 7x7/2, max pool 3x3/2")
     assert err == "next: resnetkit explain resnet50 --why stage1.block1.shortcut\n"
     assert cli("explain", "resnet50", "--why", "stage2.block2.shortcut")[1] == (
-        "stage2.block2.shortcut\n512 channels at 28x28 on both ways, so the identity, which costs nothing.\n"
+        "stage2.block2.shortcut\n512 channels at 28x28 on both ways, so the identity, which costs nothing. Other channels or a "
+        "stride would ask for a projection.\n"
     )
     found = json.loads(cli("explain", "resnet50", "--json", "--depth", 4, "--image", 320, 256)[1])
     assert found["schema"] == "resnetkit.explain/1"
@@ -91,7 +92,7 @@ def test_a_network_of_ones_own(cli, tmp_path):
 def test_models(cli):
     code, out, _ = cli("models", "resnet50*", "--sort", "macs")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["name", "resnet50_v1", "resnet50"]
+    assert [line.split()[0] for line in out.splitlines()] == ["name", "resnet50_v1", "resnet50", "resnet50t", "resnet50c", "resnet50d", "resnet50s"]  # fmt: skip
     found = json.loads(cli("models", "--json")[1])["models"]
     assert {"name": "resnet18", "params": 11689512}.items() <= next(m for m in found if m["name"] == "resnet18").items()
 

@@ -1,13 +1,17 @@
 """What the network says of itself."""
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
 from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.plan import Role, plan
+from resnetkit.architecture.spec import FirstBlock
+from resnetkit.errors import UsageError
 from resnetkit.explain.picture import picture
 from resnetkit.explain.why import SENTENCES, why
+from resnetkit.weights.addresses import called, resolve
 
 from tiny import TINY, atrous
 
@@ -16,15 +20,112 @@ def test_the_shortcuts_of_resnet50():
     made = plan(spec("resnet50"))
     assert why(made, "stage1.block1.shortcut").splitlines()[0] == (
         "The branch hands on 256 channels and the block receives 64, same 56x56, so a 1x1 projection 64 -> 256 with "
-        "stride 1 (16,384 weights and a norm; option B of the paper)."
+        "stride 1 (16,384 weights and a norm; option B of the paper). Either cause is enough; no block of this network "
+        "has a stride alone, which would ask for a projection."
     )
     assert why(made, "stage2.block1.shortcut").splitlines()[0] == (
         "Channels 256 -> 512 and stride 2, 56 -> 28, so a 1x1 projection 256 -> 512 with stride 2 (131,072 weights and "
-        "a norm; option B of the paper)."
+        "a norm; option B of the paper). Either cause is enough; no block of this network has a stride alone, which "
+        "would ask for a projection."
     )
     assert why(made, "stage2.block2.shortcut") == (
-        "512 channels at 28x28 on both ways, so the identity, which costs nothing."
+        "512 channels at 28x28 on both ways, so the identity, which costs nothing. Other channels or a stride would ask "
+        "for a projection."
     )
+
+
+def test_when_a_shortcut_needs_an_adapter():
+    """The standard networks never have a stride alone; ResNet-18 with a stride in stage 1 has one."""
+    alone = "no block of this network has a stride alone, which would ask for a projection."
+    assert alone in why(plan(spec("resnet18")), "stage2.block1.shortcut")
+    first, *others = spec("resnet18").stages
+    strided = replace(spec("resnet18"), stages=(replace(first, reduce=FirstBlock(2)), *others))
+    answer = why(plan(strided), "stage2.block1.shortcut")
+    assert "a stride alone, without other channels, is answered at stage1.block1 by" not in answer
+    assert "a stride alone, without other channels, is answered at stage1.block1.shortcut by a projection." in answer
+    assert why(plan(strided), "stage1.block1.shortcut").startswith("Stride 2, 56 -> 28, so a 1x1 projection 64 -> 64")
+    assert "options A and B have the identity" in why(plan(spec("resnet34_c")), "stage1.block2.shortcut")
+    assert "a stride alone for a pooled identity" in why(plan(spec("keras_resnet50v2")), "stage1.block2.shortcut")
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "path"),
+    [
+        ("resnet50", "layer1.0.downsample", "stage1.block1.shortcut"),
+        ("resnet50", "layer1.0.downsample.0", "stage1.block1.shortcut.conv"),
+        ("resnet50", "conv2_block1_0_conv", "stage1.block1.shortcut.conv"),
+        ("resnet50", "res2a_branch1", "stage1.block1.shortcut.conv"),
+        ("resnet50", "res4f_branch2c", "stage3.block6.branch.conv3"),
+        ("resnet101", "res4b22_branch2a", "stage3.block23.branch.conv1"),
+        ("resnet101", "bn3b3_branch2b", "stage2.block4.branch.norm2"),
+        ("resnet50", "resnet.encoder.stages.0.layers.0.shortcut", "stage1.block1.shortcut"),
+        ("resnet50d", "layer2.0.downsample.0", "stage2.block1.shortcut.pool"),
+        ("resnet50d", "layer2.0.downsample.1", "stage2.block1.shortcut.conv"),
+        ("resnet50d", "conv1.3", "stem.conv2"),
+        ("seresnet50", "layer3.1.se", "stage3.block2.branch.attention"),
+        ("resnetv2_50", "stages.0.blocks.0.downsample", "stage1.block1.shortcut"),
+        ("resnetv2_50", "stages.0.blocks.0.norm1", "stage1.block1.pre.norm"),
+        ("keras_resnet50v2", "conv3_block1_preact_bn", "stage2.block1.pre.norm"),
+        ("vgg16", "features.2", "stage1.block2.branch.conv1"),
+        ("vgg16", "conv3_3", "stage3.block3.branch.conv1"),
+        ("cifar_resnet18", "layer2.0.shortcut", "stage2.block1.shortcut"),
+        ("resnet50", "maxpool", "stem.pool"),
+        ("resnet50", "fc", "head.linear"),
+    ],
+)
+def test_the_names_of_other_libraries_are_understood(name, word, path):
+    made = plan(spec(name))
+    assert resolve(made, word) == path
+    assert why(made, word) == why(made, path)
+
+
+def test_a_name_of_nobody_gets_the_nearest_of_all():
+    with pytest.raises(UsageError) as caught:
+        resolve(plan(spec("resnet50")), "layer1.0.downsamples")
+    assert str(caught.value) == (
+        "error: there is no such path in this network\nwhere: layer1.0.downsamples\n"
+        "fix: try layer1.0.downsample or layer1.0.downsample.1 or layer1.0.downsample.0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "library", "word"),
+    [
+        ("resnet50", "stage1.block1", "keras", "conv2_block1 (conv_block)"),
+        ("resnet50", "stage1.block2", "keras", "conv2_block2 (identity_block)"),
+        ("resnet50", "stage3.block6.branch.norm3", "caffe", "bn4f_branch2c"),
+        ("resnet101", "stage3.block23.branch.conv1", "caffe", "res4b22_branch2a"),
+        ("resnet101", "stage1.block3.branch.conv1", "caffe", "res2c_branch2a"),
+        ("resnet50", "stage2.block1.shortcut", "torchvision", "layer2.0.downsample"),
+        ("resnet50", "stage2.block1.branch.conv3", "hf", "resnet.encoder.stages.1.layers.0.layer.2.convolution"),
+        ("resnet50", "stem", "caffe", ""),
+    ],
+)
+def test_what_others_call_it(name, path, library, word):
+    assert called(plan(spec(name)), path, library) == word
+
+
+def test_names_of_a_library_that_is_not_known():
+    with pytest.raises(UsageError, match="the names of 'kera' are not known"):
+        called(plan(spec("resnet18")), "stem", "kera")
+
+
+def test_variants_say_why_they_are_there():
+    def said(name, path):
+        return why(plan(spec(name)), path)
+
+    assert "1,000,000" not in said("vgg16", "head.linear1")
+    assert "74% of all params" in said("vgg16", "head.linear1")
+    assert "It has a bias because no norm follows it." in said("keras_resnet50v2", "stem.conv1")
+    assert "as every convolution of this network, though a norm" in said("keras_resnet50", "stem.conv1")
+    assert "as no convolution of this network" in said("resnetv2_50", "stem.conv1")
+    assert "zeros, as Keras pads it" in said("keras_resnet50v2", "stem.pool")
+    assert "ceil((112 + 2*0 - 1*(3-1) - 1) / 2) + 1 = 56" in said("caffe_resnet50", "stem.pool")
+    assert "(16,384 weights; option B of the paper)" in said("resnetv2_50", "stage1.block1.shortcut")
+    assert "go through 16 numbers and back" in said("seresnet50", "stage1.block1.branch.attention")
+    assert "those of 4 channels beside it" in said("ecaresnet50d", "stage1.block1.branch.attention")
+    assert "A fixed 3x3 filter smooths the map" in said("resnetblur50", "stage2.block1.branch.blur")
+    assert "size: ceil(56 / 2) = 28" in said("resnet50d", "stage2.block1.shortcut.pool")
 
 
 def test_the_size_formula_has_its_numbers():

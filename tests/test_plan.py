@@ -19,11 +19,23 @@ from resnetkit.network.build import build
 import facts
 from tiny import TINY, atrous, networks
 
-COUNTS = facts.IMAGENET | facts.CIFAR
+COUNTS = (
+    facts.IMAGENET | facts.CIFAR | {name: (count, facts.FAMILY_MACS.get(name)) for name, count in facts.FAMILY.items()}
+)
+TIMM = {name for name in ROWS if name.startswith(("resnetv2_", "seresne", "ecaresnet")) or name == "resnet200d"}
 
 
-def test_every_row_has_a_published_count():
-    assert set(ROWS) == set(COUNTS)
+def test_every_row_has_a_count_that_others_published():
+    assert set(ROWS) == set(COUNTS) | set(facts.KERAS_TOTALS) | TIMM  # timm's are counted in test_libraries.py
+
+
+@pytest.mark.parametrize("name", facts.KERAS_TOTALS)
+def test_keras_counts_moving_statistics_as_well(name):
+    made = plan(ROWS[name])
+    channels = sum(node.op.channels for node in made.nodes if isinstance(node.op, Normalisation))
+    assert made.params + 2 * channels == facts.KERAS_TOTALS[name]
+    macs = facts.FAMILY_MACS.get(name)
+    assert macs is None or made.macs == macs
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -38,7 +50,7 @@ def test_counts_are_the_published_ones(name):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_depth_is_the_number_in_the_name(name):
-    digits = "".join(c if c.isdigit() else " " for c in name.removeprefix("wide_")).split()
+    digits = "".join(c if c.isdigit() else " " for c in name.removeprefix("wide_").replace("v2", "")).split()
     assert plan(ROWS[name]).depth == int(digits[0])
 
 
@@ -49,7 +61,10 @@ def test_the_module_on_the_meta_device_is_the_plan(name):
     assert sum(p.numel() for p in model.parameters()) == made.params
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     assert list(shapes.items()) == list(tensors_of(made).items())
-    leaves = [path for path, module in model.named_modules() if path and not list(module.children())]
+    inside = tuple(f"{node.path}." for node in made.nodes)  # an operation may be made of several layers
+    modules = {path: module for path, module in model.named_modules() if path and not path.startswith(inside)}
+    whole = {node.path for node in made.nodes}
+    leaves = [path for path, module in modules.items() if path in whole or not list(module.children())]
     empty = [path for path, part in made.parts.items() if part.role == "shortcut" and not part.nodes]
     assert set(leaves) - set(empty) == {node.path for node in made.nodes if node.role != "add"}
     assert (

@@ -66,8 +66,8 @@ def faulty(change, **keys):
 def test_a_misspelt_key_gets_the_nearest():
     where = faulty(lambda data: data.update(activatoin="relu"))
     assert where == (
-        "activatoin: came an unknown key; allowed: stages, stem, head, input, shortcuts, norm, activation "
-        "(did you mean activation?)",
+        "activatoin: came an unknown key; allowed: stages, stem, head, input, shortcuts, norm, activation, "
+        "order, bias, stochastic_depth (did you mean activation?)",
     )
 
 

@@ -53,14 +53,17 @@ def to_data(value: Any) -> Any:
 
 
 def _fields_to_data(value: Any) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if item is None:
-            continue
-        union = dataclasses.is_dataclass(item) and _is_union(_hints(type(value))[field.name])
-        data[field.name] = _tagged(item, field.name) if union else to_data(item)
-    return data
+    hints = _hints(type(value))
+    items = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {name: _field_to_data(item, hints[name], name) for name, item in items.items() if item is not None}
+
+
+def _field_to_data(item: Any, hint: Any, field: str) -> Any:
+    if isinstance(item, tuple) and typing.get_origin(hint) is tuple:
+        return [_field_to_data(inner, typing.get_args(hint)[0], "") for inner in item]
+    if dataclasses.is_dataclass(item) and _is_union(hint):
+        return _tagged(item, field)
+    return to_data(item)
 
 
 def _tagged(item: Any, field: str) -> Any:

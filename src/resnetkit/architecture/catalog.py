@@ -2,32 +2,53 @@
 
 Names: ``resnet50`` has the stride at the 3x3 (torchvision, v1.5), ``resnet50_v1`` at the first 1x1 (the paper);
 ``resnet20`` is the paper's CIFAR network with option A (zeros on both sides), ``_a_end``, ``_b`` and ``_c`` the others;
-``cifar_resnet18`` has ImageNet's blocks behind a 3x3 stem; ``plain34`` has no shortcuts.
+``cifar_resnet18`` has ImageNet's blocks behind a 3x3 stem; ``plain34`` has no shortcuts. ``resnet50d``,
+``resnetv2_50``, ``seresnet50`` and their like are timm's; ``keras_`` and ``caffe_`` networks differ in ways that shapes
+do not tell: strides, epsilon, biases, the edge of the pool.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from resnetkit.architecture.spec import (
+    MLP,
     OPTION_A,
     OPTION_A_END,
     OPTION_B,
     OPTION_C,
+    OPTION_D,
+    Attention,
     Basic,
+    BatchNorm,
+    Blur,
+    BlurredFirstBlock,
     Bottleneck,
     Branch,
+    Chain,
     Conv,
+    EfficientChannels,
     FirstBlock,
+    Identity,
+    LastBlock,
     Linear,
+    MaxPool,
     Network,
+    NoNorm,
+    Norm,
     NoShortcuts,
+    PoolAfter,
+    Projection,
     Shortcuts,
+    SqueezeExcite,
     Stage,
     Stem,
+    Step,
+    Subsampled,
 )
 from resnetkit.errors import UsageError, suggestion
 from resnetkit.text import from_json, from_toml, read_text
@@ -36,10 +57,10 @@ CIFAR_INPUT = (3, 32, 32)
 THREE_BY_THREE = {64: Stem((Conv(64, 3),), ()), 16: Stem((Conv(16, 3),), ())}
 
 
-def _stages(blocks: tuple[int, ...], channels: int, branches: list[Branch]) -> tuple[Stage, ...]:
+def _stages(blocks: tuple[int, ...], channels: int, branches: list[Branch], **stage: Any) -> tuple[Stage, ...]:
     """Stages that double the channels; all but the first halve the map."""
     return tuple(
-        Stage(n, channels * 2**i, branch, FirstBlock(1 if i == 0 else 2))
+        Stage(n, channels * 2**i, branch, FirstBlock(1 if i == 0 else 2), **stage)
         for i, (n, branch) in enumerate(zip(blocks, branches, strict=True))
     )
 
@@ -49,9 +70,41 @@ def _basic(*blocks: int, channels: int = 64, **network: Any) -> Network:
     return Network(_stages(blocks, channels, branches), **network)
 
 
-def _bottleneck(*blocks: int, width: int = 64, groups: int = 1, v1: bool = False, **network: Any) -> Network:
+def _bottleneck(
+    *blocks: int,
+    width: int = 64,
+    groups: int = 1,
+    v1: bool = False,
+    attention: tuple[Attention, ...] = (),
+    **network: Any,
+) -> Network:
     branches: list[Branch] = [Bottleneck(width * 2**i, groups, 1 if v1 else 2) for i in range(len(blocks))]
-    return Network(_stages(blocks, 256, branches), **network)
+    return Network(_stages(blocks, 256, branches, attention=attention), **network)
+
+
+def _blurred(network: Network) -> Network:
+    """Anti-aliased: a blur wherever the map is made smaller, shortcuts aside (timm's resnetblur)."""
+    stages = [
+        replace(stage, reduce=BlurredFirstBlock(stage.reduce.stride)) if stage.reduce.stride > 1 else stage
+        for stage in network.stages
+    ]
+    return replace(network, stages=tuple(stages), stem=replace(network.stem, pool=(MaxPool(3, 1),), blur=(Blur(),)))
+
+
+def _last(network: Network) -> Network:
+    """Each stage but the last makes the map smaller in its last block, for the next one (Keras's V2)."""
+    count = len(network.stages)
+    stages = [replace(stage, reduce=LastBlock(2 if i < count else 1)) for i, stage in enumerate(network.stages, 1)]
+    return replace(network, stages=tuple(stages))
+
+
+def _vgg(*blocks: int, norm: Norm = NoNorm()) -> Network:  # noqa: B008  frozen
+    """ArXiv 1409.1556, table 1: 3x3 convolutions, a pool behind each stage, three linear layers."""
+    stages = [
+        Stage(n, channels, Chain((Step(channels),)), PoolAfter())
+        for n, channels in zip(blocks, (64, 128, 256, 512, 512), strict=True)
+    ]
+    return Network(tuple(stages), Stem((), ()), MLP(), shortcuts=NoShortcuts(), norm=norm, bias="always")
 
 
 def _cifar(depth: int, shortcuts: Shortcuts | NoShortcuts) -> Network:
@@ -66,7 +119,26 @@ def _for_cifar(network: Network) -> Network:
     return Network(network.stages, THREE_BY_THREE[64], Linear(10), CIFAR_INPUT)
 
 
+_DEEP, _TIERED, _WIDE = (
+    Stem((Conv(first, 3, 2), Conv(second), Conv(2 * second))) for first, second in ((32, 32), (24, 32), (64, 64))
+)
+_C: dict[str, Any] = {"stem": _DEEP}
+_D: dict[str, Any] = {"stem": _DEEP, "shortcuts": OPTION_D}
+_S: dict[str, Any] = {"stem": _WIDE}
+_T: dict[str, Any] = {"stem": _TIERED, "shortcuts": OPTION_D}
+_PRE: dict[str, Any] = {"order": "norm-act-conv", "bias": "never"}
+_SE: dict[str, Any] = {"attention": (SqueezeExcite(),)}
+_KERAS_NORM = BatchNorm(1.001e-5, 0.01)
+_KERAS: dict[str, Any] = {"v1": True, "norm": _KERAS_NORM, "bias": "always"}
+_KERAS_V2: dict[str, Any] = {
+    "order": "norm-act-conv",
+    "norm": _KERAS_NORM,
+    "shortcuts": Shortcuts(Projection(), Subsampled(), Identity()),
+    "stem": Stem(pool=(MaxPool(3, 2, "zeros"),)),
+}
+_CAFFE: dict[str, Any] = {"v1": True, "stem": Stem(pool=(MaxPool(3, 2, "ceil"),))}
 _PLAIN: dict[str, Any] = {"shortcuts": NoShortcuts()}
+_VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _DEPTHS = (20, 32, 44, 56, 110, 1202)
 
 ROWS: dict[str, Network] = {
@@ -94,6 +166,43 @@ ROWS: dict[str, Network] = {
     **{f"resnet{depth}_b": _cifar(depth, OPTION_B) for depth in _DEPTHS},
     **{f"resnet{depth}_c": _cifar(depth, OPTION_C) for depth in _DEPTHS},
     **{f"plain{depth}": _cifar(depth, NoShortcuts()) for depth in _DEPTHS if depth < 1000},
+    "resnet10t": _basic(1, 1, 1, 1, **_T),
+    "resnet14t": _bottleneck(1, 1, 1, 1, **_T),
+    "resnet18d": _basic(2, 2, 2, 2, **_D),
+    "resnet26": _bottleneck(2, 2, 2, 2),
+    "resnet26d": _bottleneck(2, 2, 2, 2, **_D),
+    "resnet26t": _bottleneck(2, 2, 2, 2, **_T),
+    "resnet34d": _basic(3, 4, 6, 3, **_D),
+    "resnet50c": _bottleneck(3, 4, 6, 3, **_C),
+    "resnet50d": _bottleneck(3, 4, 6, 3, **_D),
+    "resnet50s": _bottleneck(3, 4, 6, 3, **_S),
+    "resnet50t": _bottleneck(3, 4, 6, 3, **_T),
+    "resnet101d": _bottleneck(3, 4, 23, 3, **_D),
+    "resnet152d": _bottleneck(3, 8, 36, 3, **_D),
+    "resnet200": _bottleneck(3, 24, 36, 3),
+    "resnet200d": _bottleneck(3, 24, 36, 3, **_D),
+    "seresnet50": _bottleneck(3, 4, 6, 3, **_SE),
+    "seresnext50_32x4d": _bottleneck(3, 4, 6, 3, width=128, groups=32, **_SE),
+    "ecaresnet50d": _bottleneck(3, 4, 6, 3, attention=(EfficientChannels(),), **_D),
+    "resnetblur50": _blurred(_bottleneck(3, 4, 6, 3)),
+    "resnetv2_50": _bottleneck(3, 4, 6, 3, **_PRE),
+    "resnetv2_50d": _bottleneck(3, 4, 6, 3, **_D, **_PRE),
+    "resnetv2_50t": _bottleneck(3, 4, 6, 3, **_T, **_PRE),
+    "resnetv2_101": _bottleneck(3, 4, 23, 3, **_PRE),
+    "resnetv2_101d": _bottleneck(3, 4, 23, 3, **_D, **_PRE),
+    "resnetv2_152": _bottleneck(3, 8, 36, 3, **_PRE),
+    "resnetv2_152d": _bottleneck(3, 8, 36, 3, **_D, **_PRE),
+    "keras_resnet50": _bottleneck(3, 4, 6, 3, **_KERAS),
+    "keras_resnet101": _bottleneck(3, 4, 23, 3, **_KERAS),
+    "keras_resnet152": _bottleneck(3, 8, 36, 3, **_KERAS),
+    "keras_resnet50v2": _last(_bottleneck(3, 4, 6, 3, **_KERAS_V2)),
+    "keras_resnet101v2": _last(_bottleneck(3, 4, 23, 3, **_KERAS_V2)),
+    "keras_resnet152v2": _last(_bottleneck(3, 8, 36, 3, **_KERAS_V2)),
+    "caffe_resnet50": _bottleneck(3, 4, 6, 3, **_CAFFE),
+    "caffe_resnet101": _bottleneck(3, 4, 23, 3, **_CAFFE),
+    "caffe_resnet152": _bottleneck(3, 8, 36, 3, **_CAFFE),
+    **{f"vgg{depth}": _vgg(*blocks) for depth, blocks in _VGG.items()},
+    **{f"vgg{depth}_bn": _vgg(*blocks, norm=BatchNorm()) for depth, blocks in _VGG.items()},
     "cifar_resnet18": _for_cifar(_basic(2, 2, 2, 2)),
     "cifar_resnet34": _for_cifar(_basic(3, 4, 6, 3)),
     "cifar_resnet50": _for_cifar(_bottleneck(3, 4, 6, 3)),

@@ -8,18 +8,25 @@ average.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from resnetkit.architecture.spec import BatchNorm, GroupNorm
 
 Shape = tuple[int, ...]
 Window = tuple[int, int, int]
+Edge = Literal["padded", "zeros", "ceil"]
 _POINT: Window = (1, 1, 1)
 
 
 def size(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
     """Out = floor((in + 2*padding - dilation*(kernel-1) - 1) / stride) + 1"""
     return (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def size_hanging_over(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """The same, rounded up: the last window may hang over the end, but has to begin inside."""
+    out = -(-(n + 2 * padding - dilation * (kernel - 1) - 1) // stride) + 1
+    return out - 1 if (out - 1) * stride >= n + padding else out
 
 
 def _window_text(name: str, kernel: int, stride: int, dilation: int) -> str:
@@ -140,25 +147,54 @@ class Add(_Costless, _PerPixel):
 
 @dataclass(frozen=True, slots=True)
 class MaxPooling(_Costless):
-    """A max pool that never sees its padding; kernel 2 pads by nothing."""
+    """A max pool; `MaxPool` says what the edges are. Kernel 2 pads by nothing."""
 
     kernel: int
     stride: int
     dilation: int = 1
+    edge: Edge = "padded"
 
     @property
     def padding(self) -> int:
-        return self.dilation * ((self.kernel - 1) // 2)
+        return 0 if self.edge == "ceil" else self.dilation * ((self.kernel - 1) // 2)
 
     @property
     def window(self) -> Window:
         return self.kernel, self.stride, self.dilation
 
     def output(self, shape: Shape) -> Shape:
-        return shape[0], *(size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
+        rule = size_hanging_over if self.edge == "ceil" else size
+        return shape[0], *(rule(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
 
     def __str__(self) -> str:
-        return _window_text("max pool", self.kernel, self.stride, self.dilation)
+        how = {"padded": "", "zeros": ", zeros around", "ceil": ", over the end"}[self.edge]
+        return _window_text("max pool", self.kernel, self.stride, self.dilation) + how
+
+
+@dataclass(frozen=True, slots=True)
+class Blurring(_Costless):
+    """A fixed filter of binomial weights on each channel, mirrored at the edge: no weight to learn."""
+
+    channels: int
+    kernel: int
+    stride: int
+    dilation: int = 1
+
+    @property
+    def padding(self) -> int:
+        return self.dilation * (self.kernel - 1) // 2
+
+    @property
+    def window(self) -> Window:
+        return self.kernel, self.stride, self.dilation
+
+    def output(self, shape: Shape) -> Shape:
+        """A map too small to be mirrored has nothing left."""
+        sizes = (size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
+        return shape[0], *(out if n > self.padding else 0 for n, out in zip(shape[1:], sizes, strict=True))
+
+    def __str__(self) -> str:
+        return _window_text("blur", self.kernel, self.stride, self.dilation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +249,79 @@ class GlobalAverage(_Costless):
 
     def __str__(self) -> str:
         return "average over the map"
+
+
+@dataclass(frozen=True, slots=True)
+class AverageTo(_Costless):
+    """Averages over ``side`` x ``side`` windows, however large the map is, as one vector."""
+
+    side: int
+
+    @property
+    def window(self) -> Window:
+        return _POINT
+
+    def output(self, shape: Shape) -> Shape:
+        return (shape[0] * self.side**2,)
+
+    def __str__(self) -> str:
+        return f"average over {self.side}x{self.side} windows"
+
+
+@dataclass(frozen=True, slots=True)
+class DropOut(_Costless, _PerPixel):
+    """In training, each number is left out this often; nothing in evaluation."""
+
+    rate: float
+
+    def __str__(self) -> str:
+        return f"dropout {self.rate:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class DropBranch(_Costless, _PerPixel):
+    """In training, the branch is left out this often, image by image; nothing in evaluation."""
+
+    rate: float
+
+    def __str__(self) -> str:
+        return f"left out {self.rate:.3g} of the time"
+
+
+@dataclass(frozen=True, slots=True)
+class SqueezeAndExcite(_PerPixel):
+    """Channels weighed by two layers over their averages."""
+
+    channels: int
+    reduced: int
+
+    @property
+    def params(self) -> int:
+        return 2 * self.channels * self.reduced + self.channels + self.reduced
+
+    def macs(self, output: Shape) -> int:
+        return 2 * self.channels * self.reduced
+
+    def __str__(self) -> str:
+        return f"squeeze and excite, {self.channels} -> {self.reduced} -> {self.channels}"
+
+
+@dataclass(frozen=True, slots=True)
+class WeighByNeighbours(_PerPixel):
+    """Channels weighed by a convolution along them, over their averages."""
+
+    channels: int
+    kernel: int
+
+    @property
+    def params(self) -> int:
+        return self.kernel
+
+    def macs(self, output: Shape) -> int:
+        return self.kernel * self.channels
+
+    def __str__(self) -> str:
+        return f"efficient channel attention, {self.kernel} neighbours"
 
 
 @dataclass(frozen=True, slots=True)

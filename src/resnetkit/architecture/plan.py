@@ -21,26 +21,38 @@ from resnetkit.architecture.operations import (
     Activate,
     Add,
     AveragePooling,
+    AverageTo,
+    Blurring,
     Convolution,
+    DropBranch,
+    DropOut,
     FullyConnected,
     GlobalAverage,
     MaxPooling,
     Normalisation,
     Op,
     Shape,
+    SqueezeAndExcite,
+    WeighByNeighbours,
     ZeroPad,
 )
-from resnetkit.architecture.rules import block_stride, cause_of, require
+from resnetkit.architecture.rules import answer, block_stride, has_weights, neighbours, reduced_channels, require
 from resnetkit.architecture.spec import (
+    MLP,
+    Adapter,
+    BlurredFirstBlock,
+    EfficientChannels,
     Identity,
     Linear,
     Network,
     NoHead,
     NoNorm,
     NoShortcuts,
+    PoolAfter,
+    Pooled,
     PooledProjection,
     Projection,
-    Shortcuts,
+    SqueezeExcite,
     Stage,
     Step,
     Subsampled,
@@ -52,12 +64,14 @@ from resnetkit.errors import Fault, SpecError, UsageError, nearest
 
 Role = Literal[
     # places
-    "network", "stem", "stage", "block", "branch", "shortcut", "head",
+    "network", "stem", "stage", "block", "pre", "branch", "shortcut", "head",
     # operations
-    "stem-conv", "stem-norm", "stem-act", "stem-pool",
-    "branch-conv", "branch-norm", "branch-last-norm", "branch-act",
+    "stem-conv", "stem-norm", "stem-act", "stem-pool", "stem-blur",
+    "pre-norm", "pre-act",
+    "branch-conv", "branch-norm", "branch-last-norm", "branch-act", "branch-blur", "branch-attention", "branch-drop",
     "projection", "projection-norm", "shortcut-pool", "shortcut-pad",
-    "add", "block-act", "global-average", "classifier",
+    "add", "block-act", "stage-pool",
+    "head-norm", "head-act", "global-average", "average", "hidden", "head-drop", "classifier",
 ]  # fmt: skip
 
 
@@ -174,8 +188,8 @@ class Plan:
 
     @cached_property
     def depth(self) -> int:
-        """The number in a network's name: the stem counts one, shortcuts and norms none."""
-        counted = sum(node.role in ("branch-conv", "classifier") for node in self.nodes)
+        """The number in a network's name: the stem counts one; shortcuts, norms and attention none."""
+        counted = sum(node.role in ("branch-conv", "hidden", "classifier") for node in self.nodes)
         return counted + bool(self.spec.stem.convs)
 
     def __getitem__(self, path: str) -> Place | Node:
@@ -267,76 +281,140 @@ def _vanished(path: str, came: Shape, output: Shape) -> SpecError:
 def _network(spec: Network, trail: _Trail) -> None:
     if spec.stem.convs or spec.stem.pool:
         trail.place("stem", "stem", partial(_stem, spec, trail))
-    dilation = 1
+    dilation, first = 1, 0
     for i, stage in enumerate(spec.stages, 1):
-        writer = _Stage(spec, stage, trail, f"stage{i}", dilation)
-        trail.place(writer.path, "stage", writer.blocks)
-        dilation = writer.dilation
+        writer = _Stage(spec, stage, trail, f"stage{i}", first, dilation)
+        trail.place(writer.path, "stage", writer.write)
+        dilation, first = writer.dilation, first + stage.blocks
     if not isinstance(spec.head, NoHead):
         trail.place("head", "head", partial(_head, spec, trail))
 
 
 def _stem(spec: Network, trail: _Trail) -> None:
     for i, conv in enumerate(spec.stem.convs, 1):
-        op = _convolution(spec, trail.shape[0], Step(conv.channels, conv.kernel), conv.stride)
+        bare = _pre(spec) and i == len(spec.stem.convs)
+        op = _convolution(spec, trail.shape[0], Step(conv.channels, conv.kernel), conv.stride, bare=bare)
         trail.run(f"stem.conv{i}", "stem-conv", op)
-        _norm(spec, trail, f"stem.norm{i}", "stem-norm")
-        trail.run(f"stem.act{i}", "stem-act", Activate(spec.activation))
+        if not bare:
+            _norm(spec, trail, f"stem.norm{i}", "stem-norm")
+            trail.run(f"stem.act{i}", "stem-act", Activate(spec.activation))
     for pool in spec.stem.pool:
-        trail.run("stem.pool", "stem-pool", MaxPooling(pool.kernel, pool.stride))
+        trail.run("stem.pool", "stem-pool", MaxPooling(pool.kernel, pool.stride, 1, pool.edge))
+    for blur in spec.stem.blur:
+        trail.run("stem.blur", "stem-blur", Blurring(trail.shape[0], blur.kernel, blur.stride))
 
 
 def _head(spec: Network, trail: _Trail) -> None:
-    trail.run("head.pool", "global-average", GlobalAverage())
-    if isinstance(spec.head, Linear):
-        trail.run("head.linear", "classifier", FullyConnected(trail.shape[0], spec.head.classes))
+    if _pre(spec):
+        _norm(spec, trail, "head.norm", "head-norm")
+        trail.run("head.act", "head-act", Activate(spec.activation))
+    match spec.head:
+        case Linear(classes):
+            trail.run("head.pool", "global-average", GlobalAverage())
+            trail.run("head.linear", "classifier", FullyConnected(trail.shape[0], classes))
+        case MLP(classes, hidden, pool, dropout):
+            trail.run("head.pool", "average", AverageTo(pool))
+            for i, width in enumerate(hidden, 1):
+                trail.run(f"head.linear{i}", "hidden", FullyConnected(trail.shape[0], width))
+                trail.run(f"head.act{i}", "head-act", Activate(spec.activation))
+                if dropout:
+                    trail.run(f"head.drop{i}", "head-drop", DropOut(dropout))
+            trail.run("head.linear", "classifier", FullyConnected(trail.shape[0], classes))
+        case Pooled():
+            trail.run("head.pool", "global-average", GlobalAverage())
 
 
 @dataclass
 class _Stage:
-    """A stage being written; ``dilation`` is what its blocks have so far."""
+    """A stage being written, whose blocks follow ``first`` others; ``dilation`` is what its blocks have so far."""
 
     spec: Network
     stage: Stage
     trail: _Trail
     path: str
+    first: int
     dilation: int
 
-    def blocks(self) -> None:
+    def write(self) -> None:
         for b in range(1, self.stage.blocks + 1):
-            stride = block_stride(self.stage, b)
-            self.trail.place(f"{self.path}.block{b}", "block", partial(self.block, f"{self.path}.block{b}", stride))
-            if self.stage.reduce.atrous:
-                self.dilation *= stride
+            path, stride = f"{self.path}.block{b}", block_stride(self.stage, b)
+            self.trail.place(path, "block", partial(self.block, path, b, stride))
+            self._keep(stride)
+        if isinstance(self.stage.reduce, PoolAfter):
+            stride = self.stage.reduce.stride
+            self.trail.run(f"{self.path}.pool", "stage-pool", MaxPooling(stride, self._real(stride), self.dilation))
+            self._keep(stride)
 
-    def block(self, path: str, stride: int) -> None:
+    def _real(self, stride: int) -> int:
+        """The stride that an operation has: an a trous stage has none."""
+        return 1 if self.stage.reduce.atrous else stride
+
+    def _keep(self, stride: int) -> None:
+        """What comes later is dilated by a stride that was not taken."""
+        if self.stage.reduce.atrous:
+            self.dilation *= stride
+
+    def block(self, path: str, number: int, stride: int) -> None:
         start = self.trail.fork()
-        self.trail.place(f"{path}.branch", "branch", partial(self.branch, f"{path}.branch", stride))
+        if _pre(self.spec):
+            self.trail.place(f"{path}.pre", "pre", partial(self.activate, f"{path}.pre"))
+        activated = self.trail.fork()
+        self.trail.place(f"{path}.branch", "branch", partial(self.branch, f"{path}.branch", number, stride))
         if not isinstance(self.spec.shortcuts, NoShortcuts):
-            write = partial(self.shortcut, f"{path}.shortcut", self.spec.shortcuts, start, stride)
-            self.trail.written.append(start.place(f"{path}.shortcut", "shortcut", write))
-            self.trail.receptive_field = max(self.trail.receptive_field, start.receptive_field)
+            adapter = answer(self.spec.shortcuts, start.shape[0], self.stage.channels, stride)
+            seen = activated if has_weights(adapter) else start
+            write = partial(self.shortcut, f"{path}.shortcut", adapter, seen, stride)
+            self.trail.written.append(seen.place(f"{path}.shortcut", "shortcut", write))
+            self.trail.receptive_field = max(self.trail.receptive_field, seen.receptive_field)
             self.trail.run(f"{path}.add", "add", Add())
-        self.trail.run(f"{path}.act", "block-act", Activate(self.spec.activation))
+        if not _pre(self.spec):
+            self.trail.run(f"{path}.act", "block-act", Activate(self.spec.activation))
 
-    def branch(self, path: str, stride: int) -> None:
+    def activate(self, path: str) -> None:
+        """What comes before the branch of a pre-activation block."""
+        _norm(self.spec, self.trail, f"{path}.norm", "pre-norm")
+        self.trail.run(f"{path}.act", "pre-act", Activate(self.spec.activation))
+
+    def branch(self, path: str, number: int, stride: int) -> None:
         """The convolution that loses its stride keeps the dilation it had; those behind it get the new one."""
         chain, at = steps(self.stage.branch, self.stage.channels), stride_at(self.stage.branch)
-        atrous = self.stage.reduce.atrous
+        real, blurred = self._real(stride), isinstance(self.stage.reduce, BlurredFirstBlock) and stride > 1
         for i, step in enumerate(chain, 1):
-            kept, gained = (1, stride) if atrous and i > at else (stride, 1) if not atrous and i == at else (1, 1)
-            op = _convolution(self.spec, self.trail.shape[0], step, kept, self.dilation * gained)
             last = i == len(chain)
+            bare = last and _pre(self.spec)
+            taken = real if i == at and not blurred else 1
+            gained = stride // real if i > at else 1
+            op = _convolution(self.spec, self.trail.shape[0], step, taken, self.dilation * gained, bare=bare)
             self.trail.run(f"{path}.conv{i}", "branch-conv", op)
-            _norm(self.spec, self.trail, f"{path}.norm{i}", "branch-last-norm" if last else "branch-norm")
+            if not bare:
+                _norm(self.spec, self.trail, f"{path}.norm{i}", "branch-last-norm" if last else "branch-norm")
             if not last:
                 self.trail.run(f"{path}.act{i}", "branch-act", Activate(self.spec.activation))
+            if blurred and i == at and isinstance(self.stage.reduce, BlurredFirstBlock):
+                blur = Blurring(self.trail.shape[0], self.stage.reduce.blur, real, self.dilation)
+                self.trail.run(f"{path}.blur", "branch-blur", blur)
+        self.ending(path, number)
 
-    def shortcut(self, path: str, answers: Shortcuts, trail: _Trail, stride: int) -> str:
+    def ending(self, path: str, number: int) -> None:
+        """What stands between the convolutions of a branch and the addition."""
+        channels = self.trail.shape[0]
+        for attention in self.stage.attention:
+            match attention:
+                case SqueezeExcite(reduction):
+                    op: Op = SqueezeAndExcite(channels, reduced_channels(channels, reduction))
+                case EfficientChannels():
+                    op = WeighByNeighbours(channels, neighbours(channels))
+            self.trail.run(f"{path}.attention", "branch-attention", op)
+        blocks = sum(stage.blocks for stage in self.spec.stages)
+        rate = self.spec.stochastic_depth * (self.first + number - 1) / max(blocks - 1, 1)
+        if rate:
+            self.trail.run(f"{path}.drop", "branch-drop", DropBranch(rate))
+
+    def shortcut(self, path: str, adapter: Adapter, trail: _Trail, stride: int) -> str:
         """Decided by the written stride, so that no shortcut comes or goes when a stage turns a trous."""
         inputs, outputs, before = trail.shape[0], self.stage.channels, trail.shape
-        real = 1 if self.stage.reduce.atrous else stride
-        match getattr(answers, cause_of(inputs, outputs, stride)):
+        real = self._real(stride)
+        match adapter:
             case Identity():
                 return f"{inputs} channels{_at(before)} on both ways"
             case ZeroPadded(side):
@@ -354,9 +432,11 @@ class _Stage:
         return self.cause(before, trail.shape, stride)
 
     def project(self, path: str, trail: _Trail, stride: int) -> None:
-        op = _convolution(self.spec, trail.shape[0], Step(self.stage.channels, 1), stride)
+        bare = _pre(self.spec)
+        op = _convolution(self.spec, trail.shape[0], Step(self.stage.channels, 1), stride, bare=bare)
         trail.run(f"{path}.conv", "projection", op)
-        _norm(self.spec, trail, f"{path}.norm", "projection-norm")
+        if not bare:
+            _norm(self.spec, trail, f"{path}.norm", "projection-norm")
 
     def cause(self, before: Shape, after: Shape, stride: int) -> str:
         """What differs between the two ways, with its numbers."""
@@ -368,9 +448,16 @@ class _Stage:
         return " and ".join(causes) or f"nothing differs ({before[0]} channels{_at(before)}): asked for in every block"
 
 
-def _convolution(spec: Network, inputs: int, step: Step, stride: int, dilation: int = 1) -> Convolution:
-    """A kernel of 1 has no dilation to speak of; a bias stands only where no norm follows."""
-    bias = isinstance(spec.norm, NoNorm)
+def _pre(spec: Network) -> bool:
+    """Whether activations come before convolutions."""
+    return spec.order == "norm-act-conv"
+
+
+def _convolution(
+    spec: Network, inputs: int, step: Step, stride: int, dilation: int = 1, *, bare: bool = False
+) -> Convolution:
+    """A kernel of 1 has no dilation to speak of. ``bare`` ones have no norm behind them."""
+    bias = bare or isinstance(spec.norm, NoNorm) if spec.bias == "without-norm" else spec.bias == "always"
     spread = dilation if step.kernel > 1 else 1
     return Convolution(inputs, step.channels, step.kernel, stride, spread, step.groups, bias)
 

@@ -5,18 +5,26 @@ What depends on the size of the image (a map that vanishes) is found by the plan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from resnetkit.architecture.spec import (
+    MLP,
     Adapter,
     BatchNorm,
+    BlurredFirstBlock,
     Chain,
-    FirstBlock,
     GroupNorm,
     Identity,
+    LastBlock,
     Linear,
     Network,
     NoShortcuts,
+    PoolAfter,
+    PooledProjection,
+    Projection,
+    Shortcuts,
+    SqueezeExcite,
     Stage,
     Subsampled,
     ZeroPadded,
@@ -29,6 +37,7 @@ from resnetkit.text import to_data, type_faults
 # A text must not be able to ask for more than a machine can work out. ResNet-1202 has 600 blocks.
 MOST_BLOCKS, MOST_CONVOLUTIONS = 2_000, 10_000
 MOST_CHANNELS, MOST_CLASSES, LARGEST_SIDE, LARGEST_WINDOW = 2**20, 2**24, 2**16, 255
+MOST_HIDDEN = 64
 
 
 def require(spec: Network) -> None:
@@ -60,6 +69,11 @@ def _stem(spec: Network) -> Iterator[Fault]:
     for pool in spec.stem.pool:
         yield from _within("stem.pool.kernel", pool.kernel, LARGEST_WINDOW)
         yield from _within("stem.pool.stride", pool.stride, LARGEST_WINDOW)
+    if len(spec.stem.blur) > 1:
+        yield Fault("stem.blur", f"{len(spec.stem.blur)} blurs", "one blur or none")
+    for blur in spec.stem.blur:
+        yield from _odd("stem.blur.kernel", blur.kernel)
+        yield from _within("stem.blur.stride", blur.stride, LARGEST_WINDOW)
 
 
 def _stages(spec: Network) -> Iterator[Fault]:
@@ -75,6 +89,13 @@ def _stages(spec: Network) -> Iterator[Fault]:
         yield from _within(f"stage{i}.blocks", stage.blocks, MOST_BLOCKS)
         yield from _within(f"stage{i}.channels", stage.channels, MOST_CHANNELS)
         yield from _within(f"stage{i}.reduce.stride", stage.reduce.stride, LARGEST_WINDOW)
+        if isinstance(stage.reduce, BlurredFirstBlock):
+            yield from _odd(f"stage{i}.reduce.blur", stage.reduce.blur)
+        if len(stage.attention) > 1:
+            yield Fault(f"stage{i}.attention", f"{len(stage.attention)} of them", "one or none")
+        for attention in stage.attention:
+            if isinstance(attention, SqueezeExcite):
+                yield from _within(f"stage{i}.attention.reduction", attention.reduction, MOST_CHANNELS)
 
 
 def _branches(spec: Network) -> Iterator[Fault]:
@@ -117,8 +138,10 @@ def _shortcuts(spec: Network) -> Iterator[Fault]:
         return
     for i, (stage, received) in enumerate(zip(spec.stages, received_channels(spec), strict=True), 1):
         for b, channels, stride in _kinds_of_block(stage, received):
-            cause = cause_of(channels, stage.channels, stride)
-            adapter: Adapter = getattr(spec.shortcuts, cause)
+            cause, adapter = (
+                cause_of(channels, stage.channels, stride),
+                answer(spec.shortcuts, channels, stage.channels, stride),
+            )
             allowed = _unable(adapter, channels, stage.channels, stride)
             if allowed:
                 came = f"{type(adapter).__name__} for {_change(channels, stage.channels, stride)}"
@@ -167,6 +190,8 @@ def _norm(spec: Network) -> Iterator[Fault]:
 
 def _group_norm(spec: Network, groups: int) -> Iterator[Fault]:
     places = [(f"stem.conv{i}", conv.channels) for i, conv in enumerate(spec.stem.convs, 1)]
+    if spec.order == "norm-act-conv":
+        places += [(f"stage{i}", channels) for i, channels in enumerate(received_channels(spec), 1)]
     for i, stage in enumerate(spec.stages, 1):
         widths = sorted({step.channels for step in steps(stage.branch, stage.channels)} | {stage.channels})
         places += [(f"stage{i}", width) for width in widths]
@@ -176,12 +201,30 @@ def _group_norm(spec: Network, groups: int) -> Iterator[Fault]:
 
 
 def _head(spec: Network) -> Iterator[Fault]:
-    if isinstance(spec.head, Linear):
+    if isinstance(spec.head, Linear | MLP):
         yield from _within("head.classes", spec.head.classes, MOST_CLASSES)
+    if isinstance(spec.head, MLP):
+        yield from _within("head.pool", spec.head.pool, LARGEST_WINDOW)
+        yield from _share("head.dropout", spec.head.dropout)
+        for i, width in enumerate(spec.head.hidden, 1):
+            yield from _within(f"head.hidden{i}", width, MOST_CHANNELS)
+        if len(spec.head.hidden) > MOST_HIDDEN:
+            yield Fault("head.hidden", f"{len(spec.head.hidden)} layers", f"at most {MOST_HIDDEN}")
+
+
+def _stochastic_depth(spec: Network) -> Iterator[Fault]:
+    yield from _share("stochastic_depth", spec.stochastic_depth)
+    if spec.stochastic_depth and isinstance(spec.shortcuts, NoShortcuts):
+        yield Fault("stochastic_depth", str(spec.stochastic_depth), "0: a block without a shortcut has nothing else")
+
+
+def _share(path: str, value: float) -> Iterator[Fault]:
+    if not 0 <= value < 1:
+        yield Fault(path, str(value), "0 or more, and below 1")
 
 
 Rule = Callable[[Network], Iterator[Fault]]
-RULES: Sequence[Rule] = (_input, _stem, _stages, _branches, _shortcuts, _adapters, _norm, _head)
+RULES: Sequence[Rule] = (_input, _stem, _stages, _branches, _shortcuts, _adapters, _norm, _head, _stochastic_depth)
 
 
 def _within(path: str, value: int, most: int) -> Iterator[Fault]:
@@ -209,10 +252,32 @@ def received_channels(spec: Network) -> list[int]:
 
 def block_stride(stage: Stage, block: int) -> int:
     """The written stride of a block, counted from 1; an a trous stage keeps it written."""
-    at = 1 if isinstance(stage.reduce, FirstBlock) else stage.blocks
+    at = {LastBlock: stage.blocks, PoolAfter: 0}.get(type(stage.reduce), 1)
     return stage.reduce.stride if block == at else 1
 
 
 def cause_of(inputs: int, outputs: int, stride: int) -> str:
     """Which field of `Shortcuts` answers."""
     return "wider" if inputs != outputs else "smaller" if stride > 1 else "same"
+
+
+def answer(shortcuts: Shortcuts, inputs: int, outputs: int, stride: int) -> Adapter:
+    """The adapter of a block that receives ``inputs`` channels and hands on ``outputs``."""
+    adapter: Adapter = getattr(shortcuts, cause_of(inputs, outputs, stride))
+    return adapter
+
+
+def has_weights(adapter: Adapter) -> bool:
+    """Whether a shortcut learns; of a pre-activation block it then sees the activated map, else the input itself."""
+    return isinstance(adapter, Projection | PooledProjection)
+
+
+def reduced_channels(channels: int, reduction: int) -> int:
+    """What squeeze and excite goes through: the nearest multiple of 8, at least 8 (timm's rule)."""
+    return max(8, (channels // reduction + 4) // 8 * 8) if reduction else 8
+
+
+def neighbours(channels: int) -> int:
+    """The odd kernel of efficient channel attention (arXiv 1910.03151, equation 12)."""
+    kernel = int(abs(math.log2(channels) + 1) / 2)
+    return max(kernel + (kernel + 1) % 2, 3)

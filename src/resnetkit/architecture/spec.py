@@ -2,7 +2,7 @@
 
     network = stem, stages, head
     stage   = blocks that share a branch and a number of channels
-    block   = activation(branch(x) + shortcut(x))
+    block   = activation(branch(x) + shortcut(x)), or with the activation first: branch(activation(x)) + shortcut(x)
 
 A shortcut is an answer to a cause: `Shortcuts` says which adapter answers when a block changes the number of channels
 (``wider``), when it only makes the map smaller (``smaller``), and when it changes neither (``same``). The options of
@@ -33,7 +33,20 @@ class Conv:
 
 @dataclass(frozen=True, slots=True)
 class MaxPool:
-    """A max pool; the padding is (kernel - 1) // 2, so 3 pads by 1 and 2 by nothing."""
+    """A max pool. What happens at the edge of the map differs between libraries, and shapes do not tell it.
+
+    ``padded`` by (kernel - 1) // 2 pixels that never win (torch); ``zeros`` are that many pixels of 0 (Keras: the same
+    behind a ReLU, not before one); ``ceil`` pads nothing, and the last windows may hang over the end (Caffe).
+    """
+
+    kernel: int = 3
+    stride: int = 2
+    edge: Literal["padded", "zeros", "ceil"] = "padded"
+
+
+@dataclass(frozen=True, slots=True)
+class Blur:
+    """A fixed binomial filter with a stride: the map is smoothed before it is thinned out (arXiv 1904.11486)."""
 
     kernel: int = 3
     stride: int = 2
@@ -41,10 +54,11 @@ class MaxPool:
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """From the image to the first stage: convolutions, then at most one pool."""
+    """From the image to the first stage: convolutions, then at most one pool, then at most one blur."""
 
     convs: tuple[Conv, ...] = (Conv(64, 7, 2),)
     pool: tuple[MaxPool, ...] = (MaxPool(3, 2),)
+    blur: tuple[Blur, ...] = ()
 
 
 # ----------------------------------------------------------------------------------------------------------- branch
@@ -179,17 +193,55 @@ class LastBlock:
     atrous: bool = False
 
 
-Reduce = FirstBlock | LastBlock
+@dataclass(frozen=True, slots=True)
+class BlurredFirstBlock:
+    """As `FirstBlock`, but the convolution keeps the map, and a blur with the stride follows it (arXiv 1904.11486)."""
+
+    stride: int = 2
+    atrous: bool = False
+    blur: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PoolAfter:
+    """A max pool as large as the stride behind the last block, as in VGG; ``atrous`` as in `FirstBlock`."""
+
+    stride: int = 2
+    atrous: bool = False
+
+
+Reduce = FirstBlock | LastBlock | BlurredFirstBlock | PoolAfter
+
+
+@dataclass(frozen=True, slots=True)
+class SqueezeExcite:
+    """Weighs the channels of a branch: averages over the map go through two layers (arXiv 1709.01507).
+
+    Between the two stand 1 / ``reduction`` of the channels, rounded to 8s as timm does.
+    """
+
+    reduction: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EfficientChannels:
+    """Weighs each channel by the averages of its neighbours (ECA, arXiv 1910.03151); their number follows from the
+    channels.
+    """
+
+
+Attention = SqueezeExcite | EfficientChannels
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``blocks`` blocks, each of which hands on ``channels`` channels."""
+    """``blocks`` blocks, each of which hands on ``channels`` channels; ``attention``, if any, ends each branch."""
 
     blocks: int
     channels: int
     branch: Branch
     reduce: Reduce = FirstBlock()
+    attention: tuple[Attention, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +249,16 @@ class Linear:
     """The average over the map, then one fully connected layer."""
 
     classes: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class MLP:
+    """The average over ``pool`` x ``pool`` windows of the map, then hidden layers with dropout, as in VGG."""
+
+    classes: int = 1000
+    hidden: tuple[int, ...] = (4096, 4096)
+    pool: int = 7
+    dropout: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +271,7 @@ class NoHead:
     """The map of the last stage itself."""
 
 
-Head = Linear | Pooled | NoHead
+Head = Linear | MLP | Pooled | NoHead
 
 # -------------------------------------------------------------------------------------------------------------- norm
 
@@ -232,7 +294,7 @@ class GroupNorm:
 
 @dataclass(frozen=True, slots=True)
 class NoNorm:
-    """No norm; every convolution gets a bias instead."""
+    """No norm."""
 
 
 Norm = BatchNorm | GroupNorm | NoNorm
@@ -240,7 +302,13 @@ Norm = BatchNorm | GroupNorm | NoNorm
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A residual network. Two networks that compute the same have equal specs; a name is not part of one."""
+    """A residual network. Two networks that compute the same have equal specs; a name is not part of one.
+
+    ``order`` is that of the paper, or pre-activation (arXiv 1603.05027): a norm and an activation before each
+    convolution, and a last pair before the head. ``bias``: convolutions have one where no norm follows them, or always
+    (Keras, VGG), or never (timm's pre-activation). ``stochastic_depth`` (arXiv 1603.09382) is how often the last branch
+    is left out in training; from the first one on the rate grows evenly.
+    """
 
     stages: tuple[Stage, ...]
     stem: Stem = Stem()
@@ -249,3 +317,6 @@ class Network:
     shortcuts: Shortcuts | NoShortcuts = Shortcuts()
     norm: Norm = BatchNorm()
     activation: Activation = "relu"
+    order: Literal["conv-norm-act", "norm-act-conv"] = "conv-norm-act"
+    bias: Literal["without-norm", "always", "never"] = "without-norm"
+    stochastic_depth: float = 0.0

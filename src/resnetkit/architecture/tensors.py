@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from resnetkit.architecture.operations import Convolution, FullyConnected, Normalisation, Op
+from resnetkit.architecture.operations import (
+    Convolution,
+    FullyConnected,
+    Normalisation,
+    Op,
+    SqueezeAndExcite,
+    WeighByNeighbours,
+)
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.spec import BatchNorm
 
@@ -23,6 +30,11 @@ def tensors(op: Op) -> dict[str, TensorShape]:
                 "num_batches_tracked": (),
             }
             return affine | (statistics if isinstance(norm, BatchNorm) else {})
+        case SqueezeAndExcite(channels, reduced):
+            narrow = {"fc1.weight": (reduced, channels, 1, 1), "fc1.bias": (reduced,)}
+            return narrow | {"fc2.weight": (channels, reduced, 1, 1), "fc2.bias": (channels,)}
+        case WeighByNeighbours(kernel=kernel):
+            return {"conv.weight": (1, 1, kernel)}
         case FullyConnected(inputs, outputs):
             return {"weight": (outputs, inputs), "bias": (outputs,)}
     return {}

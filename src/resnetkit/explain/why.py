@@ -5,29 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from resnetkit.architecture.operations import AveragePooling, Convolution, MaxPooling, Normalisation, ZeroPad, ordinal
+from resnetkit.architecture.operations import (
+    AveragePooling,
+    AverageTo,
+    Blurring,
+    Convolution,
+    DropBranch,
+    DropOut,
+    MaxPooling,
+    Normalisation,
+    SqueezeAndExcite,
+    WeighByNeighbours,
+    ZeroPad,
+    ordinal,
+)
 from resnetkit.architecture.plan import Node, Place, Plan
 from resnetkit.architecture.rules import block_stride
 from resnetkit.architecture.spec import (
+    MLP,
     OPTION_A,
     OPTION_A_END,
     OPTION_B,
     OPTION_C,
     OPTION_D,
+    Adapter,
     BatchNorm,
     Bottleneck,
+    Identity,
     Linear,
+    NoNorm,
     NoShortcuts,
+    PooledProjection,
+    Projection,
     Shortcuts,
     Stage,
+    Subsampled,
+    ZeroPadded,
 )
+from resnetkit.weights.addresses import resolve
 
 T = TypeVar("T")
 
 
 def why(plan: Plan, path: str) -> str:
-    """The answer for one path, one sentence a line; an unknown path raises `UsageError` with the nearest ones."""
-    part = plan[path]
+    """The answer for one path, one sentence a line; an unknown path raises `UsageError` with the nearest ones.
+
+    What another library calls the place (``layer1.0.downsample``, ``conv2_block1_0_conv``) is understood.
+    """
+    part = plan[resolve(plan, path)]
     answer = SENTENCES[part.role](plan, part)
     return "\n".join(line for line in [answer, *_sizes(part), _cost(plan, part)] if line)
 
@@ -37,8 +62,8 @@ def why(plan: Plan, path: str) -> str:
 
 def _network(plan: Plan, part: Place | Node) -> str:
     return (
-        f"A network of depth {plan.depth}: the stem counts one, each convolution of a branch one, the classifier one; "
-        "shortcuts and norms count none."
+        f"A network of depth {plan.depth}: the stem counts one, each convolution of a branch and "
+        "each linear layer one; shortcuts, norms and attention count none."
     )
 
 
@@ -60,7 +85,20 @@ def _stage(plan: Plan, part: Place | Node) -> str:
 def _block(plan: Plan, part: Place | Node) -> str:
     if isinstance(plan.spec.shortcuts, NoShortcuts):
         return "A block of a plain network: activation(branch(x)), with no way around the branch."
+    if _activates_first(plan):
+        return (
+            "A pre-activation block is branch(activation(norm(x))) + shortcut(x): nothing stands on the way around, so "
+            "that what comes in can reach the end of the stage unchanged."
+        )
     return "A block is activation(branch(x) + shortcut(x)): the branch only has to learn what differs from its input."
+
+
+def _activates_first(plan: Plan) -> bool:
+    return plan.spec.order == "norm-act-conv"
+
+
+def _pre(plan: Plan, part: Place | Node) -> str:
+    return "Norm and activation come before the convolutions here, so that no activation has to follow the addition."
 
 
 def _branch(plan: Plan, part: Place | Node) -> str:
@@ -79,6 +117,38 @@ def _branch(plan: Plan, part: Place | Node) -> str:
 
 def _shortcut(plan: Plan, part: Place | Node) -> str:
     assert isinstance(part, Place)
+    return f"{_answer(plan, part)} {_condition(plan, part)}"
+
+
+def _condition(plan: Plan, part: Place) -> str:
+    """When an adapter stands here, and which of the causes this network has at all."""
+    assert isinstance(plan.spec.shortcuts, Shortcuts)
+    blocks = [place for place in plan.parts.values() if isinstance(place, Place) and place.role == "shortcut"]
+    alone = [place.path for place in blocks if place.input[0] == place.output[0] and _written_stride(plan, place) > 1]
+    if part.nodes and part.input[0] == part.output[0] and _written_stride(plan, part) == 1:
+        return "Where nothing differs, options A and B have the identity."
+    word = describe_adapter(plan.spec.shortcuts.smaller)
+    if not part.nodes:
+        wider = describe_adapter(plan.spec.shortcuts.wider)
+        both = f"Other channels would ask for {wider}, a stride alone for {word}."
+        return f"Other channels or a stride would ask for {word}." if wider == word else both
+    if alone:
+        return f"Either cause is enough; a stride alone, without other channels, is answered at {alone[0]} by {word}."
+    return f"Either cause is enough; no block of this network has a stride alone, which would ask for {word}."
+
+
+def describe_adapter(adapter: Adapter) -> str:
+    """An adapter in two or three words."""
+    return {
+        Identity: "the identity",
+        ZeroPadded: "zeros (a padded identity)",
+        Projection: "a projection",
+        PooledProjection: "a pooled projection",
+        Subsampled: "a pooled identity",
+    }[type(adapter)]
+
+
+def _answer(plan: Plan, part: Place) -> str:
     before, causes = part.input, _causes(part, _written_stride(plan, part))
     kinds = {node.role: node for node in part.nodes}
     if not kinds:
@@ -116,7 +186,7 @@ def _projection(plan: Plan, node: Node, pooled: bool) -> str:
     op = node.op
     assert isinstance(op, Convolution)
     pool = "an average pool and " if pooled else ""
-    norm = " and a norm" if not op.bias else " and a bias"
+    norm = " and a bias" if op.bias else "" if _activates_first(plan) else " and a norm"
     cost = f"{op.weights:,} weights{norm}" + f"; option {_option(plan)}" * bool(_option(plan))
     return f"{pool}a 1x1 projection {op.inputs} -> {op.outputs} with stride {op.stride} ({cost})"
 
@@ -136,6 +206,8 @@ OPTIONS: dict[Shortcuts | NoShortcuts, str] = {
 
 def _head(plan: Plan, part: Place | Node) -> str:
     averaged = f"The head averages each of the {part.input[0]} maps to one number"
+    if isinstance(plan.spec.head, MLP):
+        return f"The head averages over {plan.spec.head.pool}x{plan.spec.head.pool} windows; linear layers do the rest."
     linear = isinstance(plan.spec.head, Linear)
     return averaged + (f", and a linear layer makes {part.output[0]} answers of them." if linear else ".")
 
@@ -171,8 +243,13 @@ def _projection_conv(plan: Plan, part: Place | Node) -> str:
 
 
 def _bias(plan: Plan, op: Convolution) -> str:
+    if op.bias and plan.spec.bias == "always":
+        followed = "though a norm that follows subtracts it again" * (not isinstance(plan.spec.norm, NoNorm))
+        return f"It has a bias, as every convolution of this network{', ' * bool(followed)}{followed}."
     if op.bias:
         return "It has a bias because no norm follows it."
+    if plan.spec.bias == "never":
+        return "It has no bias, as no convolution of this network."
     if isinstance(plan.spec.norm, BatchNorm):
         return "It has no bias: the norm that follows subtracts any constant and adds its own."
     return "It has no bias: the norm that follows adds one of its own to each channel."
@@ -181,6 +258,16 @@ def _bias(plan: Plan, op: Convolution) -> str:
 def _norm(plan: Plan, part: Place | Node) -> str:
     op = _op(part, Normalisation)
     return f"A norm brings each of the {op.channels} channels to a mean and a spread that it learns."
+
+
+def _pre_norm(plan: Plan, part: Place | Node) -> str:
+    return f"{_norm(plan, part)} It stands before the convolutions: pre-activation."
+
+
+def _head_norm(plan: Plan, part: Place | Node) -> str:
+    return (
+        f"{_norm(plan, part)} Blocks that activate first leave their last sum without one, so the head begins with it."
+    )
 
 
 def _last_norm(plan: Plan, part: Place | Node) -> str:
@@ -200,9 +287,55 @@ def _block_act(plan: Plan, part: Place | Node) -> str:
 
 def _stem_pool(plan: Plan, part: Place | Node) -> str:
     op = _op(part, MaxPooling)
+    kept = f"The pool of the stem keeps the strongest of each {op.kernel}x{op.kernel} window"
+    if op.stride == 1:
+        return f"{kept}; the blur behind it makes the map smaller."
+    share = 1 - 1 / op.stride**2
     return (
-        f"The pool of the stem keeps the strongest of each {op.kernel}x{op.kernel} window and shrinks the map cheaply."
+        f"{kept} and has no weight. Everything behind it costs {share:.0%} less than without it: the map that the "
+        f"blocks work on shrinks {op.stride} times in height and in width.{_edge(op)}"
     )
+
+
+def _edge(op: MaxPooling) -> str:
+    told = {
+        "padded": "",
+        "zeros": " Around the map it sees zeros, as Keras pads it: without a ReLU before it, that is not torch's pool.",
+        "ceil": " Its last windows hang over the end, as in Caffe: the grid lies one pixel beside torch's.",
+    }
+    return told[op.edge]
+
+
+def _stage_pool(plan: Plan, part: Place | Node) -> str:
+    op = _op(part, MaxPooling)
+    return f"The stage ends with a pool that keeps the strongest of each {op.kernel}x{op.kernel} window, as in VGG."
+
+
+def _blur(plan: Plan, part: Place | Node) -> str:
+    op = _op(part, Blurring)
+    return (
+        f"A fixed {op.kernel}x{op.kernel} filter smooths the map before every {ordinal(op.stride)} pixel is kept: what "
+        "is too fine for the smaller map would turn into false patterns, and a shifted image into other answers."
+    )
+
+
+def _attention(plan: Plan, part: Place | Node) -> str:
+    if isinstance(part, Node) and isinstance(part.op, SqueezeAndExcite):
+        op = part.op
+        return (
+            f"Each of the {op.channels} channels is weighed by 0 to 1: their averages over the map go through "
+            f"{op.reduced} numbers and back, so that the whole image decides which channels count."
+        )
+    near = _op(part, WeighByNeighbours)
+    return (
+        f"Each of the {near.channels} channels is weighed by 0 to 1, decided by its average over the map and those of "
+        f"{near.kernel - 1} channels beside it: {near.kernel} weights in all."
+    )
+
+
+def _drop(plan: Plan, part: Place | Node) -> str:
+    rate = _op(part, DropBranch).rate
+    return f"In training this branch is left out {rate:.1%} of the time (stochastic depth); in evaluation never."
 
 
 def _shortcut_pool(plan: Plan, part: Place | Node) -> str:
@@ -222,6 +355,32 @@ def _add(plan: Plan, part: Place | Node) -> str:
     return f"Branch and shortcut meet here: {_shape(part.output)} on both ways."
 
 
+def _pre_act(plan: Plan, part: Place | Node) -> str:
+    return "The branch starts from an activated map, and the addition stays free of activations."
+
+
+def _head_act(plan: Plan, part: Place | Node) -> str:
+    if len(part.output) == 1:
+        return "An activation between two linear layers: without it both would be one linear map."
+    return "What the last addition hands on was not activated yet."
+
+
+def _average_to(plan: Plan, part: Place | Node) -> str:
+    side = _op(part, AverageTo).side
+    return f"Averages over {side}x{side} windows make a vector of {part.output[0]} of any map, as one after the other."
+
+
+def _hidden(plan: Plan, part: Place | Node) -> str:
+    return (
+        f"A linear layer of {part.input[0]} x {part.output[0]} weights: {part.params / plan.params:.0%} of all params "
+        "of this network. Residual networks average over the map instead."
+    )
+
+
+def _head_drop(plan: Plan, part: Place | Node) -> str:
+    return f"In training {_op(part, DropOut).rate:.0%} of these numbers are left out; in evaluation none."
+
+
 def _average(plan: Plan, part: Place | Node) -> str:
     return f"The average over {_map(part.input)} makes a vector of {part.output[0]}, for any size of image."
 
@@ -235,6 +394,7 @@ SENTENCES: dict[str, Callable[[Plan, Place | Node], str]] = {
     "stem": _stem,
     "stage": _stage,
     "block": _block,
+    "pre": _pre,
     "branch": _branch,
     "shortcut": _shortcut,
     "head": _head,
@@ -242,17 +402,29 @@ SENTENCES: dict[str, Callable[[Plan, Place | Node], str]] = {
     "stem-norm": _norm,
     "stem-act": _act,
     "stem-pool": _stem_pool,
+    "stem-blur": _blur,
+    "pre-norm": _pre_norm,
+    "pre-act": _pre_act,
     "branch-conv": _branch_conv,
     "branch-norm": _norm,
     "branch-last-norm": _last_norm,
     "branch-act": _act,
+    "branch-blur": _blur,
+    "branch-attention": _attention,
+    "branch-drop": _drop,
     "projection": _projection_conv,
     "projection-norm": _norm,
     "shortcut-pool": _shortcut_pool,
     "shortcut-pad": _shortcut_pad,
     "add": _add,
     "block-act": _block_act,
+    "stage-pool": _stage_pool,
+    "head-norm": _head_norm,
+    "head-act": _head_act,
     "global-average": _average,
+    "average": _average_to,
+    "hidden": _hidden,
+    "head-drop": _head_drop,
     "classifier": _classifier,
 }
 
@@ -261,13 +433,18 @@ SENTENCES: dict[str, Callable[[Plan, Place | Node], str]] = {
 
 def _sizes(part: Place | Node) -> list[str]:
     """The size formula with its numbers, for an operation that moves a window."""
-    if not isinstance(part, Node) or not isinstance(part.op, Convolution | MaxPooling):
+    if not isinstance(part, Node) or part.op.window == (1, 1, 1) or len(part.output) == 1:
         return []
-    op, n, out = part.op, part.input[1], part.output[1]
-    return [
-        f"size: floor(({n} + 2*{op.padding} - {op.dilation}*({op.kernel}-1) - 1) / {op.stride}) + 1 = {out}"
-        + (f" (height; width {part.input[2]} -> {part.output[2]})" if part.input[1] != part.input[2] else "")
-    ]
+    n, out = part.input[1], part.output[1]
+    both = f" (height; width {part.input[2]} -> {part.output[2]})" if part.input[1] != part.input[2] else ""
+    match part.op:
+        case Convolution() | Blurring() | MaxPooling():
+            op = part.op
+            rounded = "ceil" if isinstance(op, MaxPooling) and op.edge == "ceil" else "floor"
+            inside = f"({n} + 2*{op.padding} - {op.dilation}*({op.kernel}-1) - 1) / {op.stride}"
+            return [f"size: {rounded}({inside}) + 1 = {out}{both}"]
+    stride = part.op.window[1]
+    return [f"size: ceil({n} / {stride}) = {out}{both}"]
 
 
 def _cost(plan: Plan, part: Place | Node) -> str:

@@ -16,7 +16,7 @@ def initialise(model: Network, *, seed: int = 0, zero_last_norm: bool = False) -
     """Fill every parameter and statistic of ``model``, in place; the same seed gives the same numbers on every device.
 
     Convolutions: normal with variance 2 / fan-out (He et al., arXiv 1502.01852, as torchvision does). Norms: 1 and 0.
-    The classifier: uniform within 1 / sqrt(fan-in), torch's own default. ``zero_last_norm`` starts every block as its
+    Linear layers: uniform within 1 / sqrt(fan-in), torch's own default. ``zero_last_norm`` starts every block as its
     shortcut (Goyal et al., arXiv 1706.02677, section 5.1).
     """
     if zero_last_norm and not {"add", "branch-last-norm"} <= {node.role for node in model.plan.nodes}:
@@ -30,16 +30,21 @@ def initialise(model: Network, *, seed: int = 0, zero_last_norm: bool = False) -
 
 
 def _fill(node: Node, layer: nn.Module, generator: torch.Generator, zero_last_norm: bool) -> None:
+    for part in layer.modules():
+        _fill_one(part, generator)
+    if zero_last_norm and node.role == "branch-last-norm":
+        layer.weight.zero_()  # type: ignore[operator]
+
+
+def _fill_one(layer: nn.Module, generator: torch.Generator) -> None:
     if isinstance(layer, nn.Conv2d):
         fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * math.sqrt(2 / fan_out))
         if layer.bias is not None:
             layer.bias.zero_()
-    elif isinstance(layer, nn.Linear):
-        bound = 1 / math.sqrt(layer.in_features)
-        for tensor in (layer.weight, layer.bias):
+    elif isinstance(layer, nn.Linear | nn.Conv1d):
+        bound = 1 / math.sqrt(layer.weight[0].numel())
+        for tensor in layer.parameters():
             tensor.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound)
     elif isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
         layer.reset_parameters()
-        if zero_last_norm and node.role == "branch-last-norm":
-            layer.weight.zero_()

@@ -6,6 +6,7 @@ at its path: ``model.stage1.block1.branch.conv1``. The one node without a module
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,6 +24,10 @@ from resnetkit.network.report import Report
 
 class Stem(nn.Sequential):
     """From the image to the first stage."""
+
+
+class Pre(nn.Sequential):
+    """What comes before the branch of a pre-activation block: a norm and an activation."""
 
 
 class Branch(nn.Sequential):
@@ -44,6 +49,27 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.branch(x) + self.shortcut(x))  # type: ignore[no-any-return]
+
+
+class PreBlock(nn.Module):
+    """Activated before the branch; the shortcut is around both (arXiv 1603.05027, figure 4 e)."""
+
+    def __init__(self, pre: Pre, branch: Branch, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.pre = pre
+        self.branch = branch
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(self.pre(x)) + self.shortcut(x)  # type: ignore[no-any-return]
+
+
+class ProjectedPreBlock(PreBlock):
+    """The same where the shortcut has weights: it sees the activated map, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pre(x)
+        return self.branch(x) + self.shortcut(x)  # type: ignore[no-any-return]
 
 
 class PlainBlock(nn.Sequential):
@@ -167,6 +193,95 @@ class GlobalAverage(nn.Module):
         return x.mean((2, 3))
 
 
+class ZeroEdgedMax(nn.Module):
+    """A max pool that sees zeros around the map, as Keras pads it."""
+
+    def __init__(self, kernel: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.dilation = kernel, stride, dilation
+        self.padding = dilation * ((kernel - 1) // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (self.padding,) * 4)
+        return F.max_pool2d(padded, self.kernel, self.stride, dilation=self.dilation)
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel}, stride={self.stride}"
+
+
+class Blur(nn.Module):
+    """A binomial filter on each channel, mirrored at the edge (arXiv 1904.11486)."""
+
+    def __init__(self, op: ops.Blurring) -> None:
+        super().__init__()
+        self.channels, self.stride, self.dilation, self.padding = op.channels, op.stride, op.dilation, op.padding
+        self.weights = tuple(math.comb(op.kernel - 1, i) / 2 ** (op.kernel - 1) for i in range(op.kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        line = x.new_tensor(self.weights)
+        kernel = (line[:, None] * line).expand(self.channels, 1, -1, -1)
+        mirrored = F.pad(x, (self.padding,) * 4, "reflect")
+        return F.conv2d(mirrored, kernel, None, self.stride, 0, self.dilation, self.channels)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weights)}, stride={self.stride}"
+
+
+class AverageTo(nn.Module):
+    """N C H W -> N (C side side)."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, self.side).flatten(1)
+
+    def extra_repr(self) -> str:
+        return f"{self.side}"
+
+
+class SqueezeAndExcite(nn.Module):
+    """Each channel times a weight of 0 to 1 that two layers make of all averages (arXiv 1709.01507, equation 3)."""
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, reduced, 1, device=_NOWHERE)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Conv2d(reduced, channels, 1, device=_NOWHERE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()  # type: ignore[no-any-return]
+
+
+class WeighByNeighbours(nn.Module):
+    """Each channel times a weight of 0 to 1 that a convolution along the channels makes of their averages."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, kernel, padding=(kernel - 1) // 2, bias=False, device=_NOWHERE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.conv(x.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None]  # type: ignore[no-any-return]
+
+
+class DropBranch(nn.Module):
+    """In training, zeros for some images of a batch, the others enlarged so that the mean stays (arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.rate
+        return x * kept.to(x.dtype) / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"{self.rate:g}"
+
+
 # ------------------------------------------------------------------------------------------------- node -> module
 
 _NOWHERE = "meta"  # said to each layer, as a `torch.device` context costs as much as the layers themselves
@@ -207,11 +322,23 @@ def _average(op: ops.AveragePooling) -> nn.Module:
     return DilatedAverage(op.kernel, op.dilation)
 
 
+def _max_pool(op: ops.MaxPooling) -> nn.Module:
+    if op.edge == "zeros":
+        return ZeroEdgedMax(op.kernel, op.stride, op.dilation)
+    return nn.MaxPool2d(op.kernel, op.stride, op.padding, op.dilation, ceil_mode=op.edge == "ceil")
+
+
 _LAYERS: dict[type, Callable[[Any], nn.Module]] = {
     ops.Convolution: _convolution,
     ops.Normalisation: _norm,
     ops.Activate: lambda op: _ACTIVATIONS[op.name](),
-    ops.MaxPooling: lambda op: nn.MaxPool2d(op.kernel, op.stride, op.padding, op.dilation),
+    ops.MaxPooling: _max_pool,
+    ops.Blurring: Blur,
+    ops.AverageTo: lambda op: AverageTo(op.side),
+    ops.SqueezeAndExcite: lambda op: SqueezeAndExcite(op.channels, op.reduced),
+    ops.WeighByNeighbours: lambda op: WeighByNeighbours(op.kernel),
+    ops.DropBranch: lambda op: DropBranch(op.rate),
+    ops.DropOut: lambda op: nn.Dropout(op.rate),
     ops.AveragePooling: _average,
     ops.ZeroPad: lambda op: ZeroPad(op.before, op.after, op.stride),
     ops.GlobalAverage: lambda op: GlobalAverage(),
@@ -221,6 +348,7 @@ _LAYERS: dict[type, Callable[[Any], nn.Module]] = {
 _PLACES: dict[str, type[nn.Sequential]] = {
     "stem": Stem,
     "stage": Stage,
+    "pre": Pre,
     "branch": Branch,
     "shortcut": Shortcut,
     "head": Head,
@@ -233,11 +361,18 @@ def module(part: Place | Node) -> nn.Module:
         return _LAYERS[type(part.op)](part.op)
     parts = {name(child): module(child) for child in part.children if child.role != "add"}
     if part.role == "block" and "shortcut" in parts:
-        return Block(**parts)  # type: ignore[arg-type]
+        return _block(parts)
     place = PlainBlock() if part.role == "block" else _PLACES[part.role]()
     for key, child in parts.items():
         place.add_module(key, child)
     return place
+
+
+def _block(parts: dict[str, nn.Module]) -> nn.Module:
+    if "pre" not in parts:
+        return Block(**parts)  # type: ignore[arg-type]
+    learns = any(True for _ in parts["shortcut"].parameters())
+    return (ProjectedPreBlock if learns else PreBlock)(**parts)  # type: ignore[arg-type]
 
 
 def name(part: Place | Node) -> str:

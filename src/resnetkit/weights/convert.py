@@ -59,7 +59,11 @@ def translated(network: Network, to: str) -> dict[str, Tensor]:
     if to == OWN:
         return state
     table = table_for(to, network.card.spec)
-    return {table.theirs(key): value for key, value in state.items()}
+    return {table.theirs(key): _as_there(value, key in table.as_conv) for key, value in state.items()}
+
+
+def _as_there(value: Tensor, as_conv: bool) -> Tensor:
+    return value[:, :, None, None] if as_conv else value
 
 
 def as_module(model: str | os.PathLike[str] | Network, library: str) -> nn.Module:
@@ -72,12 +76,12 @@ def as_module(model: str | os.PathLike[str] | Network, library: str) -> nn.Modul
         raise UsageError(f"no live model of {library!r} is made here", fix=suggestion(library, list(_MAKERS)))
     network = model if isinstance(model, Network) else load(model)
     dialect, make = _MAKERS[library]
-    made = make(expressed(network.card.spec, _library(dialect)))
+    made: nn.Module = make(expressed(network.card.spec, _library(dialect)))
     made.load_state_dict(translated(network, dialect))
     return made.train(network.training)
 
 
-def _library(name: str) -> Library:
+def _library(name: str) -> tuple[Library, ...]:
     if name not in LIBRARIES:
         what = f"there is no dialect called {name!r} to write"
         raise UsageError(what, where="--to", fix=suggestion(name, [*LIBRARIES, OWN]))
@@ -111,7 +115,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _hf_config(words: Words, card: Card) -> Words:
     classes = card.classes or tuple(f"LABEL_{i}" for i in range(words["num_labels"]))
-    config = {key: value for key, value in words.items() if key != "num_labels"}
+    config = {key: value for key, value in words.items() if key not in ("family", "num_labels")}
     return config | {
         "architectures": ["ResNetForImageClassification"],
         "model_type": "resnet",
@@ -146,27 +150,40 @@ def _imported(name: str, package: str) -> Any:
         raise MachineError(f"{package} is not installed", fix=f"pip install {package}") from None
 
 
-def _torchvision(words: Words) -> nn.Module:
+def _torchvision(words: Words) -> Any:
+    if words["family"] == "vgg":
+        vgg = _imported("torchvision.models.vgg", "torchvision")
+        features = vgg.make_layers(words["cfg"], words["batch_norm"])
+        return vgg.VGG(features, words["num_classes"], dropout=words["dropout"])
     theirs = _imported("torchvision.models.resnet", "torchvision")
-    block = {"basic": theirs.BasicBlock, "bottleneck": theirs.Bottleneck}[words["block"]]
-    made: nn.Module = theirs.ResNet(**words | {"block": block})
-    return made
+    return theirs.ResNet(**_without(words, "block"), block=_block(theirs, words))
 
 
-def _timm(words: Words) -> nn.Module:
-    theirs = _imported("timm.models.resnet", "timm")
-    block = {"basic": theirs.BasicBlock, "bottleneck": theirs.Bottleneck}[words["block"]]
-    made: nn.Module = theirs.ResNet(**words | {"block": block})
-    return made
+def _timm(words: Words) -> Any:
+    if words["family"] == "resnetv2":
+        theirs, layers = _imported("timm.models.resnetv2", "timm"), _imported("timm.layers", "timm")
+        return theirs.ResNetV2(**_without(words), norm_layer=layers.BatchNormAct2d, conv_layer=layers.create_conv2d)
+    theirs, attention = _imported("timm.models.resnet", "timm"), words["attention"]
+    blur = _imported("timm.layers", "timm").BlurPool2d if words["blur"] else None
+    rest = _without(words, "block", "attention", "blur")
+    args = {"attn_layer": attention} if attention else None
+    return theirs.ResNet(**rest, block=_block(theirs, words), aa_layer=blur, block_args=args)
 
 
-def _transformers(words: Words) -> nn.Module:
+def _block(theirs: Any, words: Words) -> Any:
+    return {"basic": theirs.BasicBlock, "bottleneck": theirs.Bottleneck}[words["block"]]
+
+
+def _without(words: Words, *names: str) -> Words:
+    return {key: value for key, value in words.items() if key not in ("family", *names)}
+
+
+def _transformers(words: Words) -> Any:
     theirs = _imported("transformers", "transformers")
-    made: nn.Module = theirs.ResNetForImageClassification(theirs.ResNetConfig(**words))
-    return made
+    return theirs.ResNetForImageClassification(theirs.ResNetConfig(**_without(words)))
 
 
-_MAKERS: dict[str, tuple[str, Callable[[Words], nn.Module]]] = {
+_MAKERS: dict[str, tuple[str, Callable[[Words], Any]]] = {
     "torchvision": ("torchvision", _torchvision),
     "timm": ("timm", _timm),
     "transformers": ("hf", _transformers),

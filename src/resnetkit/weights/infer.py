@@ -6,30 +6,42 @@ adapter without weights does: those are conventions of whoever wrote the file, a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from resnetkit.architecture.card import IMAGENET_MEAN, IMAGENET_STD, Preparation
-from resnetkit.architecture.rules import cause_of, faults
+from resnetkit.architecture.rules import cause_of, faults, reduced_channels
 from resnetkit.architecture.spec import (
+    MLP,
     OPTION_A,
     Adapter,
+    Attention,
     Basic,
+    BatchNorm,
     Bottleneck,
     Branch,
+    Chain,
     Conv,
+    EfficientChannels,
     FirstBlock,
     Identity,
     Linear,
     MaxPool,
     Network,
+    NoNorm,
+    NoShortcuts,
+    PoolAfter,
     Pooled,
     PooledProjection,
     Projection,
     Shortcuts,
+    SqueezeExcite,
     Stage,
     Stem,
+    Step,
     ZeroPadded,
 )
 from resnetkit.architecture.tensors import TensorShape
@@ -69,15 +81,44 @@ class Unknown(Exception):  # noqa: N818  part of the way, not an error that is s
 
 def infer(shapes: Shapes, convention: Convention = USUAL, pooled: bool = False) -> Inferred:
     """The network that has these tensors; raises `Unknown`. ``pooled`` shortcuts stand behind an average pool."""
-    adapter = PooledProjection() if pooled else Projection()
-    stem, said = _stem(shapes)
-    stages = _stages(shapes, convention.stride_at)
-    spec = Network(
-        stages, stem, _head(shapes), _input(shapes, stem), _shortcuts(shapes, stages, stem, adapter, convention)
-    )
+    if "head.linear1.weight" in shapes:
+        spec, said = _vgg(shapes), ["a max pool 2x2/2 ends each stage"]
+    else:
+        spec, said = _residual(shapes, convention, pooled)
     if faults(spec):
         raise Unknown(str(faults(spec)[0]))
     return Inferred(spec, (*said, *_assumed(spec)))
+
+
+def _residual(shapes: Shapes, convention: Convention, pooled: bool) -> tuple[Network, list[str]]:
+    adapter = PooledProjection() if pooled else Projection()
+    stem, said = _stem(shapes)
+    stages = _stages(shapes, convention.stride_at)
+    answers = _shortcuts(shapes, stages, stem, adapter, convention)
+    made = Network(stages, stem, _head(shapes), _input(shapes, stem), answers)
+    if not any(".pre." in key for key in shapes):
+        return made, said
+    bias: Literal["without-norm", "never"] = "without-norm" if "stem.conv1.bias" in shapes else "never"
+    told = "shortcuts average before they project" if pooled else "shortcuts project with their stride"
+    return replace(made, order="norm-act-conv", bias=bias), [*said, told]
+
+
+def _vgg(shapes: Shapes) -> Network:
+    """A chain of 3x3 convolutions, and linear layers behind it."""
+    counts = _blocks(shapes)
+    convs = {s: _convolution(shapes.get(f"stage{s}.block1.branch.conv1.weight", ())) for s in counts}
+    stages = tuple(Stage(counts[s], convs[s][0], Chain((Step(convs[s][0], convs[s][2]),)), PoolAfter()) for s in counts)
+    hidden: list[TensorShape] = []
+    while last := shapes.get(f"head.linear{len(hidden) + 1}.weight"):
+        hidden.append(last)
+    end = shapes.get("head.linear.weight", ())
+    if not all(len(shape) == 2 for shape in (*hidden, end)) or stages[-1].channels < 1:
+        raise Unknown("its classifier is none that is known")
+    side = math.isqrt(hidden[0][-1] // stages[-1].channels)
+    norm = BatchNorm() if "stage1.block1.branch.norm1.weight" in shapes else NoNorm()
+    head = MLP(end[0], tuple(shape[0] for shape in hidden), max(side, 1))
+    images = (convs[1][1], 32 * max(side, 1), 32 * max(side, 1))
+    return Network(stages, Stem((), ()), head, images, NoShortcuts(), norm, bias="always")
 
 
 def preparation(spec: Network, convention: Convention) -> Preparation | None:
@@ -113,6 +154,11 @@ def _convolution(shape: TensorShape) -> tuple[int, int, int]:
 
 
 def _stages(shapes: Shapes, stride_at: int) -> tuple[Stage, ...]:
+    return tuple(_stage(shapes, number, blocks, stride_at) for number, blocks in _blocks(shapes).items())
+
+
+def _blocks(shapes: Shapes) -> dict[int, int]:
+    """How many blocks each stage has, from 1."""
     blocks: dict[int, int] = {}
     for key in shapes:
         place = re.match(r"stage(\d{1,4})\.block(\d{1,4})\.", key)
@@ -120,7 +166,7 @@ def _stages(shapes: Shapes, stride_at: int) -> tuple[Stage, ...]:
             blocks[int(place[1])] = max(blocks.get(int(place[1]), 0), int(place[2]))
     if not blocks or sorted(blocks) != list(range(1, len(blocks) + 1)):
         raise Unknown("its stages cannot be counted")
-    return tuple(_stage(shapes, number, blocks[number], stride_at) for number in sorted(blocks))
+    return dict(sorted(blocks.items()))
 
 
 def _stage(shapes: Shapes, number: int, blocks: int, stride_at: int) -> Stage:
@@ -137,7 +183,18 @@ def _stage(shapes: Shapes, number: int, blocks: int, stride_at: int) -> Stage:
             branch = Bottleneck(width, max(width // each, 1), 1 if stride_at == 1 else 2)
         case _:
             raise Unknown(f"the blocks of stage {number} are none that are known")
-    return Stage(blocks, convs[-1][0], branch, reduce)
+    return Stage(blocks, convs[-1][0], branch, reduce, _attention(shapes, number, convs[-1][0]))
+
+
+def _attention(shapes: Shapes, number: int, channels: int) -> tuple[Attention, ...]:
+    path = f"stage{number}.block1.branch.attention"
+    if f"{path}.conv.weight" in shapes:
+        return (EfficientChannels(),)
+    reduced = (*shapes.get(f"{path}.fc1.weight", ()), 0)[0]
+    if not reduced:
+        return ()
+    fits = (r for r in (16, max(channels // reduced, 1)) if reduced_channels(channels, r) == reduced)
+    return (SqueezeExcite(next(fits, 1)),)
 
 
 def _shortcuts(

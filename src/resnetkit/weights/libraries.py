@@ -12,19 +12,33 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from resnetkit.architecture.spec import (
+    MLP,
     OPTION_A,
     OPTION_D,
+    Attention,
     Basic,
+    BatchNorm,
+    Blur,
+    BlurredFirstBlock,
     Bottleneck,
     Branch,
+    Chain,
     Conv,
+    EfficientChannels,
     FirstBlock,
     Linear,
     MaxPool,
     Network,
+    NoHead,
+    NoNorm,
+    NoShortcuts,
+    PoolAfter,
+    Pooled,
     Shortcuts,
+    SqueezeExcite,
     Stage,
     Stem,
+    Step,
 )
 from resnetkit.errors import UsageError
 
@@ -34,24 +48,34 @@ _IMAGENET_STEM = Stem((Conv(64, 7, 2),), (MaxPool(3, 2),))
 
 @dataclass(frozen=True)
 class Library:
-    """``words`` describes a spec as far as the library has words for it, ``spec`` is what they mean there."""
+    """``words`` describes a spec as far as a ``family`` of the library has words for it, ``spec`` is what they mean
+    there.
+    """
 
     name: str
     words: Callable[[Network], Words]
     spec: Callable[[Words], Network]
+    family: str = "resnet"
 
 
-def expressed(spec: Network, library: Library) -> Words:
-    """The words for this network; raises `UsageError` with the first thing that the library cannot express."""
-    if not isinstance(spec.head, Linear):
-        raise UsageError(f"{library.name} cannot express this network: it has no classifier", where="head")
-    words = library.words(spec)
-    meant = replace(library.spec(words), input=spec.input)
+def expressed(spec: Network, library: tuple[Library, ...]) -> Words:
+    """The words for this network, ``family`` among them; raises `UsageError` with the first thing that has none."""
+    family = next((each for each in library if each.family == _family(spec)), library[0])
+    if isinstance(spec.head, Pooled | NoHead):
+        raise UsageError(f"{family.name} cannot express this network: it has no classifier", where="head")
+    words = family.words(spec)
+    there = family.spec(words)
+    # no constructor takes the size of images; what is left out in training is no part of what weights mean
+    meant = replace(there, input=(there.input[0], *spec.input[1:]), stochastic_depth=spec.stochastic_depth)
     if meant != spec:
-        where, here, there = _difference(spec, meant)
-        what = f"{library.name} cannot express this network: it has {here} here, and {there} there"
+        where, here, other = _difference(spec, meant)
+        what = f"{family.name} cannot express this network: it has {here} here, and {other} there"
         raise UsageError(what, where=where)
-    return words
+    return words | {"family": family.family}
+
+
+def _family(spec: Network) -> str:
+    return "vgg" if isinstance(spec.head, MLP) else "resnetv2" if spec.order == "norm-act-conv" else "resnet"
 
 
 def _difference(here: Any, there: Any, path: str = "") -> tuple[str, str, str]:
@@ -129,7 +153,14 @@ def _timm_words(spec: Network) -> Words:
         "stem_type": kind,
         "stem_width": widths[1] if kind else 64,
         "avg_down": spec.shortcuts == OPTION_D,
+        "attention": _attention(spec),
+        "blur": bool(spec.stem.blur),
+        "drop_path_rate": spec.stochastic_depth,
     }
+
+
+def _attention(spec: Network) -> str:
+    return {SqueezeExcite: "se", EfficientChannels: "eca"}.get(type((*spec.stages[0].attention, None)[0]), "")
 
 
 def _timm_spec(words: Words) -> Network:
@@ -137,9 +168,70 @@ def _timm_spec(words: Words) -> Network:
     if words["stem_type"]:
         first = width if words["stem_type"] == "deep" else 3 * (width // 4)
         stem = Stem((Conv(first, 3, 2), Conv(width), Conv(2 * width)), (MaxPool(3, 2),))
-    stages = _stages(words["block"], words["layers"], words["cardinality"], words["base_width"])
+    layers = (words["layers"] + [1, 1, 1, 1])[:4]  # it makes four stages, whatever it is asked for
+    stages = _stages(words["block"], layers, words["cardinality"], words["base_width"])
+    known: dict[str, tuple[Attention, ...]] = {"se": (SqueezeExcite(),), "eca": (EfficientChannels(),)}
+    attention = known.get(words["attention"], ())
+    stages = tuple(replace(stage, attention=attention) for stage in stages)
+    if words["blur"]:
+        stem = replace(stem, pool=(MaxPool(3, 1),), blur=(Blur(),))
+        stages = (stages[0], *(replace(stage, reduce=BlurredFirstBlock()) for stage in stages[1:]))
     shortcuts = OPTION_D if words["avg_down"] else Shortcuts()
-    return Network(stages, stem, Linear(words["num_classes"]), shortcuts=shortcuts)
+    return Network(stages, stem, Linear(words["num_classes"]), (words["in_chans"], 224, 224), shortcuts)
+
+
+def _timm_v2_words(spec: Network) -> Words:
+    widths = [conv.channels for conv in spec.stem.convs]
+    kind = "" if len(widths) != 3 else "deep" if widths[0] == widths[1] else "tiered"
+    return {
+        "layers": _layers(spec),
+        "channels": [stage.channels for stage in spec.stages],
+        "num_classes": _classes(spec),
+        "in_chans": spec.input[0],
+        "stem_chs": widths[-1] if widths else 64,
+        "stem_type": kind,
+        "avg_down": spec.shortcuts == OPTION_D,
+    }
+
+
+def _timm_v2_spec(words: Words) -> Network:
+    out, kind = words["stem_chs"], words["stem_type"]
+    first = 3 * out // 8 if kind == "tiered" else out // 2
+    convs = (Conv(first, 3, 2), Conv(out // 2), Conv(out)) if kind else (Conv(out, 7, 2),)
+    stages = tuple(
+        Stage(blocks, channels, Bottleneck(max(channels // 4, 1)), FirstBlock(1 if i == 0 else 2))
+        for i, (blocks, channels) in enumerate(zip(words["layers"], words["channels"], strict=True))
+    )
+    return Network(
+        stages,
+        Stem(convs, (MaxPool(3, 2),)),
+        Linear(words["num_classes"]),
+        (words["in_chans"], 224, 224),
+        OPTION_D if words["avg_down"] else Shortcuts(),
+        order="norm-act-conv",
+        bias="never",
+    )
+
+
+def _vgg_words(spec: Network) -> Words:
+    head = spec.head if isinstance(spec.head, MLP) else MLP()
+    cfg = [entry for stage in spec.stages for entry in [*[stage.channels] * stage.blocks, "M"]]
+    norms = isinstance(spec.norm, BatchNorm)
+    return {"cfg": cfg, "batch_norm": norms, "num_classes": head.classes, "dropout": head.dropout}
+
+
+def _vgg_spec(words: Words) -> Network:
+    runs: list[int] = []
+    stages: list[Stage] = []
+    for entry in words["cfg"]:
+        if entry == "M":
+            stages.append(Stage(len(runs), runs[-1], Chain((Step(runs[-1]),)), PoolAfter()))
+            runs = []
+        else:
+            runs.append(entry)
+    norm = BatchNorm() if words["batch_norm"] else NoNorm()
+    head = MLP(words["num_classes"], dropout=words["dropout"])
+    return Network(tuple(stages), Stem((), ()), head, shortcuts=NoShortcuts(), norm=norm, bias="always")
 
 
 def _classes(spec: Network) -> int:
@@ -197,10 +289,16 @@ def _cifar_words(spec: Network) -> Words:
     return {"block": _branch(spec)[0], "num_blocks": _layers(spec), "num_classes": _classes(spec)}
 
 
-LIBRARIES = {
-    "torchvision": Library("torchvision", _torchvision_words, _torchvision_spec),
-    "timm": Library("timm", _timm_words, _timm_spec),
-    "hf": Library("transformers", _hugging_face_words, hugging_face_spec),
-    "kuangliu": Library("kuangliu's code", _cifar_words, _kuangliu_spec),
-    "akamaster": Library("akamaster's code", _cifar_words, _akamaster_spec),
+LIBRARIES: dict[str, tuple[Library, ...]] = {
+    "torchvision": (
+        Library("torchvision", _torchvision_words, _torchvision_spec),
+        Library("torchvision", _vgg_words, _vgg_spec, "vgg"),
+    ),
+    "timm": (
+        Library("timm", _timm_words, _timm_spec),
+        Library("timm", _timm_v2_words, _timm_v2_spec, "resnetv2"),
+    ),
+    "hf": (Library("transformers", _hugging_face_words, hugging_face_spec),),
+    "kuangliu": (Library("kuangliu's code", _cifar_words, _kuangliu_spec),),
+    "akamaster": (Library("akamaster's code", _cifar_words, _akamaster_spec),),
 }

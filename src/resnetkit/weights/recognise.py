@@ -22,16 +22,20 @@ Shapes = Mapping[str, TensorShape]
 OWN = "resnetkit"
 KNOWN = (OWN, *NAMES)
 STEM = "stem.conv1.weight"
+_AS_OURS = Dialect(OWN, ())
 
 
 @dataclass(frozen=True)
 class Reading:
     """A way to read the names of a file: whose they are, what stands before them, theirs -> ours."""
 
-    dialect: str
+    table: Dialect
     prefix: str
     names: Mapping[str, str]
-    pooled: bool = False
+
+    @property
+    def dialect(self) -> str:
+        return self.table.name
 
     @property
     def convention(self) -> Convention:
@@ -39,8 +43,9 @@ class Reading:
         return CONVENTIONS.get(self.dialect, USUAL)
 
     def shapes(self, given: Shapes) -> dict[str, TensorShape]:
-        """By our names; what is left out is left out here."""
-        return {ours: given[name] for name, ours in self.names.items()}
+        """By our names and as we have them; what is left out is left out here."""
+        ours = {own: given[name] for name, own in self.names.items()}
+        return {key: _squeezed(shape) if key in self.table.as_conv else shape for key, shape in ours.items()}
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def readings(names: Collection[str], dialect: str | None = None, *, body: bool =
     for prefix, shown in without_prefixes(names, some=body):
         ours = all(_OURS.match(name) for name in shown.values())
         if dialect == OWN or (dialect is None and ours):
-            yield Reading(OWN, prefix, {name: own for name, own in shown.items() if not (body and _of_head(own))})
+            yield Reading(_AS_OURS, prefix, {name: own for name, own in shown.items() if not (body and _of_head(own))})
         for table in TABLES:
             if dialect in (None, table.name):
                 reading = _read(table, prefix, shown, body)
@@ -70,6 +75,11 @@ def readings(names: Collection[str], dialect: str | None = None, *, body: bool =
 
 
 _OURS = re.compile(r"stem\.|stage|head\.")
+
+
+def _squeezed(shape: TensorShape) -> TensorShape:
+    """Of a 1x1 convolution what a linear layer has."""
+    return shape[:2] if shape[2:] == (1, 1) else shape
 
 
 def _of_head(name: str) -> bool:
@@ -88,7 +98,7 @@ def _read(table: Dialect, prefix: str, shown: Mapping[str, str], body: bool) -> 
         if not (body and _of_head(ours)):
             names[theirs] = ours
     unique = len(set(names.values())) == len(names) > 0
-    return Reading(table.name, prefix, names, table.pooled) if unique else None
+    return Reading(table, prefix, names) if unique else None
 
 
 def recognise(given: Shapes, dialect: str | None = None, *, body: bool = False) -> Recognised | str:
@@ -97,7 +107,7 @@ def recognise(given: Shapes, dialect: str | None = None, *, body: bool = False) 
     for reading in readings(given, dialect, body=body):
         shapes = reading.shapes(given)
         try:
-            found = infer(shapes, reading.convention, reading.pooled)
+            found = infer(shapes, reading.convention, reading.table.layout.pooled)
         except Unknown as reason:
             reasons.append(f"{reading.dialect}: {reason}")
             continue
@@ -128,7 +138,7 @@ def as_named(named: Network, given: Shapes, dialect: str | None = None, *, body:
 
 def as_they_are(names: Collection[str]) -> Reading:
     """No translation, so that an error shows a file's own names."""
-    return Reading(OWN, "", {name: name for name in names})
+    return Reading(_AS_OURS, "", {name: name for name in names})
 
 
 def _with_classes(named: Network, shapes: Shapes) -> Network:

@@ -143,6 +143,7 @@ def _from_tensors(path: Path, tensors: Mapping[str, Tensor], around: Sequence[st
     found = _understood(path, _shapes(tensors), told)
     names = found.reading.names
     ours = {own: tensors[key] for key, own in names.items()}
+    ours |= {key: ours[key].flatten(1) for key in found.reading.table.as_conv & ours.keys()}
     left = tuple(key for key in tensors if key not in names)
     card = _card(path, found, told.network, around)
     return assemble(card, ours, str(path), worked_out=found.plan, names=names, left=left)
