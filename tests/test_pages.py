@@ -1,7 +1,6 @@
 """Pages and charts: text is text, nothing is loaded, and a real browser shows them without a complaint."""
 
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -87,20 +86,6 @@ def test_ticks_enclose_the_values():
 def test_attributes_are_escaped():
     assert svg.element("a", b='"<&') == '<a b="&quot;&lt;&amp;"/>'
     assert svg.words("<b>", 1, 2.50) == '<text x="1" y="2.5">&lt;b&gt;</text>'
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("there is no Chromium here; pages are not opened")
-    playwright = pytest.importorskip("playwright.sync_api")
-    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
-             "--disable-component-update", "--disable-quic"]  # fmt: skip
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=quiet)
-        yield opened
-        opened.close()
 
 
 def a_check(tmp_path):

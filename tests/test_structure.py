@@ -23,7 +23,7 @@ NARROW = {  # what a layer uses is less than its place allows
     "images": {"errors", "kinds", "architecture"},
     "pages": set(),
     "network": {"errors", "architecture"},
-    "explain": {"errors", "architecture", "pages", "weights"},
+    "explain": {"errors", "architecture", "images", "pages", "network", "weights"},
     "doctor": set(),
     "cli": {"errors"},
 }
@@ -33,6 +33,7 @@ TORCH_FREE = [
     "resnetkit.architecture.card", "resnetkit.architecture.listing", "resnetkit.architecture.tensors",
     "resnetkit.architecture.published", "resnetkit.images.decode", "resnetkit.images.prepare", "resnetkit.pages.html",
     "resnetkit.pages.svg", "resnetkit.pages.chart", "resnetkit.explain.why", "resnetkit.explain.picture",
+    "resnetkit.explain.inside_page",
     "resnetkit.weights.dialects", "resnetkit.weights.fit", "resnetkit.learn.recipe", "resnetkit.learn.settings", "resnetkit.learn.data", "resnetkit.cli", "resnetkit.doctor",
     "resnetkit.commands.explain", "resnetkit.commands.models", "resnetkit.commands.train",
     "resnetkit.commands.evaluate", "resnetkit.commands.predict", "resnetkit.commands.doctor",

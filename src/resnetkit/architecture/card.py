@@ -91,6 +91,12 @@ class Card:
     assumed: tuple[str, ...] = ()
     format: Literal[1] = 1
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What its classes are called, ``class 3`` where they have no names; empty without a classifier."""
+        count = self.spec.head.classes if isinstance(self.spec.head, Linear) else 0
+        return self.classes or tuple(f"class {i}" for i in range(count))
+
 
 def card_for(name: str, spec: Network, classes: tuple[str, ...] = ()) -> Card:
     """The card of a network that has not been trained; class names set the number of classes."""

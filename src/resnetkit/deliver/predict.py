@@ -52,8 +52,8 @@ def answers(
     tell: Tell | None,
 ) -> Iterator[Answer]:
     """What `predict` gives for inputs that are expanded already, each answer as soon as it is there."""
-    names = network.card.classes or tuple(f"class {i}" for i in range(classes_of(network)))
-    done = 0
+    classes_of(network)  # refuses a network that names none
+    names, done = network.card.labels, 0
     with answering(network, pick(device), precision) as logits:
         for chunk in decoded(chosen, network.card.preparation, batch_size):
             yield from _answers(chunk, logits, names, top)

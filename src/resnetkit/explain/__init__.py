@@ -1,1 +1,1 @@
-"""A network that explains itself: why each part is there, and what it looks like. No torch."""
+"""A network that explains itself: why each part is there, how it looks, what it sees. No torch but in `inside`."""

@@ -15,6 +15,7 @@ from resnetkit.architecture.spec import Linear
 from resnetkit.errors import MachineError, UsageError, suggestion
 from resnetkit.images.prepare import scale_and_shift
 from resnetkit.network.layers import Network
+from resnetkit.network.modes import evaluating
 
 Precision = Literal["auto", "fp32", "bf16"]
 Logits = Callable[[Tensor], Tensor]
@@ -85,9 +86,8 @@ def answering(
     ``ask`` is another question to the network than for its answer.
     """
     asked = ask or network
-    modes = {module: module.training for module in network.modules()}
     place = next(network.parameters()).device
-    network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     to_input = ToInput(network.card.preparation, device)
     low = resolve(precision, device) == "bf16"
 
@@ -98,11 +98,10 @@ def answering(
         return answer.float().cpu()
 
     try:
-        yield logits
+        with evaluating(network):
+            yield logits
     finally:
         network.to(place)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def classes_of(network: Network) -> int:

@@ -21,6 +21,7 @@ STYLE = """
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; color: var(--ink); background: var(--paper);
   font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+h1, h2, p { overflow-wrap: anywhere; }
 p.lead { color: var(--soft); margin: 0 0 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
@@ -32,11 +33,12 @@ dt { color: var(--soft); font-size: .8rem; } dd { margin: 0; font-size: 1.25rem;
 svg { display: block; max-width: 100%; height: auto; } .scroll svg { max-width: none; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem 1.5rem; }
 .charts h3 { font-size: .95rem; margin: .25rem 0; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .75rem; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .75rem; }
+.gallery.large { grid-template-columns: repeat(auto-fill, minmax(min(13rem, 45%), 1fr)); }
 figure { margin: 0; font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere; }
 figure img { display: block; max-width: 100%; border-radius: .25rem; margin-bottom: .25rem; }
 hr { border: 0; border-top: 1px solid var(--line); margin: 1rem 0; }
-figcaption span { color: var(--soft); display: block; }
+figcaption { text-wrap: balance; } figcaption span { color: var(--soft); display: block; }
 td, dd, li, figcaption, figcaption span { unicode-bidi: isolate; }
 ul { padding-left: 1.2rem; overflow-wrap: anywhere; } p.note { color: var(--soft); max-width: 46rem; }
 pre { overflow-x: auto; font-size: .85rem; }
@@ -85,14 +87,14 @@ def charts(drawn: Iterable[tuple[str, str]]) -> str:
     return '<div class="charts">' + "".join(f"<div><h3>{escape(k)}</h3>{svg}</div>" for k, svg in drawn) + "</div>"
 
 
-def gallery(pictures: Iterable[tuple[str, str, str]]) -> str:
-    """Small pictures: (JPEG in base64, caption, second line)."""
+def gallery(pictures: Iterable[tuple[str, str, str]], *, large: bool = False) -> str:
+    """Small pictures, or ``large`` ones, two in a row on a telephone: (JPEG in base64, caption, second line)."""
     shown = [
         f'<figure><img alt="{escape(caption)}" src="data:image/jpeg;base64,{escape(jpeg)}">'
         f"<figcaption>{escape(caption)}<span>{escape(more)}</span></figcaption></figure>"
         for jpeg, caption, more in pictures
     ]
-    return f'<div class="gallery">{"".join(shown)}</div>'
+    return f'<div class="gallery{" large" * large}">{"".join(shown)}</div>'
 
 
 def items(lines: Iterable[str]) -> str:
