@@ -33,6 +33,7 @@ TORCH_FREE = [
     "resnetkit.architecture.card", "resnetkit.architecture.listing", "resnetkit.architecture.tensors",
     "resnetkit.architecture.published", "resnetkit.images.decode", "resnetkit.images.prepare", "resnetkit.pages.html",
     "resnetkit.pages.svg", "resnetkit.pages.chart", "resnetkit.explain.why", "resnetkit.explain.picture",
+    "resnetkit.explain.words", "resnetkit.explain.differences", "resnetkit.explain.compare", "resnetkit.explain.figure",
     "resnetkit.weights.dialects", "resnetkit.weights.fit", "resnetkit.learn.recipe", "resnetkit.learn.settings", "resnetkit.learn.data", "resnetkit.cli", "resnetkit.doctor",
     "resnetkit.commands.explain", "resnetkit.commands.models", "resnetkit.commands.train",
     "resnetkit.commands.evaluate", "resnetkit.commands.predict", "resnetkit.commands.doctor",
