@@ -1,6 +1,7 @@
-"""One page, one file: it works offline, loads nothing and runs nothing.
+"""One page, one file: it works offline, loads nothing, and runs at most one script of its own.
 
-The content policy forbids everything but the page's own style; every text goes through `escape`.
+The content policy forbids everything but the page's own style and, where it has one, its own script, both named by
+their digests; every text goes through `escape`.
 """
 
 from __future__ import annotations
@@ -56,18 +57,35 @@ def is_ours(path: Path) -> bool:
         return _MARK.encode() in file.read(2000)
 
 
-def page(title: str, lead: str, sections: Iterable[tuple[str, str]]) -> str:
-    """A whole document; the sections are (heading, markup made here)."""
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    body = "".join(f"<section><h2>{escape(heading)}</h2>{markup}</section>" for heading, markup in sections)
+def page(title: str, lead: str, sections: Iterable[tuple[str, str]], *, script: str = "", style: str = "") -> str:
+    """A whole document; the sections are (heading, markup made here). ``style`` is put behind the common one.
+
+    ``script`` and ``style`` are files of this package, never texts of a user: they stand in the page as they are.
+    """
+    css = STYLE + style
+    body = "".join(
+        f"<section>{f'<h2>{escape(heading)}</h2>' if heading else ''}{markup}</section>" for heading, markup in sections
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(css, script)}">'
         f'{_MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
-        f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}</body></html>\n'
+        f"<title>{escape(title)}</title><style>{css}</style></head>"
+        f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}'
+        + (f"<script>{script}</script>" if script else "")
+        + "</body></html>\n"
     )
+
+
+def _policy(style: str, script: str) -> str:
+    """What a browser may take from the page: this style, this script, pictures inside it, and nothing else."""
+    scripts = f"script-src {_digest(script)}; " if script else ""
+    allowed = f"style-src {_digest(style)}; {scripts}img-src data:"
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
