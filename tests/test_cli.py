@@ -72,7 +72,7 @@ def test_explain(cli, tmp_path):
         "stage2.block2.shortcut\n512 channels at 28x28 on both ways, so the identity, which costs nothing. Other channels or a "
         "stride would ask for a projection.\n"
     )
-    found = json.loads(cli("explain", "resnet50", "--json", "--depth", 4, "--image", 320, 256)[1])
+    found = json.loads(cli("explain", "resnet50", "--json", "--depth", 4, "--size", 320, 256)[1])
     assert found["schema"] == "resnetkit.explain/1"
     assert found["input"] == [3, 320, 256]
     assert sum(row["macs"] for row in found["rows"]) == found["macs"]
@@ -164,12 +164,12 @@ WRONG = {
         "error: --depth does not take 'two'\nwhere: resnetkit explain\nfix: resnetkit explain",
     ),
     "train digits --epochs two": (2, "error: --epochs does not take 'two'"),
-    "explain resnet50 --image abc": (2, "error: --image does not take 'abc'"),
+    "explain resnet50 --size abc": (2, "error: --size does not take 'abc'"),
     "explain resnet50 --picture nowhere/x.svg": (2, "error: there is no such folder to write into\nwhere: nowhere"),
     "explain runs/nothing": (2, "error: there is no such file or folder\nwhere: runs/nothing\nfix: name a catalogue"),
     "explain resnet50 --depth 9": (2, "error: there is no depth 9\nwhere: depth\nfix: 1 stages, 2 blocks"),
-    "explain resnet50 --image 1 2 3": (2, "error: an image has a side, or height and width, not 3 numbers"),
-    "explain resnet50 --image 0": (2, "error: this network cannot be built: 2 faults\nwhere: input.height: came 0"),
+    "explain resnet50 --size 1 2 3": (2, "error: an image has a side, or height and width, not 3 numbers"),
+    "explain resnet50 --size 0": (2, "error: this network cannot be built: 2 faults\nwhere: input.height: came 0"),
     "explain resnet50 --why stage9": (2, "error: there is no such path in this network\nwhere: stage9\nfix: try stage"),
     "explain none.toml": (2, "error: this network cannot be read: No such file or directory\nwhere: none.toml"),
     "explain resnet50 --picture x.png": (2, "error: what is written here is .svg\nwhere: x.png\nfix: call it x.svg"),
@@ -197,7 +197,7 @@ WRONG = {
     "train digits --out " + "x" * 300: (2, "error: "),
     "explain resnet18 --tyro-print-completion bash": (2, "error: there is no option --tyro-print-completion"),
     "explain a\0b": (2, "error: a word holds a NUL character"),
-    "explain resnet18 --image " + "9" * 400: (2, "error: this network cannot be built"),
+    "explain resnet18 --size " + "9" * 400: (2, "error: this network cannot be built"),
     "predict x.jpg --model resnet50 --top 0": (2, "error: --top 0 names no class"),
     "predict x.jpg": (2, "error: missing: --model"),
 }

@@ -225,7 +225,7 @@ def test_a_box_for_each_convolution_and_an_arc_for_each_shortcut(name):
     assert notes == [node.path for node in convolutions]
     shortcuts = [path for path, part in whole.parts.items() if part.role == "shortcut"]
     assert [part[0].text.split(":")[0] for part in parts(drawn, "arc")] == shortcuts
-    assert len(parts(drawn, "linear")) == sum(node.role == "classifier" for node in whole.nodes)
+    assert len(parts(drawn, "linear")) == sum(node.role in ("hidden", "classifier") for node in whole.nodes)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -149,7 +149,9 @@ def test_every_path_has_an_answer(name):
 
 
 def test_other_shortcuts_say_what_they_are():
-    said = {name: why(plan(TINY[name]), "stage2.block1.shortcut") for name in TINY if "plain" not in name}
+    said = {
+        name: why(plan(TINY[name]), "stage2.block1.shortcut") for name in TINY if "plain" not in name and name != "vgg"
+    }
     assert "every 2nd pixel of the input with 4 channels of zeros before and 4 after" in said["basic-a"]
     assert "0 channels of zeros before and 8 after" in said["basic-a-end"]
     assert "an average pool and a 1x1 projection 8 -> 16 with stride 1" in said["basic-d"]

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-import test_pages
 from resnetkit.architecture import spec as s
 from resnetkit.architecture.catalog import spec
 from resnetkit.architecture.listing import cells, describe_shortcut, rows
@@ -20,10 +19,10 @@ from resnetkit.explain.page import page
 from resnetkit.explain.page_facts import embedded, facts, geometry, variants
 from resnetkit.explain.why import why
 from resnetkit.pages import html
+from test_pages import NASTY
 
 from tiny import BASE, TINY
 
-browser = test_pages.browser
 DEEP_POOL = replace(
     BASE, stem=s.Stem((s.Conv(8, 3, 2),), (s.MaxPool(2, 2),)), stages=(*BASE.stages, *TINY["three-stages"].stages[2:])
 )
@@ -354,7 +353,7 @@ def test_without_scripts_the_drawing_the_table_and_the_sentences_stand(opened):
         assert there.locator("svg[role=img]").count() == 1
 
 
-@pytest.mark.parametrize("name", test_pages.NASTY)
+@pytest.mark.parametrize("name", NASTY)
 def test_a_name_is_text(opened, name):
     made = page(name, TINY["basic-b"])
     if "<" in name:

@@ -1,5 +1,6 @@
 """What may be wrong with files that hold weights, and what is said of each fault: nothing runs, nothing half loads."""
 
+import io
 import json
 import os
 import pickle
@@ -45,7 +46,7 @@ def refused(tmp_path):
     def attempt(path, network="resnet18", dialect="resnetkit"):
         before = contents(tmp_path)
         with pytest.raises(WeightsError) as caught:
-            load(path, None if path.is_dir() else network, dialect)
+            load(path, *((None, None) if path.is_dir() else (network, dialect)))
         assert contents(tmp_path) == before
         lines = str(caught.value).splitlines()
         assert lines[0].startswith("error: ")
@@ -481,7 +482,7 @@ def test_w11_nothing_is_loaded_in_part(tmp_path, monkeypatch, refused):
     def never(*_, **__):
         pytest.fail("a tensor was moved")
 
-    monkeypatch.setattr(torch.nn.Module, "load_state_dict", never)
+    monkeypatch.setattr("resnetkit.weights.store._assign", never)
     refused(written(tmp_path, shapes_of("resnet20") | {"head.linear.weight": (10, 63)}), "resnet20")
 
 
@@ -650,3 +651,74 @@ def test_w13_toml_that_is_no_network(tmp_path, cli, kind):
     assert (code, out) == (2, "")
     assert told in err
     assert "Traceback" not in err
+
+
+# ------------------------------------------------------------------------------- pickles that hide what they ask for
+
+DEEP = b"\x80\x02}q\0)" + b"\x85" * 200_000 + b"K\x01s."
+HUGE = b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x3f\x85R."
+VERSION = (("archive/version", b"3\n"), ("archive/byteorder", b"little"))
+LEGACY = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+
+
+def archive(*entries):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        for name, content in (*entries, *VERSION):
+            file.writestr(name, content)
+    return stream.getvalue()
+
+
+def doubled(times):
+    return b"\x80\x02}(K\x01\x85q\x01" + b"h\x01h\x01\x86q\x01" * times + b"K\x01u."
+
+
+def encoded(text, codec, times=1):
+    words = b"X" + len(text.encode()).to_bytes(4, "little") + text.encode()
+    call = b"X" + len(codec).to_bytes(4, "little") + codec.encode() + b"\x86R"
+    return b"\x80\x02c_codecs\nencode\n" * times + words + call * times + b"."
+
+
+HIDDEN = {
+    "an entry in capitals": archive(("archive/DATA.PKL", DEEP)),
+    "garbage before it": archive(("archive/a.pkl", b"\xff\xff"), ("archive/data.pkl", DEEP)),
+    "a byte array behind garbage": archive(("archive/a.pkl", b"\xff\xff"), ("archive/data.pkl", HUGE)),
+    "an archive behind an old file": LEGACY + DEEP + pickle.dumps([], 2) + archive(("archive/data.pkl", b"K\x01.")),
+    "the end of an archive behind an old file": LEGACY + DEEP + pickle.dumps([], 2) + b"PK\5\6" + b"\0" * 18,
+    "another codec": archive(("archive/data.pkl", encoded("ab" * 1000, "punycode"))),
+    "codec upon codec": archive(("archive/data.pkl", encoded("ab" * 1000, "hex", 20))),
+    "a key of two to the thirtieth": archive(("archive/data.pkl", doubled(30))),
+    "three million steps": archive(("archive/data.pkl", b"\x80\x02](" + b"N" * 3_000_000 + b"e.")),
+    "a tensor that is cast": archive(
+        ("archive/data.pkl", b"\x80\x02ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n.")
+    ),
+    "two entries of one name": archive(("archive/data.pkl", DEEP), ("archive/Data.pkl", b"}.")),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_w06_pickles_that_hide_what_they_ask_for(tmp_path, kind):
+    """In a process of its own: some of these would end it."""
+    (tmp_path / "x.pth").write_bytes(HIDDEN[kind])
+    code = "import sys, resource\nfrom resnetkit.cli import main\nresource.setrlimit(resource.RLIMIT_CPU, (15, 15))\n"
+    code += "raise SystemExit(main(['explain', sys.argv[1]]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "x.pth"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.startswith("error: this ")
+
+
+def test_w06_tensors_that_are_all_the_same_numbers(tmp_path, refused):
+    same = torch.zeros(9 * 64 * 64).half()
+    torch.save({f"layer1.{i}.conv1.weight": same.view(64, 64, 3, 3) for i in range(300)}, tmp_path / "x.pth")
+    assert refused(tmp_path / "x.pth", None, None).what == "this file holds no table of tensors"
+
+
+def test_prefixes_without_end_and_numbers_of_other_kinds(tmp_path, refused):
+    path = tmp_path / "x.safetensors"
+    save_file({"module." * 20_000 + "conv1.weight": torch.zeros(1)}, path)
+    assert refused(path, None, None).what.startswith("it cannot be told which network")
+    for odd in ("00", "\u0660"):
+        save_file({f"layer1.{odd}.conv1.weight": torch.zeros(1)}, path)
+        assert "those of no dialect" in refused(path, None, None).what

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,9 +17,10 @@ import resnetkit as rk
 from resnetkit.architecture.card import Preparation
 from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.plan import plan
-from resnetkit.architecture.spec import OPTION_D, Bottleneck, Conv, Linear, MaxPool, Stem
+from resnetkit.architecture.spec import OPTION_D, Bottleneck, Conv, Linear, MaxPool, Pooled, Stem
 from resnetkit.architecture.tensors import tensors_of
-from resnetkit.errors import MachineError, SpecError, UsageError, WeightsError
+from resnetkit.errors import MachineError, ResnetkitWarning, SpecError, UsageError, WeightsError
+from resnetkit.weights.convert import _hf_images
 from resnetkit.weights.dialects import table_for
 from resnetkit.weights.libraries import LIBRARIES, expressed
 from resnetkit.weights.recognise import Recognised, recognise
@@ -153,9 +155,7 @@ def test_a_folder_of_transformers_brings_classes_and_preparation(tmp_path):
     assert back.card.assumed == ("norms have epsilon 1e-05",)
     images = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
     (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(images | {"resample": 3}))
-    assert (
-        "images are resized by a bilinear filter, and the config names another" in rk.load(tmp_path / "hf").card.assumed
-    )
+    assert "images are prepared without heed to the config's resample" in rk.load(tmp_path / "hf").card.assumed
     backbone = transformers.ResNetModel.from_pretrained(tmp_path / "hf", local_files_only=True)
     assert rk.load(backbone.state_dict()).card.name == "resnet18"
 
@@ -341,7 +341,7 @@ def test_a_body_that_is_damaged_is_not_half_a_body():
     given.pop("stage2.block2.branch.conv1.weight")
     with pytest.raises(WeightsError, match=r"stage2\.block2\.branch\.conv1\.weight: came nothing"):
         rk.load(given, reset_head=3)
-    with pytest.raises(UsageError, match="a classifier needs a class or more"):
+    with pytest.raises(UsageError, match="a classifier needs a number of classes, or a list of names, each once"):
         rk.load(rk.build(BASE), reset_head=0)
 
 
@@ -365,6 +365,7 @@ def test_six_channels_are_kept_and_no_picture_has_them(tmp_path, cli):
     rk.save(rk.load(rk.build(BASE), input_channels=6), tmp_path / "six")
     assert rk.load(tmp_path / "six").card.spec.input[0] == 6
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    assert "6 channels / 255" in str(rk.load(rk.load(tmp_path / "six").state_dict()).card.assumed)
     code, _, err = cli("predict", tmp_path / "a.png", "--model", tmp_path / "six")
     assert code == 2
     assert err.startswith("error: this network sees 6 channels, and a picture has 1 (grey) or 3 (RGB)")
@@ -463,7 +464,9 @@ def test_what_is_assumed_is_recorded_and_kept(tmp_path):
     card = rk.load(tmp_path / "x.safetensors").card
     assert card.assumed == (
         "the 7x7 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows it",
-        "the 3x3 (v1.5) of a bottleneck has the stride", "an image is 3x224x224", "norms have epsilon 1e-05",
+        "the 3x3 of a bottleneck has the stride (v1.5)",
+        "every stage but the first halves the map, none is dilated or blurred",
+        "an image is 3x224x224", "norms have epsilon 1e-05", "activations are relu",
         "images are RGB / 255, 224x224 from the middle of a side of 256, mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
     )  # fmt: skip
     rk.save(rk.load(tmp_path / "x.safetensors"), tmp_path / "model")
@@ -471,6 +474,138 @@ def test_what_is_assumed_is_recorded_and_kept(tmp_path):
     v1 = rk.load(tmp_path / "x.safetensors", network="resnet50_v1").card
     assert v1.spec.stages[0].branch == Bottleneck(64, 1, 1)
     assert v1.assumed == card.assumed[-1:]
+
+
+LIVE = {
+    "dilated": lambda: torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True]),
+    "output stride": lambda: timm.create_model("resnet18", output_stride=16),
+    "activation": lambda: timm.create_model("resnet18", act_layer="silu"),
+    "max": lambda: timm.create_model("resnet18", global_pool="max"),
+    "averaged": lambda: timm.create_model("resnetaa50"),
+    "blurred": lambda: timm.create_model("resnetblur18"),
+    "epsilon": lambda: torchvision.models.resnet18(norm_layer=lambda channels: nn.BatchNorm2d(channels, eps=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_a_live_model_that_answers_otherwise_is_refused(name):
+    theirs = shaken(LIVE[name]()).train()
+    with pytest.raises(WeightsError, match=r"has the tensors of resnet.*, and answers otherwise: they differ by"):
+        rk.load(theirs)
+    assert theirs.training
+    assert all(module.training for module in theirs.modules())
+
+
+def test_a_live_model_of_transformers_brings_its_config(tmp_path):
+    theirs = hugging_face("v1")
+    same_answers(rk.load(theirs), theirs)
+    theirs.save_pretrained(tmp_path / "hf")
+    same_answers(rk.load(tmp_path / "hf" / "model.safetensors"), theirs)  # the config stands beside it
+    body = theirs.resnet
+    assert rk.load(body.state_dict()).card.spec.head == Pooled()
+
+
+def test_a_body_of_transformers_gets_a_head(tmp_path):
+    hugging_face("small").resnet.save_pretrained(tmp_path / "hf")
+    with pytest.raises(WeightsError, match="--reset-head CLASSES"):
+        rk.load(tmp_path / "hf")
+    assert rk.load(tmp_path / "hf", reset_head=4).card.spec.head == Linear(4)
+
+
+def test_transformers_activates_by_relu_inside_its_branches(tmp_path):
+    """Its ``hidden_act`` reaches the stem and the ends of blocks alone, so that no network of ours is like it."""
+    config = transformers.ResNetConfig(**HUGGING_FACE["small"], hidden_act="silu")
+    theirs = transformers.ResNetForImageClassification(config)
+    theirs.save_pretrained(tmp_path / "hf")
+    for source in (theirs, tmp_path / "hf"):
+        with pytest.raises(WeightsError, match="activates by 'silu' in some places and by ReLU in others"):
+            rk.load(source)
+    with pytest.raises(
+        UsageError, match="transformers cannot express this network: it has 'silu' here, and 'relu' there"
+    ):
+        rk.as_module(rk.build(replace(spec("resnet18"), activation="silu")), "transformers")
+
+
+def test_option_a_is_taken_from_a_dialect_and_never_from_its_lack():
+    state = {key.replace("head.", "fc."): value for key, value in rk.build("resnet20").state_dict().items()}
+    theirs = {table_for("akamaster", spec("resnet20")).theirs(key): value
+              for key, value in rk.build("resnet20").state_dict().items()}  # fmt: skip
+    headless = {key: value for key, value in theirs.items() if not key.startswith("linear")}
+    for tensors, more in ((headless, {}), (headless, {"reset_head": 3}), (state, {})):
+        with pytest.raises(WeightsError, match="it cannot be told which network"):
+            rk.load(tensors, **more)
+    assert rk.load(theirs).card.name == "resnet20"
+
+
+def test_pooled_names_are_of_no_network_without_a_pool():
+    theirs = timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), avg_down=True)
+    with pytest.raises(WeightsError):
+        rk.load(theirs.state_dict(), network="resnet18")
+
+
+def test_options_that_would_not_be_heeded_are_refused(tmp_path, cli):
+    model = rk.build(BASE)
+    rk.save(model, tmp_path / "model")
+    with pytest.raises(UsageError, match="a model folder says itself what is in it"):
+        rk.load(tmp_path / "model", network="resnet18")
+    with pytest.raises(UsageError, match="this model knows what it is"):
+        rk.load(model, dialect="timm")
+    with pytest.raises(UsageError, match="a NoneType is no model"):
+        rk.load(None)
+    assert cli("explain", "resnet18", "--reset-head", 5)[0] == 2
+    for wrong in ("cat", ["a", "a"], 0, [""], True):
+        with pytest.raises(UsageError, match="a classifier needs a number of classes"):
+            rk.load(model, reset_head=wrong)
+
+
+def test_a_file_that_is_named_is_read_and_not_the_folder_beside_it(tmp_path):
+    (tmp_path / "run").mkdir()
+    save_file(rk.build("resnet20_b").state_dict(), tmp_path / "run" / "model.safetensors")
+    rk.save(rk.build(BASE), tmp_path / "run" / "model")
+    assert rk.load(tmp_path / "run" / "model.safetensors").card.name == "resnet20_b"
+
+
+def test_a_card_that_speaks_of_model_types_is_still_ours(tmp_path):
+    rk.save(rk.build(BASE, classes=["model_type", "b", "c", "d", "e"]), tmp_path / "model")
+    assert rk.load(tmp_path / "model").card.classes[0] == "model_type"
+
+
+def test_tied_and_odd_tensors_get_numbers_of_their_own(tmp_path):
+    state = rk.build(BASE).state_dict()
+    first, second = "stage1.block1.branch.conv1.weight", "stage1.block2.branch.conv1.weight"
+    torch.save(state | {second: state[first]}, tmp_path / "tied.pth")
+    model = rk.load(tmp_path / "tied.pth")
+    kept = model.state_dict()[second].clone()
+    model.state_dict()[first].zero_()
+    assert torch.equal(model.state_dict()[second], kept)
+    rk.save(model, tmp_path / "model")
+    with pytest.raises(UsageError, match="names and plain tensors"):
+        rk.load({key: value.to("meta") for key, value in state.items()})
+    with pytest.raises(UsageError, match="names and plain tensors"):
+        rk.load(state | {first: state[first].to_sparse()})
+
+
+def test_what_does_not_travel_is_said(tmp_path, cli):
+    rk.save(rk.build("cifar_resnet18", classes=10), tmp_path / "model")
+    code, _, err = cli("convert", tmp_path / "model", tmp_path / "k.safetensors", "--to", "kuangliu")
+    assert (code, "note: the file holds no names of classes, and does not say how images are prepared" in err) == (
+        0,
+        True,
+    )
+
+
+@given(st.integers(1, 380), st.integers(1, 600))
+def test_the_preparation_of_transformers_comes_back(crop, more):
+    how = Preparation(crop + more, (crop, crop), (0.5,) * 3, (0.5,) * 3)
+    share = _hf_images(how)["crop_pct"]
+    assert int(crop / share) == crop + more
+
+
+def test_negative_variances_are_warned_of():
+    state = rk.build(BASE).state_dict()
+    state["stem.norm1.running_var"][0] = -1
+    with pytest.warns(ResnetkitWarning, match="negative variances in stem.norm1"):
+        rk.load(state)
 
 
 def test_other_channels_widths_and_no_head():

@@ -107,7 +107,7 @@ def _shapes(model, image):
     hooks = [
         module.register_forward_hook(lambda _m, _i, out, path=path: seen.__setitem__(path, tuple(out.shape[1:])))
         for path, module in model.named_modules()
-        if path
+        if path and ".attention." not in path
     ]
     with torch.no_grad():
         model.eval()(torch.empty(1, *image, device="meta"))
@@ -126,7 +126,11 @@ def test_every_shape_is_what_torch_computes(name):
 
 @given(networks)
 def test_random_networks_have_the_shapes_and_counts_of_torch(network):
-    made = plan(network)
+    try:
+        made = plan(network)
+    except SpecError as error:
+        assert str(error).startswith("error: the map vanishes")
+        return
     model = build(network, device="meta")
     assert sum(p.numel() for p in model.parameters()) == made.params
     if isinstance(network.norm, s.GroupNorm) and min(min(n.output[1:]) for n in made.nodes if len(n.output) == 3) < 2:

@@ -34,7 +34,7 @@ for words in json.loads(sys.argv[1]):
 """
 HELP = [[], *([verb, "--help"] for verb in VERBS)]
 WRONG = [["explian"], ["explain"], ["explain", "resnet50", "--wyh"], ["explain", "resnet50", "--depth", "two"],
-         ["explain", "resnet5O"], ["models", "zzz"], ["explain", "resnet50", "--image", "9" * 60 + "x"]]  # fmt: skip
+         ["explain", "resnet5O"], ["models", "zzz"], ["explain", "resnet50", "--size", "9" * 60 + "x"]]  # fmt: skip
 COMMANDS = [
     *HELP,
     ["models"],

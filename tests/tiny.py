@@ -53,6 +53,41 @@ TINY = {
     "three-stages": replace(BASE, stages=(*_STAGES, s.Stage(1, 24, s.Basic(12), s.FirstBlock(3)))),
     "no-stem": replace(BASE, stem=s.Stem((), ())),
     "atrous": atrous(BASE, 2),
+    "pre": replace(BASE, order="norm-act-conv"),
+    "pre-bottleneck": replace(BASE, stages=_BOTTLENECK, order="norm-act-conv", bias="never"),
+    "pre-a": replace(BASE, order="norm-act-conv", shortcuts=s.OPTION_A),
+    "pre-d": replace(BASE, order="norm-act-conv", shortcuts=s.OPTION_D, norm=s.GroupNorm(4)),
+    "pre-plain": replace(BASE, order="norm-act-conv", shortcuts=s.NoShortcuts()),
+    "pre-last-block": replace(
+        BASE,
+        stages=_stages(s.Bottleneck, (8, 16), s.LastBlock),
+        order="norm-act-conv",
+        shortcuts=_EQUAL,
+        stem=s.Stem((s.Conv(8, 7, 2),), (s.MaxPool(3, 2, "zeros"),)),
+        input=(3, 45, 40),
+    ),
+    "ceil-pool": replace(BASE, stem=s.Stem((s.Conv(8, 3),), (s.MaxPool(3, 2, "ceil"),)), input=(3, 31, 40)),
+    "biases": replace(BASE, bias="always"),
+    "attention": replace(BASE, stages=tuple(replace(stage, attention=(s.SqueezeExcite(4),)) for stage in _STAGES)),
+    "channel-attention": replace(
+        BASE, stages=tuple(replace(stage, attention=(s.EfficientChannels(),)) for stage in _BOTTLENECK)
+    ),
+    "blurred": replace(
+        BASE,
+        stages=(_BOTTLENECK[0], replace(_BOTTLENECK[1], reduce=s.BlurredFirstBlock())),
+        stem=s.Stem((s.Conv(8, 3),), (s.MaxPool(3, 1),), (s.Blur(),)),
+        input=(3, 21, 24),
+    ),
+    "vgg": s.Network(
+        tuple(s.Stage(n, c, s.Chain((s.Step(c),)), s.PoolAfter()) for n, c in ((1, 8), (2, 12))),
+        s.Stem((), ()),
+        s.MLP(5, (16, 12), 2),
+        (3, 16, 18),
+        s.NoShortcuts(),
+        s.NoNorm(),
+        bias="always",
+    ),
+    "stochastic": replace(BASE, stochastic_depth=0.5),
 }
 
 widths = st.sampled_from([4, 8, 12, 16])
@@ -62,11 +97,12 @@ branches = st.one_of(
 )
 reductions = st.builds(
     lambda kind, stride, dilated: kind(stride, dilated),
-    st.sampled_from([s.FirstBlock, s.LastBlock]),
+    st.sampled_from([s.FirstBlock, s.LastBlock, s.PoolAfter, s.BlurredFirstBlock]),
     st.integers(1, 3),
     st.booleans(),
 )
-stages = st.builds(s.Stage, st.integers(1, 3), widths, branches, reductions)
+attentions = st.sampled_from([(), (), (s.SqueezeExcite(),), (s.EfficientChannels(),)])
+stages = st.builds(s.Stage, st.integers(1, 3), widths, branches, reductions, attentions)
 adapters = st.sampled_from([s.Projection(), s.PooledProjection()])
 shortcuts = st.one_of(
     st.just(s.NoShortcuts()),
@@ -78,13 +114,26 @@ shortcuts = st.one_of(
     ),
 )
 stems = st.sampled_from([_STEM, TINY["imagenet-stem"].stem, TINY["deep-stem"].stem, s.Stem((), ())])
-networks = st.builds(
+drawn = st.builds(
     s.Network,
     st.lists(stages, min_size=1, max_size=3).map(tuple),
     stems,
-    st.one_of(st.builds(s.Linear, st.integers(1, 7)), st.just(s.Pooled()), st.just(s.NoHead())),
+    st.one_of(
+        st.builds(s.Linear, st.integers(1, 7)),
+        st.just(s.Pooled()),
+        st.just(s.NoHead()),
+        st.builds(s.MLP, st.integers(1, 7), st.just((5,)), st.integers(1, 3)),
+    ),
     st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)),
     shortcuts,
     st.one_of(st.just(s.BatchNorm()), st.just(s.GroupNorm(4)), st.just(s.NoNorm())),
     st.sampled_from(["relu", "gelu", "hardswish"]),
+    st.sampled_from(["conv-norm-act", "norm-act-conv"]),
+    st.sampled_from(["without-norm", "always", "never"]),
+)
+# a norm before the first convolution is one over the channels of the image
+networks = drawn.map(
+    lambda n: (
+        n if n.stem.convs or n.order == "conv-norm-act" or n.norm != s.GroupNorm(4) else replace(n, norm=s.NoNorm())
+    )
 )

@@ -115,21 +115,30 @@ def model_folder(source: str | Path) -> Path | None:
     if isinstance(source, str) and source in ROWS:  # a folder of this name is ./resnet18
         return None
     path = Path(source)
-    path = path.parent if path.name == WEIGHTS_FILE else path
-    return next((folder for folder in (path, path / "model") if _holds_card(folder)), None)
+    folders = (path.parent,) if path.name == WEIGHTS_FILE else (path, path / "model")
+    return next((folder for folder in folders if _holds_card(folder)), None)
 
 
 def is_hugging_face(folder: Path) -> bool:
     """Whether a folder is one of transformers, which has a ``config.json`` as well."""
-    config = folder / CARD_FILE
-    if not config.is_file():
-        return False
-    with config.open("rb") as file:
-        return b'"model_type"' in file.read(2**20)
+    return "model_type" in _keys(folder)
 
 
 def _holds_card(folder: Path) -> bool:
-    return (folder / CARD_FILE).is_file() and not is_hugging_face(folder)
+    """A ``config.json`` of ours, or one that is too damaged to tell."""
+    return (folder / CARD_FILE).is_file() and bool({"spec", "format", ""} & _keys(folder))
+
+
+def _keys(folder: Path) -> set[str]:
+    """What a ``config.json`` speaks of; nothing where there is none, and ``""`` where it cannot be read."""
+    path = folder / CARD_FILE
+    if not path.is_file():
+        return set()
+    try:
+        found = parse_json(read_text(path, "this card"), str(path))
+    except UsageError:
+        return {""}
+    return set(found) if isinstance(found, dict) and found else {""}
 
 
 def preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:

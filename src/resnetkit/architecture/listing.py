@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 
 from resnetkit.architecture.operations import Shape
 from resnetkit.architecture.plan import Node, Place, Plan
-from resnetkit.architecture.spec import Basic, Bottleneck, Branch, NoShortcuts, Stage
+from resnetkit.architecture.spec import (
+    Basic,
+    BlurredFirstBlock,
+    Bottleneck,
+    Branch,
+    EfficientChannels,
+    NoShortcuts,
+    SqueezeExcite,
+    Stage,
+)
 from resnetkit.errors import UsageError
 from resnetkit.tables import aligned
 
@@ -67,6 +77,14 @@ def text(plan: Plan, depth: int = 1) -> str:
     return aligned([HEADINGS, *(cells(row) for row in rows(plan, depth))], left=LEFT) + "\n" + total(plan)
 
 
+def markup(plan: Plan, depth: int = 2) -> str:
+    """The table for a notebook."""
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
+    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) for row in rows(plan, depth))
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{escape(total(plan))}</p>"
+
+
 def _down_to(part: Place | Node, depth: int) -> list[Place | Node]:
     if depth == 1 or isinstance(part, Node) or not part.children:
         return [part]
@@ -107,7 +125,11 @@ def _chain(place: Place) -> str:
 def _stage(stage: Stage, plan: Plan) -> str:
     blocks = f"{stage.blocks} {_branch(stage.branch)} block" + "s" * (stage.blocks != 1)
     plain = ", no shortcuts" if isinstance(plan.spec.shortcuts, NoShortcuts) else ""
-    return blocks + _branch_details(stage.branch) + f", dilated by {stage.reduce.stride}" * stage.reduce.atrous + plain
+    kinds = {SqueezeExcite: ", squeeze and excite", EfficientChannels: ", channel attention"}
+    attention = "".join(kinds[type(each)] for each in stage.attention)
+    dilated = f", dilated by {stage.reduce.stride}" * stage.reduce.atrous
+    blurred = ", blurred" * (isinstance(stage.reduce, BlurredFirstBlock) and stage.reduce.stride > 1)
+    return blocks + _branch_details(stage.branch) + attention + blurred + dilated + plain
 
 
 def _branch(branch: Branch) -> str:

@@ -203,6 +203,12 @@ class Plan:
 
         return text(self)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from resnetkit.architecture.listing import markup
+
+        return markup(self)
+
 
 def plan(spec: Network, image: int | tuple[int, int] | tuple[int, int, int] | None = None) -> Plan:
     """Work ``spec`` out, for its own input or for another ``image``: a side, (H, W), or (C, H, W).

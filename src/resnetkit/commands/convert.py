@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import prose, results, then
+from resnetkit.commands.output import prose, results, say, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 
 
@@ -31,16 +31,18 @@ class Options:
 
 
 def run(options: Options) -> int:
-    from resnetkit.weights.convert import convert, translated
+    from resnetkit.weights.convert import convert, left_behind, translated
 
     model = loaded(options.model, options.weights)
     path = convert(model, options.to, options.out)
     names = dict(zip(model.state_dict(), translated(model, options.to), strict=True))
-    renamed = sum(ours != theirs for ours, theirs in names.items())
+    lost = left_behind(model, options.to)
     if options.json:
         results("convert", model=options.model, out=str(path), to=options.to, tensors=len(names), names=names)
     else:
-        prose(f"wrote {path}: {len(names)} tensors of {model.card.name}, {renamed} renamed, none changed")
+        prose(f"wrote {path}: {len(names)} tensors of {model.card.name}, as {options.to} calls them")
         prose("read again: bit-equal")
+    if lost:
+        say(f"note: {lost}")
     then("resnetkit evaluate", str(path), "DATA")
     return 0

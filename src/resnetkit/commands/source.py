@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from resnetkit.commands.output import say
+from resnetkit.errors import UsageError
 
 if TYPE_CHECKING:
     from resnetkit.network.layers import Network
@@ -31,6 +32,12 @@ class Weights:
         given = {"--network": self.network, "--dialect": self.dialect, "--reset-head": self.reset_head,
                  "--input-channels": self.input_channels}  # fmt: skip
         return [str(word) for option, value in given.items() if value not in ("", None) for word in (option, value)]
+
+    def refuse(self, model: str) -> None:
+        """Raise `UsageError` where something is said of weights and there are none to be read."""
+        if self.words():
+            what = "there is no weights file here that this could be about"
+            raise UsageError(what, where=[model, " ".join(self.words())], fix="leave it out")
 
 
 AS_TOLD = Weights()

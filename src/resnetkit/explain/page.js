@@ -9,10 +9,13 @@ const state = { stride: 0, sides: facts.input.slice(1), chosen: "", measured: nu
 
 // ---------------------------------------------------------------------------------------------------- the size formula
 
+const steps = (n, op) => (n + 2 * op.padding - op.dilation * (op.kernel - 1) - 1) / op.stride;
+
 const RULES = {
-  window: (n, op) => Math.floor((n + 2 * op.padding - op.dilation * (op.kernel - 1) - 1) / op.stride) + 1,
+  window: (n, op) => Math.floor(steps(n, op)) + 1,
+  over: (n, op) => Math.ceil(steps(n, op)) + (Math.ceil(steps(n, op)) * op.stride >= n + op.padding ? 0 : 1),
+  mirror: (n, op) => (n > op.padding ? RULES.window(n, op) : 0),
   ceil: (n, op) => Math.ceil(n / op.stride),
-  side: (n, op) => op.side,
   same: (n) => n,
 };
 
@@ -329,7 +332,7 @@ function pick(line, leaf, formula) {
 
 function sizes(leaf, axis, label) {
   const [n, out] = [leaf.at.shape[axis + 1], leaf.behind.shape[axis + 1]];
-  const written = { window: windowed, ceil: divided }[leaf.op.rule];
+  const written = { window: windowed, mirror: windowed, over: windowed, ceil: divided }[leaf.op.rule];
   if (!written) return make("p", { class: "plainly" }, plainly(leaf.op, n, out));
   const columns = written(leaf.op, n, out);
   const cell = (text, kind) => make("td", { class: kind }, String(text));
@@ -342,9 +345,10 @@ function sizes(leaf, axis, label) {
 
 function windowed(op, n, out) {
   const same = (text) => [text, text, "", ""];
-  return [["out", out, "out", "output"], same("= ⌊("), ["in", n, "in", "input"], same("+ 2 ×"),
+  const [open, close] = op.rule === "over" ? ["⌈", "⌉"] : ["⌊", "⌋"];
+  return [["out", out, "out", "output"], same(`= ${open}(`), ["in", n, "in", "input"], same("+ 2 ×"),
     ["p", op.padding, "p", "padding"], same("−"), ["d", op.dilation, "d", "dilation"], same("× ("),
-    ["k", op.kernel, "k", "kernel"], same("− 1) − 1) /"), ["s", op.stride, "s", "stride"], same("⌋ + 1")];
+    ["k", op.kernel, "k", "kernel"], same("− 1) − 1) /"), ["s", op.stride, "s", "stride"], same(`${close} + 1`)];
 }
 
 function divided(op, n, out) {
@@ -356,7 +360,6 @@ function divided(op, n, out) {
 function plainly(op, n, out) {
   if (!n) return "A vector comes in and a vector goes out.";
   if (op.rule === "vector") return "The map becomes a vector: it has no side behind this operation.";
-  if (op.rule === "side") return `Whatever comes in, ${out} pixels a side go out.`;
   return `Each output sees one input, so the size stays: ${n} → ${out}.`;
 }
 

@@ -14,6 +14,8 @@ from typing import Any
 from resnetkit.architecture.listing import describe, describe_shortcut
 from resnetkit.architecture.operations import (
     AveragePooling,
+    AverageTo,
+    Blurring,
     Convolution,
     FullyConnected,
     GlobalAverage,
@@ -22,7 +24,7 @@ from resnetkit.architecture.operations import (
     ZeroPad,
 )
 from resnetkit.architecture.plan import Node, Place, Plan, plan
-from resnetkit.architecture.spec import FirstBlock, LastBlock, Network
+from resnetkit.architecture.spec import Network
 from resnetkit.errors import ResnetkitError, SpecError
 from resnetkit.explain.why import why
 
@@ -32,16 +34,21 @@ OUTPUT_STRIDES = (16, 8)
 def geometry(op: Op) -> dict[str, Any]:
     """How a side follows from the one before; the script has one line for each rule.
 
-    ``window`` is the size formula with ``padding``, ``ceil`` the side divided by the stride, rounded up, ``vector`` no
-    side at all, ``side`` always ``side`` pixels, ``same`` the side itself. An operation that belongs to none of them
-    gets a case here; one that moves a window may not fall through.
+    ``window`` is the size formula with ``padding``, ``over`` the same with windows that hang over the end, ``mirror``
+    one that needs more pixels than padding, ``ceil`` the side divided by the stride, rounded up, ``vector`` no side at
+    all, ``same`` the side itself. An operation that belongs to none of them gets a case here; one that moves a window
+    may not fall through.
     """
     match op:
+        case MaxPooling(edge="ceil"):
+            return {"rule": "over", "padding": op.padding}
+        case Blurring():
+            return {"rule": "mirror", "padding": op.padding}
         case Convolution() | MaxPooling():
             return {"rule": "window", "padding": op.padding}
         case AveragePooling() | ZeroPad():
             return {"rule": "ceil"}
-        case GlobalAverage() | FullyConnected():
+        case GlobalAverage() | AverageTo() | FullyConnected():
             return {"rule": "vector"}
     if op.window != (1, 1, 1):
         raise ResnetkitError(f"no size rule for {op}", where="explain/page_facts.py", fix="add a case to geometry()")
@@ -60,8 +67,6 @@ def _dilated(spec: Network, target: int) -> Plan | None:
     stages = list(spec.stages)
     for i in reversed(range(len(stages))):
         reduce = stages[i].reduce
-        if not isinstance(reduce, FirstBlock | LastBlock):
-            return None
         if reduce.stride == 1 or reduce.atrous:
             continue
         stages[i] = replace(stages[i], reduce=replace(reduce, atrous=True))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from resnetkit.architecture.card import Card, Preparation
+from resnetkit.architecture.rules import require
 from resnetkit.architecture.spec import Linear
 from resnetkit.errors import UsageError
 from resnetkit.network.build import build
@@ -49,41 +50,52 @@ def carry(model: Network, card: Card, adapted: Adapted | None = None, *, anew: s
 
 
 def with_classes(model: Network, classes: int | Sequence[str], *, seed: int = 0) -> Network:
-    """The same body with a new linear classifier."""
-    names = () if isinstance(classes, int) else tuple(classes)
-    count = classes if isinstance(classes, int) else len(names)
-    if count < 1:
-        raise UsageError("a classifier needs a class or more", where="classes", fix="1 or more")
-    spec = replace(model.card.spec, head=Linear(count))
-    return carry(model, replace(model.card, spec=spec, classes=names), anew="head.", seed=seed)
+    """The same body with a new linear classifier; raises `UsageError` for what are no classes."""
+    names = () if isinstance(classes, int | str) else tuple(classes)
+    count = classes if isinstance(classes, int) and not isinstance(classes, bool) else len(names)
+    plain = all(isinstance(name, str) and name and name.isprintable() for name in names)
+    if count < 1 or not plain or len(names) != len(set(names)):
+        what = "a classifier needs a number of classes, or a list of names, each once"
+        raise UsageError(what, where="classes", fix="1 or more")
+    card = model.card
+    spec = replace(card.spec, head=Linear(count))
+    require(spec)
+    origin = f"{card.origin}, with a new classifier"
+    return carry(model, replace(card, spec=spec, classes=names, figures=(), origin=origin), anew="head.", seed=seed)
 
 
 def with_input_channels(model: Network, channels: int) -> Network:
-    """The same network for images of so many channels.
+    """The same network for images of so many channels; raises `UsageError` where that cannot be.
 
-    One channel has the sum of the weights of all: the same answers as an image whose channels are all like it. From one
-    to several each has its share; beside several, new channels have zeros: the same answers, whatever they hold.
+    One channel has the sum of the weights of all: the same answers as an image whose channels are alike where they
+    reach the network. From one to several each has its share; beside several, new channels have zeros: the same
+    answers, whatever they hold.
     """
-    spec = model.card.spec
-    before = spec.input[0]
+    card, before = model.card, model.card.spec.input[0]
+    weight = model.state_dict().get(_STEM)
     if channels == before:
         return model
-    weight = model.state_dict().get(_STEM)
-    if channels < 1 or 1 < channels < before or weight is None:
-        what = f"a network for {before} channels is not made one for {channels}"
+    if weight is None:
+        raise UsageError("this network has no convolution in its stem to adapt", where="input_channels")
+    if type(channels) is not int or channels < 1 or 1 < channels < before:
+        what = f"a network for {before} channels is not made one for {str(channels)[:20]}"
         raise UsageError(what, where="input_channels", fix=f"1, or more than {before}")
+    spec = replace(card.spec, input=(channels, *card.spec.input[1:]))
+    require(spec)
+    made, how = _for_channels(weight, channels)
+    origin = f"{card.origin}, for {channels} input channel{'s' * (channels > 1)}"
+    prepared = _prepared(card.preparation, channels)
+    return carry(model, replace(card, spec=spec, preparation=prepared, origin=origin), {_STEM: (made, how)})
+
+
+def _for_channels(weight: Tensor, channels: int) -> tuple[Tensor, str]:
+    before = weight.shape[1]
     if channels == 1:
-        made, how = weight.sum(1, keepdim=True), f"the sum of {before} channels"
-    elif before == 1:
-        made, how = weight.expand(-1, channels, -1, -1) / channels, f"1/{channels} for each channel"
-    else:
-        more = weight.new_zeros(weight.shape[0], channels - before, *weight.shape[2:])
-        made, how = torch.cat([weight, more], 1), f"zeros for {channels - before} more channels"
-    image = (channels, *spec.input[1:])
-    prepared = _prepared(model.card.preparation, channels)
-    return carry(
-        model, replace(model.card, spec=replace(spec, input=image), preparation=prepared), {_STEM: (made, how)}
-    )
+        return weight.sum(1, keepdim=True), f"the sum of {before} channels"
+    if before == 1:
+        return weight.expand(-1, channels, -1, -1) / channels, f"1/{channels} for each channel"
+    more = weight.new_zeros(weight.shape[0], channels - before, *weight.shape[2:])
+    return torch.cat([weight, more], 1), f"zeros for {channels - before} more channels"
 
 
 def _prepared(how: Preparation, channels: int) -> Preparation:

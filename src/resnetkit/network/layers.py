@@ -193,20 +193,22 @@ class GlobalAverage(nn.Module):
         return x.mean((2, 3))
 
 
-class ZeroEdgedMax(nn.Module):
-    """A max pool that sees zeros around the map, as Keras pads it."""
+class EdgedMax(nn.Module):
+    """A max pool whose edge is written out: zeros, as Keras pads it, or numbers that never win, where torch's own pool
+    takes no such padding (dilated ones).
+    """
 
-    def __init__(self, kernel: int, stride: int, dilation: int) -> None:
+    def __init__(self, op: ops.MaxPooling) -> None:
         super().__init__()
-        self.kernel, self.stride, self.dilation = kernel, stride, dilation
-        self.padding = dilation * ((kernel - 1) // 2)
+        self.kernel, self.stride, self.dilation, self.padding = op.kernel, op.stride, op.dilation, op.padding
+        self.edge = 0.0 if op.edge == "zeros" else -math.inf
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, (self.padding,) * 4)
+        padded = F.pad(x, (self.padding,) * 4, value=self.edge)
         return F.max_pool2d(padded, self.kernel, self.stride, dilation=self.dilation)
 
     def extra_repr(self) -> str:
-        return f"{self.kernel}, stride={self.stride}"
+        return f"{self.kernel}, stride={self.stride}, dilation={self.dilation}, edge={self.edge}"
 
 
 class Blur(nn.Module):
@@ -323,8 +325,8 @@ def _average(op: ops.AveragePooling) -> nn.Module:
 
 
 def _max_pool(op: ops.MaxPooling) -> nn.Module:
-    if op.edge == "zeros":
-        return ZeroEdgedMax(op.kernel, op.stride, op.dilation)
+    if op.edge == "zeros" or (op.dilation > 1 and op.padding):
+        return EdgedMax(op)
     return nn.MaxPool2d(op.kernel, op.stride, op.padding, op.dilation, ceil_mode=op.edge == "ceil")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def _require_free(path: Path, to: str) -> None:
     if to != OWN:
         _library(to)
     if to not in (OWN, "hf") and path.suffix != ".safetensors":
-        raise UsageError("weights are written as .safetensors", where=str(path), fix=f"call it {path.stem}.safetensors")
+        raise UsageError(
+            "weights are written as .safetensors", where=str(path), fix=f"call it {path.with_suffix('.safetensors')}"
+        )
     if path.exists():
         raise UsageError("this exists already", where=str(path), fix="name another, or remove it")
 
@@ -102,12 +105,30 @@ def _prove(path: Path, tensors: dict[str, Tensor]) -> None:
     again, _ = read_tensors(path)
     wrong = [key for key in tensors.keys() | again.keys() if key not in again or not _same(again[key], tensors[key])]
     if wrong:
-        path.unlink()
+        shutil.rmtree(path.parent) if path.name == WEIGHTS_FILE else path.unlink()
         raise VerificationError(f"{len(wrong)} tensors were not written as they are", where=wrong[:3])
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+    """Bit by bit."""
+    bits = [value.reshape(-1).view(torch.uint8) for value in (a, b)]
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*bits)
+
+
+def left_behind(network: Network, to: str) -> str:
+    """What of the card does not travel in a file of this library, in a sentence; empty where all of it does."""
+    how, card = network.card.preparation, network.card
+    if to == OWN:
+        return ""
+    if to != "hf":
+        return "the file holds no names of classes, and does not say how images are prepared"
+    kept = how.crop[0] == how.crop[1] < 384 and len(how.mean) == 3
+    return (
+        ""
+        if kept and card.classes
+        else "the folder says nothing of "
+        + " and ".join(["how images are prepared here"] * (not kept) + ["the names of classes"] * (not card.classes))
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ Hugging Face
@@ -130,7 +151,7 @@ def _hf_images(how: Preparation) -> Words:
         "image_processor_type": "ConvNextImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": max(how.crop)},
-        "crop_pct": max(how.crop) / how.resize,
+        "crop_pct": max(how.crop) / (how.resize + 0.5),  # transformers cuts off what is behind the point
         "resample": 2,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

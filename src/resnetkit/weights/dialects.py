@@ -110,7 +110,7 @@ def _pattern(text: str) -> re.Pattern[str]:
     parts, end = [], 0
     for mark in _PLACEHOLDER.finditer(text):
         parts.append(re.escape(text[end : mark.start()]))
-        parts.append(rf"(?P<{mark[1]}>\d{{1,9}})" if mark[1] else r"(?P<tensor>\w+)")
+        parts.append(rf"(?P<{mark[1]}>0|[1-9][0-9]{{0,8}})" if mark[1] else r"(?P<tensor>\w+)")
         end = mark.end()
     return re.compile("".join(parts) + re.escape(text[end:]))
 

@@ -22,6 +22,7 @@ PREFIXES = (
     "encoder_q.",
 )
 _DEEPEST = 4
+_MOST_PREFIXES = 6
 
 
 def unpacked(found: dict[Any, Any], is_table: Callable[[Any], bool]) -> tuple[dict[Any, Any], tuple[str, ...]]:
@@ -47,7 +48,7 @@ def without_prefixes(names: Collection[str], *, some: bool = False) -> Iterator[
     """
     taken, shown = "", {name: name for name in names}
     has = any if some else all
-    while shown:
+    for _ in range(_MOST_PREFIXES if names else 0):
         yield taken, shown
         prefix = next((word for word in PREFIXES if has(name.startswith(word) for name in shown.values())), None)
         if prefix is None:

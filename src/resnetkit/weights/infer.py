@@ -54,7 +54,6 @@ _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 class Convention:
     """What the authors of a dialect do where shapes say nothing."""
 
-    stride_at: int = 2
     padded: Adapter | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -93,7 +92,7 @@ def infer(shapes: Shapes, convention: Convention = USUAL, pooled: bool = False) 
 def _residual(shapes: Shapes, convention: Convention, pooled: bool) -> tuple[Network, list[str]]:
     adapter = PooledProjection() if pooled else Projection()
     stem, said = _stem(shapes)
-    stages = _stages(shapes, convention.stride_at)
+    stages = _stages(shapes)
     answers = _shortcuts(shapes, stages, stem, adapter, convention)
     made = Network(stages, stem, _head(shapes), _input(shapes, stem), answers)
     if not any(".pre." in key for key in shapes):
@@ -153,8 +152,8 @@ def _convolution(shape: TensorShape) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _stages(shapes: Shapes, stride_at: int) -> tuple[Stage, ...]:
-    return tuple(_stage(shapes, number, blocks, stride_at) for number, blocks in _blocks(shapes).items())
+def _stages(shapes: Shapes) -> tuple[Stage, ...]:
+    return tuple(_stage(shapes, number, blocks) for number, blocks in _blocks(shapes).items())
 
 
 def _blocks(shapes: Shapes) -> dict[int, int]:
@@ -169,7 +168,7 @@ def _blocks(shapes: Shapes) -> dict[int, int]:
     return dict(sorted(blocks.items()))
 
 
-def _stage(shapes: Shapes, number: int, blocks: int, stride_at: int) -> Stage:
+def _stage(shapes: Shapes, number: int, blocks: int) -> Stage:
     convs: list[tuple[int, int, int]] = []
     while (shape := shapes.get(f"stage{number}.block1.branch.conv{len(convs) + 1}.weight")) is not None:
         convs.append(_convolution(shape))
@@ -180,7 +179,7 @@ def _stage(shapes: Shapes, number: int, blocks: int, stride_at: int) -> Stage:
             branch = Basic(convs[0][0])
         case [1, 3, 1]:
             width, each = convs[0][0], max(convs[1][1], 1)
-            branch = Bottleneck(width, max(width // each, 1), 1 if stride_at == 1 else 2)
+            branch = Bottleneck(width, max(width // each, 1))
         case _:
             raise Unknown(f"the blocks of stage {number} are none that are known")
     return Stage(blocks, convs[-1][0], branch, reduce, _attention(shapes, number, convs[-1][0]))
@@ -231,10 +230,11 @@ def _input(shapes: Shapes, stem: Stem) -> tuple[int, int, int]:
 def _assumed(spec: Network) -> list[str]:
     """What was assumed beside the stem."""
     said = [f"an image is {'x'.join(map(str, spec.input))}", "norms have epsilon 1e-05"]
-    branches = [stage.branch for stage in spec.stages if isinstance(stage.branch, Bottleneck)]
-    if branches:
-        where = "first 1x1 (v1)" if branches[0].stride_at == 1 else "3x3 (v1.5)"
-        said.insert(0, f"the {where} of a bottleneck has the stride")
+    if not isinstance(spec.head, MLP):
+        said.insert(0, "every stage but the first halves the map, none is dilated or blurred")
+    if any(isinstance(stage.branch, Bottleneck) for stage in spec.stages):
+        said.insert(0, "the 3x3 of a bottleneck has the stride (v1.5)")
+    said.append(f"activations are {spec.activation}")
     if isinstance(spec.shortcuts, Shortcuts) and isinstance(spec.shortcuts.wider, ZeroPadded):
         side = {"both": "on both sides", "end": "at the end"}[spec.shortcuts.wider.side]
         said.insert(0, f"where channels change, zeros are added {side} (option A)")

@@ -249,7 +249,7 @@ def _hugging_face_words(spec: Network) -> Words:
         "hidden_sizes": [stage.channels for stage in spec.stages],
         "depths": _layers(spec),
         "layer_type": "bottleneck" if isinstance(first, Bottleneck) else "basic",
-        "hidden_act": spec.activation,
+        "hidden_act": "relu",  # another one would be used in the stem and behind additions only, never in a branch
         "downsample_in_first_stage": spec.stages[0].reduce.stride == 2,
         "downsample_in_bottleneck": isinstance(first, Bottleneck) and first.stride_at == 1,
         "num_labels": _classes(spec),
@@ -267,8 +267,7 @@ def hugging_face_spec(words: Mapping[str, Any]) -> Network:
         stages.append(Stage(blocks, out, branch, FirstBlock(2 if halved else 1)))
     stem = Stem((Conv(words["embedding_size"], 7, 2),), (MaxPool(3, 2),))
     images = (words.get("num_channels", 3), 224, 224)
-    made = Network(tuple(stages), stem, Linear(words["num_labels"]), images)
-    return replace(made, activation=words.get("hidden_act", "relu"))
+    return Network(tuple(stages), stem, Linear(words["num_labels"]), images)
 
 
 # ----------------------------------------------------------------------------------------------- code for CIFAR

@@ -9,7 +9,7 @@ import json
 import pickle
 import re
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from resnetkit import kinds
 from resnetkit.errors import WeightsError
 from resnetkit.weights.envelope import unpacked
 from resnetkit.weights.fit import short
-from resnetkit.weights.pickles import objection, stranger
+from resnetkit.weights.pickles import GARBLED, objection, stranger
 
 _LONGEST_HEADER = 2 * 2**20  # reading one can take thirty times its length; a network of 10,000 tensors needs 1.2 MB
 
@@ -101,7 +101,9 @@ _RESAVE = "save the tensors as safetensors with the program that wrote the file"
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     reason = objection(path)
     if reason:
-        raise WeightsError(f"this pickle is not read: {reason}", where=str(path), fix=_RESAVE)
+        damaged = reason == GARBLED
+        what = f"this file cannot be read as weights: {reason}" if damaged else f"this pickle is not read: {reason}"
+        raise WeightsError(what, where=str(path), fix=_AGAIN if damaged else _RESAVE)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an unusual pickle protocol; the reader decides what it accepts
@@ -122,22 +124,32 @@ def _inside(found: Any, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if type(found) not in _TABLES:
         return {}, ()
     inner, around = unpacked(dict(dict.items(found)), lambda value: type(value) in _TABLES)
-    if not all(type(key) is str for key in inner):
+    if not all(type(key) is str and is_plain(value) for key, value in inner.items()):
         return {}, around
-    return (inner if all(_is_plain(value, size) for value in inner.values()) else {}), around
+    if sum(value.numel() * value.element_size() for value in inner.values()) > size:
+        return {}, around
+    return _apart(inner), around
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor with numbers of its own, in a row: what training changes in one must not change another."""
+    at = {key: value.untyped_storage().data_ptr() for key, value in tensors.items()}
+    seen = Counter(at.values())
+    alone = {key for key, value in tensors.items() if seen[at[key]] == 1 and value.is_contiguous()}
+    copied = torch.contiguous_format
+    return {key: value if key in alone else value.clone(memory_format=copied) for key, value in tensors.items()}
 
 
 _TABLES = (dict, OrderedDict)
 
 
-def _is_plain(value: Any, size: int) -> bool:
-    """A tensor on the CPU, without attributes of its own, whose numbers are all stored, once each."""
-    if type(value) not in (Tensor, torch.nn.Parameter) or vars(value):
+def is_plain(value: Any, *, anywhere: bool = False) -> bool:
+    """A tensor on the CPU, or on any device, without attributes of its own, whose numbers are all stored."""
+    if type(value) not in (Tensor, torch.nn.Parameter) or vars(value) or value.is_nested or value.is_quantized:
         return False
-    if value.layout != torch.strided or value.device.type != "cpu":
+    if value.layout != torch.strided or value.device.type == "meta" or not (anywhere or value.device.type == "cpu"):
         return False
-    stored = value.untyped_storage().nbytes()
-    return bool(value.numel() * value.element_size() <= stored <= size)
+    return bool(value.numel() * value.element_size() <= value.untyped_storage().nbytes())
 
 
 def _refused(message: str, path: Path) -> str:

@@ -13,7 +13,7 @@ from resnetkit.architecture.spec import Linear, Network, Pooled
 from resnetkit.architecture.tensors import TensorShape, tensors_of
 from resnetkit.errors import UsageError
 from resnetkit.tables import counted
-from resnetkit.weights.dialects import NAMES, TABLES, Dialect
+from resnetkit.weights.dialects import NAMES, TABLES, Dialect, layout_of
 from resnetkit.weights.envelope import without_prefixes
 from resnetkit.weights.fit import COUNT, misfits
 from resnetkit.weights.infer import CONVENTIONS, USUAL, Convention, Unknown, infer
@@ -87,7 +87,7 @@ def _of_head(name: str) -> bool:
 
 
 def _read(table: Dialect, prefix: str, shown: Mapping[str, str], body: bool) -> Reading | None:
-    names = {}
+    names, headed = {}, False
     for theirs, short in shown.items():
         try:
             ours = table.ours(short)
@@ -95,8 +95,11 @@ def _read(table: Dialect, prefix: str, shown: Mapping[str, str], body: bool) -> 
             if body and not table.of_body(short):
                 continue
             return None
+        headed = headed or _of_head(ours)
         if not (body and _of_head(ours)):
             names[theirs] = ours
+    if CONVENTIONS.get(table.name, USUAL).padded and not headed:
+        return None  # nothing but the name of its classifier tells this dialect, and with it option A, from others
     unique = len(set(names.values())) == len(names) > 0
     return Reading(table, prefix, names) if unique else None
 
@@ -126,6 +129,8 @@ def as_named(named: Network, given: Shapes, dialect: str | None = None, *, body:
     """
     best, fewest = None, math.inf
     for reading in readings(given, dialect, body=body):
+        if reading.dialect != OWN and reading.table.layout.pooled != layout_of(named).pooled:
+            continue  # the names of its shortcuts say whether a pool stands in them
         shapes = reading.shapes(given)
         spec = replace(named, head=Pooled()) if body else _with_classes(named, shapes)
         wrong = len(misfits(complete(tensors_of(plan(spec)), shapes), shapes, {}))

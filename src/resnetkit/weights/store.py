@@ -1,7 +1,6 @@
-"""Reading and writing weights: safetensors always, a pickle only through torch's restricted reader.
+"""From weights to a network, and into a model folder.
 
-A file is judged before it is read: what it is, and whether it holds as many bytes as it says. A state dict is compared
-with the plan before a tensor is moved, and either all of it is taken or nothing.
+A state dict is compared with the plan before a tensor is moved, and either all of it is taken or nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ from resnetkit.architecture.card import (
 from resnetkit.architecture.catalog import ROWS, name_of
 from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.plan import Plan
+from resnetkit.architecture.spec import Network as Spec
+from resnetkit.architecture.spec import Pooled
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, WeightsError, suggestion
 from resnetkit.network.build import shell
@@ -40,10 +41,12 @@ from resnetkit.network.layers import Network
 from resnetkit.network.report import Report
 from resnetkit.tables import counted
 from resnetkit.text import to_json
+from resnetkit.weights.envelope import unpacked
 from resnetkit.weights.fit import COUNT, Misfit, Shapes, advice, listed, misfits, short
-from resnetkit.weights.hugging_face import read_folder
+from resnetkit.weights.hugging_face import WEIGHTS as FOLDER_WEIGHTS
+from resnetkit.weights.hugging_face import card_of_config, read_folder
 from resnetkit.weights.infer import preparation
-from resnetkit.weights.read import read_tensors
+from resnetkit.weights.read import is_plain, read_tensors
 from resnetkit.weights.recognise import (
     KNOWN,
     STEM,
@@ -86,14 +89,15 @@ def load(
 ) -> Network:
     """A model folder, a run folder, a weights file of any dialect, a state dict, or a live model; in evaluation mode.
 
-    Whose file it is, and of which network, is told from names and shapes; what these cannot tell is in
+    A network of ours is handed back as it is. A live model of another library is run beside ours on one small image,
+    and refused where the answers differ. Whose file it is, and of which network, is told from names and shapes; what
+    these cannot tell is in
     ``model.card.assumed``. ``network`` and ``dialect`` are stronger than what is told. ``reset_head`` (classes, or
     their names) takes the body alone, whatever the file has behind it, and starts a new linear classifier;
     ``input_channels`` adapts the first convolution. Raises `UsageError` where ``source`` names no weights and
     `WeightsError` where they are damaged, do not fit, or cannot be recognised.
     """
-    if dialect and dialect not in KNOWN:
-        raise UsageError(f"there is no dialect called {dialect!r}", where="dialect", fix=suggestion(dialect, KNOWN))
+    _require(source, network, dialect)
     told = Told(network, dialect, reset_head is not None, input_channels is not None)
     found = _live(source, told) if isinstance(source, nn.Module | Mapping) else _stored(source, told)
     report = found.report
@@ -104,6 +108,18 @@ def load(
     if report and found.report and found.report is not report:
         found.report = report.then(found.report)
     return found
+
+
+def _require(source: object, network: str | None, dialect: str | None) -> None:
+    """Raise `UsageError` for what is none of the things that can be loaded, and for a dialect that is not known."""
+    if not isinstance(source, str | os.PathLike | nn.Module | Mapping):
+        raise UsageError(f"a {type(source).__name__} is no model", where="model", fix="name a file or folder")
+    if dialect and dialect not in KNOWN:
+        raise UsageError(
+            f"there is no dialect called {dialect!r}", where="dialect", fix=suggestion(str(dialect), KNOWN)
+        )
+    if (network or dialect) and isinstance(source, Network):
+        raise UsageError("this model knows what it is", where="network, dialect", fix="leave them out")
 
 
 @dataclass(frozen=True)
@@ -119,24 +135,35 @@ class Told:
 def _stored(source: str | os.PathLike[str], told: Told) -> Network:
     source = source if isinstance(source, str) else Path(source)
     folder = None if told.network and Path(source).is_file() else model_folder(source)
+    if folder and (told.network or told.dialect):
+        raise UsageError("a model folder says itself what is in it", where=str(folder), fix="leave --network out")
     if folder:
         path = folder / WEIGHTS_FILE
         return assemble(read_card(folder), read_tensors(path)[0], str(path), _WHOLE_FOLDER)
-    if is_hugging_face(Path(source)):
-        return _hugging_face(Path(source))
     path = Path(source)
+    beside = path.parent if path.is_file() and path.name in FOLDER_WEIGHTS else path  # its config says what it is
+    if is_hugging_face(beside) and not told.network:
+        return _hugging_face(beside, told)
     if not path.is_file():
         raise _no_weights(source)
     tensors, around = read_tensors(path)
     return _from_tensors(path, tensors, around, told)
 
 
-def _hugging_face(folder: Path) -> Network:
+def _hugging_face(folder: Path, told: Told) -> Network:
     card, path = read_folder(folder)
     tensors, _ = read_tensors(path)
-    found = as_named(card.spec, _shapes(tensors), "hf") or Recognised(as_they_are(tensors), card.spec, ())
-    names = found.reading.names
-    return assemble(card, {names[key]: value for key, value in tensors.items()}, str(path), names=names)
+    return _as_config(card, path, tensors, told)
+
+
+def _as_config(card: Card, path: Path, tensors: Mapping[str, Tensor], told: Told) -> Network:
+    """Tensors of transformers, of which a config has told the network."""
+    found = as_named(card.spec, _shapes(tensors), "hf", body=told.body)
+    reading = found.reading if found else as_they_are(tensors)
+    card = replace(card, spec=replace(card.spec, head=Pooled()), classes=()) if told.body else card
+    left = tuple(key for key in tensors if key not in reading.names)
+    ours = {own: tensors[key] for key, own in reading.names.items()}
+    return assemble(card, ours, str(path), names=reading.names, left=left)
 
 
 def _from_tensors(path: Path, tensors: Mapping[str, Tensor], around: Sequence[str], told: Told) -> Network:
@@ -145,7 +172,8 @@ def _from_tensors(path: Path, tensors: Mapping[str, Tensor], around: Sequence[st
     ours = {own: tensors[key] for key, own in names.items()}
     ours |= {key: ours[key].flatten(1) for key in found.reading.table.as_conv & ours.keys()}
     left = tuple(key for key in tensors if key not in names)
-    card = _card(path, found, told.network, around)
+    words = list(dict.fromkeys(short(".".join(key.split(".")[:-1]), 60) for key in left))
+    card = _card(path, found, told.network, around, words if len(words) <= 5 else [*words[:4], "others"])
     return assemble(card, ours, str(path), worked_out=found.plan, names=names, left=left)
 
 
@@ -154,10 +182,50 @@ def _live(source: nn.Module | Mapping[str, Tensor], told: Told) -> Network:
     if isinstance(source, Network):
         return source
     given = source.state_dict() if isinstance(source, nn.Module) else source
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in given.items()):
-        raise UsageError("this is no state dict: names and tensors", where="model")
-    tensors = {key: value.detach().cpu().clone() for key, value in given.items()}
-    return _from_tensors(Path(type(source).__name__), tensors, (), told)
+    if not isinstance(source, nn.Module):
+        given, _ = unpacked(dict(given), lambda value: isinstance(value, Mapping))
+    name = type(source).__name__
+    if not all(isinstance(key, str) and is_plain(value, anywhere=True) for key, value in given.items()):
+        raise UsageError("this is no state dict: names and plain tensors", where=name)
+    tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in given.items()}
+    config = getattr(source, "config", None)
+    if config is not None and getattr(config, "model_type", "") == "resnet" and not told.network:
+        found = _as_config(card_of_config(config.to_dict(), name), Path(name), tensors, told)
+    else:
+        found = _from_tensors(Path(name), tensors, (), told)
+    if isinstance(source, nn.Module) and not told.body:
+        _agree(source, found)
+    return found
+
+
+_PROBE, _NEARLY = 65, 1e-3
+
+
+def _agree(theirs: nn.Module, ours: Network) -> None:
+    """Raise `WeightsError` where a live model answers otherwise than ours: shapes tell no stride and no activation."""
+    first = next(theirs.parameters())
+    image = torch.rand(1, ours.card.spec.input[0], _PROBE, _PROBE - 2, generator=torch.Generator().manual_seed(0))
+    modes = [(module, module.training) for module in theirs.modules()]
+    try:
+        with torch.inference_mode():
+            found = theirs.eval()(image.to(first.device, first.dtype))
+            expected = ours(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise WeightsError(f"this model cannot be run beside ours: {short(str(error), 200)}", fix=_BY_FILE) from None
+    finally:
+        for module, training in modes:
+            module.training = training
+    found = getattr(found, "logits", found)
+    if not isinstance(found, Tensor) or found.numel() != expected.numel():
+        raise WeightsError("this model hands on something else than ours, so it is not compared", fix=_BY_FILE)
+    apart = float((found.reshape(expected.shape).float().cpu() - expected).abs().max() / expected.abs().max())
+    if not apart <= _NEARLY:
+        what = f"this model has the tensors of {ours.card.name}, and answers otherwise: they differ by {apart:.2g}"
+        fix = "strides, dilation, pools, activations or epsilon are its own: describe it in a .toml file, network="
+        raise WeightsError(what, where=type(theirs).__name__, fix=fix)
+
+
+_BY_FILE = "load its state_dict(), if it is one of ours all the same"
 
 
 def _understood(path: Path, given: Shapes, told: Told) -> Recognised:
@@ -167,9 +235,15 @@ def _understood(path: Path, given: Shapes, told: Told) -> Recognised:
     if isinstance(found, str):
         what = f"it cannot be told which network these weights are of: {short(found, 300)}"
         body = None if told.body else recognise(given, told.dialect, body=True)
-        fix = f"the body is that of {row_of(body.spec)}; {_RESET_HEAD}" if isinstance(body, Recognised) else _NAME_IT
+        fix = f"{_body_of(body.spec)}; {_RESET_HEAD}" if isinstance(body, Recognised) else _NAME_IT
         raise WeightsError(what, where=str(path), fix=fix)
     return found
+
+
+def _body_of(spec: Spec) -> str:
+    name = row_of(spec)
+    blocks = "-".join(str(stage.blocks) for stage in spec.stages)
+    return f"the body is that of {name}" if name != "custom" else f"the body is one of {blocks} blocks"
 
 
 def _fitting(path: Path, given: Shapes, told: Told, network: str) -> Recognised:
@@ -191,7 +265,7 @@ def _channels(given: Shapes, told: Told) -> int:
     return next((shape[1] for shape in shapes if len(shape) == 4), 0)
 
 
-def _card(path: Path, found: Recognised, network: str | None, around: Sequence[str]) -> Card:
+def _card(path: Path, found: Recognised, network: str | None, around: Sequence[str], left: Sequence[str] = ()) -> Card:
     """The card of a file without one: what was told, taken off and assumed."""
     reading, name = found.reading, name_of(network) if network else row_of(found.spec)
     taken = [f"in the table {table}" for table in around]
@@ -199,14 +273,16 @@ def _card(path: Path, found: Recognised, network: str | None, around: Sequence[s
     origin = ", ".join([f"{path.name}, read as {name} in the dialect {reading.dialect}", *taken])
     card = card_for(name, found.spec)
     prepared = preparation(found.spec, reading.convention) or card.preparation
-    return replace(card, origin=origin, preparation=prepared, assumed=(*found.assumed, _said(prepared)))
+    said = [f"what begins with {word} is left out" for word in left]
+    return replace(card, origin=origin, preparation=prepared, assumed=(*found.assumed, *said, _said(prepared)))
 
 
 def _said(how: Preparation) -> str:
     """How images are taken to be prepared, in a sentence."""
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (how.mean, how.std))
     size = "x".join(map(str, how.crop))
-    return f"images are {how.colour} / 255, {size} from the middle of a side of {how.resize}, mean {mean}, std {std}"
+    colours = {1: "grey", 3: "RGB"}.get(len(how.mean), f"{len(how.mean)} channels")
+    return f"images are {colours} / 255, {size} from the middle of a side of {how.resize}, mean {mean}, std {std}"
 
 
 def assemble(
@@ -234,8 +310,14 @@ def assemble(
         count = f"{len(found)} of {len(wanted.keys() | given.keys())}"
         what = f"these weights do not fit {card.name}: {count} tensors differ"
         raise WeightsError(what, where=[where, *listed(found)], fix=_advice(found, _shapes(tensors), fix))
-    exact = {key: given[key].long() if key.endswith(COUNT) else given[key].float() for key in wanted}
-    _warn_of(nonfinite(exact), where)
+    try:
+        exact = {key: given[key].long() if key.endswith(COUNT) else given[key].float() for key in wanted}
+    except (RuntimeError, NotImplementedError) as error:
+        what = f"these numbers cannot be read as fp32: {short(str(error), 100)}"
+        raise WeightsError(what, where=where, fix="save the tensors as fp32, fp16 or bf16") from None
+    _warn_of(nonfinite(exact), "NaN or infinite numbers", where)
+    _warn_of({key: n for key in exact if key.endswith("running_var") and (n := int((exact[key] < 0).sum()))},
+             "negative variances", where)  # fmt: skip
     _assign(model, exact)
     model.report = replace(_report(exact, given, lacking, names or {}), dropped=left)
     return model.eval()
@@ -303,11 +385,11 @@ def nonfinite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {key: count for key, count in counted.items() if count}
 
 
-def _warn_of(counts: Mapping[str, int], where: str) -> None:
+def _warn_of(counts: Mapping[str, int], what: str, where: str) -> None:
     if counts:
         shown = [f"{key} ({count:,})" for key, count in counts.items()][:5]
         more = [f"{len(counts) - 5} more tensors"] * (len(counts) > 5)
-        told = f"NaN or infinite numbers in {', '.join(shown + more)}: {where}"
+        told = f"{what} in {', '.join(shown + more)}: {where}"
         warnings.warn(told, ResnetkitWarning, stacklevel=4)  # whoever called load
 
 
