@@ -19,10 +19,12 @@ from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.published import PUBLISHED
 from resnetkit.cli import main
+from resnetkit.explain.figure import figure
 from resnetkit.explain.picture import picture
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/explain.md", "docs/training.md", "docs/models.md", "docs/data.md", "docs/weights.md")
+COMPARED = ("vgg19", "plain34", "resnet34")
 PICTURES = ("resnet18", "resnet50", "plain34", "resnet34", "resnet20")
 BLOCK = re.compile(r"(<!-- (made by|made from): (.+?) -->\n)(?:(?!<!-- end -->).)*(<!-- end -->)", re.DOTALL)
 
@@ -150,7 +152,8 @@ def files() -> dict[Path, str]:
     """Path -> what should stand there."""
     pages = {ROOT / page: BLOCK.sub(block, (ROOT / page).read_text()) for page in PAGES}
     pictures = {ROOT / "docs" / "pictures" / f"{name}.svg": picture(plan(ROWS[name]), name) for name in PICTURES}
-    return pages | pictures
+    plans = {name: plan(ROWS[name]) for name in COMPARED}
+    return pages | pictures | {ROOT / "docs" / "pictures" / f"{'-'.join(COMPARED)}.svg": figure(plans)}
 
 
 if __name__ == "__main__":

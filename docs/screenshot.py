@@ -1,25 +1,39 @@
-"""A picture of a run's report for README: python docs/screenshot.py RUN. Needs Chromium."""
+"""Pictures of pages for the documentation; needs Chromium.
+
+python docs/screenshot.py RUN        the report of a run
+python docs/screenshot.py            the page of ResNet-50, wide and narrow
+"""
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-OUT = Path(__file__).parent / "pictures" / "report.png"
+from resnetkit.architecture.catalog import ROWS
+from resnetkit.explain.page import page
+
+PICTURES = Path(__file__).parent / "pictures"
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 
-def shoot(run: Path, out: Path, width: int = 960, height: int = 1180) -> None:
-    """The page as it stands in the run folder, without a network."""
+def shoot(html: Path, out: Path, width: int, height: int) -> None:
+    """A page as it stands in its file, without a network."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        page = browser.new_context(viewport={"width": width, "height": height}, offline=True).new_page()
-        page.goto((run / "report.html").absolute().as_uri())
-        page.screenshot(path=out)
+        there = browser.new_context(viewport={"width": width, "height": height}, offline=True).new_page()
+        there.goto(html.absolute().as_uri())
+        there.screenshot(path=out)
         browser.close()
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv[2]) if len(sys.argv) > 2 else OUT
-    shoot(Path(sys.argv[1]), out, *map(int, sys.argv[3:]))
+    if len(sys.argv) > 1:
+        shoot(Path(sys.argv[1]) / "report.html", PICTURES / "report.png", 960, 1180)
+        sys.exit()
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "page.html"
+        made.write_text(page("resnet50", ROWS["resnet50"]), encoding="utf-8")
+        shoot(made, PICTURES / "page.png", 1280, 1180)
+        shoot(made, PICTURES / "page-narrow.png", 400, 900)

@@ -1,10 +1,16 @@
 """What the network says of itself."""
 
+import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import resnetkit as rk
 from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.plan import Role, plan
 from resnetkit.architecture.spec import FirstBlock
@@ -197,3 +203,87 @@ def test_a_picture_is_sound_and_shows_every_block(name):
     for part in made.parts.values():
         if part.role in ("block", "shortcut"):
             assert any(title.startswith(part.path + ":") for title in titles), part.path
+
+
+# ------------------------------------------------------------------------------------------------- the command itself
+
+
+def test_the_command_understands_the_names_of_others(cli):
+    code, out, _ = cli("explain", "resnet50", "--why", "layer1.0.downsample")
+    assert code == 0
+    assert out.splitlines()[0] == "layer1.0.downsample: stage1.block1.shortcut"
+    found = json.loads(cli("explain", "resnet50", "--why", "conv2_block1_0_conv", "--json")[1])
+    assert found["why"]["conv2_block1_0_conv"]["path"] == "stage1.block1.shortcut.conv"
+    assert cli("explain", "resnet50", "--why", "layer9")[0] == 2
+
+
+def test_the_table_with_the_names_of_others(cli):
+    code, out, _ = cli("explain", "resnet50", "--depth", 2, "--names", "keras")
+    assert code == 0
+    assert out.splitlines()[0].split()[:3] == ["path", "keras", "what"]
+    assert "stage1.block1  conv2_block1 (conv_block)" in out
+    code, _, err = cli("explain", "resnet50", "--names", "kera")
+    assert (code, err.splitlines()[-1]) == (2, "fix: did you mean keras?")
+
+
+def test_comparing(cli, tmp_path):
+    code, out, _ = cli("explain", "resnet50", "--compare", "resnet50_v1")
+    assert code == 0
+    assert "resnet50_v1 has the stride at the first 1x1 in stage2, stage3, stage4; resnet50 at the 3x3" in out
+    assert "identical" in cli("explain", "resnet50", "--compare", "resnet50")[1]
+    found = json.loads(cli("explain", "vgg19", "--compare", "plain34", "resnet34", "--json")[1])
+    assert found["schema"] == "resnetkit.compare/1"
+    code, out, _ = cli("explain", "vgg19", "--compare", "plain34", "resnet34", "--picture", tmp_path / "3.svg")
+    assert (code, out) == (0, "")
+    assert ET.parse(tmp_path / "3.svg").getroot().tag.endswith("svg")
+    assert cli("explain", "vgg19", "--compare", "resnet5O")[0] == 2
+
+
+def test_a_page_of_a_network(cli, tmp_path):
+    path = tmp_path / "net.html"
+    assert cli("explain", "resnet18", "--html", path)[0] == 0
+    first = path.read_text()
+    assert "script-src 'sha256-" in first
+    assert "unsafe" not in first.split("</head>")[0]
+    assert cli("explain", "resnet18", "--html", path)[0] == 0  # a page of ours is replaced
+    path.write_text("mine")
+    code, _, err = cli("explain", "resnet18", "--html", path)
+    assert (code, path.read_text()) == (2, "mine")
+    assert err.startswith("error: this file exists already")
+
+
+def test_what_a_network_sees(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rk.save(rk.build(TINY["basic-b"], classes=["ant", "bee", "cat", "dog", "eel"]), "model")
+    Image.new("RGB", (20, 20), "red").save("a.png")
+    code, out, err = cli("explain", "model", "--image", "a.png")
+    assert code == 0
+    assert len(out.splitlines()) == 4
+    assert "wrote a-seen.html" in err
+    assert "Grad-CAM" in Path("a-seen.html").read_text()
+    assert json.loads(cli("explain", "model", "--image", "a.png", "--html", "b.html", "--json")[1])["page"] == "b.html"
+    code, _, err = cli("explain", "model", "--image", "320")
+    assert (code, err) == (2, "error: --image names a picture\nwhere: 320\nfix: --size 320\n")
+    assert cli("explain", "resnet18", "--image", "a.png")[0] == 2  # a name has no weights
+    Path("bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert cli("explain", "model", "--image", "bad.png")[0] == 3
+    assert cli("explain", "model", "--image", "nowhere.png")[0] in (2, 3)
+
+
+def test_words_about_weights_where_there_are_none(cli):
+    code, _, err = cli("explain", "resnet18", "--network", "resnet34")
+    assert (code, err.splitlines()[0]) == (2, "error: there is no weights file here that this could be about")
+
+
+def test_a_plan_in_a_notebook():
+    shown = plan(spec("resnet18"))._repr_html_()
+    assert shown.count("<tr>") == 1 + 4 + 8 + 2
+    assert "11,689,512 params" in shown
+
+
+@pytest.mark.parametrize("name", ["resnet1202", "resnet200d", "vgg19_bn", "keras_resnet152v2"])
+def test_no_answer_takes_torch(name):
+    code = "import sys\nfrom resnetkit.cli import main\n"
+    code += "assert main(['explain', sys.argv[1], '--why', 'head']) == 0\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

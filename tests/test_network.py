@@ -94,7 +94,9 @@ def test_a_zero_last_norm_makes_a_block_its_shortcut(name):
 
 
 STATISTICS_FREE = ["basic-b", "basic-a", "basic-a-end", "basic-c", "basic-d", "plain", "bottleneck", "bottleneck-v1",
-                   "chain", "subsampled", "subsampled-3", "last-block", "no-norm", "silu-grey", "three-stages"]  # fmt: skip
+                   "chain", "subsampled", "subsampled-3", "last-block", "no-norm", "silu-grey", "three-stages", "pre",
+                   "pre-bottleneck", "pre-a", "pre-plain", "pre-last-block", "biases", "vgg", "stochastic",
+                   "ceil-pool"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STATISTICS_FREE)
@@ -148,7 +150,11 @@ def test_features():
     assert str(caught.value) == "error: this network has no place called 'stage3'\nfix: did you mean stage2?"
 
 
-@pytest.mark.parametrize("name", ["basic-b", "bottleneck", "plain", "basic-d", "deep-stem"])
+VARIANTS = ["basic-b", "bottleneck", "plain", "basic-d", "deep-stem", "basic-a", "subsampled", "group-norm", "pre-bottleneck",
+            "pre-last-block", "attention", "channel-attention", "blurred", "vgg", "ceil-pool", "stochastic", "chain"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_an_ordinary_module(name):
     model = shaken(build(TINY[name]))
     x = images(model)
@@ -206,3 +212,38 @@ def test_any_size_of_image_fits(name, height, width):
     shape = plan(TINY[name], (height, width)).output
     with torch.inference_mode():
         assert tuple(model(torch.zeros(1, model.plan.input[0], height, width)).shape[1:]) == shape
+
+
+def test_a_branch_is_left_out_in_training_only():
+    model = build(replace(BASE, stochastic_depth=0.5)).eval()
+    rates = [module.rate for module in model.modules() if type(module).__name__ == "DropBranch"]
+    assert rates == pytest.approx([0.5 / 3, 1 / 3, 0.5])
+    drop = model.stage2.block2.branch.drop
+    x = torch.ones(4000, 2, 1, 1)
+    assert torch.equal(drop(x), x)
+    torch.manual_seed(0)
+    seen = drop.train()(x)
+    assert set(seen.unique().tolist()) == {0.0, 2.0}
+    assert float(seen.mean()) == pytest.approx(1, abs=0.05)
+    assert torch.equal(seen[:, 0], seen[:, 1])
+
+
+def test_a_blur_smooths_and_keeps_what_is_even():
+    blur = build(TINY["blurred"]).stem.blur
+    assert torch.allclose(blur(torch.full((1, 8, 9, 9), 3.0)), torch.tensor(3.0))
+    point = torch.zeros(1, 8, 9, 9)
+    point[:, :, 4, 4] = 16
+    assert blur(point)[0, 0, 1:4, 1:4].tolist() == [[0, 0, 0], [0, 4, 0], [0, 0, 0]]
+
+
+def test_edges_of_a_pool_differ_where_maps_do():
+    """Zeros win against numbers below them, padding never does, and Caffe's grid lies one pixel beside torch's."""
+    x = -torch.rand(1, 8, 12, 12, generator=torch.Generator().manual_seed(0)) - 1
+    pools = {edge: build(replace(BASE, stem=s.Stem((s.Conv(8),), (s.MaxPool(3, 2, edge),)))).stem.pool
+             for edge in ("padded", "zeros", "ceil")}  # fmt: skip
+    padded, zeros, ceil = (pools[edge](x) for edge in ("padded", "zeros", "ceil"))
+    assert padded.shape == zeros.shape == ceil.shape
+    assert torch.equal(zeros[..., 1:, 1:], padded[..., 1:, 1:])
+    assert (zeros[..., 0, :] == 0).all()
+    assert not torch.equal(ceil, padded)
+    assert torch.equal(zeros.relu() * 0 + pools["zeros"](x.abs()), pools["padded"](x.abs()))

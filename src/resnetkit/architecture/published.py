@@ -20,6 +20,9 @@ _TABLE_3 = "arXiv 1512.03385, table 3, ten crops"
 _CIFAR = "arXiv 1512.03385, table 6, CIFAR-10"
 _KUANGLIU = "kuangliu/pytorch-cifar, CIFAR-10"
 
+_TIMM = "timm, results-imagenet.csv, {} weights, 224 pixels"
+_KERAS = "Keras Applications"
+
 PUBLISHED: dict[str, Published] = {
     "resnet18": Published(69.758, _V1),
     "resnet34": Published(73.314, _V1),
@@ -47,4 +50,25 @@ PUBLISHED: dict[str, Published] = {
     "resnet1202": Published(92.07, _CIFAR),
     "cifar_resnet18": Published(93.02, _KUANGLIU),
     "cifar_resnet50": Published(93.62, _KUANGLIU),
+    "vgg16": Published(71.93, _TABLE_3),
+    **{
+        name: Published(top1, _TIMM.format(weights))
+        for name, (top1, weights) in {
+            "resnet10t": (68.354, "its own"),
+            "resnet14t": (72.242, "its own"),
+            "resnet18d": (72.296, "ra2"),
+            "resnet26": (75.298, "bt"),
+            "resnet50c": (78.016, "gluon"),
+            "resnet50d": (80.546, "ra2"),
+            "resnet50s": (78.710, "gluon"),
+            "seresnet50": (80.260, "ra2"),
+            "resnetblur50": (79.306, "bt"),
+            "resnetv2_50": (80.410, "a1h"),
+        }.items()
+    },
+    **{
+        f"keras_resnet{name}": Published(top1, _KERAS)
+        for name, top1 in (("50", 74.9), ("101", 76.4), ("152", 76.6), ("50v2", 76.0), ("101v2", 77.2), ("152v2", 78.0))
+    },
+    **{f"caffe_resnet{depth}": Published(top1, _MSRA) for depth, top1 in ((50, 75.3), (101, 76.4), (152, 77.0))},
 }
