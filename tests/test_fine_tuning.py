@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 import resnetkit as rk
+from resnetkit.architecture.spec import MLP
 from resnetkit.errors import TextError, UsageError
 from resnetkit.learn.evaluation import Answers, Evaluation, interval, told
 from resnetkit.learn.recipe import FineTune, Recipe, Scratch
 from resnetkit.learn.train import _optimiser, learning
 from resnetkit.text import to_toml
 
-from tiny import BASE
+from tiny import BASE, TINY
 
 SETTINGS = {"batch_size": 8, "precision": "fp32"}
 
@@ -208,3 +209,21 @@ def test_calibration_by_hand():
     assert found.mistakes(9) == [1]
     assert found.unsure(2) == [2, 1]
     assert told(3, 4) == "75.00% (95% interval 30.1% to 95.4%)"
+
+
+def test_hidden_layers_of_a_head_are_kept(tmp_path, pictures):
+    """Of a head with hidden layers only the classifier is new, and the network stays what it is."""
+    (tmp_path / "vgg.toml").write_text(to_toml(TINY["vgg"]))
+    first = rk.train(
+        pictures("a", ["x", "y", "z"], 8),
+        tmp_path / "vgg.toml",
+        out=tmp_path / "one",
+        settings=SETTINGS | {"epochs": 1},
+    )
+    assert first.card.spec == replace(TINY["vgg"], head=replace(TINY["vgg"].head, classes=3))
+    frozen = SETTINGS | {"epochs": 1, "start": {"kind": "fine-tune", "body_rate": 0.0}, "optimiser": {"lr": 1e-9}}
+    second = rk.train(pictures("b", ["p", "q"], 8), first.path, out=tmp_path / "two", settings=frozen)
+    before, after = state(first), state(second)
+    torch.testing.assert_close(before["head.linear1.weight"], after["head.linear1.weight"])
+    assert after["head.linear.weight"].shape == (2, 12)
+    assert rk.build("vgg11", classes=7, device="meta").card.spec.head == MLP(7)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from resnetkit.architecture.catalog import ROWS, name_of
 from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.rules import require
-from resnetkit.architecture.spec import Linear, Network
+from resnetkit.architecture.spec import Network, class_count, with_classes
 from resnetkit.errors import Fault, TextError, UsageError, WeightsError
 from resnetkit.text import from_data, parse_json, read_text
 
@@ -94,15 +94,14 @@ class Card:
     @property
     def labels(self) -> tuple[str, ...]:
         """What its classes are called, ``class 3`` where they have no names; empty without a classifier."""
-        count = self.spec.head.classes if isinstance(self.spec.head, Linear) else 0
-        return self.classes or tuple(f"class {i}" for i in range(count))
+        return self.classes or tuple(f"class {i}" for i in range(class_count(self.spec.head)))
 
 
 def card_for(name: str, spec: Network, classes: tuple[str, ...] = ()) -> Card:
     """The card of a network that has not been trained; class names set the number of classes."""
     require(spec)
     if classes:
-        spec = replace(spec, head=Linear(len(classes)))
+        spec = with_classes(spec, len(classes))
     return Card(name, spec, preparation_for(spec), classes)
 
 
@@ -159,7 +158,7 @@ def _faults(card: Card) -> list[Fault]:
     """What contradicts itself in a card."""
     channels = card.spec.input[0]  # of more than pictures have, tensors are made elsewhere
     found = preparation_faults(card.preparation, channels) if channels in _COLOURS else []
-    count = card.spec.head.classes if isinstance(card.spec.head, Linear) else 0
+    count = class_count(card.spec.head)
     if card.classes and len(card.classes) != count:
         found.append(Fault("classes", f"{len(card.classes)} names", f"{count}, as spec.head"))
     return found

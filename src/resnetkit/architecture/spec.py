@@ -14,7 +14,7 @@ Sizes are pixels, ``input`` is (channels, height, width). Everything is frozen: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Activation = Literal["relu", "leaky_relu", "elu", "silu", "gelu", "mish", "hardswish"]
@@ -320,3 +320,14 @@ class Network:
     order: Literal["conv-norm-act", "norm-act-conv"] = "conv-norm-act"
     bias: Literal["without-norm", "always", "never"] = "without-norm"
     stochastic_depth: float = 0.0
+
+
+def class_count(head: Head) -> int:
+    """How many classes a head tells apart; 0 where it has no classifier."""
+    return head.classes if isinstance(head, Linear | MLP) else 0
+
+
+def with_classes(network: Network, classes: int) -> Network:
+    """The same network for so many classes; one without a classifier gets a linear one."""
+    head = replace(network.head, classes=classes) if isinstance(network.head, Linear | MLP) else Linear(classes)
+    return replace(network, head=head)

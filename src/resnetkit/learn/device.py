@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resnetkit.architecture.card import Preparation
-from resnetkit.architecture.spec import Linear
+from resnetkit.architecture.spec import class_count
 from resnetkit.errors import MachineError, UsageError, suggestion
 from resnetkit.images.prepare import scale_and_shift
 from resnetkit.network.layers import Network
@@ -106,6 +106,7 @@ def answering(
 
 def classes_of(network: Network) -> int:
     """How many classes a network tells apart; raises `UsageError` where it has no classifier."""
-    if not isinstance(network.card.spec.head, Linear):
+    count = class_count(network.card.spec.head)
+    if not count:
         raise UsageError("this network has no classifier, so it names no class", where=network.card.name)
-    return network.card.spec.head.classes
+    return count

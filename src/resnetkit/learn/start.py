@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from resnetkit import files
 from resnetkit.architecture.card import Card, Training, card_for, card_of, preparation_faults, preparation_for
 from resnetkit.architecture.plan import plan
-from resnetkit.architecture.spec import Linear
+from resnetkit.architecture.spec import with_classes
 from resnetkit.errors import DataError, MachineError, TextError, UsageError
 from resnetkit.learn.data import Data, divide, fingerprint, leaks, listed
 from resnetkit.learn.device import pick, resolve
@@ -33,6 +31,7 @@ from resnetkit.learn.run import RECIPE_FILE, Prepared
 from resnetkit.learn.settings import with_options
 from resnetkit.learn.sources import open_data
 from resnetkit.network.build import build
+from resnetkit.network.carry import carry
 from resnetkit.network.layers import Network
 from resnetkit.tables import counted
 from resnetkit.text import from_data
@@ -116,7 +115,7 @@ def _decided(
 
 def _card(opened: Data, recipe: Recipe, own: Card) -> Card:
     """The card of what will come out: the network's, for this data."""
-    spec = replace(own.spec, head=Linear(len(opened.classes)), input=recipe.image or own.spec.input)
+    spec = replace(with_classes(own.spec, len(opened.classes)), input=recipe.image or own.spec.input)
     if isinstance(recipe.start, FineTune) and spec.input[0] != own.spec.input[0]:
         what = f"these weights see {own.spec.input[0]} channels, and the run's images have {spec.input[0]}"
         raise UsageError(what, where="image", fix="leave image out")
@@ -178,16 +177,13 @@ def _same(base: Card, card: Card) -> bool:
 
 
 def _network(prepared: Prepared, base: Network | None) -> Network:
-    """The network with its first weights; the head is new where the classes are."""
+    """The network with its first weights; the classifier is new where the classes are."""
     recipe, card = prepared.recipe, prepared.card
+    if base is not None:
+        return carry(base, card, anew="" if _same(base.card, card) else "head.linear.", seed=recipe.seed)
     zero = isinstance(recipe.start, Scratch) and recipe.start.zero_last_norm
     model = build(card.spec, seed=recipe.seed, zero_last_norm=zero)
     model.card = card
-    if base is not None:
-        keep_head = _same(base.card, card)
-        body = {key: value for key, value in base.state_dict().items() if keep_head or not key.startswith("head.")}
-        with torch.no_grad():
-            model.load_state_dict(model.state_dict() | body)
     return model
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,8 +10,8 @@ import torch
 from resnetkit.architecture.card import Card, card_for
 from resnetkit.architecture.catalog import name_of, spec
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.architecture.spec import Linear, NoHead, Pooled
 from resnetkit.architecture.spec import Network as Spec
+from resnetkit.architecture.spec import NoHead, Pooled, with_classes
 from resnetkit.errors import UsageError
 from resnetkit.network.initialise import initialise
 from resnetkit.network.layers import Network, module, name
@@ -37,7 +36,7 @@ def build(
     if classes is not None:
         if isinstance(described.head, Pooled | NoHead):
             raise UsageError("this network has no classifier to give classes to", where="classes")
-        described = replace(described, head=Linear(classes if isinstance(classes, int) else len(names)))
+        described = with_classes(described, classes if isinstance(classes, int) else len(names))
     model = shell(card_for(name_of(network), described, names)).to(dtype)
     if torch.device(device).type == "meta":
         return model

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resnetkit.architecture.card import Card, Preparation
 from resnetkit.architecture.rules import require
-from resnetkit.architecture.spec import Linear
+from resnetkit.architecture.spec import with_classes as with_class_count
 from resnetkit.errors import UsageError
 from resnetkit.network.build import build
 from resnetkit.network.layers import Network
@@ -50,7 +50,7 @@ def carry(model: Network, card: Card, adapted: Adapted | None = None, *, anew: s
 
 
 def with_classes(model: Network, classes: int | Sequence[str], *, seed: int = 0) -> Network:
-    """The same body with a new linear classifier; raises `UsageError` for what are no classes."""
+    """The same network with a new classifier, behind its hidden layers; raises `UsageError` for what are no classes."""
     names = () if isinstance(classes, int | str) else tuple(classes)
     count = classes if isinstance(classes, int) and not isinstance(classes, bool) else len(names)
     plain = all(isinstance(name, str) and name and name.isprintable() for name in names)
@@ -58,10 +58,12 @@ def with_classes(model: Network, classes: int | Sequence[str], *, seed: int = 0)
         what = "a classifier needs a number of classes, or a list of names, each once"
         raise UsageError(what, where="classes", fix="1 or more")
     card = model.card
-    spec = replace(card.spec, head=Linear(count))
+    spec = with_class_count(card.spec, count)
     require(spec)
     origin = f"{card.origin}, with a new classifier"
-    return carry(model, replace(card, spec=spec, classes=names, figures=(), origin=origin), anew="head.", seed=seed)
+    return carry(
+        model, replace(card, spec=spec, classes=names, figures=(), origin=origin), anew="head.linear.", seed=seed
+    )
 
 
 def with_input_channels(model: Network, channels: int) -> Network:

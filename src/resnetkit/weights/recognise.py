@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.architecture.spec import Linear, Network, Pooled
+from resnetkit.architecture.spec import Network, Pooled, class_count, with_classes
 from resnetkit.architecture.tensors import TensorShape, tensors_of
 from resnetkit.errors import UsageError
 from resnetkit.tables import counted
@@ -148,8 +148,8 @@ def as_they_are(names: Collection[str]) -> Reading:
 
 def _with_classes(named: Network, shapes: Shapes) -> Network:
     last = shapes.get("head.linear.weight", ())
-    told = len(last) == 2 and last[0] and isinstance(named.head, Linear)
-    return replace(named, head=Linear(last[0])) if told else named
+    told = len(last) == 2 and last[0] and class_count(named.head)
+    return with_classes(named, last[0]) if told else named
 
 
 def looks_like(given: Shapes) -> str:
@@ -192,9 +192,9 @@ def complete(wanted: Shapes, given: Shapes) -> dict[str, TensorShape]:
 
 def row_of(spec: Network) -> str:
     """The name of the catalogue's network that differs in nothing but classes and size of image; else ``custom``."""
-    head = spec.head if isinstance(spec.head, Linear) else None
-    for name, row in ROWS.items():
-        same_head = replace(row, head=spec.head, input=spec.input)
-        if same_head == spec and (head is None or isinstance(row.head, Linear)):
-            return name
-    return "custom"
+    count = class_count(spec.head)
+    alike = (
+        (name, replace(with_classes(row, count) if count else replace(row, head=spec.head), input=spec.input))
+        for name, row in ROWS.items()
+    )
+    return next((name for name, row in alike if row == spec), "custom")
