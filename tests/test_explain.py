@@ -270,6 +270,44 @@ def test_what_a_network_sees(cli, tmp_path, monkeypatch):
     assert cli("explain", "model", "--image", "nowhere.png")[0] in (2, 3)
 
 
+@pytest.mark.parametrize("words", ["--compare resnet34 --html x.html", "--toml --size 320", "--image a.png --why stem",
+                                   "--compare resnet34 --why stem", "--json --toml"])  # fmt: skip
+def test_options_that_do_not_go_together(cli, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("explain", "resnet18", *words.split())
+    assert (code, out) == (2, "")
+    assert "do not go together" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tensor_of_another_library_is_where_it_stands():
+    made = plan("resnet50")
+    assert resolve(made, "module.layer2.0.conv1.weight") == "stage2.block1.branch.conv1"
+    assert resolve(made, "layer4.2.bn3.running_mean") == "stage4.block3.branch.norm3"
+    assert resolve(made, "conv4_x") == "stage3"
+    with pytest.raises(UsageError, match="torchvision has no names for a network like this"):
+        called(plan("resnetv2_50"), "stem", "torchvision")
+
+
+def test_sentences_are_of_the_network_at_hand():
+    assert "addition" not in why(plan("plain34"), "stage2.block1.act")
+    assert "begin from that" in why(plan("resnetv2_50"), "stage1.block1")
+    assert "reaches the end unchanged" in why(plan("resnetv2_50"), "stage1.block2")
+    assert "unchanged" not in why(plan("keras_resnet50v2"), "stage1.block3")
+    assert "Each of its 32 groups sees 8 of the channels" in why(plan("resnext50_32x4d"), "stage2.block1.branch.conv2")
+    assert "pooled only where there is a stride" in why(plan("resnet50d"), "stage1.block1.shortcut")
+    assert "the stem counts" not in why(plan("vgg16"), "")
+    assert "a bias and a norm" in why(plan("keras_resnet50"), "stage1.block1.shortcut")
+    assert "4 blocks with 512 channels: 256 channels at 56x56 come in" in why(plan("resnet50"), "stage2")
+    assert "75% fewer MACs in them" in why(plan("resnet50"), "stem.pool")
+    assert "fewer" not in why(plan("resnet50", 1), "stem.pool")
+
+
+def test_a_missing_file_is_no_name(cli):
+    code, _, err = cli("explain", "nothere.pth")
+    assert (code, err.splitlines()[0]) == (2, "error: there is no such file or folder")
+
+
 def test_words_about_weights_where_there_are_none(cli):
     code, _, err = cli("explain", "resnet18", "--network", "resnet34")
     assert (code, err.splitlines()[0]) == (2, "error: there is no weights file here that this could be about")

@@ -209,7 +209,7 @@ def test_the_formula_has_the_numbers_of_the_operation_that_was_chosen(opened):
         assert "It has the stride of its block, 2." in there.text_content("#formula")
         assert "Said for images of 3 × 224 × 224:" in there.text_content("#formula")
         there.get_by_role("button", name="add").click()
-        assert "the size stays: 13 → 13" in there.text_content("#formula")
+        assert "Two maps of 13 are added" in there.text_content("#formula")
         there.locator(".box[data-path='head'] .face").click()
         assert "becomes a vector" in there.text_content("#formula")
 

@@ -20,6 +20,7 @@ from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import OPTION_D, Bottleneck, Conv, Linear, MaxPool, Pooled, Stem
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, SpecError, UsageError, WeightsError
+from resnetkit.weights.addresses import called
 from resnetkit.weights.convert import _hf_images
 from resnetkit.weights.dialects import table_for
 from resnetkit.weights.libraries import LIBRARIES, expressed
@@ -334,6 +335,57 @@ def test_bodies_among_other_things(body, head):
     assert (made.card.name, made.card.spec.head) == ("resnet34", Linear(6))
     assert torch.equal(made.stage4.block1.shortcut.conv.weight, theirs["layer4.0.downsample.0.weight"])
     assert set(made.report.dropped) == {head + "weight", head + "bias"}
+
+
+def test_the_norm_before_a_head_is_the_bodys(tmp_path):
+    theirs = shaken(timm.models.resnetv2.ResNetV2([1, 1, 1, 1], norm_layer=timm.layers.BatchNormAct2d,
+                                                  conv_layer=timm.layers.create_conv2d))  # fmt: skip
+    model = rk.load(theirs.state_dict(), reset_head=3)
+    assert model.card.spec.head == Linear(3)
+    assert torch.equal(model.head.norm.running_mean, theirs.norm.running_mean)
+    assert set(model.report.dropped) == {"head.fc.weight", "head.fc.bias"}
+    again = rk.load(model, reset_head=5)
+    assert torch.equal(again.head.norm.running_var, theirs.norm.running_var)
+
+
+def test_two_changes_are_one_report(tmp_path):
+    theirs = shaken(torchvision.models.resnet18())
+    model = rk.load(theirs.state_dict(), reset_head=2, input_channels=1)
+    told = model.report
+    assert told.initialised == {"head.linear.weight": "new", "head.linear.bias": "new"}
+    assert len(told.kept) + len(told.renamed) + len(told.adapted) + len(told.initialised) == len(model.state_dict())
+    assert not any("3x224x224" in line or "RGB" in line for line in model.card.assumed)
+
+
+def test_one_library_has_two_words(tmp_path):
+    model = rk.build("resnet18", classes=2)
+    rk.convert(model, "transformers", tmp_path / "hf")
+    assert rk.load(tmp_path / "hf").card.name == "resnet18"
+    assert type(rk.as_module(model, "hf")).__name__ == "ResNetForImageClassification"
+    assert called(rk.plan("resnet18"), "stem.conv1", "transformers") == "resnet.embedder.embedder.convolution"
+
+
+LIVE_NAMES = {
+    ("resnet50", "torchvision"): torchvision.models.resnet50,
+    ("vgg11", "torchvision"): torchvision.models.vgg11,
+    ("resnet50", "timm"): lambda: timm.create_model("resnet50"),
+    ("resnet18d", "timm"): lambda: timm.create_model("resnet18d"),
+    ("seresnet50", "timm"): lambda: timm.create_model("seresnet50"),
+    ("resnetv2_50d", "timm"): lambda: timm.create_model("resnetv2_50d"),
+    ("resnet50", "hf"): lambda: transformers.ResNetForImageClassification(transformers.ResNetConfig()),
+}
+
+
+@pytest.mark.parametrize(("name", "library"), LIVE_NAMES)
+def test_names_are_those_of_live_models(name, library):
+    with torch.device("meta"):
+        theirs = dict(LIVE_NAMES[name, library]().named_modules())
+    made = plan(ROWS[name])
+    names = {path: called(made, path, library) for path in made.parts if path}
+    assert {path: word for path, word in names.items() if word and word not in theirs} == {}
+    assert sum(bool(names[node.path]) for node in made.nodes if node.op.params) == sum(
+        bool(n.op.params) for n in made.nodes
+    )
 
 
 def test_a_body_that_is_damaged_is_not_half_a_body():

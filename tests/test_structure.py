@@ -23,7 +23,7 @@ NARROW = {  # what a layer uses is less than its place allows
     "images": {"errors", "kinds", "architecture"},
     "pages": set(),
     "network": {"errors", "architecture"},
-    "explain": {"errors", "architecture", "images", "pages", "network", "weights"},
+    "explain": {"errors", "tables", "architecture", "images", "pages", "network", "weights"},
     "doctor": set(),
     "cli": {"errors"},
 }

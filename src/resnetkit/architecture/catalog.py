@@ -217,6 +217,7 @@ def names(pattern: str = "*") -> list[str]:
     return [name for name in ROWS if fnmatchcase(name, star)]
 
 
+_OF_WEIGHTS = (".pth", ".pt", ".th", ".bin", ".ckpt", ".safetensors", ".h5", ".keras", ".npz")
 _PLACES = "name a catalogue entry, a .toml or .json file, a model folder or a run folder"
 
 
@@ -231,7 +232,7 @@ def spec(source: str | Path | Network) -> Network:
         path = Path(source)
         read = from_toml if path.suffix == ".toml" else from_json
         return read(Network, read_text(path, "this network"), str(path))
-    if source not in ROWS and os.sep in str(source):
+    if source not in ROWS and (os.sep in str(source) or str(source).endswith(_OF_WEIGHTS)):
         beside = Path(source).parent
         there = [str(entry) for entry in beside.iterdir()] if beside.is_dir() else []
         raise UsageError(

@@ -58,8 +58,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row.params:,}" if row.params else "",
         f"{row.macs:,}" if row.macs else "",
         share,
-        str(row.receptive_field),
-        str(row.stride),
+        *((str(row.receptive_field), str(row.stride)) if len(row.output) > 1 else ("", "")),
     )
 
 
@@ -127,7 +126,7 @@ def _stage(stage: Stage, plan: Plan) -> str:
     plain = ", no shortcuts" if isinstance(plan.spec.shortcuts, NoShortcuts) else ""
     kinds = {SqueezeExcite: ", squeeze and excite", EfficientChannels: ", channel attention"}
     attention = "".join(kinds[type(each)] for each in stage.attention)
-    dilated = f", dilated by {stage.reduce.stride}" * stage.reduce.atrous
+    dilated = f", stride {stage.reduce.stride} kept as dilation" * (stage.reduce.atrous and stage.reduce.stride > 1)
     blurred = ", blurred" * (isinstance(stage.reduce, BlurredFirstBlock) and stage.reduce.stride > 1)
     return blocks + _branch_details(stage.branch) + attention + blurred + dilated + plain
 

@@ -15,8 +15,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal
 
+from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.operations import (
     Activate,
     Add,
@@ -210,11 +212,12 @@ class Plan:
         return markup(self)
 
 
-def plan(spec: Network, image: int | tuple[int, int] | tuple[int, int, int] | None = None) -> Plan:
-    """Work ``spec`` out, for its own input or for another ``image``: a side, (H, W), or (C, H, W).
+def plan(spec: Network | str | Path, image: int | tuple[int, int] | tuple[int, int, int] | None = None) -> Plan:
+    """Work ``spec`` (or what names one) out, for its own input or another ``image``: a side, (H, W), or (C, H, W).
 
     Raises `SpecError` with every fault of the spec, or with the node at which the map vanishes.
     """
+    spec = spec_of(spec)
     require(spec)
     if image is not None:
         spec = replace(spec, input=_input_shape(spec, image))
@@ -285,7 +288,7 @@ def _vanished(path: str, came: Shape, output: Shape) -> SpecError:
 
 
 def _network(spec: Network, trail: _Trail) -> None:
-    if spec.stem.convs or spec.stem.pool:
+    if spec.stem.convs or spec.stem.pool or spec.stem.blur:
         trail.place("stem", "stem", partial(_stem, spec, trail))
     dilation, first = 1, 0
     for i, stage in enumerate(spec.stages, 1):

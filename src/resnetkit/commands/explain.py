@@ -26,8 +26,8 @@ class Options:
 
     Examples: resnetkit explain resnet50; resnetkit explain resnet50 --why stage2.block1.shortcut; resnetkit explain
     resnet50 --why layer1.0.downsample --why conv2_block1_0_conv; resnetkit explain resnet50 --html resnet50.html;
-    resnetkit explain vgg19 --compare plain34 resnet34 --picture fig3.svg; resnetkit explain runs/pets-resnet18-1
-    --image cat.jpg; resnetkit explain resnet18 --toml > mine.toml
+    resnetkit explain vgg19 --compare plain34 resnet34 --picture fig3.svg; resnetkit explain my-model/ --image cat.jpg;
+    resnetkit explain resnet18 --toml > mine.toml
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -56,7 +56,24 @@ class Options:
     weights: Weights = AS_TOLD
 
 
+_ALONE = {  # what each of these does not go together with
+    "image": ("compare", "why", "names", "picture", "size", "toml"),
+    "toml": ("compare", "why", "names", "picture", "size", "html", "json"),
+    "compare": ("why", "names", "html"),
+}
+
+
+def _refuse_together(options: Options) -> None:
+    """Raise `UsageError` for options of which one would not be heeded."""
+    for name, others in _ALONE.items():
+        for other in others:
+            if getattr(options, name) and getattr(options, other):
+                what = f"--{name} and --{other} do not go together"
+                raise UsageError(what, where="resnetkit explain", fix=f"one command with --{name}, one with --{other}")
+
+
 def run(options: Options) -> int:
+    _refuse_together(options)
     if options.image:
         return _look(options)
     card = _card(options.model, options.weights)

@@ -120,6 +120,12 @@ def _activation(two: _Two) -> Iterator[str]:
         yield two.has(f"the activation {_several(mine, none)}", _several(theirs, none))
 
 
+def _bias(two: _Two) -> Iterator[str]:
+    mine, theirs = (sum(n.op.bias for n in p.nodes if isinstance(n.op, Convolution)) for p in (two.plan, two.other))
+    if mine != theirs:
+        yield two.has(f"biases in {mine:,} convolutions", f"in {theirs:,}")
+
+
 def _several(texts: set[str], none: str) -> str:
     return " and ".join(sorted(texts)) or none
 
@@ -378,5 +384,6 @@ FACTS: tuple[tuple[Part, Callable[[_Two], Iterator[str]]], ...] = (
     ("shortcuts", _shortcuts),
     ("network", _norm),
     ("network", _activation),
+    ("network", _bias),
     ("head", _head),
 )

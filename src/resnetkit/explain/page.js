@@ -197,7 +197,8 @@ function numbers(part) {
 function parts() {
   const rows = find("parts").querySelectorAll("tbody tr");
   state.measured.parts.forEach((part, i) => {
-    const cells = [part.told.what, ...numbers(part), part.behind.field, part.behind.stride];
+    const seen = part.behind.shape.length > 1 ? [part.behind.field, part.behind.stride] : ["", ""];
+    const cells = [part.told.what, ...numbers(part), ...seen];
     cells.forEach((text, j) => { rows[i].children[j + 1].textContent = text; });
   });
 }
@@ -358,6 +359,7 @@ function divided(op, n, out) {
 }
 
 function plainly(op, n, out) {
+  if (op.text === "branch + shortcut") return `Two maps of ${n} are added, number by number.`;
   if (!n) return "A vector comes in and a vector goes out.";
   if (op.rule === "vector") return "The map becomes a vector: it has no side behind this operation.";
   return `Each output sees one input, so the size stays: ${n} → ${out}.`;
@@ -413,6 +415,7 @@ function clipped(w, h, half) {
 
 function fieldWords(part) {
   const { field, stride } = part.behind;
+  if (part.behind.shape.length === 1) return "A vector has no pixels: each number of it has seen the whole image.";
   const larger = field > Math.min(...state.sides) ? ", larger than the image" : "";
   return `One pixel of this map sees ${field} × ${field} pixels${larger}. The next one looks ${stride} further.`;
 }
@@ -505,7 +508,12 @@ function vanished(error) {
 
 function resize(text, from) {
   const side = Math.round(Number(text));
-  if (!(side >= 1 && side <= Number(find("size").max))) return;
+  const most = Number(find("size").max);
+  if (!text || Number(text) !== side || side < 1 || side > most) {
+    find("vanished").textContent = `The size is a whole number from 1 to ${most}; what is shown is for ${shape(state.sides)}.`;
+    find("vanished").hidden = false;
+    return;
+  }
   state.sides = [side, side];
   for (const control of [find("slider"), find("size")]) if (control !== from) control.value = side;
   update();

@@ -24,7 +24,7 @@ from resnetkit.architecture.operations import (
     ZeroPad,
 )
 from resnetkit.architecture.plan import Node, Place, Plan, plan
-from resnetkit.architecture.spec import Network
+from resnetkit.architecture.spec import Network, PoolAfter
 from resnetkit.errors import ResnetkitError, SpecError
 from resnetkit.explain.why import why
 
@@ -67,6 +67,8 @@ def _dilated(spec: Network, target: int) -> Plan | None:
     stages = list(spec.stages)
     for i in reversed(range(len(stages))):
         reduce = stages[i].reduce
+        if isinstance(reduce, PoolAfter):
+            return None  # without padding a dilated pool hands on a smaller map
         if reduce.stride == 1 or reduce.atrous:
             continue
         stages[i] = replace(stages[i], reduce=replace(reduce, atrous=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -31,6 +32,7 @@ from resnetkit.architecture.spec import (
     Adapter,
     BatchNorm,
     Bottleneck,
+    GroupNorm,
     Identity,
     Linear,
     NoNorm,
@@ -42,6 +44,7 @@ from resnetkit.architecture.spec import (
     Subsampled,
     ZeroPadded,
 )
+from resnetkit.tables import counted
 from resnetkit.weights.addresses import resolve
 
 T = TypeVar("T")
@@ -61,35 +64,36 @@ def why(plan: Plan, path: str) -> str:
 
 
 def _network(plan: Plan, part: Place | Node) -> str:
+    stem = "the stem counts one, " * bool(plan.spec.stem.convs)
     return (
-        f"A network of depth {plan.depth}: the stem counts one, each convolution of a branch and "
-        "each linear layer one; shortcuts, norms and attention count none."
+        f"A network of depth {plan.depth}: {stem}each convolution of a branch and each linear layer one; shortcuts, "
+        "norms and attention count none."
     )
 
 
 def _stem(plan: Plan, part: Place | Node) -> str:
     turned = f"The stem turns the image into {part.output[0]} channels"
     if part.stride == 1:
-        return f"{turned} and keeps its size, {_map(part.output)}: a small image has no pixel to lose."
+        small = ": a small image has no pixel to lose" * (max(part.input[1:]) <= 64)
+        return f"{turned} and keeps its size, {_map(part.output)}{small}."
     sizes = f"from {_map(part.input)} to {_map(part.output)}"
     return f"{turned} and shrinks it {part.stride} times, {sizes}, so that the blocks work on small maps."
 
 
 def _stage(plan: Plan, part: Place | Node) -> str:
+    field, blocks = part.receptive_field, counted(_stage_of(plan, part).blocks, "block")
     return (
-        f"Blocks that share their channels: {_shape(part.input)} comes in, {_shape(part.output)} goes out, "
-        f"and one pixel behind it sees {part.receptive_field} pixels of the image."
+        f"{blocks} with {part.output[0]} channels: {_shape(part.input)} come in, {_shape(part.output)} go out, and one "
+        f"pixel behind it sees {field}x{field} pixels of the image."
     )
 
 
 def _block(plan: Plan, part: Place | Node) -> str:
     if isinstance(plan.spec.shortcuts, NoShortcuts):
-        return "A block of a plain network: activation(branch(x)), with no way around the branch."
+        formula = "branch(activation(x))" if _activates_first(plan) else "activation(branch(x))"
+        return f"A block of a plain network: {formula}, with no way around the branch."
     if _activates_first(plan):
-        return (
-            "A pre-activation block is branch(activation(norm(x))) + shortcut(x): nothing stands on the way around, so "
-            "that what comes in can reach the end of the stage unchanged."
-        )
+        return _pre_block(part)
     return "A block is activation(branch(x) + shortcut(x)): the branch only has to learn what differs from its input."
 
 
@@ -97,18 +101,32 @@ def _activates_first(plan: Plan) -> bool:
     return plan.spec.order == "norm-act-conv"
 
 
+def _pre_block(part: Place | Node) -> str:
+    roles = {node.role for node in part.nodes}
+    if "projection" in roles:
+        return (
+            "A pre-activation block with a projection: x is normed and activated once, and branch and projection both "
+            "begin from that; nothing follows the addition."
+        )
+    kept = "" if roles & {"shortcut-pool", "shortcut-pad"} else ", and what comes in reaches the end unchanged"
+    return f"A pre-activation block is branch(activation(norm(x))) + shortcut(x): nothing follows the addition{kept}."
+
+
 def _pre(plan: Plan, part: Place | Node) -> str:
-    return "Norm and activation come before the convolutions here, so that no activation has to follow the addition."
+    after = "" if isinstance(plan.spec.shortcuts, NoShortcuts) else ", so that no activation has to follow the addition"
+    return f"Norm and activation come before the convolutions here{after}."
 
 
 def _branch(plan: Plan, part: Place | Node) -> str:
     stage = _stage_of(plan, part)
     if isinstance(stage.branch, Bottleneck):
         width, channels = stage.branch.width, stage.channels
+        groups = stage.branch.groups
+        apart = f" in {groups} groups" * (groups > 1)
         return (
-            f"A bottleneck: a 1x1 convolution goes to width {width}, the 3x3 works there, a 1x1 goes to {channels}. "
-            f"The 3x3 has {9 * width * width // stage.branch.groups:,} weights instead of "
-            f"{9 * channels * channels:,} on {channels} channels."
+            f"A bottleneck: a 1x1 convolution goes to width {width}, the 3x3 works there{apart}, a 1x1 goes to "
+            f"{channels}. The 3x3 has {9 * width * width // groups:,} weights instead of "
+            f"{9 * channels * channels // groups:,} on {channels} channels{apart}."
         )
     if isinstance(plan.spec.shortcuts, NoShortcuts):
         return "The branch is the only way through a block of a plain network."
@@ -186,8 +204,12 @@ def _projection(plan: Plan, node: Node, pooled: bool) -> str:
     op = node.op
     assert isinstance(op, Convolution)
     pool = "an average pool and " if pooled else ""
-    norm = " and a bias" if op.bias else "" if _activates_first(plan) else " and a norm"
-    cost = f"{op.weights:,} weights{norm}" + f"; option {_option(plan)}" * bool(_option(plan))
+    normed = not (_activates_first(plan) or isinstance(plan.spec.norm, NoNorm))
+    more = ["a bias"] * op.bias + ["a norm"] * normed
+    option = _option(plan)
+    if plan.spec.shortcuts == OPTION_D and not pooled:
+        option = "D: pooled only where there is a stride"
+    cost = " and ".join([f"{op.weights:,} weights", *more]) + f"; option {option}" * bool(option)
     return f"{pool}a 1x1 projection {op.inputs} -> {op.outputs} with stride {op.stride} ({cost})"
 
 
@@ -228,8 +250,9 @@ def _branch_conv(plan: Plan, part: Place | Node) -> str:
         else "mixes channels pixel by pixel"
     )
     stride = f" It has the stride of its block, {op.stride}." * (op.stride > 1)
+    groups = f" Each of its {op.groups} groups sees {op.inputs // op.groups} of the channels." * (op.groups > 1)
     dilation = f" Its taps lie {op.dilation} apart: the stride was kept as dilation." * (op.dilation > 1)
-    return f"This convolution {job}, {op.inputs} -> {op.outputs} channels.{stride}{dilation} {_bias(plan, op)}"
+    return f"This convolution {job}, {op.inputs} -> {op.outputs} channels.{groups}{stride}{dilation} {_bias(plan, op)}"
 
 
 def _projection_conv(plan: Plan, part: Place | Node) -> str:
@@ -257,6 +280,9 @@ def _bias(plan: Plan, op: Convolution) -> str:
 
 def _norm(plan: Plan, part: Place | Node) -> str:
     op = _op(part, Normalisation)
+    if isinstance(op.norm, GroupNorm):
+        groups = f"{op.norm.groups} groups of the {op.channels} channels"
+        return f"A norm over {groups}, image by image; each channel then has a scale and a shift."
     return f"A norm brings each of the {op.channels} channels to a mean and a spread that it learns."
 
 
@@ -281,20 +307,24 @@ def _act(plan: Plan, part: Place | Node) -> str:
     return "An activation between two convolutions: without it both would be one linear map."
 
 
+def _stem_act(plan: Plan, part: Place | Node) -> str:
+    return "The activation of the stem: what follows starts from a non-linear map."
+
+
 def _block_act(plan: Plan, part: Place | Node) -> str:
-    return "The activation behind the addition, so that the next block starts from a non-linear map."
+    where = "that ends the block" if isinstance(plan.spec.shortcuts, NoShortcuts) else "behind the addition"
+    return f"The activation {where}: what follows starts from a non-linear map."
 
 
 def _stem_pool(plan: Plan, part: Place | Node) -> str:
     op = _op(part, MaxPooling)
     kept = f"The pool of the stem keeps the strongest of each {op.kernel}x{op.kernel} window"
-    if op.stride == 1:
+    if op.stride == 1 and plan.spec.stem.blur:
         return f"{kept}; the blur behind it makes the map smaller."
-    share = 1 - 1 / op.stride**2
-    return (
-        f"{kept} and has no weight. Everything behind it costs {share:.0%} less than without it: the map that the "
-        f"blocks work on shrinks {op.stride} times in height and in width.{_edge(op)}"
-    )
+    share = 1 - math.prod(part.output[1:]) / math.prod(part.input[1:])
+    sizes = f"{_map(part.output)} instead of {_map(part.input)}"
+    smaller = f" The blocks work on a map of {sizes}: {share:.0%} fewer MACs in them."
+    return f"{kept} and has no weight.{smaller * (share > 0)}{_edge(op)}"
 
 
 def _edge(op: MaxPooling) -> str:
@@ -356,13 +386,13 @@ def _add(plan: Plan, part: Place | Node) -> str:
 
 
 def _pre_act(plan: Plan, part: Place | Node) -> str:
-    return "The branch starts from an activated map, and the addition stays free of activations."
+    return "The branch starts from an activated map."
 
 
 def _head_act(plan: Plan, part: Place | Node) -> str:
     if len(part.output) == 1:
         return "An activation between two linear layers: without it both would be one linear map."
-    return "What the last addition hands on was not activated yet."
+    return "What the last block hands on was not activated yet."
 
 
 def _average_to(plan: Plan, part: Place | Node) -> str:
@@ -400,7 +430,7 @@ SENTENCES: dict[str, Callable[[Plan, Place | Node], str]] = {
     "head": _head,
     "stem-conv": _stem_conv,
     "stem-norm": _norm,
-    "stem-act": _act,
+    "stem-act": _stem_act,
     "stem-pool": _stem_pool,
     "stem-blur": _blur,
     "pre-norm": _pre_norm,

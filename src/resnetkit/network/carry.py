@@ -86,8 +86,9 @@ def with_input_channels(model: Network, channels: int) -> Network:
     require(spec)
     made, how = _for_channels(weight, channels)
     origin = f"{card.origin}, for {channels} input channel{'s' * (channels > 1)}"
-    prepared = _prepared(card.preparation, channels)
-    return carry(model, replace(card, spec=spec, preparation=prepared, origin=origin), {_STEM: (made, how)})
+    said = tuple(line for line in card.assumed if not line.startswith(("an image is ", "images are ")))
+    told = replace(card, spec=spec, preparation=_prepared(card.preparation, channels), origin=origin, assumed=said)
+    return carry(model, told, {_STEM: (made, how)})
 
 
 def _for_channels(weight: Tensor, channels: int) -> tuple[Tensor, str]:

@@ -165,14 +165,15 @@ class ZeroPad(nn.Module):
 
 
 class DilatedAverage(nn.Module):
-    """`nn.AvgPool2d(kernel, ceil_mode=True, count_include_pad=False)` for an a trous stage: stride 1, dilated."""
+    """`nn.AvgPool2d(kernel, stride, ceil_mode=True, count_include_pad=False)` with dilation, for a trous stages."""
 
-    def __init__(self, kernel: int, dilation: int) -> None:
+    def __init__(self, op: ops.AveragePooling) -> None:
         super().__init__()
-        self.kernel, self.dilation = kernel, dilation
+        self.kernel, self.stride, self.dilation = op.kernel, op.stride, op.dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._sum(x) / self._sum(torch.ones_like(x[:1, :1]))
+        mean = self._sum(x) / self._sum(torch.ones_like(x[:1, :1]))
+        return mean[..., :: self.stride, :: self.stride]
 
     def _sum(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -183,7 +184,7 @@ class DilatedAverage(nn.Module):
         return torch.stack(shifted).sum(0)
 
     def extra_repr(self) -> str:
-        return f"{self.kernel}, dilation={self.dilation}"
+        return f"{self.kernel}, stride={self.stride}, dilation={self.dilation}"
 
 
 class GlobalAverage(nn.Module):
@@ -319,9 +320,9 @@ def _norm(op: ops.Normalisation) -> nn.Module:
 
 
 def _average(op: ops.AveragePooling) -> nn.Module:
-    if op.stride == op.kernel:
+    if op.stride == op.kernel and op.dilation == 1:
         return nn.AvgPool2d(op.kernel, op.stride, ceil_mode=True, count_include_pad=False)
-    return DilatedAverage(op.kernel, op.dilation)
+    return DilatedAverage(op)
 
 
 def _max_pool(op: ops.MaxPooling) -> nn.Module:

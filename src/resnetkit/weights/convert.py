@@ -18,7 +18,7 @@ from resnetkit import files
 from resnetkit.architecture.card import WEIGHTS_FILE, Card, Preparation
 from resnetkit.errors import MachineError, UsageError, VerificationError, suggestion
 from resnetkit.network.layers import Network
-from resnetkit.weights.dialects import table_for
+from resnetkit.weights.dialects import ALIASES, table_for
 from resnetkit.weights.libraries import LIBRARIES, Library, Words, expressed
 from resnetkit.weights.read import read_tensors
 from resnetkit.weights.recognise import OWN
@@ -35,7 +35,7 @@ def convert(model: str | os.PathLike[str] | Network, to: str, path: str | Path) 
     library cannot express the network.
     """
     network = model if isinstance(model, Network) else load(model)
-    path = Path(path)
+    path, to = Path(path), ALIASES.get(to, to)
     _require_free(path, to)
     if to == OWN:
         save(network, path)
@@ -56,6 +56,7 @@ def convert(model: str | os.PathLike[str] | Network, to: str, path: str | Path) 
 
 def translated(network: Network, to: str) -> dict[str, Tensor]:
     """The tensors by the names of another library."""
+    to = ALIASES.get(to, to)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     if to == OWN:
         return state
@@ -73,6 +74,7 @@ def as_module(model: str | os.PathLike[str] | Network, library: str) -> nn.Modul
     The library is imported now; raises `MachineError` where it is not installed, `UsageError` where it cannot express
     the network.
     """
+    library = "transformers" if library == "hf" else library
     if library not in _MAKERS:
         raise UsageError(f"no live model of {library!r} is made here", fix=suggestion(library, list(_MAKERS)))
     network = model if isinstance(model, Network) else load(model)
@@ -117,6 +119,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def left_behind(network: Network, to: str) -> str:
     """What of the card does not travel in a file of this library, in a sentence; empty where all of it does."""
+    to = ALIASES.get(to, to)
     how, card = network.card.preparation, network.card
     if to == OWN:
         return ""

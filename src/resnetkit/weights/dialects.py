@@ -70,7 +70,7 @@ class Dialect:
 
     @cached_property
     def _beginnings(self) -> list[re.Pattern[str]]:
-        bodies = {theirs.partition(".")[0] for ours, theirs in self.rows if not ours.startswith("head.")}
+        bodies = {theirs.partition(".")[0] for ours, theirs in self.rows if not ours.startswith("head.linear")}
         return [_pattern(word) for word in sorted(bodies)]
 
 
@@ -237,6 +237,7 @@ TABLES: tuple[Dialect, ...] = (
     *(_vgg(blocks, norms) for blocks in _VGG for norms in (False, True)),
     FASTAI,  # a body alone: what its learners put behind it is no linear classifier
 )
+ALIASES = {"transformers": "hf"}  # the library, and the word for its dialect
 NAMES = tuple(dict.fromkeys(table.name for table in TABLES))
 
 

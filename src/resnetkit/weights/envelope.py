@@ -41,6 +41,15 @@ def unpacked(found: dict[Any, Any], is_table: Callable[[Any], bool]) -> tuple[di
     return found, path
 
 
+def without_prefix(name: str) -> str:
+    """A name without the words that training programs put before it."""
+    for _ in range(_MOST_PREFIXES):
+        name = next(
+            (name.removeprefix(word) for word in ("module.", "_orig_mod.", "model.") if name.startswith(word)), name
+        )
+    return name
+
+
 def without_prefixes(names: Collection[str], *, some: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
     """(what was taken off, name as it was -> name without), with nothing taken off first, then prefix by prefix.
 

@@ -83,7 +83,8 @@ def _squeezed(shape: TensorShape) -> TensorShape:
 
 
 def _of_head(name: str) -> bool:
-    return name.startswith("head.")
+    """Whether a tensor is a classifier's; the norm that begins the head of a pre-activation network is its body's."""
+    return name.startswith(("head.linear", "head.act"))
 
 
 def _read(table: Dialect, prefix: str, shown: Mapping[str, str], body: bool) -> Reading | None:
@@ -119,7 +120,8 @@ def recognise(given: Shapes, dialect: str | None = None, *, body: bool = False) 
         if not wrong:
             return Recognised(reading, found.spec, found.assumed, made)
         reasons.append(f"{reading.dialect}: {wrong[0]}")
-    return reasons[0] if reasons else "its names are those of no dialect that is known"
+    nobody = f"its names are not those of {dialect}" if dialect else "its names are those of no dialect that is known"
+    return reasons[0] if reasons else nobody
 
 
 def as_named(named: Network, given: Shapes, dialect: str | None = None, *, body: bool = False) -> Recognised | None:

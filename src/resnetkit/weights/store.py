@@ -41,6 +41,7 @@ from resnetkit.network.layers import Network
 from resnetkit.network.report import Report
 from resnetkit.tables import counted
 from resnetkit.text import to_json
+from resnetkit.weights.dialects import ALIASES
 from resnetkit.weights.envelope import unpacked
 from resnetkit.weights.fit import COUNT, Misfit, Shapes, advice, listed, misfits, short
 from resnetkit.weights.hugging_face import WEIGHTS as FOLDER_WEIGHTS
@@ -90,24 +91,29 @@ def load(
     """A model folder, a run folder, a weights file of any dialect, a state dict, or a live model; in evaluation mode.
 
     A network of ours is handed back as it is. A live model of another library is run beside ours on one small image,
-    and refused where the answers differ. Whose file it is, and of which network, is told from names and shapes; what
-    these cannot tell is in
+    and refused where the answers differ (a body alone, with ``reset_head``, is not). Whose file it is, and of which
+    network, is told from names and shapes; what these cannot tell is in
     ``model.card.assumed``. ``network`` and ``dialect`` are stronger than what is told. ``reset_head`` (classes, or
     their names) takes the body alone, whatever the file has behind it, and starts a new linear classifier;
     ``input_channels`` adapts the first convolution. Raises `UsageError` where ``source`` names no weights and
     `WeightsError` where they are damaged, do not fit, or cannot be recognised.
     """
+    dialect = ALIASES.get(dialect, dialect) if isinstance(dialect, str) else dialect
     _require(source, network, dialect)
     told = Told(network, dialect, reset_head is not None, input_channels is not None)
     found = _live(source, told) if isinstance(source, nn.Module | Mapping) else _stored(source, told)
-    report = found.report
     if reset_head is not None:
-        found = with_classes(found, reset_head)
+        found = _after(found, with_classes(found, reset_head))
     if input_channels is not None:
-        found = with_input_channels(found, input_channels)
-    if report and found.report and found.report is not report:
-        found.report = report.then(found.report)
+        found = _after(found, with_input_channels(found, input_channels))
     return found
+
+
+def _after(before: Network, changed: Network) -> Network:
+    """The changed network with one report of both changes."""
+    if changed is not before and before.report and changed.report:
+        changed.report = before.report.then(changed.report)
+    return changed
 
 
 def _require(source: object, network: str | None, dialect: str | None) -> None:
@@ -198,7 +204,7 @@ def _live(source: nn.Module | Mapping[str, Tensor], told: Told) -> Network:
     return found
 
 
-_PROBE, _NEARLY = 65, 1e-3
+_PROBE, _NEARLY, _COARSELY = 65, 1e-3, 5e-2  # the last for numbers of 16 bits
 
 
 def _agree(theirs: nn.Module, ours: Network) -> None:
@@ -210,7 +216,7 @@ def _agree(theirs: nn.Module, ours: Network) -> None:
         with torch.inference_mode():
             found = theirs.eval()(image.to(first.device, first.dtype))
             expected = ours(image)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise WeightsError(f"this model cannot be run beside ours: {short(str(error), 200)}", fix=_BY_FILE) from None
     finally:
         for module, training in modes:
@@ -219,7 +225,7 @@ def _agree(theirs: nn.Module, ours: Network) -> None:
     if not isinstance(found, Tensor) or found.numel() != expected.numel():
         raise WeightsError("this model hands on something else than ours, so it is not compared", fix=_BY_FILE)
     apart = float((found.reshape(expected.shape).float().cpu() - expected).abs().max() / expected.abs().max())
-    if not apart <= _NEARLY:
+    if not apart <= (_NEARLY if first.element_size() >= 4 else _COARSELY):
         what = f"this model has the tensors of {ours.card.name}, and answers otherwise: they differ by {apart:.2g}"
         fix = "strides, dilation, pools, activations or epsilon are its own: describe it in a .toml file, network="
         raise WeightsError(what, where=type(theirs).__name__, fix=fix)
