@@ -459,3 +459,25 @@ def test_an_operation_without_a_rule_is_refused():
 def test_it_needs_no_torch():
     code = "import sys; from resnetkit.explain.page import page; from resnetkit.architecture.catalog import spec; page('x', spec('resnet20')); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_on_a_narrow_screen_the_drawing_follows_what_is_chosen(opened):
+    with opened("resnet50", spec("resnet50"), viewport={"width": 400, "height": 900}) as there:
+        for _ in range(14):
+            there.locator("#next").click()
+        assert there.text_content("#chosen") == "stage4.block2"
+        left, right = there.evaluate("""(() => { const box = document.querySelector("[data-path='stage4.block2']");
+            const at = box.getBoundingClientRect(); return [at.left, at.right] })()""")
+        assert 0 <= left < right <= 400
+
+
+def test_a_size_that_is_none_says_so(opened):
+    with opened("resnet18", spec("resnet18")) as there:
+        for wrong in ("5000", "0", "224.5", ""):
+            there.locator("#size").fill(wrong)
+            assert there.text_content("#vanished").startswith(
+                "The size is a whole number from 1 to 1024; what is shown is for 224"
+            )
+        there.locator("#size").fill("64")
+        assert there.locator("#vanished").is_hidden()
+        assert there.text_content("#total-macs") == f"{plan('resnet18', 64).macs:,}"

@@ -431,8 +431,17 @@ function choose(path, scrolls) {
     if (current) current.setAttribute("aria-current", "true");
     if (current) for (const mark of row) mark.setAttribute("tabindex", mark === current ? "0" : "-1");
   }
+  const box = boxes.find((mark) => mark.dataset.path === path);
+  if (box) reveal(box);
   if (state.measured) details();
   if (scrolls) find("details").scrollIntoView({ block: "nearest" });
+}
+
+function reveal(box) {
+  const frame = box.closest(".scroll");
+  const [there, here] = [frame.getBoundingClientRect(), box.getBoundingClientRect()];
+  if (here.left >= there.left && here.right <= there.right) return;
+  frame.scrollLeft += here.left - there.left - (there.width - here.width) / 2;
 }
 
 function step(by) {
