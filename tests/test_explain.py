@@ -222,6 +222,8 @@ def test_the_table_with_the_names_of_others(cli):
     assert code == 0
     assert out.splitlines()[0].split()[:3] == ["path", "keras", "what"]
     assert "stage1.block1  conv2_block1 (conv_block)" in out
+    found = json.loads(cli("explain", "resnet50", "--depth", 2, "--names", "keras", "--json")[1])
+    assert found["rows"][4]["keras"] == "conv2_block1 (conv_block)"
     code, _, err = cli("explain", "resnet50", "--names", "kera")
     assert (code, err.splitlines()[-1]) == (2, "fix: did you mean keras?")
 
@@ -237,6 +239,13 @@ def test_comparing(cli, tmp_path):
     assert (code, out) == (0, "")
     assert ET.parse(tmp_path / "3.svg").getroot().tag.endswith("svg")
     assert cli("explain", "vgg19", "--compare", "resnet5O")[0] == 2
+
+
+def test_a_cost_is_that_of_what_is_told(cli):
+    """Biases cost params, too, so what the norm costs is not said of the two together."""
+    out = cli("explain", "resnet50_v1", "--compare", "keras_resnet50")[1]
+    assert "keras_resnet50 has biases in 53 convolutions; resnet50_v1 in 0" in out
+    assert "26,560 params more" not in out
 
 
 def test_a_page_of_a_network(cli, tmp_path):

@@ -17,12 +17,12 @@ import resnetkit as rk
 from resnetkit.architecture.card import Preparation
 from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.plan import plan
-from resnetkit.architecture.spec import OPTION_D, Bottleneck, Conv, Linear, MaxPool, Pooled, Stem
+from resnetkit.architecture.spec import MLP, OPTION_D, Bottleneck, Conv, Linear, MaxPool, NoHead, Pooled, Stem
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, SpecError, UsageError, WeightsError
 from resnetkit.weights.addresses import called
-from resnetkit.weights.convert import _hf_images
 from resnetkit.weights.dialects import table_for
+from resnetkit.weights.hugging_face import images_of
 from resnetkit.weights.libraries import LIBRARIES, expressed
 from resnetkit.weights.recognise import Recognised, recognise
 
@@ -348,6 +348,23 @@ def test_the_norm_before_a_head_is_the_bodys(tmp_path):
     assert torch.equal(again.head.norm.running_var, theirs.norm.running_var)
 
 
+def test_what_our_own_names_do_not_tell_is_said():
+    said = "shortcuts project with their stride, without a pool"
+    assert said in rk.load(rk.build("resnet50d", device="cpu").state_dict()).card.assumed
+    assert "the last map is averaged" in rk.load(rk.build(replace(BASE, head=NoHead())).state_dict()).card.assumed
+
+
+def test_a_head_with_hidden_layers_makes_no_vgg():
+    with pytest.raises(UsageError, match="torchvision cannot express this network: it has MLP here, and Linear there"):
+        rk.as_module(rk.build(replace(spec("resnet18"), head=MLP(5, (16,), 1))), "torchvision")
+
+
+def test_classes_are_read_in_one_way():
+    for wrong in ("cat", ["a", "a"], 0, [""]):
+        with pytest.raises(UsageError, match="a classifier needs a number of classes"):
+            rk.build("resnet18", classes=wrong, device="meta")
+
+
 def test_two_changes_are_one_report(tmp_path):
     theirs = shaken(torchvision.models.resnet18())
     model = rk.load(theirs.state_dict(), reset_head=2, input_channels=1)
@@ -649,7 +666,7 @@ def test_what_does_not_travel_is_said(tmp_path, cli):
 @given(st.integers(1, 380), st.integers(1, 600))
 def test_the_preparation_of_transformers_comes_back(crop, more):
     how = Preparation(crop + more, (crop, crop), (0.5,) * 3, (0.5,) * 3)
-    share = _hf_images(how)["crop_pct"]
+    share = images_of(how)["crop_pct"]
     assert int(crop / share) == crop + more
 
 

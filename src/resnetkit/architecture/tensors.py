@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from resnetkit.architecture.operations import (
     Convolution,
     FullyConnected,
@@ -14,6 +16,8 @@ from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.spec import BatchNorm
 
 TensorShape = tuple[int, ...]
+Shapes = Mapping[str, TensorShape]
+STEM = "stem.conv1.weight"  # what sees the channels of an image
 
 
 def tensors(op: Op) -> dict[str, TensorShape]:

@@ -118,17 +118,15 @@ def _look(options: Options) -> int:
     out = output_file(options.html or f"{Path(options.image).stem}-seen.html", ".html")
     from resnetkit.explain.inside import look
     from resnetkit.explain.inside_page import page
-    from resnetkit.files import write_text
 
     model = loaded(options.model, options.weights)
     found = look(model, Path(options.image))
-    write_text(out, page(found, model.card.name, Path(options.image).name))
+    _write(out, page(found, model.card.name, Path(options.image).name))
     if options.json:
         answers = [{"label": answer.label, "share": answer.share} for answer in found.answers]
         results("look", model=options.model, image=options.image, answers=answers, page=str(out))
     else:
         table(("answer", "share"), [(answer.label, f"{answer.share:.1%}") for answer in found.answers])
-    say(f"wrote {out}")
     then("resnetkit predict", options.image, "--model", options.model, *options.weights.words())
     return 0
 
@@ -143,11 +141,8 @@ def _compare(made: Plan, name: str, options: Options) -> int:
     found = compare.compare(plans)
     if options.picture:
         from resnetkit.explain.figure import figure
-        from resnetkit.files import write_text
 
-        path = output_file(options.picture, ".svg")
-        write_text(path, figure(plans))
-        say(f"wrote {path}")
+        _write(output_file(options.picture, ".svg"), figure(plans))
     if options.json:
         results("compare", **compare.record(found))
     elif not options.picture:
@@ -175,17 +170,21 @@ def _answers(made: Plan, words: tuple[str, ...]) -> list[str]:
 
 
 def _show(made: Plan, options: Options) -> None:
-    shown = [(row.path, *_name(made, row.path, options.names), *cells(row)[1:]) for row in rows(made, options.depth)]
+    shown = [
+        (row.path, *_named(made, row.path, options.names).values(), *cells(row)[1:])
+        for row in rows(made, options.depth)
+    ]
     headings = (HEADINGS[0], *([options.names] if options.names else []), *HEADINGS[1:])
     left = LEFT + bool(options.names)
     table(headings, shown, left, drop=("stride", "field", "share"), last=("output",))
     prose(total(made))
 
 
-def _name(made: Plan, path: str, library: str) -> tuple[str, ...]:
+def _named(made: Plan, path: str, library: str) -> dict[str, str]:
+    """What a library calls a part, if one was asked for."""
     from resnetkit.weights.addresses import called
 
-    return (called(made, path, library),) if library else ()
+    return {library: called(made, path, library)} if library else {}
 
 
 def _interesting(made: Plan) -> str:
@@ -197,17 +196,20 @@ def _interesting(made: Plan) -> str:
 
 def _draw(made: Plan, name: str, path: Path) -> None:
     from resnetkit.explain.picture import picture
-    from resnetkit.files import write_text
 
-    write_text(path, picture(made, name))
-    say(f"wrote {path}")
+    _write(path, picture(made, name))
 
 
 def _page(made: Plan, name: str, path: Path) -> None:
     from resnetkit.explain.page import page
+
+    _write(path, page(name, made.spec))
+
+
+def _write(path: Path, text: str) -> None:
     from resnetkit.files import write_text
 
-    write_text(path, page(name, made.spec))
+    write_text(path, text)
     say(f"wrote {path}")
 
 
@@ -225,7 +227,7 @@ def _record(made: Plan, name: str, options: Options) -> dict[str, object]:
         "activations": made.activations,
         "depth": made.depth,
         "receptive_field": made.receptive_field,
-        "rows": [asdict(row) for row in rows(made, options.depth)],
+        "rows": [asdict(row) | _named(made, row.path, options.names) for row in rows(made, options.depth)],
         "why": {
             word: {"path": path, "reason": made[path].reason, "text": why(made, path)} for word, path in asked.items()
         },

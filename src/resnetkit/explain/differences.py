@@ -62,12 +62,14 @@ def differences(name: str, plan: Plan, first: str, other: Plan) -> list[Differen
 
 def _cost(two: _Two, part: Part, parts: list[Part]) -> tuple[int, int] | tuple[None, None]:
     """Of the whole network where only one thing differs, of the part where nothing else can have changed its cost."""
-    if len(parts) == 1:
-        return two.plan.params - two.other.params, two.plan.macs - two.other.macs
+    whole = two.plan.params - two.other.params, two.plan.macs - two.other.macs
+    if len(parts) == 1 and part in ("network", "branches"):  # these decide what the other parts cost
+        return whole
     if parts.count(part) > 1 or _DECIDED_BY[part] & set(parts):
         return None, None
     mine, theirs = _costs(two.plan), _costs(two.other)
-    return mine[part][0] - theirs[part][0], mine[part][1] - theirs[part][1]
+    own = mine[part][0] - theirs[part][0], mine[part][1] - theirs[part][1]
+    return own if len(parts) > 1 or own == whole else (None, None)
 
 
 # whose channels, sizes of map and norms a part takes over, and with them some of its cost

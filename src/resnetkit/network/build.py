@@ -32,17 +32,29 @@ def build(
     with every fault of the spec and `UsageError` for an unknown name.
     """
     described = spec(network)
-    names = () if classes is None or isinstance(classes, int) else tuple(classes)
+    names: tuple[str, ...] = ()
     if classes is not None:
+        names, count = class_names(classes)
         if isinstance(described.head, Pooled | NoHead):
             raise UsageError("this network has no classifier to give classes to", where="classes")
-        described = with_classes(described, classes if isinstance(classes, int) else len(names))
+        described = with_classes(described, count)
     model = shell(card_for(name_of(network), described, names)).to(dtype)
     if torch.device(device).type == "meta":
         return model
     model.to_empty(device=device)
     initialise(model, seed=seed, zero_last_norm=zero_last_norm)
     return model
+
+
+def class_names(classes: int | Sequence[str]) -> tuple[tuple[str, ...], int]:
+    """The names of classes, if they have any, and how many there are; raises `UsageError` for what are no classes."""
+    names = () if isinstance(classes, int | str) else tuple(classes)
+    count = classes if isinstance(classes, int) and not isinstance(classes, bool) else len(names)
+    plain = all(isinstance(name, str) and name and name.isprintable() for name in names)
+    if count < 1 or not plain or len(names) != len(set(names)):
+        what = "a classifier needs a number of classes, or a list of names, each once"
+        raise UsageError(what, where="classes", fix="1 or more")
+    return names, count
 
 
 def shell(card: Card, worked_out: Plan | None = None) -> Network:

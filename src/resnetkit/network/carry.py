@@ -11,13 +11,13 @@ from torch import Tensor
 from resnetkit.architecture.card import Card, Preparation
 from resnetkit.architecture.rules import require
 from resnetkit.architecture.spec import with_classes as with_class_count
+from resnetkit.architecture.tensors import STEM
 from resnetkit.errors import UsageError
-from resnetkit.network.build import build
+from resnetkit.network.build import build, class_names
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Report
 
 Adapted = Mapping[str, tuple[Tensor, str]]
-_STEM = "stem.conv1.weight"
 
 
 def carry(model: Network, card: Card, adapted: Adapted | None = None, *, anew: str = "", seed: int = 0) -> Network:
@@ -51,12 +51,7 @@ def carry(model: Network, card: Card, adapted: Adapted | None = None, *, anew: s
 
 def with_classes(model: Network, classes: int | Sequence[str], *, seed: int = 0) -> Network:
     """The same network with a new classifier, behind its hidden layers; raises `UsageError` for what are no classes."""
-    names = () if isinstance(classes, int | str) else tuple(classes)
-    count = classes if isinstance(classes, int) and not isinstance(classes, bool) else len(names)
-    plain = all(isinstance(name, str) and name and name.isprintable() for name in names)
-    if count < 1 or not plain or len(names) != len(set(names)):
-        what = "a classifier needs a number of classes, or a list of names, each once"
-        raise UsageError(what, where="classes", fix="1 or more")
+    names, count = class_names(classes)
     card = model.card
     spec = with_class_count(card.spec, count)
     require(spec)
@@ -74,7 +69,7 @@ def with_input_channels(model: Network, channels: int) -> Network:
     answers, whatever they hold.
     """
     card, before = model.card, model.card.spec.input[0]
-    weight = model.state_dict().get(_STEM)
+    weight = model.state_dict().get(STEM)
     if channels == before:
         return model
     if weight is None:
@@ -88,7 +83,7 @@ def with_input_channels(model: Network, channels: int) -> Network:
     origin = f"{card.origin}, for {channels} input channel{'s' * (channels > 1)}"
     said = tuple(line for line in card.assumed if not line.startswith(("an image is ", "images are ")))
     told = replace(card, spec=spec, preparation=_prepared(card.preparation, channels), origin=origin, assumed=said)
-    return carry(model, told, {_STEM: (made, how)})
+    return carry(model, told, {STEM: (made, how)})
 
 
 def _for_channels(weight: Tensor, channels: int) -> tuple[Tensor, str]:

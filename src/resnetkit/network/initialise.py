@@ -20,7 +20,7 @@ def initialise(model: Network, *, seed: int = 0, zero_last_norm: bool = False) -
     shortcut (Goyal et al., arXiv 1706.02677, section 5.1).
     """
     if zero_last_norm and not {"add", "branch-last-norm"} <= {node.role for node in model.plan.nodes}:
-        what = "zero_last_norm starts blocks as their shortcuts, so it needs shortcuts and norms"
+        what = "zero_last_norm starts blocks as their shortcuts: it needs some, and a norm at the end of branches"
         raise UsageError(what, where=model.card.name, fix="leave zero_last_norm out")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

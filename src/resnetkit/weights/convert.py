@@ -15,16 +15,15 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from resnetkit import files
-from resnetkit.architecture.card import WEIGHTS_FILE, Card, Preparation
+from resnetkit.architecture.card import CARD_FILE, WEIGHTS_FILE
 from resnetkit.errors import MachineError, UsageError, VerificationError, suggestion
 from resnetkit.network.layers import Network
 from resnetkit.weights.dialects import ALIASES, table_for
+from resnetkit.weights.hugging_face import IMAGES_FILE, SQUEEZED, config_of, images_of
 from resnetkit.weights.libraries import LIBRARIES, Library, Words, expressed
 from resnetkit.weights.read import read_tensors
 from resnetkit.weights.recognise import OWN
 from resnetkit.weights.store import load, save
-
-HF_CONFIG, HF_IMAGES, HF_WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
 
 def convert(model: str | os.PathLike[str] | Network, to: str, path: str | Path) -> Path:
@@ -45,12 +44,12 @@ def convert(model: str | os.PathLike[str] | Network, to: str, path: str | Path) 
     content = to_bytes(tensors, {"format": "pt"})
     if to == "hf":
         with files.new_folder(path) as part:
-            (part / HF_WEIGHTS).write_bytes(content)
-            (part / HF_CONFIG).write_text(json.dumps(_hf_config(words, network.card), indent=2) + "\n")
-            (part / HF_IMAGES).write_text(json.dumps(_hf_images(network.card.preparation), indent=2) + "\n")
+            (part / WEIGHTS_FILE).write_bytes(content)
+            (part / CARD_FILE).write_text(json.dumps(config_of(words, network.card), indent=2) + "\n")
+            (part / IMAGES_FILE).write_text(json.dumps(images_of(network.card.preparation), indent=2) + "\n")
     else:
         files.write_bytes(path, content)
-    _prove(path / HF_WEIGHTS if to == "hf" else path, tensors)
+    _prove(path / WEIGHTS_FILE if to == "hf" else path, tensors)
     return path
 
 
@@ -125,43 +124,9 @@ def left_behind(network: Network, to: str) -> str:
         return ""
     if to != "hf":
         return "the file holds no names of classes, and does not say how images are prepared"
-    kept = how.crop[0] == how.crop[1] < 384 and len(how.mean) == 3
-    return (
-        ""
-        if kept and card.classes
-        else "the folder says nothing of "
-        + " and ".join(["how images are prepared here"] * (not kept) + ["the names of classes"] * (not card.classes))
-    )
-
-
-# ------------------------------------------------------------------------------------------------------ Hugging Face
-
-
-def _hf_config(words: Words, card: Card) -> Words:
-    classes = card.classes or tuple(f"LABEL_{i}" for i in range(words["num_labels"]))
-    config = {key: value for key, value in words.items() if key not in ("family", "num_labels")}
-    return config | {
-        "architectures": ["ResNetForImageClassification"],
-        "model_type": "resnet",
-        "id2label": {str(i): name for i, name in enumerate(classes)},
-        "label2id": {name: i for i, name in enumerate(classes)},
-    }
-
-
-def _hf_images(how: Preparation) -> Words:
-    """Transformers resizes to ``shortest_edge / crop_pct`` and takes the centre."""
-    return {
-        "image_processor_type": "ConvNextImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": max(how.crop)},
-        "crop_pct": max(how.crop) / (how.resize + 0.5),  # transformers cuts off what is behind the point
-        "resample": 2,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(how.mean),
-        "image_std": list(how.std),
-    }
+    kept = how.crop[0] == how.crop[1] < SQUEEZED and len(how.mean) == 3
+    lost = ["how images are prepared here"] * (not kept) + ["the names of classes"] * (not card.classes)
+    return f"the folder says nothing of {' and '.join(lost)}" if lost else ""
 
 
 # ------------------------------------------------------------------------------------------------------- live models

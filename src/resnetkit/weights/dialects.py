@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from resnetkit.architecture.plan import Plan
-from resnetkit.architecture.spec import MLP, Network, NoNorm, PooledProjection, Shortcuts
+from resnetkit.architecture.spec import Network, NoNorm, PoolAfter, PooledProjection, Shortcuts
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import UsageError
 
@@ -241,9 +241,14 @@ ALIASES = {"transformers": "hf"}  # the library, and the word for its dialect
 NAMES = tuple(dict.fromkeys(table.name for table in TABLES))
 
 
+def is_vgg(spec: Network) -> bool:
+    """Whether stages end in pools, as in VGG."""
+    return all(isinstance(stage.reduce, PoolAfter) for stage in spec.stages)
+
+
 def layout_of(spec: Network) -> Layout:
     """What of this network decides the names of its tensors."""
-    if isinstance(spec.head, MLP):
+    if is_vgg(spec):
         return Layout(vgg=tuple(stage.blocks for stage in spec.stages), norms=not isinstance(spec.norm, NoNorm))
     pooled = isinstance(spec.shortcuts, Shortcuts) and isinstance(spec.shortcuts.wider, PooledProjection)
     return Layout(len(spec.stem.convs) > 1, pooled, spec.order == "norm-act-conv")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from resnetkit.architecture.tensors import TensorShape
+from resnetkit.architecture.tensors import Shapes, TensorShape
 
-Shapes = Mapping[str, TensorShape]
 COUNT = "num_batches_tracked"  # of a batch norm; files written before torch counted batches lack it
 _FLOAT = "a floating-point type"
 

@@ -1,6 +1,7 @@
 """A folder of transformers: ``config.json`` says which network, ``preprocessor_config.json`` how images are made.
 
-Both came with weights: what does not fit is a `WeightsError`, and nothing in them names anything to import.
+Both are read and written here. They came with weights: what does not fit is a `WeightsError`, and nothing in them names
+anything to import.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _BILINEAR = 2
 _NUMBERS = ("num_channels", "embedding_size")
 _LISTS = ("hidden_sizes", "depths")
 _SWITCHES = ("downsample_in_first_stage", "downsample_in_bottleneck")
-_MOST_STAGES, _LARGEST, _SQUEEZED = 64, 4096, 384
+_MOST_STAGES, _LARGEST = 64, 4096
+SQUEEZED = 384  # from this side on transformers squeezes a picture and cuts nothing
 _WHOLE, _RESNETS = "copy the whole folder again", "only ResNets with ReLU are read"
 
 
@@ -109,15 +111,43 @@ def _preparation(folder: Path, card: Card) -> tuple[Preparation, tuple[str, ...]
 
 
 def _unheeded(found: dict[str, Any], side: int) -> list[str]:
-    """What the config asks for and is not done. From 384 pixels on transformers squeezes a picture and cuts nothing."""
+    """What the config asks for and is not done."""
     usual = {"resample": _BILINEAR, "do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": True}
     odd = [name for name, value in usual.items() if found.get(name, value) != value]
     odd += ["rescale_factor"] * (found.get("rescale_factor", 1 / 255) != 1 / 255)
     sizes = found.get("size")
-    odd += ["size"] * (side >= _SQUEEZED or (isinstance(sizes, dict) and "shortest_edge" not in sizes))
+    odd += ["size"] * (side >= SQUEEZED or (isinstance(sizes, dict) and "shortest_edge" not in sizes))
     return odd + ["crop_size"] * ("crop_size" in found)
 
 
 def _numbers(found: Any) -> tuple[float, ...]:
     sound = isinstance(found, list) and all(type(n) in (int, float) and abs(n) < _LARGEST for n in found)
     return tuple(map(float, found)) if sound else ()
+
+
+def config_of(words: Words, card: Card) -> Words:
+    """``config.json``, from the words of the constructor."""
+    classes = card.classes or tuple(f"LABEL_{i}" for i in range(words["num_labels"]))
+    config = {key: value for key, value in words.items() if key not in ("family", "num_labels")}
+    return config | {
+        "architectures": ["ResNetForImageClassification"],
+        "model_type": "resnet",
+        "id2label": {str(i): name for i, name in enumerate(classes)},
+        "label2id": {name: i for i, name in enumerate(classes)},
+    }
+
+
+def images_of(how: Preparation) -> Words:
+    """``preprocessor_config.json``: transformers resizes to ``shortest_edge / crop_pct`` and takes the centre."""
+    return {
+        "image_processor_type": "ConvNextImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": max(how.crop)},
+        "crop_pct": max(how.crop) / (how.resize + 0.5),  # transformers cuts off what is behind the point
+        "resample": _BILINEAR,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(how.mean),
+        "image_std": list(how.std),
+    }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -44,9 +43,8 @@ from resnetkit.architecture.spec import (
     Step,
     ZeroPadded,
 )
-from resnetkit.architecture.tensors import TensorShape
+from resnetkit.architecture.tensors import Shapes, TensorShape
 
-Shapes = Mapping[str, TensorShape]
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
@@ -156,16 +154,22 @@ def _stages(shapes: Shapes) -> tuple[Stage, ...]:
     return tuple(_stage(shapes, number, blocks) for number, blocks in _blocks(shapes).items())
 
 
-def _blocks(shapes: Shapes) -> dict[int, int]:
-    """How many blocks each stage has, from 1."""
+def deepest(shapes: Shapes) -> dict[int, int]:
+    """The highest number of a block in each stage, in the order of the stages."""
     blocks: dict[int, int] = {}
     for key in shapes:
         place = re.match(r"stage(\d{1,4})\.block(\d{1,4})\.", key)
         if place:
             blocks[int(place[1])] = max(blocks.get(int(place[1]), 0), int(place[2]))
-    if not blocks or sorted(blocks) != list(range(1, len(blocks) + 1)):
-        raise Unknown("its stages cannot be counted")
     return dict(sorted(blocks.items()))
+
+
+def _blocks(shapes: Shapes) -> dict[int, int]:
+    """How many blocks each stage has, from 1."""
+    blocks = deepest(shapes)
+    if not blocks or list(blocks) != list(range(1, len(blocks) + 1)):
+        raise Unknown("its stages cannot be counted")
+    return blocks
 
 
 def _stage(shapes: Shapes, number: int, blocks: int) -> Stage:
@@ -235,6 +239,8 @@ def _assumed(spec: Network) -> list[str]:
     if any(isinstance(stage.branch, Bottleneck) for stage in spec.stages):
         said.insert(0, "the 3x3 of a bottleneck has the stride (v1.5)")
     said.append(f"activations are {spec.activation}")
+    if isinstance(spec.head, Pooled):
+        said.append("the last map is averaged")
     if isinstance(spec.shortcuts, Shortcuts) and isinstance(spec.shortcuts.wider, ZeroPadded):
         side = {"both": "on both sides", "end": "at the end"}[spec.shortcuts.wider.side]
         said.insert(0, f"where channels change, zeros are added {side} (option A)")

@@ -41,6 +41,7 @@ from resnetkit.architecture.spec import (
     Step,
 )
 from resnetkit.errors import UsageError
+from resnetkit.weights.dialects import is_vgg
 
 Words = dict[str, Any]
 _IMAGENET_STEM = Stem((Conv(64, 7, 2),), (MaxPool(3, 2),))
@@ -75,7 +76,7 @@ def expressed(spec: Network, library: tuple[Library, ...]) -> Words:
 
 
 def _family(spec: Network) -> str:
-    return "vgg" if isinstance(spec.head, MLP) else "resnetv2" if spec.order == "norm-act-conv" else "resnet"
+    return "vgg" if is_vgg(spec) else "resnetv2" if spec.order == "norm-act-conv" else "resnet"
 
 
 def _difference(here: Any, there: Any, path: str = "") -> tuple[str, str, str]:

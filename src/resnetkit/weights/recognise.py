@@ -10,18 +10,16 @@ from dataclasses import dataclass, replace
 from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import Plan, plan
 from resnetkit.architecture.spec import Network, Pooled, class_count, with_classes
-from resnetkit.architecture.tensors import TensorShape, tensors_of
+from resnetkit.architecture.tensors import STEM, Shapes, TensorShape, tensors_of
 from resnetkit.errors import UsageError
 from resnetkit.tables import counted
 from resnetkit.weights.dialects import NAMES, TABLES, Dialect, layout_of
 from resnetkit.weights.envelope import without_prefixes
 from resnetkit.weights.fit import COUNT, misfits
-from resnetkit.weights.infer import CONVENTIONS, USUAL, Convention, Unknown, infer
+from resnetkit.weights.infer import CONVENTIONS, USUAL, Convention, Unknown, deepest, infer
 
-Shapes = Mapping[str, TensorShape]
 OWN = "resnetkit"
 KNOWN = (OWN, *NAMES)
-STEM = "stem.conv1.weight"
 _AS_OURS = Dialect(OWN, ())
 
 
@@ -118,10 +116,16 @@ def recognise(given: Shapes, dialect: str | None = None, *, body: bool = False) 
         made = plan(found.spec)
         wrong = misfits(complete(tensors_of(made), shapes), shapes, {})
         if not wrong:
-            return Recognised(reading, found.spec, found.assumed, made)
+            unsaid = ("shortcuts project with their stride, without a pool",) if _may_pool(reading, shapes) else ()
+            return Recognised(reading, found.spec, (*found.assumed, *unsaid), made)
         reasons.append(f"{reading.dialect}: {wrong[0]}")
     nobody = f"its names are not those of {dialect}" if dialect else "its names are those of no dialect that is known"
     return reasons[0] if reasons else nobody
+
+
+def _may_pool(reading: Reading, shapes: Shapes) -> bool:
+    """Our own names are the same for a projection and for one behind a pool."""
+    return reading.dialect == OWN and any(".shortcut.conv." in key for key in shapes)
 
 
 def as_named(named: Network, given: Shapes, dialect: str | None = None, *, body: bool = False) -> Recognised | None:
@@ -177,13 +181,7 @@ def _body(shapes: Iterable[tuple[str, TensorShape]], channels: int = 0) -> dict[
 
 def _as_deep(body: Shapes) -> list[str]:
     """The names with as many blocks in each stage, so that few plans are made."""
-    deepest: dict[int, int] = {}
-    for key in body:
-        place = re.match(r"stage(\d{1,4})\.block(\d{1,4})\.", key)
-        if place:
-            stage, block = int(place[1]), int(place[2])
-            deepest[stage] = max(deepest.get(stage, 0), block)
-    blocks = [deepest[stage] for stage in sorted(deepest)]
+    blocks = list(deepest(body).values())
     return [name for name, row in ROWS.items() if [stage.blocks for stage in row.stages] == blocks]
 
 

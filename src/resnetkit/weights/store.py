@@ -33,7 +33,7 @@ from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.architecture.spec import Pooled
-from resnetkit.architecture.tensors import tensors_of
+from resnetkit.architecture.tensors import STEM, Shapes, tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, WeightsError, suggestion
 from resnetkit.network.build import shell
 from resnetkit.network.carry import with_classes, with_input_channels
@@ -43,14 +43,13 @@ from resnetkit.tables import counted
 from resnetkit.text import to_json
 from resnetkit.weights.dialects import ALIASES
 from resnetkit.weights.envelope import unpacked
-from resnetkit.weights.fit import COUNT, Misfit, Shapes, advice, listed, misfits, short
+from resnetkit.weights.fit import COUNT, Misfit, advice, listed, misfits, short
 from resnetkit.weights.hugging_face import WEIGHTS as FOLDER_WEIGHTS
 from resnetkit.weights.hugging_face import card_of_config, read_folder
 from resnetkit.weights.infer import preparation
 from resnetkit.weights.read import is_plain, read_tensors
 from resnetkit.weights.recognise import (
     KNOWN,
-    STEM,
     Recognised,
     as_named,
     as_they_are,
