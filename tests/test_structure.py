@@ -16,13 +16,14 @@ MODULES = {
     for path in sorted(SOURCE.rglob("*.py"))
 }
 # each layer may use itself and what stands before it
-LAYERS = ["errors", "kinds", "text", "tables", "files", "architecture", "images", "pages", "network", "weights", "explain", "doctor", "learn",
+LAYERS = ["errors", "kinds", "text", "tables", "files", "architecture", "images", "pages", "network", "surgery", "weights", "explain", "doctor", "learn",
           "deliver", "commands", "cli", "__main__"]  # fmt: skip
 NARROW = {  # what a layer uses is less than its place allows
     "kinds": set(),
     "images": {"errors", "kinds", "architecture"},
     "pages": set(),
     "network": {"errors", "architecture"},
+    "surgery": {"errors", "tables", "architecture", "network"},
     "explain": {"errors", "tables", "architecture", "images", "pages", "network", "weights"},
     "doctor": set(),
     "cli": {"errors"},

@@ -31,8 +31,8 @@ from resnetkit.learn.run import RECIPE_FILE, Prepared
 from resnetkit.learn.settings import with_options
 from resnetkit.learn.sources import open_data
 from resnetkit.network.build import build
-from resnetkit.network.carry import carry
 from resnetkit.network.layers import Network
+from resnetkit.surgery.carry import carry
 from resnetkit.tables import counted
 from resnetkit.text import from_data
 from resnetkit.weights.store import load
