@@ -281,7 +281,11 @@ class EdgedMax(nn.Module):
 
 
 class Blur(nn.Module):
-    """A binomial filter on each channel, mirrored at the edge (arXiv 1904.11486)."""
+    """A binomial filter on each channel, mirrored at the edge (arXiv 1904.11486).
+
+    A dilated one mirrors each of the grids that its taps lie on by itself, so that an a trous network blurs as the
+    original does.
+    """
 
     def __init__(self, op: ops.Blurring) -> None:
         super().__init__()
@@ -291,8 +295,21 @@ class Blur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         line = x.new_tensor(self.weights)
         kernel = (line[:, None] * line).expand(self.channels, 1, -1, -1)
-        mirrored = F.pad(x, (self.padding,) * 4, "reflect")
-        return F.conv2d(mirrored, kernel, None, self.stride, 0, self.dilation, self.channels)
+        return F.conv2d(self._mirrored(x), kernel, None, self.stride, 0, self.dilation, self.channels)
+
+    def _mirrored(self, x: Tensor) -> Tensor:
+        if self.dilation == 1:
+            return F.pad(x, (self.padding,) * 4, "reflect")
+        rows, columns = (self._source(n, x.device) for n in x.shape[-2:])
+        return x[..., rows[:, None], columns]
+
+    def _source(self, n: int, device: torch.device) -> Tensor:
+        """For each place of a padded line of ``n`` pixels the pixel that stands there."""
+        place = torch.arange(-self.padding, n + self.padding, device=device)
+        grid = place % self.dilation
+        last = (n - 1 - grid) // self.dilation
+        on_grid = (place - grid) // self.dilation % (2 * last).clamp_min(1)
+        return torch.minimum(on_grid, 2 * last - on_grid) * self.dilation + grid
 
     def extra_repr(self) -> str:
         return f"{len(self.weights)}, stride={self.stride}"

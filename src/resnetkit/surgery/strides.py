@@ -9,7 +9,6 @@ from dataclasses import replace
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnetkit.architecture.operations import Blurring
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import (
     Conv,
@@ -38,8 +37,8 @@ def dilate(
 
     ``output_stride`` is what one pixel of the last map shall stand for, and decides every stage, from the last on;
     ``stages`` names some by number instead. Every tensor is kept. Of the new map, every s-th pixel is the old one,
-    which is proved for images of odd and even sizes; where statistics of the map enter (attention, group norm) or its
-    edge is mirrored (blur) that cannot be, and the difference is measured. Raises `UsageError`.
+    which is proved for images of odd and even sizes; where statistics of the whole map enter (attention, group norm)
+    that cannot be, and the difference is measured. Raises `UsageError`.
     """
     spec = model.card.spec
     if (output_stride is None) == (stages is None):
@@ -98,8 +97,6 @@ def _unlike(model: Network, made: Network) -> str:
         return "group norm takes its statistics from the whole map"
     if any(stage.attention for stage in behind):
         return "attention averages over the whole map"
-    if any(isinstance(node.op, Blurring) and node.op.dilation > 1 for p in (model.plan, made.plan) for node in p.nodes):
-        return "a blur mirrors the edge of the map"
     return ""
 
 
