@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from resnetkit.architecture.card import Card
+from resnetkit.architecture.catalog import row_of
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.rules import require
+from resnetkit.architecture.spec import GroupNorm
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.network.build import build
 from resnetkit.network.layers import Network, RecomputedStage
@@ -113,7 +115,24 @@ def recomputed(model: Network, path: str) -> RecomputedStage:
 def edited(card: Card, spec: Spec, what: str, **more: object) -> Card:
     """The card of a changed network: checked, its origin says what was changed, and its figures are gone."""
     require(spec)
-    return replace(card, spec=spec, figures=(), origin=f"{card.origin}, {what}", **more)  # type: ignore[arg-type]
+    origin = f"{card.origin}, {what}"
+    return replace(card, name=_name(card, spec), spec=spec, figures=(), origin=origin, **more)  # type: ignore[arg-type]
+
+
+def _name(card: Card, spec: Spec) -> str:
+    """The name it had, as long as the blocks are the same; another row's, where it became that one."""
+    if _blocks(spec) == _blocks(card.spec):
+        return card.name
+    row = row_of(spec)
+    return card.name.removesuffix(_CHANGED) + _CHANGED if row == "custom" else row
+
+
+_CHANGED = "-changed"
+
+
+def _blocks(spec: Spec) -> tuple[object, ...]:
+    stages = [replace(stage, reduce=replace(stage.reduce, atrous=False)) for stage in spec.stages]
+    return stages, spec.stem, spec.shortcuts, spec.order, isinstance(spec.norm, GroupNorm)
 
 
 def told(model: Network, made: Network, notes: Iterable[str] = ()) -> None:

@@ -28,7 +28,7 @@ from resnetkit.architecture.card import (
     model_folder,
     read_card,
 )
-from resnetkit.architecture.catalog import ROWS, name_of
+from resnetkit.architecture.catalog import ROWS, name_of, row_of
 from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.spec import Network as Spec
@@ -57,7 +57,6 @@ from resnetkit.weights.recognise import (
     looks_like,
     readings,
     recognise,
-    row_of,
 )
 
 _WHOLE_FOLDER = "copy the whole model folder again"
