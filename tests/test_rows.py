@@ -493,6 +493,24 @@ def test_a_file_is_copied_once_and_again_when_it_changes(tmp_path, cache, monkey
     assert len(list((cache / "parquet").iterdir())) == 1
 
 
+def test_a_file_that_breaks_or_changes_while_it_is_copied(tmp_path, cache, monkeypatch):
+    path, original = tmp_path / "a.parquet", copying._require_space
+    parquet.write_table(table(9), path)
+
+    def meanwhile(folder, size):
+        os.utime(path, (1, 1))
+
+    monkeypatch.setattr(copying, "_require_space", meanwhile)
+    assert told(path).what == "this file cannot be read: it changed while it was read"
+    monkeypatch.setattr(copying, "_require_space", original)
+    parquet.write_table(table(9), path)
+    content = bytearray(path.read_bytes())
+    content[4:40] = b"\xff" * 36  # the header of the first page of pictures
+    path.write_bytes(content)
+    assert told(path).what.startswith("this file cannot be read: ")
+    assert list((cache / "parquet").iterdir()) == []
+
+
 def test_a_copy_needs_space(tmp_path, monkeypatch):
     parquet.write_table(table(9), tmp_path / "a.parquet")
     usage = shutil.disk_usage(tmp_path)

@@ -115,6 +115,7 @@ class _Opened:
     path: Path
     stamp: tuple[int, int]
     columns: Columns
+    schema: Any
     rows: int
     bytes: int
     keys: tuple[str | int, ...]
@@ -122,13 +123,16 @@ class _Opened:
 
 
 def _opened(path: Path, root: Path) -> _Opened:
+    import pyarrow
+
     with _parquet(path) as (file, known):
         columns = columns_of(file.schema_arrow, path)
         keys, codes = encoded(file.read([columns.label], use_threads=False).column(columns.label))
         if len(codes) != file.metadata.num_rows:
             raise ValueError("its label column has another number of rows than the file")
         name = path.relative_to(root).as_posix()
-        return _Opened(name, path, known, columns, len(codes), _unpacked(file, columns.picture), keys, codes)
+        schema = pyarrow.schema([file.schema_arrow.field(columns.picture)])
+        return _Opened(name, path, known, columns, schema, len(codes), _unpacked(file, columns.picture), keys, codes)
 
 
 @contextlib.contextmanager
@@ -169,16 +173,14 @@ class _Copying:
         return found
 
     def _write(self, copy: Path, one: _Opened) -> None:
-        _require_space(copy.parent, one.bytes)
-        with _parquet(one.path) as (file, _), files.replacing(copy) as part:
-            import pyarrow
+        from pyarrow import ipc
 
-            schema = pyarrow.schema([file.schema_arrow.field(one.columns.picture)])
-            with part.open("wb") as sink, pyarrow.ipc.new_stream(sink, schema) as stream:
-                for batch in file.iter_batches(_rows_at_once(one), columns=schema.names, use_threads=False):
-                    _require_space(copy.parent, batch.nbytes)
-                    stream.write_batch(batch.cast(schema))
-                    self._count(batch.num_rows)
+        _require_space(copy.parent, one.bytes)
+        with files.replacing(copy) as part, part.open("wb") as sink, ipc.new_stream(sink, one.schema) as stream:
+            for batch in _batches(one):
+                _require_space(copy.parent, batch.nbytes)
+                stream.write_batch(batch)
+                self._count(batch.num_rows)
         for old in copy.parent.glob(f"{copy.name.partition('-')[0]}-*.arrow"):
             if old != copy:  # of the file as it was before it changed
                 old.unlink(missing_ok=True)
@@ -187,6 +189,15 @@ class _Copying:
         self.done += rows
         if self.tell:
             self.tell(self.done, self.rows)
+
+
+def _batches(one: _Opened) -> Iterator[Any]:
+    """The pictures by pieces; what fails here is the file that is read, and never the copy."""
+    with _parquet(one.path) as (file, known):
+        if known != one.stamp:
+            raise ValueError("it changed while it was read")
+        for batch in file.iter_batches(_rows_at_once(one), columns=one.schema.names, use_threads=False):
+            yield batch.cast(one.schema)
 
 
 _ELSEWHERE = "set RESNETKIT_CACHE to a folder with more space"
