@@ -119,7 +119,24 @@ def loading(found: dict) -> str:
     return "\n".join(rows) + f"\n\n{told}\n"
 
 
+def reading(found: dict) -> str:
+    rows = ["| small pictures from | seconds to open | pictures/s, random order | peak memory, MiB |"]
+    rows.append("| --- | ---: | ---: | ---: |")
+    rows += [
+        f"| {what} | {one['opened']:.2f} | {one['pictures_per_second']:,.0f} | {one['peak'] / 1024:,.0f} |"
+        for what, one in found["rows"]["found"].items()
+    ]
+    run, cores = found["training"], found["environment"]["cores"]
+    return "\n".join(rows) + (
+        f"\n\n{found['rows']['count']:,} pictures of 32x32, in one thread. Of photographs of 500x400 a picture takes "
+        f"{run['read_ms']:.1f} ms of a core to read and {run['learn_ms']:.0f} ms to learn from ({run['model']} at "
+        f"224x224, {run['precision']}), so on {cores} cores a single worker keeps up with the network. "
+        "`python benchmarks/reading.py` measures it again.\n"
+    )
+
+
 TABLES = {
+    "reading.json": reading,
     "dialects.json": dialects,
     "loading.json": loading,
     "two-classes.json": two_classes,

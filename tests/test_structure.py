@@ -42,7 +42,7 @@ TORCH_FREE = [
     "resnetkit.commands.evaluate", "resnetkit.commands.predict", "resnetkit.commands.doctor",
     "resnetkit.commands.check", "resnetkit.commands.report", "resnetkit.commands.embed", "resnetkit.learn.check",
     "resnetkit.learn.check_page", "resnetkit.learn.report", "resnetkit.learn.run", "resnetkit.learn.evaluation",
-    "resnetkit.learn.sources", "resnetkit.weights.recognise", "resnetkit.weights.infer", "resnetkit.weights.envelope",
+    "resnetkit.learn.sources", "resnetkit.learn.shards", "resnetkit.learn.columns", "resnetkit.learn.arrow", "resnetkit.learn.parquet", "resnetkit.learn.workers", "resnetkit.weights.recognise", "resnetkit.weights.infer", "resnetkit.weights.envelope",
     "resnetkit.weights.libraries", "resnetkit.weights.hugging_face", "resnetkit.weights.fit", "resnetkit.commands.convert",
     "resnetkit.deliver.inputs", "resnetkit.deliver.rows", "resnetkit.images.thumbnail",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _HINT = "(default: by the data, or --config)"
 _CHOSEN = tyro.conf.arg(metavar="NUMBER", help_behavior_hint=_HINT)
+_WORKERS = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: one on each core)")
 _POLICY = tyro.conf.arg(metavar="skip|error", help_behavior_hint="(default: skip, or --config)")
 _PRECISION = tyro.conf.arg(metavar="auto|fp32|bf16", help_behavior_hint=_HINT)
 
@@ -35,7 +36,7 @@ class Options:
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A folder with a folder for each class, or with train/, val/ and test/ of such; a table (.csv) of paths and
-    labels; CIFAR's binary archive; or: digits."""
+    labels; Parquet, or what datasets saved; CIFAR's binary archive; or: digits."""
     model: str = ""
     """A name (`resnetkit models` lists them), a .toml or .json file, or a trained model (a run folder, a model folder,
     a weights file), which is fine-tuned; resnet18 if neither this nor --config says."""
@@ -61,6 +62,8 @@ class Options:
     """auto is bf16 where the processor computes in it."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto."""
+    workers: Annotated[int | None, _WORKERS] = None
+    """Threads that read pictures while the network learns; 0: the loop itself. The result is the same for any."""
     config: str = ""
     """A .toml or .json file with parts of a recipe."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -88,6 +91,7 @@ def run(options: Options) -> int:
             settings=changes,
             watch=shown,
             tell=shown.reading,
+            workers=options.workers,
         )
     found = made.evaluation
     if options.json:

@@ -16,7 +16,7 @@ from resnetkit.architecture.spec import with_classes
 from resnetkit.errors import DataError, MachineError, TextError, UsageError
 from resnetkit.learn.data import Data, divide, fingerprint, leaks, listed
 from resnetkit.learn.device import pick, resolve
-from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes
+from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes, workers_of
 from resnetkit.learn.recipe import (
     FineTune,
     RandomCrop,
@@ -56,10 +56,12 @@ def start(
     out: str | Path | None,
     device: str,
     tell: Tell | None,
+    workers: int | None = None,
     **options: Any,
 ) -> Start:
     """Open the data, settle the recipe, claim the folder, read what fits into memory, build the network."""
-    opened = open_data(data)
+    workers = workers_of(workers)
+    opened = open_data(data, tell)
     changes = with_options(settings, **options)
     named = str(data).encode("utf-8", "backslashreplace").decode()  # TOML holds no name that is not text
     word = model_named(os.fspath(model) if model else None, changes)
@@ -71,7 +73,7 @@ def start(
     made = _claim(prepared.out, numbered=out is None)
     try:
         skipped = Skipped(prepared.data, recipe.bad_files)
-        sources = _read(prepared, skipped, tell)
+        sources = _read(prepared, skipped, tell, workers)
         network = _network(prepared, base)
     except BaseException:
         files.remove_empty(made)
@@ -187,14 +189,14 @@ def _network(prepared: Prepared, base: Network | None) -> Network:
     return model
 
 
-def _read(prepared: Prepared, skipped: Skipped, tell: Tell | None) -> dict[str, PixelSource]:
+def _read(prepared: Prepared, skipped: Skipped, tell: Tell | None, workers: int) -> dict[str, PixelSource]:
     """Every part as pixels; random windows are cut from the pictures themselves, so those are not kept."""
     cut = isinstance(prepared.recipe.augment, RandomCrop)
     preparation, left, sources = prepared.card.preparation, kept_bytes(), {}
     for part, pictures in prepared.data.parts.items():
         size = len(pictures) * math.prod(preparation.crop) * len(preparation.mean)
         keep = size <= left and not (cut and part == "train")
-        sources[part] = PixelSource(pictures, preparation, skipped, keep=keep, tell=tell)
+        sources[part] = PixelSource(pictures, preparation, skipped, keep=keep, tell=tell, workers=workers)
         left -= size * keep
     return sources
 

@@ -30,7 +30,7 @@ from resnetkit.learn.data import Indices
 from resnetkit.learn.device import ToInput, answering
 from resnetkit.learn.evaluate import WORST_LOSS, Tally, count, found
 from resnetkit.learn.evaluation import Evaluation
-from resnetkit.learn.pixels import Tell, ahead
+from resnetkit.learn.pixels import Tell
 from resnetkit.learn.recipe import SGD, FineTune, Recipe, rate
 from resnetkit.learn.report import report
 from resnetkit.learn.run import (
@@ -68,6 +68,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     tell: Tell | None = None,
+    workers: int | None = None,
     **options: Any,
 ) -> Run:
     """Train ``model`` (resnet18 if none is named) on ``data`` and write a run folder.
@@ -76,12 +77,13 @@ def train(
     ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: epochs, batch_size, lr, seed,
     split_seed, patience, precision, network, dialect, bad_files, max_bad. ``watch`` is called with what happens,
     ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is ``runs/DATA-MODEL-1``, or the next
-    number that is free. Raises before anything is written wherever the fault can be known by then.
+    number that is free. ``workers`` threads read pictures (one on each core if left out; 0 is the loop itself), which
+    changes the pace and nothing else. Raises before anything is written wherever the fault can be known by then.
     """
     unknown = next((name for name in options if name not in OPTIONS), None)
     if unknown:
         raise TypeError(f"train has no option called {unknown!r}; {suggestion(unknown, OPTIONS)}")
-    begun = start(data, model, settings or {}, out=out, device=device, tell=tell, **options)
+    begun = start(data, model, settings or {}, out=out, device=device, tell=tell, workers=workers, **options)
     recipe, folder = begun.prepared.recipe, begun.prepared.out
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
     if recipe.model not in ROWS:  # a file elsewhere can change or go
@@ -179,7 +181,7 @@ class _Training:
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(source))
         chunks = [order[step * size : (step + 1) * size] for step in range(self.steps)]
         tasks = [partial(self.batch, epoch, step, chunk) for step, chunk in enumerate(chunks)]
-        made = (task() for task in tasks) if source.in_memory else ahead(tasks)
+        made = (task() for task in tasks) if source.in_memory else source.ahead(tasks)
         return (batch for batch in made if len(batch[2]) > 1)
 
     def batch(self, epoch: int, step: int, chosen: Indices) -> tuple[Tensor, Tensor, Indices]:
