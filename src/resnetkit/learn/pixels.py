@@ -6,9 +6,10 @@ picture that cannot be read is left out of its batch, named and counted, and nev
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -94,6 +95,11 @@ class PixelSource:
         """Whether reading them again costs nothing."""
         return self._kept is not None
 
+    def leave_out(self, known: Mapping[str, str]) -> None:
+        """Those that could not be read before, with the reasons: what failed once stays out of a run."""
+        self.skipped.reasons = {**known, **self.skipped.reasons}
+        self._bad |= np.array([self.pictures.where(i) in known for i in range(len(self))], dtype=bool)
+
     def readable(self, indices: Indices) -> Indices:
         """Those that are not known to be unreadable."""
         return indices[~self._bad[indices]]
@@ -132,7 +138,7 @@ class PixelSource:
         """A place for each, and the places that hold a picture."""
         pixels = np.empty((len(indices), *self.preparation.crop, len(self.preparation.mean)), np.uint8)
         bad: dict[int, PictureError] = {}
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with _workers() as pool:
             for place, found in enumerate(pool.map(partial(attempt, read), indices.tolist())):
                 if isinstance(found, PictureError):
                     bad[place] = found
@@ -147,6 +153,16 @@ class PixelSource:
     def _read_all(self, tell: Tell | None) -> Tensor:
         """Every picture at its number; what stands at the number of an unreadable one is never used."""
         return torch.from_numpy(self._read_each(self._one, np.arange(len(self)), tell)[0])
+
+
+@contextlib.contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """A thread for each core; when the body fails or is interrupted, what was not begun is not waited for."""
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
