@@ -155,7 +155,7 @@ def test_only_the_steps_after_the_last_checkpoint_run_again(flowers, network, tm
     events = []
     rk.train(resume=tmp_path / "run", watch=events.append)
     assert isinstance(events[0], Prepared)
-    assert events[0].notes[-1] == "resuming after step 4 of epoch 1"
+    assert events[0].resumed == ("resuming after step 4 of epoch 1",)
     assert [(e.epoch, e.step) for e in events if isinstance(e, Step)][:3] == [(1, 5), (1, 6), (2, 1)]
 
 

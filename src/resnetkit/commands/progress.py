@@ -85,7 +85,7 @@ def announce(event: Prepared) -> str:
     recipe, card = event.recipe, event.card
     parts = ", ".join(f"{len(pictures):,} {part}" for part, pictures in event.data.parts.items())
     optimiser = f"{kind_of(type(recipe.optimiser))} at {recipe.optimiser.lr:g}"
-    notes = "".join(f"\nnote   {note}" for note in event.notes)
+    notes = "".join(f"\nnote   {note}" for note in (*event.notes, *event.resumed))
     return (
         f"data   {recipe.data}: {len(card.classes)} classes; pictures: {parts}\n"
         f"model  {card.name}: {total(event.plan)}{_changed(event)}\n"

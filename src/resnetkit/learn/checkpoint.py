@@ -25,6 +25,7 @@ from resnetkit import files
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, WeightsError
+from resnetkit.learn.run import resuming
 from resnetkit.learn.state import State, read_state, to_text
 from resnetkit.text import parse_json, read_text
 from resnetkit.weights.fit import COUNT
@@ -62,6 +63,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     contents[STATE] = to_text(checkpoint.state).encode()
     told = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
     contents[MANIFEST] = json.dumps({"format": FORMAT, "files": told}, indent=2).encode()
+    files.require_space(folder, sum(map(len, contents.values())), "a checkpoint")
     files.remove_folder(place)  # left from a way that was not gone on: the run stands before it
     with files.new_folder(place) as part:
         for name, data in contents.items():
@@ -113,7 +115,9 @@ class Keeper:
         self.failures += 1
         if self.failures >= _MOST_FAILURES:
             what = f"{self.failures} checkpoints in a row could not be written: {error.what}"
-            raise MachineError(what, where=error.where, fix="make room; then resnetkit train --resume") from error
+            raise MachineError(
+                what, where=error.where, fix=f"make room; then {resuming(self.folder.parent)}"
+            ) from error
         kept = f"{self.newest} is kept" if self.newest else "there is none yet"
         told = f"a checkpoint could not be written ({error.what}); {kept}, and training goes on"
         warnings.warn(told, ResnetkitWarning, stacklevel=2)

@@ -70,7 +70,7 @@ def resume(
     files.sweep(path / STATE_FOLDER)
     if changed or standing is None:  # it may have been killed before they were written
         write_papers(prepared)
-    prepared = replace(prepared, notes=(*prepared.notes, *_told(standing, changed)))
+    prepared = replace(prepared, resumed=tuple(_told(standing, changed)))
     return Start(prepared, sources, network_of(prepared, base), (), now, _with(standing, changed, now))
 
 

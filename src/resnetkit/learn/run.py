@@ -34,7 +34,10 @@ _LONGEST = 256 * 2**20
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is about to start: everything that was decided. ``own_input`` is what the network is made for."""
+    """A run that is about to start: everything that was decided. ``own_input`` is what the network is made for.
+
+    ``resumed`` says where a run goes on, and what is set otherwise than it was; empty for a new one.
+    """
 
     recipe: Recipe
     data: Data
@@ -45,6 +48,7 @@ class Prepared:
     precision: str
     out: Path
     notes: tuple[str, ...]
+    resumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ class _Training:
             sums = self.now.sums
             self.watch(Step(number, step + 1, self.steps, sums.mean_loss, sums.accuracy, sums.pace))
             self.heed()
-            if self.ranks.agreed(self.keeper.due(self.now.steps)):
+            if self.ranks.agreed(step + 1 < self.steps and self.keeper.due(self.now.steps)):
                 self.save()
         self.save()  # before it is measured, so that a run that is killed meanwhile need not learn it again
         val, sums = self.measure("val"), self.now.sums
