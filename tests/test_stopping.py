@@ -20,7 +20,7 @@ from resnetkit.learn import pixels
 from resnetkit.learn import train as training
 from resnetkit.learn.checkpoint import read_newest
 from resnetkit.learn.signals import Signals, listening
-from test_resume import HOW, chance, die, dies_at, flowers, killed, lines, same, sha, whole  # noqa: F401
+from test_resume import HOW, _swept, chance, flowers, lines, once, same, sha, standing_at, whole  # noqa: F401
 
 WORDS = ["--epochs", 3, "--batch-size", 8, "--precision", "fp32", "--checkpoint-steps", 4]
 
@@ -264,7 +264,7 @@ def test_t03_lines_that_cannot_be_written_wait(tmp_path, monkeypatch):
 
 @pytest.fixture
 def halted(flowers, network, tmp_path):  # noqa: F811
-    killed(dies_at(training._Training, "step", 6), flowers, network, out=tmp_path / "run", settings=HOW)
+    standing_at(6, flowers, network, tmp_path, HOW)
     return tmp_path / "run"
 
 
