@@ -333,5 +333,7 @@ def test_t14_two_runs_that_start_together_get_two_folders(flowers, network, tmp_
     assert told == ["runs/flowers-mine-1", "runs/flowers-mine-2"]
     for path in told:
         assert (tmp_path / path / "model" / "model.safetensors").is_file()
-        assert len((tmp_path / path / "metrics.jsonl").read_text().splitlines()) == 1
+        lines = [json.loads(line) for line in (tmp_path / path / "metrics.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [1]
+        assert [line["step"] for line in lines if line["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert Path(tmp_path / told[0] / "run.toml").read_text() == Path(tmp_path / told[1] / "run.toml").read_text()

@@ -45,6 +45,11 @@ def test_a_run_leaves_what_it_should(flowers, network, tmp_path):
     assert isinstance(events[0], Prepared)
     assert sum(isinstance(event, Step) for event in events) == 3 * 6  # 42 pictures in batches of 8
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in lines} == {"step", "epoch"}
+    steps = [line for line in lines if line.pop("kind") == "step"]
+    lines = [line for line in lines if line not in steps]
+    assert [(line["epoch"], line["step"]) for line in steps] == [(e, s) for e in (1, 2, 3) for s in range(1, 7)]
+    assert all(set(line) == {"epoch", "step", "lr", "loss"} and line["loss"] > 0 for line in steps)
     assert lines == [asdict(event) for event in events if isinstance(event, Epoch)] == [asdict(e) for e in run.epochs]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert run.card.classes == ("daisy", "rose", "tulip")
@@ -174,8 +179,10 @@ def test_an_out_that_is_taken(flowers, network, tmp_path):
     with pytest.raises(UsageError, match="there is a finished run in this folder"):
         rk.train(flowers, network, out=run.path)
     (run.path / "model").rename(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match="there is an unfinished run in this folder, and resuming is not possible yet"):
+    with pytest.raises(UsageError) as caught:
         rk.train(flowers, network, out=run.path)
+    told = "error: there is an unfinished run in this folder\nwhere: {0}\nfix: resnetkit train --resume {0}"
+    assert str(caught.value) == told.format(run.path)
     with pytest.raises(UsageError, match="--out exists already"):
         rk.train(flowers, network, out=flowers)
     assert all(path.read_bytes() == content for path, content in before.items() if path.exists())

@@ -132,5 +132,13 @@ def extra_missing(package: str, extra: str) -> MachineError:
     return MachineError(f"{package} is not installed", fix=f"pip install 'resnetkit[{extra}]'")
 
 
+class Stopped(KeyboardInterrupt):
+    """Work that was asked to stop did. ``run`` is the folder of a run that can be resumed, where there is one."""
+
+    def __init__(self, told: str = "", run: str = "") -> None:
+        self.run = run
+        super().__init__(told)
+
+
 class ResnetkitWarning(UserWarning):
     """Something to know that stops nothing; the command line shows it as one line."""

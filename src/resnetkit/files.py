@@ -28,7 +28,20 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """``data`` under ``path``: all of it or nothing."""
     with replacing(path) as part:
-        part.write_bytes(data)
+        put(part, data)
+
+
+def put(path: Path, data: bytes, start: int = 0) -> None:
+    """``data`` from byte ``start`` of a file on, and nothing after it. Not atomic: for what is renamed, for logs."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        os.ftruncate(handle, start)
+        os.lseek(handle, start, os.SEEK_SET)
+        left = memoryview(data)
+        while left:
+            left = left[os.write(handle, left) :]
+    finally:
+        os.close(handle)
 
 
 def make_folder(path: Path) -> tuple[Path, ...]:
@@ -46,10 +59,66 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def append_line(path: Path, line: str) -> None:
-    """A line at the end of a log."""
-    with _environment(path), path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+def remove_folder(path: Path) -> None:
+    """A folder and all in it; it goes from under its name first, so that nothing half removed stands there."""
+    if path.exists():
+        with _environment(path):
+            gone = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+            path.replace(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process left half written beside a final name when it was killed."""
+    for part in folder.glob(".*.part"):
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise `MachineError` where the disk of a folder, which need not exist yet, has too little room."""
+    standing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(standing).free
+    if free < needed:
+        told = f"there is too little space for {what}: needs {_bytes(needed)}, free {_bytes(free)}"
+        raise MachineError(told, where=str(folder), fix="make room, or write to another disk: --out")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+class Log:
+    """Lines at the end of a file. Those that cannot be written wait, in order, until they can be.
+
+    ``size`` is the length of what was written whole; whatever stands after it is cut off by the next line.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path, self.size = path, size
+        self._waiting: list[str] = []
+
+    def add(self, line: str) -> None:
+        """A line, now or later."""
+        self._waiting.append(line)
+        with contextlib.suppress(OSError):
+            self._write()
+
+    def sync(self) -> int:
+        """Everything on the disk, and how many bytes that is; raises `MachineError`."""
+        with _environment(self.path):
+            self._write()
+            _sync(self.path)
+        return self.size
+
+    def _write(self) -> None:
+        text = "".join(line + "\n" for line in self._waiting).encode()
+        put(self.path, text, self.size)
+        self.size += len(text)
+        self._waiting.clear()
 
 
 @contextlib.contextmanager
@@ -67,6 +136,7 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync(part)
             part.chmod(0o666 & ~_umask())
             part.replace(path)
+            _sync(path.parent)  # else the new name can be lost with the power
         finally:
             part.unlink(missing_ok=True)
 
@@ -83,6 +153,7 @@ def new_folder(path: Path) -> Iterator[Path]:
                 written.chmod((0o777 if written.is_dir() else 0o666) & ~_umask())
                 _sync(written)
             part.rename(path)
+            _sync(path.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 

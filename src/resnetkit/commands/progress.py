@@ -85,14 +85,19 @@ def announce(event: Prepared) -> str:
     recipe, card = event.recipe, event.card
     parts = ", ".join(f"{len(pictures):,} {part}" for part, pictures in event.data.parts.items())
     optimiser = f"{kind_of(type(recipe.optimiser))} at {recipe.optimiser.lr:g}"
-    notes = "".join(f"\nnote   {note}" for note in event.notes)
+    notes = "".join(f"\nnote   {note}" for note in (*event.notes, *event.resumed))
     return (
         f"data   {recipe.data}: {len(card.classes)} classes; pictures: {parts}\n"
         f"model  {card.name}: {total(event.plan)}{_changed(event)}\n"
         f"recipe {recipe.epochs} epoch{'s' * (recipe.epochs > 1)} in batches of {recipe.batch_size}; {optimiser}, "
         f"{kind_of(type(recipe.schedule))}; {kind_of(type(recipe.augment))}; seed {recipe.seed}\n"
-        f"device {event.device}, {event.precision}; writing to {event.out}{notes}"
+        f"device {event.device}, {event.precision}; writing to {event.out}\n"
+        f"resume {_EXACT if event.device == 'cpu' else _NEARLY}{notes}"
     )
+
+
+_EXACT = "exact, bit for bit, on this kind of processor with these versions and threads"
+_NEARLY = "after the last checkpoint; bit for bit on a CPU only"
 
 
 def _changed(event: Prepared) -> str:

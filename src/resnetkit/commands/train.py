@@ -11,9 +11,12 @@ import tyro
 
 from resnetkit.commands.output import prose, results, rewrites_lines, say, then
 from resnetkit.commands.source import AS_TOLD, Weights
+from resnetkit.errors import Stopped
 from resnetkit.learn.evaluation import told
-from resnetkit.learn.recipe import is_weights_file, model_named, plan_run
+from resnetkit.learn.recipe import edit, is_weights_file, model_named, plan_run
+from resnetkit.learn.run import finished, read_recipe, require_one, require_run
 from resnetkit.learn.settings import parse_settings, read_changes, with_options
+from resnetkit.learn.signals import Signals, listening
 from resnetkit.text import over
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 _HINT = "(default: by the data, or --config)"
 _CHOSEN = tyro.conf.arg(metavar="NUMBER", help_behavior_hint=_HINT)
 _WORKERS = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: one on each core)")
+_STEPS = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: none, or --config)")
 _POLICY = tyro.conf.arg(metavar="skip|error", help_behavior_hint="(default: skip, or --config)")
 _PRECISION = tyro.conf.arg(metavar="auto|fp32|bf16", help_behavior_hint=_HINT)
 
@@ -30,18 +34,26 @@ _PRECISION = tyro.conf.arg(metavar="auto|fp32|bf16", help_behavior_hint=_HINT)
 class Options:
     """Train a network and write a run folder: recipe, metrics, report and the model of the best epoch.
 
+    A run that was interrupted or killed goes on with --resume, and on the same CPU ends with the very weights it would
+    have ended with. Ctrl-C finishes the step and saves; a second one leaves at once.
+
     Examples: resnetkit train digits --model resnet20; resnetkit train flowers/ --model resnet18 --epochs 20; resnetkit
-    train flowers/ --model mine.toml --set schedule.warmup=2 --print-config
+    train flowers/ --model mine.toml --set schedule.warmup=2 --print-config; resnetkit train --resume
+    runs/flowers-resnet18-1
     """
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = ""
     """A folder with a folder for each class, or with train/, val/ and test/ of such; a table (.csv) of paths and
-    labels; Parquet, or what datasets saved; CIFAR's binary archive; or: digits."""
+    labels; Parquet, or what datasets saved; CIFAR's binary archive; or: digits. With --resume it is known."""
     model: str = ""
     """A name (`resnetkit models` lists them), a .toml or .json file, or a trained model (a run folder, a model folder,
     a weights file), which is fine-tuned; resnet18 if neither this nor --config says."""
     out: str = ""
     """The run folder to write; runs/DATA-MODEL-1, or the next free number, if it is left out."""
+    resume: Annotated[str, tyro.conf.arg(metavar="RUN")] = ""
+    """Go on with an unfinished run, after its newest checkpoint. What is set otherwise than it was is printed."""
+    override: bool = False
+    """Go on although what is set otherwise makes the result that of neither setting."""
     epochs: Annotated[int | None, _CHOSEN] = None
     """How often each picture is seen."""
     batch_size: Annotated[int | None, _CHOSEN] = None
@@ -54,6 +66,8 @@ class Options:
     """Decides which pictures are held out where the folders do not say."""
     patience: Annotated[int | None, _CHOSEN] = None
     """Stop after so many epochs without a better one on val."""
+    checkpoint_steps: Annotated[int | None, _STEPS] = None
+    """Write a checkpoint after so many steps, beside those at the end of every epoch and every five minutes."""
     bad_files: Annotated[str | None, _POLICY] = None
     """What a picture that cannot be read is; skipped ones are named and counted."""
     max_bad: str = ""
@@ -79,20 +93,13 @@ def run(options: Options) -> int:
     changes = _changes(options)
     if options.print_config:
         return _print(options, changes)
-    from resnetkit.commands.progress import Live, Plain
-    from resnetkit.learn.train import train
-
-    with contextlib.closing(Live() if rewrites_lines() else Plain()) as shown:
-        made = train(
-            options.data,
-            options.model or None,
-            out=options.out or None,
-            device=options.device,
-            settings=changes,
-            watch=shown,
-            tell=shown.reading,
-            workers=options.workers,
-        )
+    if options.resume and finished(Path(options.resume)):
+        say(f"note: {options.resume} has finished already; nothing was done")
+    with listening() as stop:
+        try:
+            made = _train(options, changes, stop)
+        except Stopped as stopped:
+            return _stopped(stopped, stop)
     found = made.evaluation
     if options.json:
         values = {
@@ -108,14 +115,44 @@ def run(options: Options) -> int:
             "skipped": [{"file": name, "error": reason} for name, reason in found.skipped],
             "seconds": made.results.seconds,
         }
-        results("train", run=str(made.path), model=made.card.name, data=options.data, **values)
+        results("train", run=str(made.path), model=made.card.name, data=made.recipe.data, **values)
     else:
         prose(f"{found.part}: {found.correct} of {found.n} right, {told(found.correct, found.n)}")
         prose(f"wrote {made.path} (the model of epoch {made.best} in model/, report.html, metrics.jsonl, run.toml)")
     for line in _aftermath(made):
         say(line)
-    then("resnetkit evaluate", str(made.path), options.data)
+    then("resnetkit evaluate", str(made.path), made.recipe.data)
     return 0
+
+
+def _train(options: Options, changes: dict[str, Any], stop: Signals) -> Run:
+    from resnetkit.commands.progress import Live, Plain
+    from resnetkit.learn.train import train
+
+    with contextlib.closing(Live() if rewrites_lines() else Plain()) as shown:
+        return train(
+            options.data or None,
+            options.model or None,
+            out=options.out or None,
+            resume=options.resume or None,
+            override=options.override,
+            device=options.device,
+            settings=changes,
+            watch=shown,
+            tell=shown.reading,
+            workers=options.workers,
+            stop=stop,
+        )
+
+
+def _stopped(stopped: Stopped, stop: Signals) -> int:
+    """What a signal led to, and how to go on."""
+    say(f"{'terminated' if stop.exit_code == 143 else 'interrupted'}; {stopped}")
+    if stopped.run:
+        then("resnetkit train --resume", stopped.run)
+    else:
+        say("nothing was written: no step was saved")
+    return stop.exit_code
 
 
 def _aftermath(made: Run) -> list[str]:
@@ -127,7 +164,17 @@ def _aftermath(made: Run) -> list[str]:
 
 def _changes(options: Options) -> dict[str, Any]:
     """The config file, then ``--set``, then the options: the nearer to the hand, the stronger."""
-    named = ("epochs", "batch_size", "lr", "seed", "split_seed", "patience", "precision", "bad_files")
+    named = (
+        "epochs",
+        "batch_size",
+        "lr",
+        "seed",
+        "split_seed",
+        "patience",
+        "checkpoint_steps",
+        "precision",
+        "bad_files",
+    )
     file = read_changes(Path(options.config)) if options.config else {}
     settings = over(file, parse_settings(options.set))
     given = {name: getattr(options, name) for name in named}
@@ -139,6 +186,11 @@ def _print(options: Options, changes: dict[str, Any]) -> int:
     from resnetkit.learn.sources import open_data
     from resnetkit.text import to_toml
 
+    if options.resume:
+        require_run(Path(options.resume))
+        print(to_toml(edit(read_recipe(Path(options.resume)), changes)), end="")
+        return 0
+    require_one(options.data, options.out, options.resume)
     model, spec = model_named(options.model or None, changes), None
     if is_weights_file(model):
         from resnetkit.learn.start import trained

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -106,6 +106,11 @@ class PixelSource:
     def in_memory(self) -> bool:
         """Whether reading them again costs nothing."""
         return self._kept is not None
+
+    def leave_out(self, known: Mapping[str, str]) -> None:
+        """Those that could not be read before, with the reasons: what failed once stays out of a run."""
+        self.skipped.reasons = {**known, **self.skipped.reasons}
+        self._bad |= np.array([self.pictures.where(i) in known for i in range(len(self))], dtype=bool)
 
     def readable(self, indices: Indices) -> Indices:
         """Those that are not known to be unreadable."""

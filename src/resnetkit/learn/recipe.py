@@ -133,8 +133,9 @@ class Recipe:
 
     ``split_seed`` decides which pictures are held out where the data does not say; ``seed`` decides weights, order and
     augmentation. ``precision`` ``auto`` is bf16 where the processor computes in it, fp32 elsewhere. ``patience`` ends a
-    run after so many epochs without a better one on ``val``; never if left out. ``image`` (channels, height, width) is
-    what the network sees, and ``preparation`` how it comes about; the network's own if left out.
+    run after so many epochs without a better one on ``val``; never if left out. ``checkpoint_steps`` writes a
+    checkpoint after so many steps, beside the usual ones; it decides nothing else. ``image`` (channels, height, width)
+    is what the network sees, and ``preparation`` how it comes about; the network's own if left out.
     """
 
     data: str
@@ -146,6 +147,7 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     label_smoothing: float = 0.0
     patience: int | None = None
+    checkpoint_steps: int | None = None
     start: Start = Scratch()
     bad_files: BadFiles = Skip()
     optimiser: Optimiser = SGD()
@@ -246,6 +248,7 @@ def check(recipe: Recipe, what: str = "what is set") -> Recipe:
         ("split_seed", recipe.split_seed, 0 <= recipe.split_seed < 2**63, "0 to 2**63 - 1"),
         ("label_smoothing", recipe.label_smoothing, 0 <= recipe.label_smoothing < 1, "0 to below 1"),
         ("patience", recipe.patience, recipe.patience is None or recipe.patience >= 1, "1 or more epochs"),
+        ("checkpoint_steps", recipe.checkpoint_steps, (recipe.checkpoint_steps or 1) >= 1, "1 or more steps"),
         *_start_limits(recipe.start),
         *_bad_files_limits(recipe.bad_files),
         *_optimiser_limits(recipe.optimiser),

@@ -1,14 +1,18 @@
 """What a run tells while it goes on, and what it leaves behind. No torch.
 
 A run folder holds ``run.toml`` (the recipe), ``network.toml`` (a network that is not of the catalogue),
-``environment.json``, ``metrics.jsonl`` (a line for each epoch), and when it has finished ``model/`` (a model folder:
-the epoch that was best on ``val``), ``results.json`` and ``report.html``, which is made from the others.
+``environment.json``, ``metrics.jsonl`` (a line for each step and each epoch), ``state/`` (checkpoints) until it has
+finished, and then ``model/`` (a model folder: the epoch that was best on ``val``), ``results.json`` and
+``report.html``, which is made from the others.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,10 @@ _LONGEST = 256 * 2**20
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is about to start: everything that was decided. ``own_input`` is what the network is made for."""
+    """A run that is about to start: everything that was decided. ``own_input`` is what the network is made for.
+
+    ``resumed`` says where a run goes on, and what is set otherwise than it was; empty for a new one.
+    """
 
     recipe: Recipe
     data: Data
@@ -41,6 +48,7 @@ class Prepared:
     precision: str
     out: Path
     notes: tuple[str, ...]
+    resumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A line of ``metrics.jsonl``. Accuracies are 0 to 1; the training one is measured on augmented pictures."""
+    """A line of ``metrics.jsonl`` of the kind ``epoch``.
+
+    Accuracies are 0 to 1; the training one is measured on augmented pictures.
+    """
 
     epoch: int
     lr: float
@@ -122,19 +133,50 @@ class Run:
 Watch = Callable[[Prepared | Step | Epoch], None]
 
 
+def finished(folder: Path) -> bool:
+    """Whether a run has come to its end."""
+    return model_folder(folder / "model") is not None and (folder / RESULTS_FILE).is_file()
+
+
+def resuming(folder: str | Path) -> str:
+    """The command that goes on with a run."""
+    return f"resnetkit train --resume {shlex.quote(str(folder))}"
+
+
+def require_run(folder: Path) -> None:
+    """Raise `UsageError` where no run has begun."""
+    if not (folder / RECIPE_FILE).is_file():
+        raise UsageError("this is no run folder", where=str(folder), fix="name a folder that `resnetkit train` wrote")
+
+
+def require_one(data: object, out: object, run: object) -> None:
+    """Raise `UsageError` unless there is a run to begin, or one to go on with."""
+    if not data and not run:
+        fix = "name DATA, a folder of pictures, or go on with a run: --resume RUN"
+        raise UsageError("there is nothing to train on", where="resnetkit train", fix=fix)
+    if out and run:
+        raise UsageError("a run goes on in its own folder", where=f"--out {out}", fix="leave --out out")
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """How a run was begun; raises `TextError`."""
+    path = folder / RECIPE_FILE
+    return check(from_toml(Recipe, read_text(path, "this recipe"), str(path)))
+
+
 def read_run(folder: str | Path) -> Run:
     """A run from its folder; raises `UsageError` where it is none, or has not finished."""
     path = Path(folder)
-    if not (path / RECIPE_FILE).is_file():
-        raise UsageError("this is no run folder", where=str(folder), fix="name a folder that `resnetkit train` wrote")
+    require_run(path)
     model = model_folder(path / "model")
-    if model is None or not (path / RESULTS_FILE).is_file():
-        raise UsageError("this run has not finished, so there is nothing to report", where=str(folder))
+    if model is None or not finished(path):
+        what = "this run has not finished, so there is nothing to report"
+        raise UsageError(what, where=str(folder), fix=resuming(folder))
     try:
-        recipe = check(from_toml(Recipe, read_text(path / RECIPE_FILE, "this recipe"), str(path / RECIPE_FILE)))
         results = from_data(Results, _json(path / RESULTS_FILE), str(path / RESULTS_FILE))
         environment = _json(path / ENVIRONMENT_FILE)
-        run = Run(path, recipe, read_card(model), _epochs(path / METRICS_FILE), results, environment)
+        epochs = _epochs(path / METRICS_FILE)
+        run = Run(path, read_recipe(path), read_card(model), epochs, results, environment)
         if contradictions := _faults(run):
             raise TextError(f"{path} does not describe a run", contradictions)
     except TextError as error:
@@ -163,9 +205,22 @@ def _json(path: Path) -> Any:
 
 
 def _epochs(path: Path) -> tuple[Epoch, ...]:
-    lines = [parse_json(line, f"line {i} of {path}") for i, line in enumerate(_lines(path), 1)]
-    return tuple(from_data(Epoch, line, str(path)) for line in lines)
+    """Those lines that are no steps, of which there are thousands; a line without a kind is from before there were."""
+    lines = enumerate(read_text(path, "this file", _LONGEST).splitlines(), 1)
+    found = [parse_json(line, f"line {i} of {path}") for i, line in lines if not line.startswith(_STEP)]
+    told = [{k: v for k, v in line.items() if k != "kind"} if isinstance(line, dict) else line for line in found]
+    return tuple(from_data(Epoch, line, str(path)) for line in told)
 
 
-def _lines(path: Path) -> list[str]:
-    return read_text(path, "this file").splitlines()
+def step_line(epoch: int, step: int, lr: float, loss: float) -> str:
+    """A line of ``metrics.jsonl`` of the kind ``step``; a loss that is no number is none."""
+    told = {"epoch": epoch, "step": step, "lr": lr, "loss": loss if math.isfinite(loss) else None}
+    return json.dumps({"kind": "step", **told})
+
+
+def epoch_line(epoch: Epoch) -> str:
+    """A line of the kind ``epoch``."""
+    return json.dumps({"kind": "epoch", **asdict(epoch)})
+
+
+_STEP = '{"kind": "step"'

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from resnetkit import files
 from resnetkit.architecture.card import Card, Training, card_for, card_of, preparation_faults, preparation_for
+from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import with_classes
+from resnetkit.doctor import environment, versions
 from resnetkit.errors import DataError, MachineError, TextError, UsageError
+from resnetkit.learn.checkpoint import STATE_FOLDER, Checkpoint, size
 from resnetkit.learn.data import Data, divide, fingerprint, leaks, listed
 from resnetkit.learn.device import pick, resolve
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes, workers_of
+from resnetkit.learn.ranks import ALONE
 from resnetkit.learn.recipe import (
+    AdamW,
     FineTune,
     RandomCrop,
     Recipe,
@@ -27,25 +36,38 @@ from resnetkit.learn.recipe import (
     model_named,
     plan_run,
 )
-from resnetkit.learn.run import RECIPE_FILE, Prepared
+from resnetkit.learn.run import (
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    NETWORK_FILE,
+    RECIPE_FILE,
+    Prepared,
+    finished,
+    resuming,
+)
 from resnetkit.learn.settings import with_options
 from resnetkit.learn.sources import open_data
 from resnetkit.network.build import build
 from resnetkit.network.layers import Network
 from resnetkit.surgery.carry import carry
 from resnetkit.tables import counted
-from resnetkit.text import from_data
+from resnetkit.text import from_data, to_json, to_toml
 from resnetkit.weights.store import load
 
 
 @dataclass(frozen=True)
 class Start:
-    """What training begins with: the decisions, the pictures, the network, and the folders that were made."""
+    """What training begins with: the decisions, the pictures, the network, and the folders that were made.
+
+    ``checkpoint`` is where it goes on, None at the beginning of a run; ``circumstances`` decide its numbers.
+    """
 
     prepared: Prepared
     sources: dict[str, PixelSource]
     model: Network
     made: tuple[Path, ...]
+    circumstances: dict[str, str]
+    checkpoint: Checkpoint | None = None
 
 
 def start(
@@ -63,22 +85,77 @@ def start(
     workers = workers_of(workers)
     opened = open_data(data, tell)
     changes = with_options(settings, **options)
-    named = str(data).encode("utf-8", "backslashreplace").decode()  # TOML holds no name that is not text
     word = model_named(os.fspath(model) if model else None, changes)
     weights = trained(word, changes)
-    recipe = plan_run(len(opened.first), named, word, changes, weights.card.spec if weights else None)
+    recipe = plan_run(len(opened.first), _text(data), word, changes, weights.card.spec if weights else None)
     base = None if isinstance(recipe.start, Scratch) else weights or load(recipe.model)
     known = weights or base
-    prepared = _decided(opened, recipe, base, known.card if known else card_of(recipe.model), device=device, out=out)
-    made = _claim(prepared.out, numbered=out is None)
+    prepared = decided(opened, recipe, base, known.card if known else card_of(recipe.model), device)
+    free = _outside(_free(out, recipe, prepared.card), opened.name)
+    require_space(prepared, free, 3)
+    made = _claim(free, numbered=out is None)
+    prepared = replace(prepared, out=made[0])
     try:
-        skipped = Skipped(prepared.data, recipe.bad_files)
-        sources = _read(prepared, skipped, tell, workers)
-        network = _network(prepared, base)
+        write_papers(prepared)
+        sources = sources_of(prepared, tell, workers)
+        return Start(prepared, sources, network_of(prepared, base), made, circumstances(prepared))
     except BaseException:
-        files.remove_empty(made)
+        leave(made)
         raise
-    return Start(replace(prepared, out=made[0]), sources, network, made)
+
+
+def _text(data: str | Path) -> str:
+    """TOML holds no name that is not text."""
+    return str(data).encode("utf-8", "backslashreplace").decode()
+
+
+def require_space(prepared: Prepared, folder: Path, checkpoints: int) -> None:
+    """Raise `MachineError` where there is no room for so many of them."""
+    how = prepared.recipe.optimiser
+    one = size(prepared.plan, 2 if isinstance(how, AdamW) else how.momentum > 0)
+    files.require_space(folder, checkpoints * one, f"{checkpoints} checkpoints" if checkpoints > 1 else "a checkpoint")
+
+
+def write_papers(prepared: Prepared) -> None:
+    """What a run is: its recipe, its network, the machine."""
+    folder, recipe = prepared.out, prepared.recipe
+    files.write_text(folder / RECIPE_FILE, to_toml(recipe))
+    if recipe.model not in ROWS:  # a file elsewhere can change or go
+        files.write_text(folder / NETWORK_FILE, to_toml(prepared.card.spec))
+    files.write_text(folder / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")
+
+
+def leave(made: Sequence[Path]) -> None:
+    """Take a run back of which nothing is worth keeping: what it wrote into the folder that was made for it."""
+    folder = made[0]
+    for name in (RECIPE_FILE, NETWORK_FILE, ENVIRONMENT_FILE, METRICS_FILE):
+        (folder / name).unlink(missing_ok=True)
+    files.remove_folder(folder / STATE_FOLDER)
+    files.sweep(folder)
+    files.remove_empty(made)
+
+
+def circumstances(prepared: Prepared) -> dict[str, str]:
+    """What decides the numbers of a run beside its recipe."""
+    place = torch.device(prepared.device)
+    gpu = place.type == "cuda"
+    told, learnt = versions(), prepared.card.training
+    return {
+        "pictures": learnt.fingerprint if learnt else "",
+        "network": _digest(prepared),
+        "device": place.type,
+        "processor": torch.cuda.get_device_name(place) if gpu else str(torch.backends.cpu.get_cpu_capability()),
+        "precision": prepared.precision,
+        "threads": str(torch.get_num_threads()),
+        "processes": str(ALONE.world),
+        **{name: told[name] for name in ("resnetkit", "torch", "numpy", "pillow")},
+    }
+
+
+def _digest(prepared: Prepared) -> str:
+    """Of the network and of how its images are prepared."""
+    told = to_json(prepared.card.spec) + to_json(prepared.card.preparation)
+    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
 
 def trained(model: str, settings: Mapping[str, Any]) -> Network | None:
@@ -99,10 +176,8 @@ def trained(model: str, settings: Mapping[str, Any]) -> Network | None:
 _OF_WEIGHTS = ("network", "dialect", "reset_head", "input_channels")
 
 
-def _decided(
-    opened: Data, recipe: Recipe, base: Network | None, own: Card, *, device: str, out: str | Path | None
-) -> Prepared:
-    """``own`` is the card of the network as it is named, ``base`` the one whose weights are taken."""
+def decided(opened: Data, recipe: Recipe, base: Network | None, own: Card, device: str) -> Prepared:
+    """``own`` is the card of the network as it is named, ``base`` the one whose weights are taken; no folder yet."""
     if len(opened.classes) < 2:
         what = f"there is one class only ({opened.classes[0]}), so there is nothing to tell apart"
         raise DataError(what, where=opened.name, fix="add a folder for each other class")
@@ -111,8 +186,7 @@ def _decided(
     where = pick(device)
     precision = resolve(recipe.precision, where)
     notes = (*data.notes, *_lacking(data), *_leaks(data), *_beginning(recipe, base, card))
-    out, worked_out = _outside(_free(out, recipe, card), opened.name), plan(card.spec)
-    return Prepared(recipe, data, card, own.spec.input, worked_out, str(where), precision, out, notes)
+    return Prepared(recipe, data, card, own.spec.input, plan(card.spec), str(where), precision, Path(), notes)
 
 
 def _card(opened: Data, recipe: Recipe, own: Card) -> Card:
@@ -178,7 +252,7 @@ def _same(base: Card, card: Card) -> bool:
     return bool(base.classes) and base.classes == card.classes
 
 
-def _network(prepared: Prepared, base: Network | None) -> Network:
+def network_of(prepared: Prepared, base: Network | None) -> Network:
     """The network with its first weights; the classifier is new where the classes are."""
     recipe, card = prepared.recipe, prepared.card
     if base is not None:
@@ -189,8 +263,9 @@ def _network(prepared: Prepared, base: Network | None) -> Network:
     return model
 
 
-def _read(prepared: Prepared, skipped: Skipped, tell: Tell | None, workers: int) -> dict[str, PixelSource]:
+def sources_of(prepared: Prepared, tell: Tell | None, workers: int) -> dict[str, PixelSource]:
     """Every part as pixels; random windows are cut from the pictures themselves, so those are not kept."""
+    skipped = Skipped(prepared.data, prepared.recipe.bad_files)
     cut = isinstance(prepared.recipe.augment, RandomCrop)
     preparation, left, sources = prepared.card.preparation, kept_bytes(), {}
     for part, pictures in prepared.data.parts.items():
@@ -210,11 +285,10 @@ def _free(out: str | Path | None, recipe: Recipe, card: Card) -> Path:
         stem = f"{Path(recipe.data).name.partition('.')[0] or 'data'}-{card.name}"
         return next(path for i in range(1, 10**9) if not (path := Path("runs") / f"{stem}-{i}").exists())
     path = Path(out)
-    if (path / "model").exists():
+    if finished(path):
         raise UsageError("there is a finished run in this folder", where=str(path), fix="name another --out")
     if (path / RECIPE_FILE).exists():
-        what = "there is an unfinished run in this folder, and resuming is not possible yet"
-        raise UsageError(what, where=str(path), fix="name another --out, or remove this folder")
+        raise UsageError("there is an unfinished run in this folder", where=str(path), fix=resuming(path))
     if path.exists():
         raise UsageError("--out exists already", where=str(path), fix="name a folder that does not exist")
     return path

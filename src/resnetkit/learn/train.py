@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import json
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,170 +19,270 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnetkit import files
-from resnetkit.architecture.card import CARD_FILE, Figure
-from resnetkit.architecture.catalog import ROWS
-from resnetkit.doctor import environment
-from resnetkit.errors import DataError, PictureError, suggestion
-from resnetkit.images.decode import attempt
-from resnetkit.images.thumbnail import thumbnail
+from resnetkit.architecture.card import Figure
+from resnetkit.errors import DataError, MachineError, Stopped, suggestion
 from resnetkit.learn.augment import augmented
+from resnetkit.learn.chance import reseed, without_trace
+from resnetkit.learn.checkpoint import (
+    LATEST,
+    STATE_FOLDER,
+    Checkpoint,
+    Keeper,
+    moments,
+    random_states,
+    remember,
+    restore_random,
+)
 from resnetkit.learn.data import Indices
 from resnetkit.learn.device import ToInput, answering
 from resnetkit.learn.evaluate import WORST_LOSS, Tally, count, found
-from resnetkit.learn.evaluation import Evaluation
 from resnetkit.learn.pixels import Tell
+from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.learn.recipe import SGD, FineTune, Recipe, rate
-from resnetkit.learn.report import report
+from resnetkit.learn.results import leave_results, thumbnails, tidied
+from resnetkit.learn.resume import is_finished, require_unchanged
+from resnetkit.learn.resume import resume as resumed
 from resnetkit.learn.run import (
-    ENVIRONMENT_FILE,
     KIND,
     METRICS_FILE,
-    NETWORK_FILE,
-    RECIPE_FILE,
-    REPORT_FILE,
-    RESULTS_FILE,
-    SHOWN,
     Epoch,
     Results,
     Run,
     Step,
-    Thumbnail,
     Watch,
-    read_run,
+    epoch_line,
+    finished,
+    require_one,
+    step_line,
 )
 from resnetkit.learn.settings import OPTIONS
-from resnetkit.learn.start import Start, start
+from resnetkit.learn.signals import Stop
+from resnetkit.learn.start import Start, leave, start
+from resnetkit.learn.state import State
 from resnetkit.network.layers import Network
-from resnetkit.text import to_data, to_json, to_toml
 from resnetkit.weights.store import save
 
 _BAD_STEPS = 3  # in a row, after which a run whose loss is no number is given up
 
 
 def train(
-    data: str | Path,
+    data: str | Path | None = None,
     model: str | os.PathLike[str] | None = None,
     *,
     out: str | Path | None = None,
+    resume: str | Path | None = None,
+    override: bool = False,
     device: str = "auto",
     settings: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     tell: Tell | None = None,
     workers: int | None = None,
+    stop: Stop | None = None,
     **options: Any,
 ) -> Run:
-    """Train ``model`` (resnet18 if none is named) on ``data`` and write a run folder.
+    """Train ``model`` (resnet18 if none is named) on ``data`` and write a run folder, or go on with one.
 
     A model that has weights is fine-tuned. ``settings`` are nested changes to the `Recipe` that suits the data, such as
     ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: epochs, batch_size, lr, seed,
-    split_seed, patience, precision, network, dialect, bad_files, max_bad. ``watch`` is called with what happens,
-    ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is ``runs/DATA-MODEL-1``, or the next
-    number that is free. ``workers`` threads read pictures (one on each core if left out; 0 is the loop itself), which
-    changes the pace and nothing else. Raises before anything is written wherever the fault can be known by then.
+    split_seed, patience, checkpoint_steps, precision, network, dialect, bad_files, max_bad. ``watch`` is called with
+    what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is
+    ``runs/DATA-MODEL-1``, or the next number that is free. ``workers`` threads read pictures (one on each core if left
+    out; 0 is the loop itself), which changes the pace and nothing else. Raises before anything is written wherever the
+    fault can be known by then.
+
+    ``resume`` names an unfinished run, which needs no data and no model: it goes on after its newest checkpoint, and on
+    the same CPU ends with the very weights it would have ended with. What is set otherwise than it was is refused where
+    it makes the result that of neither, unless ``override``. A finished run is handed back as it is. ``stop`` is asked
+    between two steps and two batches of an evaluation: where it says so, a checkpoint is written and
+    `resnetkit.errors.Stopped`, a KeyboardInterrupt, is raised.
     """
     unknown = next((name for name in options if name not in OPTIONS), None)
     if unknown:
         raise TypeError(f"train has no option called {unknown!r}; {suggestion(unknown, OPTIONS)}")
-    begun = start(data, model, settings or {}, out=out, device=device, tell=tell, workers=workers, **options)
-    recipe, folder = begun.prepared.recipe, begun.prepared.out
-    files.write_text(folder / RECIPE_FILE, to_toml(recipe))
-    if recipe.model not in ROWS:  # a file elsewhere can change or go
-        files.write_text(folder / NETWORK_FILE, to_toml(begun.prepared.card.spec))
-    files.write_text(folder / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")
-    if watch:
-        watch(begun.prepared)
+    require_one(data, out, resume)
+    if resume is not None and is_finished(resume):
+        require_unchanged(resume, data, model, settings, *options.values())
+        return tidied(Path(resume))
+    how: dict[str, Any] = {"device": device, "tell": tell, "workers": workers, **options}
+    if resume is not None:
+        begun = resumed(resume, data, model, settings or {}, override=override, **how)
+    else:
+        begun = start(data or "", model, settings or {}, out=out, **how)
     try:
-        return _Training(begun, watch or (lambda event: None)).run()
-    except BaseException:
-        if not (folder / METRICS_FILE).exists():  # not an epoch was finished, so nothing is worth keeping
-            for name in (RECIPE_FILE, NETWORK_FILE, ENVIRONMENT_FILE):
-                (folder / name).unlink(missing_ok=True)
-            files.remove_empty(begun.made)
+        if watch:
+            watch(begun.prepared)
+        return _Training(begun, watch or (lambda event: None), stop or (lambda: False)).run()
+    except BaseException as error:
+        kept = _keep(begun, error)
+        if isinstance(error, Stopped) and kept:
+            raise Stopped(str(error), str(begun.prepared.out)) from None
         raise
+
+
+def _keep(begun: Start, error: BaseException) -> bool:
+    """Whether there is anything to go on with; a new run of which there is nothing leaves nothing."""
+    folder = begun.prepared.out
+    hopeless = isinstance(error, _DivergedError) and not finished(folder)
+    if begun.made and (hopeless or not (folder / STATE_FOLDER / LATEST).exists()):
+        leave(begun.made)
+    return folder.exists()
 
 
 class _DivergedError(DataError):
     """The loss stayed no number."""
 
 
-class _Training:
-    """The state of a run, and the loop over it."""
+class _AskedError(Exception):
+    """The run was asked to stop, at a place where it can go on."""
 
-    def __init__(self, begun: Start, watch: Watch) -> None:
-        self.prepared, self.sources, self.watch = begun.prepared, begun.sources, watch
+
+class _Training:
+    """A run: where it stands (``now``), the best model so far, and the loop over both."""
+
+    def __init__(self, begun: Start, watch: Watch, stop: Stop = lambda: False, ranks: Ranks = ALONE) -> None:
+        self.begun, self.prepared, self.sources = begun, begun.prepared, begun.sources
+        self.watch, self.stop, self.ranks = watch, stop, ranks
         self.recipe, self.device = begun.prepared.recipe, torch.device(begun.prepared.device)
         self.model = begun.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = _optimiser(self.model, self.recipe)
         self.to_input = ToInput(self.prepared.card.preparation, self.device)
-        self.bad_steps = 0
+        self.now, self.best = State(batch_size=self.recipe.batch_size), dict[str, Tensor]()
+        if begun.checkpoint:
+            self.restore(begun.checkpoint)
+        self.started = time.perf_counter() - self.now.seconds
         self.statistics = [buffer.clone() for buffer in self.model.buffers()]  # after the last sound step
+        self.log = files.Log(self.prepared.out / METRICS_FILE, self.now.metrics)
+        self.keeper = Keeper(self.prepared.out / STATE_FOLDER, self.recipe.checkpoint_steps, begun.checkpoint)
 
     def run(self) -> Run:
-        started = time.perf_counter()
-        epochs: list[Epoch] = []
-        best, kept, ended, failed = 1, self.model.state_dict(), "", None
-        for number in range(1, self.recipe.epochs + 1):
+        with without_trace(self.device):
+            if self.begun.checkpoint:
+                restore_random(self.begun.checkpoint.training)
             try:
-                epochs.append(self.epoch(number))
-            except _DivergedError as error:
-                if not epochs:
-                    raise
-                failed, ended = error, f"{error.what} in epoch {number}"
-                break
-            except KeyboardInterrupt:
-                if not epochs:
-                    raise
-                self.model.load_state_dict(kept)
-                save(self.model, self.prepared.out / "model")
-                raise KeyboardInterrupt(f"the model of epoch {best} is kept in {self.prepared.out}") from None
-            self.note(epochs[-1])
-            if number == 1 or _rank(epochs[-1]) > _rank(epochs[best - 1]):
-                best, kept = number, copy.deepcopy(self.model.state_dict())
-            if self.recipe.patience and number - max(best, _alone(self.recipe)) >= self.recipe.patience:
-                ended = f"val got no better for {self.recipe.patience} epochs"
-                break
-        self.model.load_state_dict(kept)
-        save(self.model, self.prepared.out / "model")  # before anything that can fail
-        run = self.finish(epochs[best - 1], time.perf_counter() - started, ended)
+                ended, failed = self.learn()
+                self.keep_best()
+                run = self.finish(self.now.epochs[self.now.best - 1], ended)
+            except _AskedError:
+                raise Stopped(self.stands()) from None
         if failed:
-            failed.fix += f"; the model of epoch {best} is kept in {run.path}"
+            failed.fix += f"; the model of epoch {self.now.best} is kept in {run.path}"
             raise failed
         return run
 
+    def learn(self) -> tuple[str, _DivergedError | None]:
+        """Epoch after epoch; why it ended early, and the error that did it. Stopped, it leaves what it has."""
+        try:
+            return self.epochs()
+        except _AskedError:
+            self.save()
+            with contextlib.suppress(MachineError):  # the checkpoint is what counts
+                self.keep_best()
+            raise
+        except KeyboardInterrupt as error:
+            if isinstance(error, Stopped) or not self.best:
+                raise
+            self.keep_best()
+            raise KeyboardInterrupt(f"the model of epoch {self.now.best} is kept in {self.prepared.out}") from None
+
+    def epochs(self) -> tuple[str, _DivergedError | None]:
+        while self.now.epoch <= self.recipe.epochs:
+            number = self.now.epoch
+            try:
+                self.note(self.epoch(number))
+            except _DivergedError as error:
+                if not self.best:
+                    raise
+                return f"{error.what} in epoch {number}", error
+            if self.recipe.patience and number - max(self.now.best, _alone(self.recipe)) >= self.recipe.patience:
+                return f"val got no better for {self.recipe.patience} epochs", None
+        return "", None
+
     def epoch(self, number: int) -> Epoch:
-        started, seen, right, total, lr, pace = time.perf_counter(), 0, 0, 0.0, 0.0, 0.0
+        """What is left of an epoch, and what it came to."""
+        started = time.perf_counter() - self.now.sums.seconds
         learning(self.model, self.recipe, number)
-        for step, (pixels, labels, which) in enumerate(self.batches(number)):
-            lr = self.set_rate(number - 1 + step / self.steps)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.prepared.precision == "bf16"):
-                answers = self.model(self.to_input(pixels))
-            loss = F.cross_entropy(answers.float(), labels, label_smoothing=self.recipe.label_smoothing)
-            self.optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if self.sound(loss.item(), number, step, lr, which):
-                self.optimiser.step()
-                _copy(self.model.buffers(), self.statistics)
-                seen, right = seen + len(labels), right + int((answers.argmax(1) == labels).sum())
-                total += loss.item() * len(labels)
-            pace = seen / (time.perf_counter() - started)
-            self.watch(Step(number, step + 1, self.steps, total / max(seen, 1), right / max(seen, 1), pace))
-        val = self.measure("val")
+        for step, (pixels, labels, which) in enumerate(self.batches(number), self.now.step):
+            self.step(step, pixels, labels, which)
+            self.now = replace(self.now, sums=replace(self.now.sums, seconds=time.perf_counter() - started))
+            sums = self.now.sums
+            self.watch(Step(number, step + 1, self.steps, sums.mean_loss, sums.accuracy, sums.pace))
+            self.heed()
+            if self.ranks.agreed(step + 1 < self.steps and self.keeper.due(self.now.steps)):
+                self.save()
+        self.save()  # before it is measured, so that a run that is killed meanwhile need not learn it again
+        val, sums = self.measure("val"), self.now.sums
         if not val.n:
             raise DataError("no picture of val can be read", where=self.recipe.data)
         if val.loss >= WORST_LOSS:
             raise _DivergedError("the loss on val is no number", where=f"epoch {number}", fix=self.slower)
-        accuracy, n = val.correct / val.n, max(seen, 1)
-        took = time.perf_counter() - started
-        return Epoch(number, lr, total / n, right / n, val.n, val.correct, accuracy, val.loss, pace, took)
+        measured = (val.n, val.correct, val.correct / val.n, val.loss)
+        return Epoch(
+            number, sums.lr, sums.mean_loss, sums.accuracy, *measured, sums.pace, time.perf_counter() - started
+        )
+
+    def step(self, step: int, pixels: Tensor, labels: Tensor, which: Indices) -> None:
+        """Learn from a batch, and remember that. One of a single picture is passed over (batch norm)."""
+        number, sums, loss = self.now.epoch, self.now.sums, math.nan
+        lr = self.set_rate(number - 1 + step / self.steps)
+        if len(which) > 1:
+            reseed(self.recipe.seed, number, step, self.ranks.rank)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.prepared.precision == "bf16"):
+                answers = self.model(self.to_input(pixels))
+            error = F.cross_entropy(answers.float(), labels, label_smoothing=self.recipe.label_smoothing)
+            self.optimiser.zero_grad()
+            error.backward()  # type: ignore[no-untyped-call]
+            loss = error.item()
+            if self.sound(loss, number, step, lr, which):
+                self.optimiser.step()
+                _copy(self.model.buffers(), self.statistics)
+                sums = sums.plus(len(labels), int((answers.argmax(1) == labels).sum()), loss)
+        self.now = replace(self.now, steps=self.now.steps + 1, step=step + 1, sums=replace(sums, lr=lr))
+        self.log.add(step_line(number, step + 1, lr, loss))
+
+    def heed(self) -> None:
+        """Stop where that is asked."""
+        if self.ranks.agreed(self.stop()):
+            raise _AskedError
+
+    def save(self) -> None:
+        """A checkpoint of where the run stands, unless there is one."""
+        if self.ranks.writes and not self.keeper.has(self.now.steps):
+            self.keeper.save(self.checkpoint)
+
+    def stands(self) -> str:
+        """Where a run that was stopped can go on, in words."""
+        if self.keeper.failures:
+            return f"the run could not be saved; {self.keeper.newest or 'nothing'} is kept"
+        place = f"step {self.now.step} of epoch {self.now.epoch}" if self.now.step else f"epoch {self.now.epoch - 1}"
+        return f"the run is saved after {place}"
+
+    def checkpoint(self) -> Checkpoint:
+        unreadable = tuple(self.sources["train"].skipped.reasons.items())
+        state = replace(
+            self.now,
+            seconds=time.perf_counter() - self.started,
+            unreadable=unreadable,
+            metrics=self.log.sync(),
+            circumstances=tuple(self.begun.circumstances.items()),
+        )
+        remembered = moments(self.optimiser, dict(self.model.named_parameters()))
+        return Checkpoint(state, self.model.state_dict(), self.best, {**remembered, **random_states()})
+
+    def restore(self, found: Checkpoint) -> None:
+        self.now, self.best = found.state.among(self.steps, self.recipe.batch_size), found.best
+        self.model.load_state_dict(found.model)
+        remember(self.optimiser, dict(self.model.named_parameters()), found.training)
+        for source in self.sources.values():
+            source.leave_out(dict(found.state.unreadable))
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Indices]]:
-        """An epoch in its order, which is a function of (seed, epoch); a last batch of one is left out (batch norm)."""
+        """What is left of an epoch in its order, which is a function of (seed, epoch)."""
         size, source = self.recipe.batch_size, self.sources["train"]
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(source))
-        chunks = [order[step * size : (step + 1) * size] for step in range(self.steps)]
-        tasks = [partial(self.batch, epoch, step, chunk) for step, chunk in enumerate(chunks)]
-        made = (task() for task in tasks) if source.in_memory else source.ahead(tasks)
-        return (batch for batch in made if len(batch[2]) > 1)
+        chunks = [(step, order[step * size : (step + 1) * size]) for step in range(self.now.step, self.steps)]
+        mine = [(step, chunk[self.ranks.rank :: self.ranks.world]) for step, chunk in chunks]
+        tasks = [partial(self.batch, epoch, step, chunk) for step, chunk in mine]
+        return (task() for task in tasks) if source.in_memory else source.ahead(tasks)
 
     def batch(self, epoch: int, step: int, chosen: Indices) -> tuple[Tensor, Tensor, Indices]:
         """Pixels and labels, and which pictures of ``chosen`` could be read."""
@@ -205,12 +305,12 @@ class _Training:
     def sound(self, loss: float, epoch: int, step: int, lr: float, which: Indices) -> bool:
         """Whether loss and gradient are numbers; a step that is not is left out, a few in a row end the run."""
         norm = _norm(self.model)
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.bad_steps = 0
+        bad = not (math.isfinite(loss) and math.isfinite(norm))
+        self.now = replace(self.now, bad_steps=self.now.bad_steps + 1 if bad else 0)
+        if not bad:
             return True
         _copy(self.statistics, self.model.buffers())  # the forward pass has moved the norms' statistics already
-        self.bad_steps += 1
-        if self.bad_steps < _BAD_STEPS:
+        if self.now.bad_steps < _BAD_STEPS:
             return False
         pictures = self.sources["train"].pictures
         named = ", ".join(pictures.where(i) for i in which[:3].tolist())
@@ -223,47 +323,52 @@ class _Training:
         return f"a smaller rate: --set optimiser.lr={self.recipe.optimiser.lr / 10:g}"
 
     def measure(self, part: str) -> Tally:
-        source = self.sources[part]
-        labelled = ((pixels, source.labels[which]) for pixels, which in source.batches())
         with answering(self.model, self.device, "fp32") as logits:
-            return count(logits, labelled, len(self.prepared.card.classes))
+            return count(logits, self.labelled(part), len(self.prepared.card.classes))
+
+    def labelled(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
+        source = self.sources[part]
+        for pixels, which in source.batches():
+            self.heed()
+            yield pixels, source.labels[which]
 
     def note(self, epoch: Epoch) -> None:
-        files.append_line(self.prepared.out / METRICS_FILE, json.dumps(asdict(epoch)))
+        """Remember an epoch, and its model if it is the best."""
+        best = self.now.best
+        if not best or _rank(epoch) > _rank(self.now.epochs[best - 1]):
+            best, self.best = epoch.epoch, copy.deepcopy(self.model.state_dict())
+        self.now = self.now.after(epoch, best)
+        self.log.add(epoch_line(epoch))
         self.watch(epoch)
 
-    def finish(self, best: Epoch, seconds: float, ended: str) -> Run:
+    def keep_best(self) -> None:
+        """The best model so far as a model folder, if there is one."""
+        if self.best:
+            self.model.load_state_dict(self.best)
+            files.remove_folder(self.prepared.out / "model")
+            save(self.model, self.prepared.out / "model")
+
+    def finish(self, best: Epoch, ended: str) -> Run:
+        """Measure the best model; what is written last says that the run has finished."""
         prepared, card = self.prepared, self.prepared.card
         part = "test" if "test" in self.sources else "val"
         evaluation = found(card, self.recipe.data, part, self.measure(part), self.sources[part], classes=card.classes)
         kind = f"; {KIND}" * (part == "val")
         source = f"{evaluation.correct} of {evaluation.n}, this run{kind}"
         self.model.card = replace(card, figures=(Figure(f"top-1 on {part}", evaluation.top1, source),))
-        parts = tuple((name, len(pictures)) for name, pictures in prepared.data.parts.items())
         results = Results(
             best.epoch,
-            seconds,
+            time.perf_counter() - self.started,
             prepared.device,
             prepared.precision,
-            parts,
-            prepared.notes,
+            tuple((name, len(pictures)) for name, pictures in prepared.data.parts.items()),
+            (*prepared.notes, *self.now.changes),
             evaluation,
-            self.thumbnails(evaluation, part),
+            thumbnails(evaluation, self.sources[part]),
             ended,
         )
-        files.write_text(prepared.out / RESULTS_FILE, json.dumps(to_data(results), ensure_ascii=False) + "\n")
-        files.write_text(prepared.out / "model" / CARD_FILE, to_json(self.model.card))
-        run = read_run(prepared.out)
-        files.write_text(prepared.out / REPORT_FILE, report([run]))
-        return run
-
-    def thumbnails(self, evaluation: Evaluation, part: str) -> tuple[Thumbnail, ...]:
-        """The pictures that the report shows, by their numbers in the evaluation."""
-        source = self.sources[part]
-        numbers = source.readable(np.arange(len(source)))
-        chosen = sorted({*evaluation.mistakes(SHOWN), *evaluation.unsure(SHOWN)})
-        images = {i: attempt(source.pictures.image, int(numbers[i])) for i in chosen}
-        return tuple(Thumbnail(i, thumbnail(im)) for i, im in images.items() if not isinstance(im, PictureError))
+        self.log.sync()
+        return leave_results(prepared.out, self.model.card, results)
 
 
 def _rank(epoch: Epoch) -> tuple[int, float]:
