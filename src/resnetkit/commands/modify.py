@@ -133,7 +133,7 @@ def _edits(options: Options) -> Iterator[tuple[str, Edit]]:
     """The edits that are asked for, in the order in which they are made."""
     for name, read in _READ.items():
         value = getattr(options, name)
-        if value not in ("", None, False):
+        if value is not None and value is not False and value != "":
             yield name.replace("_", "-"), read(value, options)
 
 
@@ -151,10 +151,10 @@ def _surgery(name: str, *words: Any, **named: Any) -> Edit:
 
 def _pairs(option: str, text: str) -> list[tuple[str, str]]:
     """``stage4=1,stage3=2`` in two parts each."""
-    pairs = [word.partition("=") for word in _words(text)]
-    odd = [f"{head}{middle}{tail}" for head, middle, tail in pairs if not (head and middle and tail)]
+    pairs = [word.partition("=") for word in _words(text) or [text]]
+    odd = ["".join(parts) for parts in pairs if not all(parts)]
     if odd:
-        raise UsageError(f"--{option} does not take {odd[0]!r}", where=f"--{option}", fix=f"PLACE=NUMBER, not {odd[0]}")
+        raise UsageError(f"--{option} does not take {odd[0]!r}", where=f"--{option}", fix="PLACE=NUMBER")
     return [(head, tail) for head, _, tail in pairs]
 
 
@@ -166,7 +166,8 @@ def _number(option: str, text: str, kind: type[int] | type[float] = int) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise UsageError(f"--{option} does not take {text!r}", where=f"--{option}", fix="a number") from None
+        fix = "a whole number" if kind is int else "a number"
+        raise UsageError(f"--{option} does not take {text[:40]!r}", where=f"--{option}", fix=fix) from None
 
 
 def _each(name: str, option: str, text: str, kind: type[int] | type[float] = int) -> Edit:
@@ -194,7 +195,7 @@ def _prune(text: str) -> Edit:
 
 
 def _dilate(text: str) -> Edit:
-    return _surgery("dilate", int(text)) if text.isdecimal() else _surgery("dilate", stages=_words(text))
+    return _surgery("dilate", _number("dilate", text)) if text.isdecimal() else _surgery("dilate", stages=_words(text))
 
 
 def _group_norm(groups: int, images: str) -> Edit:
@@ -241,7 +242,7 @@ _READ: dict[str, Callable[[Any, Options], Edit]] = {
     "restride": lambda text, _: _each("restride", "restride", text),
     "dilate": lambda text, _: _dilate(text),
     "input_channels": lambda count, options: _surgery("input_channels", count, how=options.new_channels),
-    "classes": lambda text, _: _surgery("classes", int(text) if text.isdecimal() else _words(text)),
+    "classes": lambda text, _: _surgery("classes", _number("classes", text) if text.isdecimal() else _words(text)),
     "head": lambda text, _: _surgery("head", text),
     "cut": lambda text, _: _surgery("cut", text),
     "features": lambda text, _: _surgery("features", _words(text)),

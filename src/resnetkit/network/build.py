@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -48,7 +48,7 @@ def build(
 
 def class_names(classes: int | Sequence[str]) -> tuple[tuple[str, ...], int]:
     """The names of classes, if they have any, and how many there are; raises `UsageError` for what are no classes."""
-    names = () if isinstance(classes, int | str) else tuple(classes)
+    names = tuple(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else ()
     count = classes if isinstance(classes, int) and not isinstance(classes, bool) else len(names)
     plain = all(isinstance(name, str) and name and name.isprintable() for name in names)
     if count < 1 or not plain or len(names) != len(set(names)):

@@ -49,12 +49,13 @@ class Report:
         """Two changes in a row as one: where the tensors of the last network came from."""
         came = {**{key: key for key in later.kept}, **later.renamed}
         names = {key: self.renamed.get(between, between) for key, between in came.items()}
+        again = {key: how for key, how in later.adapted.items() if key in self.initialised}
         plain = {key: between for key, between in came.items() if between in self.kept or between in self.renamed}
         return Report(
             tuple(key for key in plain if names[key] == key),
             {key: names[key] for key in plain if names[key] != key},
-            _followed(self.adapted, came, later.adapted),
-            _followed(self.initialised, came, later.initialised),
+            _followed(self.adapted, came, {key: how for key, how in later.adapted.items() if key not in again}),
+            _followed(self.initialised, came, {**later.initialised, **again}),
             (*self.dropped, *(self.renamed.get(key, key) for key in later.dropped if key not in self.initialised)),
             (*self.notes, *later.notes),
             (*self.proved, *later.proved),

@@ -19,7 +19,9 @@ from resnetkit.architecture.spec import (
     OPTION_D,
     Adapter,
     BatchNorm,
+    Features,
     GroupNorm,
+    Head,
     Identity,
     LastBlock,
     NoShortcuts,
@@ -35,7 +37,7 @@ from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import Fault, UsageError, suggestion
 from resnetkit.network.layers import Network
 from resnetkit.surgery.carry import NOWHERE, Edited, carry, edited, told
-from resnetkit.surgery.paths import block_number, find, refuse, stage_number
+from resnetkit.surgery.paths import block_number, find, refuse, several, stage_number, whole
 from resnetkit.surgery.proof import compared, finished, rounded
 from resnetkit.surgery.strides import NOTHING
 from resnetkit.tables import counted
@@ -54,6 +56,7 @@ def insert(model: Network, after: str, blocks: int = 1) -> Edited:
     `UsageError` with the reason where a new block cannot start so.
     """
     (found,) = find(model.plan, [after], ("block",))
+    whole(blocks, "insert")
     more = {stage_number(found): (block_number(found), blocks)}
     return _grown(model, more, f"{counted(blocks, 'block')} more behind {found}")
 
@@ -63,7 +66,9 @@ def deepen(model: Network, blocks: Sequence[int]) -> Edited:
 
     `insert` says how, and what cannot be. They stand at the end of a stage, or before a last block with the stride.
     """
-    have = [stage.blocks for stage in model.card.spec.stages]
+    have, blocks = [stage.blocks for stage in model.card.spec.stages], several(blocks)  # type: ignore[assignment]
+    for count in blocks:
+        whole(count, "deepen")
     if len(blocks) != len(have) or any(b < a for a, b in zip(have, blocks, strict=True)):
         what = f"{'-'.join(map(str, blocks))} blocks are not what {'-'.join(map(str, have))} blocks can grow to"
         raise UsageError(what, where="deepen", fix=f"{len(have)} numbers, none smaller than now")
@@ -198,6 +203,8 @@ def remove(model: Network, *places: str) -> Edited:
     A block that has the stride of its stage, or changes the number of channels, stays as long as others of the stage
     do. Behind a stage that went, what receives another number of channels starts anew. Raises `UsageError`.
     """
+    if not places:
+        raise UsageError("nothing is named to be removed", where="remove", fix="a stage, or a block")
     spec, gone = model.card.spec, set(find(model.plan, places, ("stage", "block")))
     refuse("these parts cannot be removed", _needed(spec, gone))
     kept = _remaining(spec, gone)
@@ -206,11 +213,19 @@ def remove(model: Network, *places: str) -> Edited:
         f"stage{now}.block{b}": f"stage{i}.block{old}"
         for now, (i, blocks) in enumerate(kept.items(), 1)
         for b, old in enumerate(blocks, 1)
-    } | {f"stage{now}.pool": f"stage{i}.pool" for now, i in enumerate(kept, 1)}
-    card = edited(model.card, replace(spec, stages=tuple(stages)), "without " + ", ".join(sorted(gone)))
+    } | {f"stage{now}": f"stage{i}" for now, i in enumerate(kept, 1)}
+    left = replace(spec, stages=tuple(stages), head=_handing(spec.head, list(kept)))
+    card = edited(model.card, left, "without " + ", ".join(sorted(gone)))
     made = carry(model, card, moved=moved)
     told(model, made, [NOTHING])
     return finished(made)
+
+
+def _handing(head: Head, kept: list[int]) -> Head:
+    """The head behind the stages that are left: the maps of a backbone are named by their numbers."""
+    if not isinstance(head, Features):
+        return head
+    return Features(tuple(now for now, before in enumerate(kept, 1) if before in head.stages))
 
 
 def _remaining(spec: Spec, gone: set[str]) -> dict[int, list[int]]:
@@ -253,9 +268,9 @@ def shortcuts(model: Network, option: str | Shortcuts | NoShortcuts) -> Edited:
     kind the answers stay, which is proved (in evaluation; in training its norm sees batches). Projections that were
     there keep their weights. Raises `UsageError`.
     """
-    if isinstance(option, str) and option not in _OPTIONS:
-        what = f"there is no option called {option!r}"
-        raise UsageError(what, where="shortcuts", fix=suggestion(option, list(_OPTIONS)))
+    if not isinstance(option, Shortcuts | NoShortcuts) and str(option) not in _OPTIONS:
+        what = f"there is no option called {str(option)!r}"
+        raise UsageError(what, where="shortcuts", fix=suggestion(str(option), list(_OPTIONS)))
     new = _OPTIONS[option] if isinstance(option, str) else option
     spec = model.card.spec
     card = edited(model.card, replace(spec, shortcuts=new), "with other shortcuts")

@@ -78,12 +78,14 @@ def _report(
     came: Mapping[str, str],
 ) -> Report:
     started = [key for key in new if key not in brought and key not in fits]
-    used = {*fits.values(), *(origin for key, origin in came.items() if key in brought)}
+    before = {key: came.get(key, key) for key in brought}
+    used = {*fits.values(), *before.values()}
     return Report(
         tuple(key for key, origin in fits.items() if key == origin),
         {key: origin for key, origin in fits.items() if key != origin},
-        {key: how for key, (_, how) in brought.items()},
-        {key: "of another shape" if came.get(key) in old else "new" for key in started},
+        {key: how for key, (_, how) in brought.items() if before[key] in old},
+        {key: "of another shape" if came.get(key) in old else "new" for key in started}
+        | {key: how for key, (_, how) in brought.items() if before[key] not in old},
         tuple(key for key in old if key not in used),
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from resnetkit.architecture.card import Preparation
 from resnetkit.architecture.operations import Convolution
 from resnetkit.architecture.plan import Place
-from resnetkit.architecture.rules import block_stride
+from resnetkit.architecture.rules import block_stride, require
 from resnetkit.architecture.spec import (
     Features,
     FirstBlock,
@@ -49,7 +49,8 @@ def classes(model: Network, classes: int | Sequence[str], *, seed: int = 0) -> E
     names, count = class_names(classes)
     card = model.card
     made = edited(card, with_classes(card.spec, count), "with a new classifier", classes=names)
-    known = [(new, card.classes.index(name)) for new, name in enumerate(names) if name in card.classes]
+    places = {name: i for i, name in enumerate(card.classes)}
+    known = [(new, places[name]) for new, name in enumerate(names) if name in places]
     fresh = carry(model, made, anew="head.linear.", seed=seed)
     if not known:
         told(model, fresh)
@@ -64,10 +65,11 @@ def classes(model: Network, classes: int | Sequence[str], *, seed: int = 0) -> E
 def _rows(model: Network, fresh: Network, known: Sequence[tuple[int, int]]) -> Adapted:
     """The new classifier with the rows of classes that are known, as (new, old) numbers."""
     how, brought = f"{len(known)} of {class_count(fresh.card.spec.head)} rows kept, by name", {}
+    new, old = ([pair[i] for pair in known] for i in (0, 1))
+    before, after = model.state_dict(), fresh.state_dict()
     for key in _CLASSIFIER:
-        tensor = fresh.state_dict()[key].clone()
-        for new, old in known:
-            tensor[new] = model.state_dict()[key][old]
+        tensor = after[key].clone()
+        tensor[new] = before[key][old]
         brought[key] = (tensor, how)
     return brought
 
@@ -96,12 +98,12 @@ def input_channels(model: Network, channels: int, *, how: str = "zero") -> Edite
         made = carry(model, card)
         return finished(made)
     first = f"{model.plan.nodes[0].path}.weight"
-    weight = model.state_dict()[first]
-    tensor, said = _for_channels(weight.double(), channels, how)
     what = f"for {counted(channels, 'input channel')}"
     kept = tuple(line for line in card.assumed if not line.startswith(("an image is ", "images are ")))
     new = edited(card, replace(card.spec, input=(channels, *card.spec.input[1:])), what,
                  preparation=_prepared(card.preparation, channels), assumed=kept)  # fmt: skip
+    weight = model.state_dict()[first]
+    tensor, said = _for_channels(weight.double(), channels, how)
     made = carry(model, new, {first: (tensor.to(weight.dtype), said)})
     told(model, made)
     return finished(made, _same_answers(model, made, how))
@@ -110,12 +112,15 @@ def input_channels(model: Network, channels: int, *, how: str = "zero") -> Edite
 def _require_channels(model: Network, channels: int, how: str) -> None:
     before = model.card.spec.input[0]
     if how not in _WAYS:
-        raise UsageError(f"there is no way called {how!r}", where="input_channels", fix=suggestion(how, _WAYS))
+        what = f"there is no way called {str(how)!r}"
+        raise UsageError(what, where="input_channels", fix=suggestion(str(how), _WAYS))
     if type(channels) is not int or channels < 1 or 1 < channels < before:
         what = f"a network for {before} channels is not made one for {str(channels)[:20]}"
         raise UsageError(what, where="input_channels", fix=f"1, or more than {before}")
+    require(replace(model.card.spec, input=(channels, *model.card.spec.input[1:])))
     alone = model.card.spec.stem.convs or isinstance(model.card.spec.shortcuts, NoShortcuts)
-    if not (alone and isinstance(model.plan.nodes[0].op, Convolution)):
+    op = model.plan.nodes[0].op
+    if not (alone and isinstance(op, Convolution) and op.groups == 1):
         what = "this network has no convolution that alone sees the image, so there is none to adapt"
         raise UsageError(what, where="input_channels", fix="a network with a stem")
 
@@ -187,9 +192,9 @@ def head(model: Network, kind: str) -> Edited:
 
     What it hands on is what the whole network has there, which is proved. `classes` gives it a classifier again.
     """
-    if kind not in _HEADS:
-        fix = suggestion(kind, list(_HEADS), "none or pooled; classes gives a classifier")
-        raise UsageError(f"there is no head called {kind!r}", where="head", fix=fix)
+    if str(kind) not in _HEADS:
+        fix = suggestion(str(kind), list(_HEADS), "none or pooled; classes gives a classifier")
+        raise UsageError(f"there is no head called {str(kind)!r}", where="head", fix=fix)
     spec = replace(model.card.spec, head=_HEADS[kind])
     made = carry(model, edited(model.card, spec, "without its classifier", classes=()))
     told(model, made)

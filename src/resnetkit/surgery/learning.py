@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from resnetkit.errors import UsageError
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Proof
 from resnetkit.surgery.carry import Edited, carry, recomputed, told
-from resnetkit.surgery.paths import find
+from resnetkit.surgery.paths import find, several
 from resnetkit.surgery.paths import stages as chosen_stages
 from resnetkit.surgery.proof import EXACT, answer, apart, finished, images
 
@@ -24,9 +25,7 @@ def freeze(model: Network, stages: Iterable[int | str] | int | str, *, norms: bo
     Their parameters ask for no gradient; with ``norms`` their batch norms keep their statistics too, whatever
     ``.train()`` says later, which is proved. A saved model does not tell what was frozen. Raises `UsageError`.
     """
-    given = [stages] if isinstance(stages, int | str) else list(stages)
-    words = [f"stage{word}" if isinstance(word, int) else word for word in given]
-    places = find(model.plan, words, ("stem", "stage", "head", "block"))
+    places = find(model.plan, several(stages), ("stem", "stage", "head", "block"))
     if not places:
         raise UsageError("nothing is named to be frozen", where="stages", fix="stem, or numbers of stages")
     return _frozen(model, places, [path for path in _batch_norms(model) if norms and _within(path, places)])
@@ -46,7 +45,8 @@ def _frozen(model: Network, places: list[str], norms: list[str]) -> Edited:
     for key, parameter in made.named_parameters():
         if _within(key, places):
             parameter.requires_grad = False
-    made.train(model.training)
+    for path in norms:
+        made.get_submodule(path).eval()
     still = sum(p.numel() for p in made.parameters() if not p.requires_grad)
     kept = f"{len(made.frozen)} norms keep their statistics"
     told(model, made, [f"{still:,} of {made.plan.params:,} params do not learn, {kept}"])
@@ -56,12 +56,18 @@ def _frozen(model: Network, places: list[str], norms: list[str]) -> Edited:
 def _kept(made: Network, buffers: list[str]) -> Proof:
     """Statistics after a batch in training mode, beside those before."""
     old, new = copy.deepcopy(made).double().train(), copy.deepcopy(made).double().train()
-    with torch.no_grad():
+    with _own_dice(made), torch.no_grad():
         for x in _batches(made):
             new(x)
     there, now = old.state_dict(), new.state_dict()
     figures = [apart(now[key].double(), there[key].double()) for key in buffers]
     return Proof("frozen statistics after a batch in training mode", max(figures, default=0.0), 0.0)
+
+
+def _own_dice(model: Network) -> AbstractContextManager[None]:
+    """What is drawn inside leaves the dice of the process as they are."""
+    place = next(model.parameters(), torch.empty(0)).device
+    return torch.random.fork_rng([place] if place.type == "cuda" else [])
 
 
 def _batches(model: Network) -> list[Tensor]:
@@ -110,9 +116,11 @@ def _alike(model: Network, made: Network) -> Proof:
 
 
 def _after_a_step(model: Network, x: Tensor) -> list[Tensor]:
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with _own_dice(model), torch.enable_grad():
         torch.manual_seed(0)
         mine = copy.deepcopy(model).double().train()
-        answer(mine, x).square().mean().backward()  # type: ignore[no-untyped-call]
+        loss = answer(mine, x).square().mean()
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in mine.parameters() if p.grad is not None]
     return [*gradients, *(buffer.double() for buffer in mine.buffers())]

@@ -19,6 +19,7 @@ from resnetkit.errors import UsageError
 from resnetkit.network.layers import Network
 from resnetkit.network.modes import evaluating
 from resnetkit.surgery.carry import Edited, carry, edited, told
+from resnetkit.surgery.paths import whole
 from resnetkit.surgery.proof import compared, exactly, finished, rounded
 
 _FOLDED = "with the norm behind it"
@@ -94,6 +95,7 @@ def group_norm(model: Network, images: Tensor, groups: int = 32) -> Edited:
     spec = model.card.spec
     if not isinstance(spec.norm, BatchNorm):
         raise UsageError("this network has no batch norms to be replaced", where="norm", fix="one with batch norms")
+    whole(groups, "group_norm")
     _require_images(images, spec)
     made_of = replace(spec, norm=GroupNorm(groups, spec.norm.eps))
     card = edited(model.card, made_of, f"group norms fitted on {len(images)} images")
@@ -109,10 +111,15 @@ def group_norm(model: Network, images: Tensor, groups: int = 32) -> Edited:
 
 def _require_images(images: Tensor, spec: Spec) -> None:
     channels = spec.input[0]
+    if not isinstance(images, Tensor):
+        raise UsageError(f"norms are fitted on a tensor, and this is {type(images).__name__}", where="images")
     if images.ndim != 4 or not len(images) or images.shape[1] != channels or not images.is_floating_point():
         came = f"{str(images.dtype).removeprefix('torch.')} of {'x'.join(map(str, images.shape))}"
         fix = f"numbers of N x {channels} x H x W, prepared"
         raise UsageError(f"norms are fitted on images, and this is {came}", where="images", fix=fix)
+    if not images.isfinite().all():
+        raise UsageError("norms are fitted on images, and these hold numbers that are not finite", where="images")
+    plan(spec, (images.shape[2], images.shape[3]))
 
 
 def _norms(model: Network) -> list[str]:
@@ -127,7 +134,7 @@ def _fitted(model: Network, made: Network, images: Tensor) -> dict[str, Tensor]:
         plain = F.group_norm(given[0], layer.num_groups, eps=layer.eps)
         weight, bias = _least_squares(plain, wanted.pop(path))
         found.update({f"{path}.weight": weight, f"{path}.bias": bias})
-        return plain * weight[:, None, None] + bias[:, None, None]
+        return (plain * weight[:, None, None] + bias[:, None, None]).to(plain.dtype)
 
     hooks = [made.get_submodule(path).register_forward_hook(partial(fit, path)) for path in _norms(made)]
     try:
@@ -158,7 +165,7 @@ def _handed_on(model: Network, images: Tensor) -> dict[str, Tensor]:
 
 def _least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The scale and the shift of each channel that bring ``x`` nearest to ``y`` (N C H W)."""
-    over = (0, 2, 3)
+    x, y, over = x.double(), y.double(), (0, 2, 3)
     mean_x, mean_y = x.mean(over), y.mean(over)
     centred = x - mean_x[:, None, None]
     spread = (centred * centred).mean(over)

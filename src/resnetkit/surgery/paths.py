@@ -14,11 +14,25 @@ def refuse(what: str, faults: Sequence[Fault], fix: str = "") -> None:
         raise FaultsError(what, faults, fix=fix)
 
 
-def find(plan: Plan, given: Iterable[str], roles: Sequence[str]) -> list[str]:
-    """The paths that are meant: whole ones, or ends of one path alone. Raises `FaultsError` with all that are not."""
+def several(given: object) -> list[object]:
+    """One word or number, or more of them, as a list."""
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+
+
+def whole(value: object, where: str) -> None:
+    """Raise `UsageError` for what is no whole number."""
+    if type(value) is not int:
+        raise UsageError(f"{str(value)[:20]!r} is no whole number", where=where, fix="a number as 2")
+
+
+def find(plan: Plan, given: Iterable[object], roles: Sequence[str]) -> list[str]:
+    """The paths that are meant: whole ones, ends of one path alone, or numbers of stages.
+
+    Raises `FaultsError` with all that are not.
+    """
     known = [path for path, part in plan.parts.items() if part.role in roles]
     faults, found = [], []
-    for word in given:
+    for word in map(_path, given):
         meant = [word] if word in known else [path for path in known if path.endswith(f".{word}")]
         if len(meant) == 1:
             found += meant
@@ -28,6 +42,10 @@ def find(plan: Plan, given: Iterable[str], roles: Sequence[str]) -> list[str]:
             faults.append(Fault(word, "no such part of this network", _near(word, known)))
     refuse("what is to be changed cannot be found", faults)
     return found
+
+
+def _path(given: object) -> str:
+    return f"stage{given}" if str(given).isdecimal() else str(given)
 
 
 def _near(word: str, known: Sequence[str]) -> str:
@@ -45,11 +63,9 @@ def block_number(path: str) -> int:
     return int(path.split(".")[1].removeprefix("block"))
 
 
-def stages(plan: Plan, given: Iterable[int | str] | int | str) -> list[int]:
+def stages(plan: Plan, given: object) -> list[int]:
     """Numbers of stages, from 1, upwards; raises `FaultsError`."""
-    words = [given] if isinstance(given, int | str) else list(given)
-    names = [f"stage{word}" if isinstance(word, int) or word.isdecimal() else word for word in words]
-    numbers = sorted({stage_number(path) for path in find(plan, names, ("stage",))})
+    numbers = sorted({stage_number(path) for path in find(plan, several(given), ("stage",))})
     if not numbers:
         raise UsageError("no stage is named", where="stages", fix=f"1 to {len(plan.spec.stages)}")
     return numbers

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from resnetkit.architecture.plan import plan
+from resnetkit.architecture.spec import GroupNorm
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import SpecError, VerificationError
 from resnetkit.network.layers import Network
@@ -37,7 +38,11 @@ def at(place: str) -> Maps:
 
 
 def images(spec: Spec, count: int = 1) -> list[Tensor]:
-    """Two batches of noise, of odd and even sides, as large as the network needs and not larger (N C H W, fp64)."""
+    """Two batches of noise, of odd and even sides, as large as the network needs and not larger (N C H W, fp64).
+
+    Torch's group norm refuses a single number, which is what is left of one image in the smallest of maps.
+    """
+    count = max(count, 2) if isinstance(spec.norm, GroupNorm) else count
     draw = torch.Generator().manual_seed(0)
     sizes = [size for size in _sizes(spec) if _works(spec, size)] or [spec.input[1:]]
     return [torch.randn(count, spec.input[0], *size, generator=draw, dtype=torch.float64) for size in sizes]

@@ -25,7 +25,7 @@ from resnetkit.errors import UsageError, suggestion
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Proof
 from resnetkit.surgery.carry import Adapted, Edited, carry, edited, told
-from resnetkit.surgery.paths import find, stage_number
+from resnetkit.surgery.paths import find, stage_number, whole
 from resnetkit.surgery.paths import stages as chosen_stages
 from resnetkit.surgery.proof import EXACT, Maps, at, compared, finished
 
@@ -44,6 +44,7 @@ def dilate(
     if (output_stride is None) == (stages is None):
         raise UsageError("either an output stride or some stages", where="dilate", fix="output_stride=8")
     if output_stride is not None:
+        whole(output_stride, "output_stride")
         made = _for_stride(spec, output_stride)
     else:
         made = _atrous(spec, set(chosen_stages(model.plan, stages or ())))
@@ -110,6 +111,7 @@ def restride(model: Network, path: str, stride: int) -> Edited:
     promised of them. Raises `UsageError`.
     """
     (found,) = find(model.plan, [path], ("stage", "stem-conv", "stem-pool", "stem-blur"))
+    whole(stride, "restride")
     spec = model.card.spec
     made = _restrided_stem(spec, found, stride) if found.startswith("stem") else _restrided(spec, found, stride)
     new = carry(model, edited(model.card, made, f"{found} with stride {stride}"))
@@ -143,7 +145,7 @@ def stem(model: Network, new: str | Stem) -> Edited:
     Nothing is promised of the answers. Raises `UsageError`.
     """
     spec = model.card.spec
-    described = new if isinstance(new, Stem) else _named(spec, new)
+    described = new if isinstance(new, Stem) else _named(spec, str(new))
     card = edited(model.card, replace(spec, stem=described), "with another stem")
     made = carry(model, card, _refitted(model, card.spec))
     told(model, made, [NOTHING])

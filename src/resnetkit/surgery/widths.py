@@ -13,7 +13,7 @@ from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import Fault, UsageError
 from resnetkit.network.layers import Network
 from resnetkit.surgery.carry import Edited, carry, edited, told
-from resnetkit.surgery.paths import refuse
+from resnetkit.surgery.paths import refuse, whole
 from resnetkit.surgery.paths import stages as chosen_stages
 from resnetkit.surgery.proof import compared, finished, rounded
 from resnetkit.surgery.strides import NOTHING
@@ -27,7 +27,10 @@ def widen(model: Network, stage: int | str, width: int, *, seed: int = 0) -> Edi
     New channels are copies of others, drawn from ``seed``, and what reads them shares the weights among the copies.
     Of a grouped convolution whole groups are copied. Raises `UsageError` where that cannot be.
     """
-    (number,) = chosen_stages(model.plan, stage)
+    whole(width, "widen")
+    number, *more = chosen_stages(model.plan, stage)
+    if more:
+        raise UsageError("one stage is widened at a time", where="widen", fix=f"stage{number}, then the others")
     spec = model.card.spec
     refuse("this stage cannot be widened so", _unable(spec, number, width, grows=True))
     before, unit = _width(spec.stages[number - 1]), _unit(spec.stages[number - 1])
@@ -48,8 +51,9 @@ def prune(model: Network, keep: float, *, stages: Iterable[int | str] | int | st
     the answers; the plan tells what is saved. Raises `UsageError`.
     """
     spec = model.card.spec
-    if not 0 < keep < 1:
-        raise UsageError(f"{keep:g} of the channels cannot be kept", where="prune", fix="a share above 0 and below 1")
+    if not (isinstance(keep, float) and 0 < keep < 1):
+        what = f"{str(keep)[:20]} of the channels cannot be kept"
+        raise UsageError(what, where="prune", fix="a share above 0 and below 1")
     numbers = chosen_stages(model.plan, range(1, len(spec.stages) + 1) if stages is None else stages)
     widths = {i: _share(spec.stages[i - 1], keep) for i in numbers if not isinstance(spec.stages[i - 1].branch, Chain)}
     faults = [fault for i in numbers for fault in _unable(spec, i, widths.get(i, 0), grows=False)]
@@ -77,8 +81,11 @@ def _width(stage: Stage) -> int:
 
 def _unit(stage: Stage) -> int:
     """How many channels are copied or left out together: those of a group."""
-    groups = stage.branch.groups if isinstance(stage.branch, Bottleneck) else 1
-    return _width(stage) // groups if groups > 1 else 1
+    return _width(stage) // stage.branch.groups if isinstance(stage.branch, Bottleneck) and _grouped(stage) else 1
+
+
+def _grouped(stage: Stage) -> bool:
+    return isinstance(stage.branch, Bottleneck) and stage.branch.groups > 1
 
 
 def _unable(spec: Spec, number: int, width: int, *, grows: bool) -> list[Fault]:
@@ -123,6 +130,7 @@ class _Rewidth:
 def _rewidened(model: Network, widths: dict[int, int], choose: Choose, what: str, *, exact: bool) -> Edited:
     spec = model.card.spec
     stages = [_with_width(s, widths[i]) if i in widths else s for i, s in enumerate(spec.stages, 1)]
+    card = edited(model.card, replace(spec, stages=tuple(stages)), what)
     how = "copies that share the weights of what reads them" if exact else "the strongest channels"
     brought = {
         key: (tensor, how)
@@ -130,7 +138,7 @@ def _rewidened(model: Network, widths: dict[int, int], choose: Choose, what: str
         for b in range(1, spec.stages[i - 1].blocks + 1)
         for key, tensor in _branch(model, f"stage{i}.block{b}.branch", spec.stages[i - 1], choose).items()
     }
-    made = carry(model, edited(model.card, replace(spec, stages=tuple(stages)), what), brought)
+    made = carry(model, card, brought)
     told(model, made, [] if exact else [NOTHING])
     limit, why = rounded(model)
     return finished(made, *[compared("the answers", model, made, limit, why=why)] * exact)
@@ -148,9 +156,9 @@ def _with_width(stage: Stage, width: int) -> Stage:
 
 def _branch(model: Network, path: str, stage: Stage, choose: Choose) -> dict[str, Tensor]:
     """The tensors of a branch whose inner channels are others, in the order of its convolutions."""
-    unit, count = _unit(stage), 2 if isinstance(stage.branch, Bottleneck) else 1
-    first = _whole(choose(path, 1), unit)
-    inner = [first, first if unit > 1 else _whole(choose(path, 2), unit)][:count]
+    unit, inner = _unit(stage), [_whole(choose(path, 1), _unit(stage))]
+    if isinstance(stage.branch, Bottleneck):
+        inner += inner if _grouped(stage) else [_whole(choose(path, 2), unit)]
     old = {key: value for key, value in model.state_dict().items() if key.startswith(path + ".")}
     made: dict[str, Tensor] = {}
     for i, chosen in enumerate(inner, 1):
@@ -158,7 +166,7 @@ def _branch(model: Network, path: str, stage: Stage, choose: Choose) -> dict[str
             if key.startswith((f"{path}.conv{i}.", f"{path}.norm{i}.")) and value.ndim:
                 made[key] = chosen.rows(made.get(key, value))
         following = f"{path}.conv{i + 1}.weight"
-        if not (unit > 1 and i == 1):  # a group reads its own channels, as many as before
+        if not (_grouped(stage) and i == 1):  # a group reads its own channels, as many as before
             made[following] = chosen.columns(made.get(following, old[following]))
     return made
 
