@@ -266,7 +266,13 @@ class Disk:
             if name in ("write", "fsync"):
                 path = str(Path(f"/proc/self/fd/{words[0]}").readlink())
                 (self.unsynced.add if name == "write" else self.unsynced.discard)(path)
-            return original(*words, **more)
+            done = original(*words, **more)
+            if name in ("rename", "replace"):  # what was not synced before is no safer under its new name
+                old, new = map(str, words[:2])
+                self.unsynced = {
+                    new + path.removeprefix(old) if path.startswith(old) else path for path in self.unsynced
+                }
+            return done
 
         return act
 

@@ -117,13 +117,13 @@ def test_t04_the_best_epoch_can_be_used_meanwhile(flowers, network, tmp_path, cl
 
 def test_t05_a_second_signal_leaves_at_once(flowers, chance, tmp_path, cli, monkeypatch, whole):  # noqa: F811
     with monkeypatch.context() as patch:
-        signals_at(patch, training._Training, "step", 6, signal.SIGINT, times=2)
+        signals_at(patch, training._Training, "step", 11, signal.SIGINT, times=2)
         code, _, err = cli("train", flowers, "--model", chance, "--out", tmp_path / "run", *WORDS)
     assert code == 130
     assert err.splitlines()[-2:] == [
         "interrupted; stopped at once", f"next: resnetkit train --resume {tmp_path / 'run'}",
     ]  # fmt: skip
-    assert newest(tmp_path / "run").steps == 4
+    assert newest(tmp_path / "run").steps == 8
     assert not (tmp_path / "run" / "model").exists()
     assert same(rk.train(resume=tmp_path / "run"), whole)
 
@@ -194,6 +194,13 @@ def test_t03_too_little_space_is_said_at_the_start(flowers, network, tmp_path, c
         f"where: {tmp_path / 'deep' / 'run'}\nfix: make room, or write to another disk: --out\n"
     )
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_t03_too_little_space_to_go_on(halted, cli, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**12, 10**12, 1_000_000))
+    code, _, err = cli("train", "--resume", halted)
+    assert code == 5
+    assert err.startswith("error: there is too little space for a checkpoint: needs 1.2 MB, free 1.0 MB\n")
 
 
 def full_disk(monkeypatch, fails):

@@ -9,9 +9,15 @@ import numpy as np
 import torch
 
 
-def reseed(*numbers: int) -> None:
-    """Let torch draw, on every device, what these numbers decide: dropout, stochastic depth."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
+def reseed(device: torch.device, *numbers: int) -> None:
+    """Let torch draw, on a device and on the CPU, what these numbers decide: dropout, stochastic depth."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+    torch.default_generator.manual_seed(
+        seed
+    )  # torch.manual_seed asks after every kind of device, at five times the cost
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 @contextlib.contextmanager

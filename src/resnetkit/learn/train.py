@@ -225,7 +225,7 @@ class _Training:
         number, sums, loss = self.now.epoch, self.now.sums, math.nan
         lr = self.set_rate(number - 1 + step / self.steps)
         if len(which) > 1:
-            reseed(self.recipe.seed, number, step, self.ranks.rank)
+            reseed(self.device, self.recipe.seed, number, step, self.ranks.rank)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.prepared.precision == "bf16"):
                 answers = self.model(self.to_input(pixels))
             error = F.cross_entropy(answers.float(), labels, label_smoothing=self.recipe.label_smoothing)
