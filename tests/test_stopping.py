@@ -79,7 +79,7 @@ def test_t04_a_signal_saves_and_says_how_to_go_on(flowers, chance, tmp_path, cli
 
 def test_t04_a_signal_while_pictures_are_read_leaves_nothing(flowers, network, tmp_path, cli, monkeypatch):  # noqa: F811
     with monkeypatch.context() as patch:
-        signals_at(patch, pixels, "_workers", 2, signal.SIGTERM)
+        signals_at(patch, pixels, "workers", 2, signal.SIGTERM)
         code, out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "run", *WORDS)
     assert (code, out) == (143, "")
     assert err.splitlines()[-2:] == ["terminated; stopped at once", "nothing was written: no step was saved"]
@@ -88,7 +88,7 @@ def test_t04_a_signal_while_pictures_are_read_leaves_nothing(flowers, network, t
 
 def test_t04_what_was_not_begun_is_not_waited_for():
     done = []
-    with pytest.raises(Stopped), pixels._workers() as pool:
+    with pytest.raises(Stopped), pixels.workers() as pool:
         for i in range(1000):
             pool.submit(lambda i=i: (time.sleep(0.01), done.append(i)))
         raise Stopped

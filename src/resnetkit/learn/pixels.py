@@ -138,7 +138,7 @@ class PixelSource:
         """A place for each, and the places that hold a picture."""
         pixels = np.empty((len(indices), *self.preparation.crop, len(self.preparation.mean)), np.uint8)
         bad: dict[int, PictureError] = {}
-        with _workers() as pool:
+        with workers() as pool:
             for place, found in enumerate(pool.map(partial(attempt, read), indices.tolist())):
                 if isinstance(found, PictureError):
                     bad[place] = found
@@ -156,7 +156,7 @@ class PixelSource:
 
 
 @contextlib.contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
+def workers() -> Iterator[ThreadPoolExecutor]:
     """A thread for each core; when the body fails or is interrupted, what was not begun is not waited for."""
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:

@@ -26,6 +26,7 @@ from resnetkit.learn.device import pick, resolve
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes
 from resnetkit.learn.ranks import ALONE
 from resnetkit.learn.recipe import (
+    EMA,
     AdamW,
     FineTune,
     RandomCrop,
@@ -109,7 +110,8 @@ def _text(data: str | Path) -> str:
 def require_space(prepared: Prepared, folder: Path, checkpoints: int) -> None:
     """Raise `MachineError` where there is no room for so many of them."""
     how = prepared.recipe.optimiser
-    one = size(prepared.plan, 2 if isinstance(how, AdamW) else how.momentum > 0)
+    moments = 2 if isinstance(how, AdamW) else how.momentum > 0
+    one = size(prepared.plan, moments + isinstance(prepared.recipe.ema, EMA))
     files.require_space(folder, checkpoints * one, f"{checkpoints} checkpoints" if checkpoints > 1 else "a checkpoint")
 
 
@@ -189,6 +191,7 @@ def decided(opened: Data, recipe: Recipe, base: Network | None, own: Card, devic
 def _card(opened: Data, recipe: Recipe, own: Card) -> Card:
     """The card of what will come out: the network's, for this data."""
     spec = replace(with_classes(own.spec, len(opened.classes)), input=recipe.image or own.spec.input)
+    spec = spec if recipe.stochastic_depth is None else replace(spec, stochastic_depth=recipe.stochastic_depth)
     if isinstance(recipe.start, FineTune) and spec.input[0] != own.spec.input[0]:
         what = f"these weights see {own.spec.input[0]} channels, and the run's images have {spec.input[0]}"
         raise UsageError(what, where="image", fix="leave image out")
