@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from resnetkit.learn.recipe import (
     RandomErasing,
     TrivialAugment,
 )
+
+_CHUNK = 16  # pictures in a task, as handing over each small one costs more than changing it
 
 
 def augmented(
@@ -60,8 +63,10 @@ def further(
     if not also or not len(which):
         return pixels
     each = partial(_changed, also, tuple(round(255 * mean) for mean in preparation.mean), seed)
+    chunks = [slice(i, i + _CHUNK) for i in range(0, len(which), _CHUNK)]
     with workers() as pool:
-        return torch.from_numpy(np.stack(list(pool.map(each, pixels.numpy(), which.tolist()))))
+        changed = pool.map(lambda chunk: list(map(each, pixels[chunk].numpy(), which[chunk].tolist())), chunks)
+        return torch.from_numpy(np.stack(list(chain.from_iterable(changed))))
 
 
 def _changed(

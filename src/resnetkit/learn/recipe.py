@@ -199,13 +199,14 @@ BadFiles = Skip | Error
 class Recipe:
     """Everything that decides a run. The same recipe on the same CPU gives the same weights.
 
-    ``split_seed`` decides which pictures are held out where the data does not say; ``seed`` decides weights, order and
-    augmentation. ``precision`` ``auto`` is bf16 where the processor computes in it, fp32 elsewhere. ``patience`` ends a
-    run after so many epochs without a better one on ``val``; never if left out. ``checkpoint_steps`` writes a
-    checkpoint after so many steps, beside the usual ones; it decides nothing else. ``augment`` is where pixels come
-    from, ``also`` what happens to each picture then, step after step, and ``mix`` what is done with a batch; ``ema`` is
-    the model that is measured and kept. ``image`` (channels, height, width) is what the network sees, ``preparation``
-    how it comes about, and ``stochastic_depth`` how often branches are dropped; the network's own if left out.
+    ``split_seed`` decides which pictures are held out where the data does not say; ``seed`` decides weights, order
+    and augmentation. ``precision`` ``auto`` is bf16 where the processor computes in it, fp32 elsewhere.
+    ``patience`` ends a run after so many epochs without a better one on ``val``; never if left out.
+    ``checkpoint_steps`` writes a checkpoint after so many steps, beside the usual ones; it decides nothing else.
+    ``trackers`` are told beside ``metrics.jsonl``. ``augment`` is where pixels come from, ``also`` what happens to
+    each picture then, step after step, and ``mix`` what is done with a batch; ``ema`` is the model that is measured
+    and kept. ``image`` (channels, height, width) is what the network sees, ``preparation`` how it comes about, and
+    ``stochastic_depth`` how often branches are dropped; the network's own if left out.
     """
 
     data: str
@@ -218,6 +219,7 @@ class Recipe:
     label_smoothing: float = 0.0
     patience: int | None = None
     checkpoint_steps: int | None = None
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     start: Start = Scratch()
     bad_files: BadFiles = Skip()
     optimiser: Optimiser = SGD()

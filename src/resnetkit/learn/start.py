@@ -48,6 +48,8 @@ from resnetkit.learn.run import (
 )
 from resnetkit.learn.settings import with_options
 from resnetkit.learn.sources import open_data
+from resnetkit.learn.trackers import FOLDER as TRACKERS
+from resnetkit.learn.trackers import require
 from resnetkit.network.build import build
 from resnetkit.network.carry import carry
 from resnetkit.network.layers import Network
@@ -90,6 +92,7 @@ def start(
     base = None if isinstance(recipe.start, Scratch) else weights or load(recipe.model)
     known = weights or base
     prepared = decided(opened, recipe, base, known.card if known else card_of(recipe.model), device)
+    require(recipe.trackers)
     free = _outside(_free(out, recipe, prepared.card), opened.name)
     require_space(prepared, free, 3)
     made = _claim(free, numbered=out is None)
@@ -130,6 +133,7 @@ def leave(made: Sequence[Path]) -> None:
     for name in (RECIPE_FILE, NETWORK_FILE, ENVIRONMENT_FILE, METRICS_FILE):
         (folder / name).unlink(missing_ok=True)
     files.remove_folder(folder / STATE_FOLDER)
+    files.remove_folder(folder / TRACKERS)
     files.sweep(folder)
     files.remove_empty(made)
 

@@ -55,6 +55,7 @@ from resnetkit.learn.run import (
     RESULTS_FILE,
     SHOWN,
     Epoch,
+    Prepared,
     Results,
     Run,
     Step,
@@ -70,6 +71,7 @@ from resnetkit.learn.settings import OPTIONS
 from resnetkit.learn.signals import Stop
 from resnetkit.learn.start import Start, leave, start
 from resnetkit.learn.state import State
+from resnetkit.learn.trackers import tracking
 from resnetkit.network.layers import Network
 from resnetkit.text import to_data, to_json
 from resnetkit.weights.store import save
@@ -95,8 +97,8 @@ def train(
 
     A model that has weights is fine-tuned. ``settings`` are nested changes to the `Recipe` that suits the data, such as
     ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: epochs, batch_size, lr, seed,
-    split_seed, patience, checkpoint_steps, precision, network, dialect, bad_files, max_bad. ``watch`` is called with
-    what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is
+    split_seed, patience, checkpoint_steps, track, precision, network, dialect, bad_files, max_bad. ``watch`` is called
+    with what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is
     ``runs/DATA-MODEL-1``, or the next number that is free. Raises before anything is written wherever the fault can be
     known by then.
 
@@ -121,12 +123,22 @@ def train(
     try:
         if watch:
             watch(begun.prepared)
-        return _Training(begun, watch or (lambda event: None), stop or (lambda: False)).run()
+        with tracking(begun.prepared, begun.checkpoint.state.steps if begun.checkpoint else 0) as track:
+            return _Training(begun, _both(watch, track), stop or (lambda: False)).run()
     except BaseException as error:
         kept = _keep(begun, error)
         if isinstance(error, Stopped) and kept:
             raise Stopped(str(error), str(begun.prepared.out)) from None
         raise
+
+
+def _both(watch: Watch | None, track: Watch) -> Watch:
+    def told(event: Prepared | Step | Epoch) -> None:
+        if watch:
+            watch(event)
+        track(event)
+
+    return told
 
 
 def _keep(begun: Start, error: BaseException) -> bool:
@@ -227,7 +239,7 @@ class _Training:
             self.step(step, pixels, labels, which)
             self.now = replace(self.now, sums=replace(self.now.sums, seconds=time.perf_counter() - started))
             sums = self.now.sums
-            self.watch(Step(number, step + 1, self.steps, sums.mean_loss, sums.accuracy, sums.pace))
+            self.watch(Step(number, step + 1, self.steps, sums.mean_loss, sums.accuracy, sums.pace, sums.lr))
             self.heed()
             if self.ranks.agreed(step + 1 < self.steps and self.keeper.due(self.now.steps)):
                 self.save()
