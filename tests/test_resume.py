@@ -145,6 +145,20 @@ RECIPES = {
     "plain sgd": {"optimiser": {"momentum": 0.0, "nesterov": False}},
     "pictures that are read anew": {"augment": {"kind": "random-crop"}},
     "bf16": {"precision": "bf16"},
+    "all that is drawn": {
+        "augment": "pad-crop",
+        "also": ["trivial-augment", "colour-jitter", {"kind": "random-erasing", "share": 0.5}],
+        "mix": "mix-up-or-cut-mix",
+        "ema": {"decay": 0.9, "every": 2},
+        "stochastic_depth": 0.5,
+        "label_smoothing": 0.1,
+    },
+    "random windows, then more": {
+        "augment": "random-crop",
+        "also": ["trivial-augment"],
+        "mix": "cut-mix",
+        "ema": "ema",
+    },
     "patience": {"epochs": 30, "patience": 1, "optimiser": {"lr": 1e-12}},
 }
 
@@ -446,6 +460,9 @@ DAMAGE = {
     "foreign moments": (lambda f: signed(f, in_tensors("training.safetensors",
                                                        lambda t: t.update({"velocity/x": torch.zeros(1)}))),
                         "training.safetensors has 'velocity/x', which does not fit"),
+    "half an average": (lambda f: signed(f, in_tensors("training.safetensors",
+                                                       lambda t: t.update({"ema/head.linear.bias": torch.zeros(3)}))),
+                        "training.safetensors has a part of an average only"),
     "a state that is none": (lambda f: signed(f, lambda f: (f / "state.json").write_text("{")), "state.json cannot be"),
     "a deep state": (lambda f: signed(f, lambda f: (f / "state.json").write_text("[" * 100_000)), "state.json cannot"),
     "a strange state": (lambda f: signed(f, in_state(epoch=7)), "state.json does not describe a state: 1 fault"),

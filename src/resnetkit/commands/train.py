@@ -26,6 +26,7 @@ _HINT = "(default: by the data, or --config)"
 _CHOSEN = tyro.conf.arg(metavar="NUMBER", help_behavior_hint=_HINT)
 _WORKERS = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: one on each core)")
 _STEPS = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: none, or --config)")
+_TRACKERS = tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none, or --config)")
 _POLICY = tyro.conf.arg(metavar="skip|error", help_behavior_hint="(default: skip, or --config)")
 _PRECISION = tyro.conf.arg(metavar="auto|fp32|bf16", help_behavior_hint=_HINT)
 
@@ -68,6 +69,9 @@ class Options:
     """Stop after so many epochs without a better one on val."""
     checkpoint_steps: Annotated[int | None, _STEPS] = None
     """Write a checkpoint after so many steps, beside those at the end of every epoch and every five minutes."""
+    track: Annotated[str | None, _TRACKERS] = None
+    """Tell these, beside metrics.jsonl: tensorboard, mlflow, wandb (each an extra), with commas; they write into the
+    run folder only."""
     bad_files: Annotated[str | None, _POLICY] = None
     """What a picture that cannot be read is; skipped ones are named and counted."""
     max_bad: str = ""
@@ -172,6 +176,7 @@ def _changes(options: Options) -> dict[str, Any]:
         "split_seed",
         "patience",
         "checkpoint_steps",
+        "track",
         "precision",
         "bad_files",
     )

@@ -8,6 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+_PURPOSES = ("also", "mix")
+
+
+def drawn_for(purpose: str, *numbers: int) -> np.random.Generator:
+    """A generator that these numbers decide. Each purpose has its own: without one (1, 2) would draw as (1, 2, 0)."""
+    return np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(_PURPOSES.index(purpose),)))
+
 
 def reseed(device: torch.device, *numbers: int) -> None:
     """Let torch draw, on a device and on the CPU, what these numbers decide: dropout, stochastic depth."""

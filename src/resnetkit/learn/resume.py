@@ -30,11 +30,17 @@ from resnetkit.learn.start import (
     write_papers,
 )
 from resnetkit.learn.state import differences
+from resnetkit.learn.trackers import require
 from resnetkit.network.layers import Network
 from resnetkit.text import over, to_data
 from resnetkit.weights.store import load
 
-SAFE = ("patience", "checkpoint_steps", "bad_files")  # they decide when a run ends or stops, and no number in it
+SAFE = (
+    "patience",
+    "checkpoint_steps",
+    "trackers",
+    "bad_files",
+)  # they decide when a run ends or stops, and no number in it
 
 
 def resume(
@@ -65,6 +71,7 @@ def resume(
     changed = _compared(
         prepared, list(differences(to_data(before), to_data(recipe))), list(differences(then, now)), override
     )
+    require(recipe.trackers)
     require_space(prepared, path, 1)
     sources = sources_of(prepared, tell, workers_of(workers))
     files.sweep(path)

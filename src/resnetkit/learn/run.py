@@ -2,8 +2,8 @@
 
 A run folder holds ``run.toml`` (the recipe), ``network.toml`` (a network that is not of the catalogue),
 ``environment.json``, ``metrics.jsonl`` (a line for each step and each epoch), ``state/`` (checkpoints) until it has
-finished, and then ``model/`` (a model folder: the epoch that was best on ``val``), ``results.json`` and
-``report.html``, which is made from the others.
+finished, ``trackers/`` where there are any, and then ``model/`` (a model folder: the epoch that was best on ``val``),
+``results.json`` and ``report.html``, which is made from the others.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Step:
-    """After a step: where the run stands, and the means over the epoch so far."""
+    """After a step: where the run stands, the means over the epoch so far, and the step's learning rate."""
 
     epoch: int
     step: int
@@ -61,6 +61,7 @@ class Step:
     loss: float
     accuracy: float
     images_per_second: float
+    lr: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from resnetkit.learn.device import pick, resolve
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes, workers_of
 from resnetkit.learn.ranks import ALONE
 from resnetkit.learn.recipe import (
+    EMA,
     AdamW,
     FineTune,
     RandomCrop,
@@ -47,6 +48,8 @@ from resnetkit.learn.run import (
 )
 from resnetkit.learn.settings import with_options
 from resnetkit.learn.sources import open_data
+from resnetkit.learn.trackers import FOLDER as TRACKERS
+from resnetkit.learn.trackers import require
 from resnetkit.network.build import build
 from resnetkit.network.layers import Network
 from resnetkit.surgery.carry import carry
@@ -91,6 +94,7 @@ def start(
     base = None if isinstance(recipe.start, Scratch) else weights or load(recipe.model)
     known = weights or base
     prepared = decided(opened, recipe, base, known.card if known else card_of(recipe.model), device)
+    require(recipe.trackers)
     free = _outside(_free(out, recipe, prepared.card), opened.name)
     require_space(prepared, free, 3)
     made = _claim(free, numbered=out is None)
@@ -112,7 +116,8 @@ def _text(data: str | Path) -> str:
 def require_space(prepared: Prepared, folder: Path, checkpoints: int) -> None:
     """Raise `MachineError` where there is no room for so many of them."""
     how = prepared.recipe.optimiser
-    one = size(prepared.plan, 2 if isinstance(how, AdamW) else how.momentum > 0)
+    moments = 2 if isinstance(how, AdamW) else how.momentum > 0
+    one = size(prepared.plan, moments + isinstance(prepared.recipe.ema, EMA))
     files.require_space(folder, checkpoints * one, f"{checkpoints} checkpoints" if checkpoints > 1 else "a checkpoint")
 
 
@@ -131,6 +136,7 @@ def leave(made: Sequence[Path]) -> None:
     for name in (RECIPE_FILE, NETWORK_FILE, ENVIRONMENT_FILE, METRICS_FILE):
         (folder / name).unlink(missing_ok=True)
     files.remove_folder(folder / STATE_FOLDER)
+    files.remove_folder(folder / TRACKERS)
     files.sweep(folder)
     files.remove_empty(made)
 
@@ -192,6 +198,7 @@ def decided(opened: Data, recipe: Recipe, base: Network | None, own: Card, devic
 def _card(opened: Data, recipe: Recipe, own: Card) -> Card:
     """The card of what will come out: the network's, for this data."""
     spec = replace(with_classes(own.spec, len(opened.classes)), input=recipe.image or own.spec.input)
+    spec = spec if recipe.stochastic_depth is None else replace(spec, stochastic_depth=recipe.stochastic_depth)
     if isinstance(recipe.start, FineTune) and spec.input[0] != own.spec.input[0]:
         what = f"these weights see {own.spec.input[0]} channels, and the run's images have {spec.input[0]}"
         raise UsageError(what, where="image", fix="leave image out")

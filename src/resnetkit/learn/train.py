@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from resnetkit import files
 from resnetkit.architecture.card import Figure
 from resnetkit.errors import DataError, MachineError, Stopped, suggestion
-from resnetkit.learn.augment import augmented
+from resnetkit.learn.augment import augmented, further
 from resnetkit.learn.chance import reseed, without_trace
 from resnetkit.learn.checkpoint import (
     LATEST,
@@ -35,7 +35,9 @@ from resnetkit.learn.checkpoint import (
 )
 from resnetkit.learn.data import Indices
 from resnetkit.learn.device import ToInput, answering
+from resnetkit.learn.ema import Shown
 from resnetkit.learn.evaluate import WORST_LOSS, Tally, count, found
+from resnetkit.learn.mix import agreement, mixed
 from resnetkit.learn.pixels import Tell
 from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.learn.recipe import SGD, FineTune, Recipe, rate
@@ -46,6 +48,7 @@ from resnetkit.learn.run import (
     KIND,
     METRICS_FILE,
     Epoch,
+    Prepared,
     Results,
     Run,
     Step,
@@ -59,6 +62,7 @@ from resnetkit.learn.settings import OPTIONS
 from resnetkit.learn.signals import Stop
 from resnetkit.learn.start import Start, leave, start
 from resnetkit.learn.state import State
+from resnetkit.learn.trackers import tracking
 from resnetkit.network.layers import Network
 from resnetkit.weights.store import save
 
@@ -84,8 +88,8 @@ def train(
 
     A model that has weights is fine-tuned. ``settings`` are nested changes to the `Recipe` that suits the data, such as
     ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: epochs, batch_size, lr, seed,
-    split_seed, patience, checkpoint_steps, precision, network, dialect, bad_files, max_bad. ``watch`` is called with
-    what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is
+    split_seed, patience, checkpoint_steps, track, precision, network, dialect, bad_files, max_bad. ``watch`` is called
+    with what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is
     ``runs/DATA-MODEL-1``, or the next number that is free. ``workers`` threads read pictures (one on each core if left
     out; 0 is the loop itself), which changes the pace and nothing else. Raises before anything is written wherever the
     fault can be known by then.
@@ -111,12 +115,22 @@ def train(
     try:
         if watch:
             watch(begun.prepared)
-        return _Training(begun, watch or (lambda event: None), stop or (lambda: False)).run()
+        with tracking(begun.prepared, begun.checkpoint.state.steps if begun.checkpoint else 0) as track:
+            return _Training(begun, _both(watch, track), stop or (lambda: False)).run()
     except BaseException as error:
         kept = _keep(begun, error)
         if isinstance(error, Stopped) and kept:
             raise Stopped(str(error), str(begun.prepared.out)) from None
         raise
+
+
+def _both(watch: Watch | None, track: Watch) -> Watch:
+    def told(event: Prepared | Step | Epoch) -> None:
+        if watch:
+            watch(event)
+        track(event)
+
+    return told
 
 
 def _keep(begun: Start, error: BaseException) -> bool:
@@ -145,6 +159,7 @@ class _Training:
         self.recipe, self.device = begun.prepared.recipe, torch.device(begun.prepared.device)
         self.model = begun.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = _optimiser(self.model, self.recipe)
+        self.shown = Shown(self.model, self.recipe.ema)
         self.to_input = ToInput(self.prepared.card.preparation, self.device)
         self.now, self.best = State(batch_size=self.recipe.batch_size), dict[str, Tensor]()
         if begun.checkpoint:
@@ -205,7 +220,7 @@ class _Training:
             self.step(step, pixels, labels, which)
             self.now = replace(self.now, sums=replace(self.now.sums, seconds=time.perf_counter() - started))
             sums = self.now.sums
-            self.watch(Step(number, step + 1, self.steps, sums.mean_loss, sums.accuracy, sums.pace))
+            self.watch(Step(number, step + 1, self.steps, sums.mean_loss, sums.accuracy, sums.pace, sums.lr))
             self.heed()
             if self.ranks.agreed(step + 1 < self.steps and self.keeper.due(self.now.steps)):
                 self.save()
@@ -226,18 +241,25 @@ class _Training:
         lr = self.set_rate(number - 1 + step / self.steps)
         if len(which) > 1:
             reseed(self.device, self.recipe.seed, number, step, self.ranks.rank)
+            inputs, targets = self.mixed(self.to_input(pixels), labels, number, step)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.prepared.precision == "bf16"):
-                answers = self.model(self.to_input(pixels))
-            error = F.cross_entropy(answers.float(), labels, label_smoothing=self.recipe.label_smoothing)
+                answers = self.model(inputs)
+            error = F.cross_entropy(answers.float(), targets, label_smoothing=self.recipe.label_smoothing)
             self.optimiser.zero_grad()
             error.backward()  # type: ignore[no-untyped-call]
             loss = error.item()
             if self.sound(loss, number, step, lr, which):
                 self.optimiser.step()
                 _copy(self.model.buffers(), self.statistics)
-                sums = sums.plus(len(labels), int((answers.argmax(1) == labels).sum()), loss)
+                self.shown.update(self.now.steps + 1)
+                sums = sums.plus(len(labels), agreement(answers, targets), loss)
         self.now = replace(self.now, steps=self.now.steps + 1, step=step + 1, sums=replace(sums, lr=lr))
         self.log.add(step_line(number, step + 1, lr, loss))
+
+    def mixed(self, inputs: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets; mixed in pairs where the recipe says so."""
+        recipe, classes = self.recipe, len(self.prepared.card.classes)
+        return mixed(inputs, labels, recipe.mix, classes, recipe.seed, epoch, step, self.ranks.rank)
 
     def heed(self) -> None:
         """Stop where that is asked."""
@@ -266,12 +288,15 @@ class _Training:
             circumstances=tuple(self.begun.circumstances.items()),
         )
         remembered = moments(self.optimiser, dict(self.model.named_parameters()))
-        return Checkpoint(state, self.model.state_dict(), self.best, {**remembered, **random_states()})
+        return Checkpoint(
+            state, self.model.state_dict(), self.best, {**remembered, **self.shown.tensors(), **random_states()}
+        )
 
     def restore(self, found: Checkpoint) -> None:
         self.now, self.best = found.state.among(self.steps, self.recipe.batch_size), found.best
         self.model.load_state_dict(found.model)
         remember(self.optimiser, dict(self.model.named_parameters()), found.training)
+        self.shown.restore(found.training)
         for source in self.sources.values():
             source.leave_out(dict(found.state.unreadable))
 
@@ -282,12 +307,14 @@ class _Training:
         chunks = [(step, order[step * size : (step + 1) * size]) for step in range(self.now.step, self.steps)]
         mine = [(step, chunk[self.ranks.rank :: self.ranks.world]) for step, chunk in chunks]
         tasks = [partial(self.batch, epoch, step, chunk) for step, chunk in mine]
-        return (task() for task in tasks) if source.in_memory else source.ahead(tasks)
+        at_once = source.in_memory and not self.recipe.also
+        return (task() for task in tasks) if at_once else source.ahead(tasks)
 
     def batch(self, epoch: int, step: int, chosen: Indices) -> tuple[Tensor, Tensor, Indices]:
         """Pixels and labels, and which pictures of ``chosen`` could be read."""
         source, seed = self.sources["train"], (self.recipe.seed, epoch)
         pixels, which = augmented(source, chosen, self.recipe.augment, seed, step)
+        pixels = further(pixels, which, self.recipe.also, source.preparation, seed, workers=source.workers)
         return pixels, source.labels[torch.from_numpy(which)].to(self.device), which
 
     @property
@@ -323,7 +350,7 @@ class _Training:
         return f"a smaller rate: --set optimiser.lr={self.recipe.optimiser.lr / 10:g}"
 
     def measure(self, part: str) -> Tally:
-        with answering(self.model, self.device, "fp32") as logits:
+        with answering(self.shown.model, self.device, "fp32") as logits:
             return count(logits, self.labelled(part), len(self.prepared.card.classes))
 
     def labelled(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -336,7 +363,7 @@ class _Training:
         """Remember an epoch, and its model if it is the best."""
         best = self.now.best
         if not best or _rank(epoch) > _rank(self.now.epochs[best - 1]):
-            best, self.best = epoch.epoch, copy.deepcopy(self.model.state_dict())
+            best, self.best = epoch.epoch, copy.deepcopy(self.shown.model.state_dict())
         self.now = self.now.after(epoch, best)
         self.log.add(epoch_line(epoch))
         self.watch(epoch)
@@ -344,9 +371,9 @@ class _Training:
     def keep_best(self) -> None:
         """The best model so far as a model folder, if there is one."""
         if self.best:
-            self.model.load_state_dict(self.best)
+            self.shown.model.load_state_dict(self.best)
             files.remove_folder(self.prepared.out / "model")
-            save(self.model, self.prepared.out / "model")
+            save(self.shown.model, self.prepared.out / "model")
 
     def finish(self, best: Epoch, ended: str) -> Run:
         """Measure the best model; what is written last says that the run has finished."""
@@ -355,7 +382,7 @@ class _Training:
         evaluation = found(card, self.recipe.data, part, self.measure(part), self.sources[part], classes=card.classes)
         kind = f"; {KIND}" * (part == "val")
         source = f"{evaluation.correct} of {evaluation.n}, this run{kind}"
-        self.model.card = replace(card, figures=(Figure(f"top-1 on {part}", evaluation.top1, source),))
+        self.shown.model.card = replace(card, figures=(Figure(f"top-1 on {part}", evaluation.top1, source),))
         results = Results(
             best.epoch,
             time.perf_counter() - self.started,
@@ -368,7 +395,7 @@ class _Training:
             ended,
         )
         self.log.sync()
-        return leave_results(prepared.out, self.model.card, results)
+        return leave_results(prepared.out, self.shown.model.card, results)
 
 
 def _rank(epoch: Epoch) -> tuple[int, float]:
