@@ -91,13 +91,19 @@ def announce(event: Prepared) -> str:
         f"model  {card.name}: {total(event.plan)}{_changed(event)}\n"
         f"recipe {recipe.epochs} epoch{'s' * (recipe.epochs > 1)} in batches of {recipe.batch_size}; {optimiser}, "
         f"{kind_of(type(recipe.schedule))}; {kind_of(type(recipe.augment))}; seed {recipe.seed}\n"
-        f"device {event.device}, {event.precision}; writing to {event.out}\n"
+        f"device {event.device}, {event.precision}{_processes(event)}; writing to {event.out}\n"
         f"resume {_EXACT if event.device == 'cpu' else _NEARLY}{notes}"
     )
 
 
 _EXACT = "exact, bit for bit, on this kind of processor with these versions and threads"
 _NEARLY = "after the last checkpoint; bit for bit on a CPU only"
+
+
+def _processes(event: Prepared) -> str:
+    """Where there are several."""
+    parts = f" in {event.recipe.accumulate} parts" * (event.recipe.accumulate > 1)
+    return f"; {event.processes} processes" * (event.processes > 1) + parts
 
 
 def _changed(event: Prepared) -> str:
