@@ -46,8 +46,8 @@ def test_d01_d03_bad_files_are_skipped_named_and_counted(flowers, network, tmp_p
     settings = SETTINGS | {"augment": augment, "bad_files": {"kind": "skip", "at_most": 0.1}}
     seen, original = Counter(), training.augmented
 
-    def spy(source, indices, *rest):
-        pixels, which = original(source, indices, *rest)
+    def spy(source, indices, *rest, **share):
+        pixels, which = original(source, indices, *rest, **share)
         seen.update((source.pictures.where(i), int(source.labels[i])) for i in which.tolist())
         return pixels, which
 

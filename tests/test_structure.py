@@ -41,7 +41,7 @@ TORCH_FREE = [
     "resnetkit.learn.ranks", "resnetkit.learn.settings", "resnetkit.learn.data", "resnetkit.cli", "resnetkit.doctor",
     "resnetkit.commands.explain", "resnetkit.commands.models", "resnetkit.commands.train",
     "resnetkit.commands.evaluate", "resnetkit.commands.predict", "resnetkit.commands.doctor",
-    "resnetkit.commands.check", "resnetkit.commands.report", "resnetkit.commands.embed", "resnetkit.learn.check",
+    "resnetkit.commands.check", "resnetkit.commands.together", "resnetkit.commands.report", "resnetkit.commands.embed", "resnetkit.learn.check",
     "resnetkit.learn.check_page", "resnetkit.learn.report", "resnetkit.learn.run", "resnetkit.learn.evaluation",
     "resnetkit.learn.sources", "resnetkit.learn.shards", "resnetkit.learn.columns", "resnetkit.learn.arrow", "resnetkit.learn.parquet", "resnetkit.learn.workers", "resnetkit.weights.recognise", "resnetkit.weights.infer", "resnetkit.weights.envelope",
     "resnetkit.weights.libraries", "resnetkit.weights.hugging_face", "resnetkit.weights.fit", "resnetkit.commands.convert",
@@ -167,7 +167,7 @@ def test_help_tells_every_verb_and_every_verb_has_a_module():
 
     assert all(verb in _help() for verb in VERBS)
     verbs = {name.rpartition(".")[2] for name in MODULES if name.startswith("resnetkit.commands.")}
-    assert verbs - {"output", "progress", "source", "stdin"} == set(VERBS)
+    assert verbs - {"output", "progress", "source", "stdin", "together"} == set(VERBS)
 
 
 def test_a_pickle_is_read_in_one_place_and_never_freely():

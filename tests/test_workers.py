@@ -17,9 +17,10 @@ from resnetkit.errors import DataError, MachineError, ResnetkitError, UsageError
 from resnetkit.learn import workers
 from resnetkit.learn.data import Files
 from resnetkit.learn.pixels import PixelSource, Skipped
+from resnetkit.learn.ranks import cores
 from resnetkit.learn.recipe import Error, Skip
 from resnetkit.learn.sources import open_data
-from resnetkit.learn.workers import ahead, cores, each
+from resnetkit.learn.workers import ahead, each
 
 SETTINGS = {"epochs": 1, "batch_size": 8, "precision": "fp32", "augment": "random-crop"}
 COUNTS = [0, 1, 4]

@@ -19,7 +19,15 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from resnetkit.errors import MachineError, ResnetkitError, ResnetkitWarning, UsageError, nearest, suggestion
+from resnetkit.errors import (
+    ElsewhereError,
+    MachineError,
+    ResnetkitError,
+    ResnetkitWarning,
+    UsageError,
+    nearest,
+    suggestion,
+)
 
 VERBS = {
     "models": "what there is, with params, MACs and published accuracy",
@@ -34,6 +42,8 @@ VERBS = {
     "modify": "a trained network changed, with a proof of what holds",
     "doctor": "the environment, to paste into a report of a fault",
 }
+
+SEVERAL = ("train", "evaluate", "predict")  # what torchrun may start
 
 _FIRST_STEPS = (
     "examples:",
@@ -75,11 +85,15 @@ def _guarded(words: list[str]) -> int:
         return 0
     except Exception as error:
         known = _known(error)
+        if isinstance(known, ElsewhereError):
+            if known.what:
+                _tell(f"ended, as {known.what}")
+            return known.exit_code
         if known is None:
             _tell(traceback.format_exc().rstrip())
             what = f"a bug of resnetkit: {type(error).__name__}: {error}"
             known = ResnetkitError(what, fix="please report it, with what `resnetkit doctor` prints")
-        _tell(str(known))
+        _tell("\n".join([str(known), *getattr(error, "__notes__", ())]))
         return known.exit_code
 
 
@@ -144,8 +158,16 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         raise UsageError(f"there is no verb called {verb!r}", fix=_verbs_like(verb))
     module = importlib.import_module(f"resnetkit.commands.{verb}")
+    _require_alone(verb)
     options = parse(module.Options, f"resnetkit {verb}", rest)
     return int(module.run(options)) if options is not None else 0
+
+
+def _require_alone(verb: str) -> None:
+    """Raise `UsageError` where torchrun has started several processes of a verb that works in one."""
+    if verb not in SEVERAL and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
+        what = f"{verb} works in one process; of several each would do the same"
+        raise UsageError(what, where="torchrun", fix=f"resnetkit {verb} ..., without torchrun")
 
 
 def _verbs_like(verb: str) -> str:

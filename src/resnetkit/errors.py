@@ -9,7 +9,8 @@
     │   └── PictureError         ... one file that is no picture
     ├── WeightsError             files that came with weights         exit 4
     ├── MachineError            the machine, or a missing extra      exit 5
-    └── VerificationError        a promised identity did not hold     exit 6
+    ├── VerificationError        a promised identity did not hold     exit 6
+    └── ElsewhereError           another process of the run failed    its own
 
 A bare ``ResnetkitError`` is a bug of ours: everything a user can cause has a class below it.
 """
@@ -111,6 +112,14 @@ class VerificationError(ResnetkitError):
     exit_code = 6
 
 
+class ElsewhereError(ResnetkitError):
+    """Another process of the same run failed and says why; ``what`` is empty where nothing need be told."""
+
+    def __init__(self, what: str, *, exit_code: int) -> None:
+        super().__init__(what)
+        self.exit_code = exit_code
+
+
 _ALIKE = str.maketrans("oOlI", "0011")  # letters that are taken for digits
 
 
@@ -133,10 +142,13 @@ def extra_missing(package: str, extra: str) -> MachineError:
 
 
 class Stopped(KeyboardInterrupt):
-    """Work that was asked to stop did. ``run`` is the folder of a run that can be resumed, where there is one."""
+    """Work that was asked to stop did. ``run`` is the folder of a run that can be resumed, where there is one.
 
-    def __init__(self, told: str = "", run: str = "") -> None:
-        self.run = run
+    ``number`` is that of the signal where all processes of a run have agreed on it, 0 where one stopped at once.
+    """
+
+    def __init__(self, told: str = "", run: str = "", number: int = 0) -> None:
+        self.run, self.number = run, number
         super().__init__(told)
 
 

@@ -9,8 +9,10 @@ import tyro
 
 from resnetkit.commands.output import counting, prose, results, say, table, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
+from resnetkit.commands.together import TIMEOUT, together
 from resnetkit.learn.data import listed
 from resnetkit.learn.evaluation import Evaluation, told
+from resnetkit.learn.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,20 @@ class Options:
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """In what the network computes."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 or auto."""
+    """cpu, cuda, cuda:1 or auto; under torchrun a GPU for each process."""
+    timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = TIMEOUT
+    """How long the processes that torchrun starts wait for each other."""
     json: bool = False
     """One JSON document instead of a table."""
     weights: Weights = AS_TOLD
 
 
 def run(options: Options) -> int:
+    with together(options.device, options.timeout) as (ranks, device):
+        return _run(options, ranks, device)
+
+
+def _run(options: Options, ranks: Ranks, device: str) -> int:
     from resnetkit.learn.evaluate import evaluate
 
     model = loaded(options.model, options.weights)
@@ -48,11 +57,12 @@ def run(options: Options) -> int:
             model,
             options.data,
             part=options.part,
-            device=options.device,
+            device=device,
             precision=options.precision,
             bad_files=options.bad_files or None,
             max_bad=options.max_bad or None,
             tell=tell,
+            ranks=ranks,
         )
     if not model.card.classes:
         say("note: the classes of this model have no names; they are taken to be the data's, in alphabetical order")

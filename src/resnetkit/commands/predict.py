@@ -21,9 +21,11 @@ from resnetkit.commands.output import (
 )
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.stdin import files_or_stdin
-from resnetkit.deliver.inputs import expand, passed_over
+from resnetkit.commands.together import TIMEOUT, together
+from resnetkit.deliver.inputs import passed_over
 from resnetkit.deliver.rows import Answer, answer_columns, csv_lines, json_lines, record, require_parquet, write_parquet
 from resnetkit.errors import DataError, UsageError
+from resnetkit.learn.ranks import Ranks
 from resnetkit.tables import counted
 
 
@@ -51,17 +53,24 @@ class Options:
     parquet: str = ""
     """A .parquet file to write."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 or auto."""
+    """cpu, cuda, cuda:1 or auto; under torchrun a GPU for each process."""
+    timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = TIMEOUT
+    """How long the processes that torchrun starts wait for each other."""
     precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16")] = "fp32"
     """In what the network computes."""
 
 
 def run(options: Options) -> int:
-    write = _writer(options)
-    files = files_or_stdin(options.files, "resnetkit predict")
+    with together(options.device, options.timeout) as (ranks, device):
+        return _run(replace(options, device=device), ranks)
+
+
+def _run(options: Options, ranks: Ranks) -> int:
+    write = _writer(options) if ranks.writes else _nothing
+    files = files_or_stdin(options.files, "resnetkit predict") if ranks.writes else []
     if options.top < 1:
         raise UsageError(f"--top {options.top} names no class", where="--top", fix="--top 1 or more")
-    from resnetkit.deliver.predict import BATCH, answers
+    from resnetkit.deliver.predict import BATCH, answers, shared
     from resnetkit.learn.device import as_precision, classes_of
 
     model = loaded(options.model, options.weights)
@@ -71,14 +80,21 @@ def run(options: Options) -> int:
     counts = {"all": 0, "bad": 0}
     with counting("looking at pictures", shown=not (streaming and sys.stdout.isatty())) as tell:
         made = answers(
-            expand(files), model, options.top, device=options.device, precision=precision, batch_size=BATCH, tell=tell
+            shared(files, ranks),
+            model,
+            options.top,
+            device=options.device,
+            precision=precision,
+            batch_size=BATCH,
+            tell=tell,
+            ranks=ranks,
         )
         found = _counted(made, counts)
-        if streaming:
+        if streaming or not ranks.writes:
             write(found, options)
         else:
             found = iter(list(found))
-    if not streaming:  # a bar on the same terminal would stand in the table
+    if not streaming and ranks.writes:  # a bar on the same terminal would stand in the table
         write(found, options)
     for note in passed_over(options.files):
         say(f"note: {note}")
@@ -108,6 +124,12 @@ def _writer(options: Options) -> _Writer:
         output_file(options.parquet, ".parquet")
         require_parquet()
     return _WRITERS[asked[0] if asked else "table"]
+
+
+def _nothing(answers: Iterable[Answer], options: Options) -> None:
+    """Of a process that does not speak."""
+    for _ in answers:
+        pass
 
 
 def _table(answers: Iterable[Answer], options: Options) -> None:

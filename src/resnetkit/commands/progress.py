@@ -92,7 +92,7 @@ def announce(event: Prepared) -> str:
         f"model  {card.name}: {total(event.plan)}{_changed(event)}\n"
         f"recipe {recipe.epochs} epoch{'s' * (recipe.epochs > 1)} in batches of {recipe.batch_size}; {optimiser}, "
         f"{kind_of(type(recipe.schedule))}; {_pixels(recipe)}; seed {recipe.seed}\n"
-        f"device {event.device}, {event.precision}; writing to {event.out}\n"
+        f"device {event.device}, {event.precision}{_processes(event)}; writing to {event.out}\n"
         f"resume {_EXACT if event.device == 'cpu' else _NEARLY}{notes}"
     )
 
@@ -106,6 +106,12 @@ def _pixels(recipe: Recipe) -> str:
     done = [recipe.augment, *recipe.also, *[recipe.mix] * (recipe.mix != NoMix())]
     told = ", ".join(kind_of(type(step)) for step in done)
     return f"{told}; ema of {recipe.ema.decay:g}" if isinstance(recipe.ema, EMA) else told
+
+
+def _processes(event: Prepared) -> str:
+    """Where there are several."""
+    parts = f" in {event.recipe.accumulate} parts" * (event.recipe.accumulate > 1)
+    return f"; {event.processes} processes" * (event.processes > 1) + parts
 
 
 def _changed(event: Prepared) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+import signal
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,8 +12,10 @@ import tyro
 
 from resnetkit.commands.output import prose, results, rewrites_lines, say, then
 from resnetkit.commands.source import AS_TOLD, Weights
+from resnetkit.commands.together import SAME, TIMEOUT, together
 from resnetkit.errors import Stopped
 from resnetkit.learn.evaluation import told
+from resnetkit.learn.ranks import Ranks, launched
 from resnetkit.learn.recipe import edit, is_weights_file, model_named, plan_run
 from resnetkit.learn.run import finished, read_recipe, require_one, require_run
 from resnetkit.learn.settings import parse_settings, read_changes, with_options
@@ -40,7 +43,7 @@ class Options:
 
     Examples: resnetkit train digits --model resnet20; resnetkit train flowers/ --model resnet18 --epochs 20; resnetkit
     train flowers/ --model mine.toml --set schedule.warmup=2 --print-config; resnetkit train --resume
-    runs/flowers-resnet18-1
+    runs/flowers-resnet18-1; torchrun --nproc-per-node 2 -m resnetkit train flowers/ --model resnet18
     """
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = ""
@@ -78,10 +81,14 @@ class Options:
     """How many may be skipped: 10% or 0.1 of all (1% if left out)."""
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, _PRECISION] = None
     """auto is bf16 where the processor computes in it."""
+    accumulate: Annotated[int | None, _CHOSEN] = None
+    """Send the pictures of a step through the network in so many parts, which takes less memory."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 or auto."""
+    """cpu, cuda, cuda:1 or auto; under torchrun a GPU for each process."""
     workers: Annotated[int | None, _WORKERS] = None
     """Threads that read pictures while the network learns; 0: the loop itself. The result is the same for any."""
+    timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = TIMEOUT
+    """How long the processes that torchrun starts wait for each other."""
     config: str = ""
     """A .toml or .json file with parts of a recipe."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -94,16 +101,25 @@ class Options:
 
 
 def run(options: Options) -> int:
+    with listening(SAME if launched() else 0.0) as stop:
+        try:
+            with together(options.device, options.timeout) as (ranks, device):
+                return _run(options, stop, ranks, device)
+        except Stopped as stopped:
+            return _stopped(stopped, stop)
+
+
+def _run(options: Options, stop: Signals, ranks: Ranks, device: str) -> int:
     changes = _changes(options)
     if options.print_config:
         return _print(options, changes)
     if options.resume and finished(Path(options.resume)):
         say(f"note: {options.resume} has finished already; nothing was done")
-    with listening() as stop:
-        try:
-            made = _train(options, changes, stop)
-        except Stopped as stopped:
-            return _stopped(stopped, stop)
+    _show(options, _train(replace(options, device=device), changes, stop, ranks))
+    return 0
+
+
+def _show(options: Options, made: Run) -> None:
     found = made.evaluation
     if options.json:
         values = {
@@ -126,10 +142,9 @@ def run(options: Options) -> int:
     for line in _aftermath(made):
         say(line)
     then("resnetkit evaluate", str(made.path), made.recipe.data)
-    return 0
 
 
-def _train(options: Options, changes: dict[str, Any], stop: Signals) -> Run:
+def _train(options: Options, changes: dict[str, Any], stop: Signals, ranks: Ranks) -> Run:
     from resnetkit.commands.progress import Live, Plain
     from resnetkit.learn.train import train
 
@@ -146,17 +161,21 @@ def _train(options: Options, changes: dict[str, Any], stop: Signals) -> Run:
             tell=shown.reading,
             workers=options.workers,
             stop=stop,
+            ranks=ranks,
         )
 
 
 def _stopped(stopped: Stopped, stop: Signals) -> int:
     """What a signal led to, and how to go on."""
-    say(f"{'terminated' if stop.exit_code == 143 else 'interrupted'}; {stopped}")
+    number, launch = stopped.number or stop.number or signal.SIGINT, launched()
+    if stopped.number and launch and launch.rank:  # all have agreed, and the first tells it
+        return 128 + number
+    say(f"{'terminated' if number == signal.SIGTERM else 'interrupted'}; {stopped}")
     if stopped.run:
         then("resnetkit train --resume", stopped.run)
     else:
         say("nothing was written: no step was saved")
-    return stop.exit_code
+    return 128 + number
 
 
 def _aftermath(made: Run) -> list[str]:
@@ -177,6 +196,7 @@ def _changes(options: Options) -> dict[str, Any]:
         "patience",
         "checkpoint_steps",
         "track",
+        "accumulate",
         "precision",
         "bad_files",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from resnetkit.architecture.card import Preparation
 from resnetkit.errors import DataError, PictureError, UsageError
 from resnetkit.images.decode import SUFFIXES, attempt, files_below, other_kinds, pictures_below
 from resnetkit.images.prepare import Pixels, open_prepared
+from resnetkit.learn.ranks import cores
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _is(ask: Callable[[], bool]) -> bool:
 
 def decoded(inputs: Sequence[Input], preparation: Preparation, chunk: int) -> Iterator[list[Read]]:
     """Chunks of pictures, each decoded on all cores while the one before it is in use."""
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(cores())
     try:
         chunks = [inputs[i : i + chunk] for i in range(0, len(inputs), chunk)]
         read = partial(attempt, partial(_open, preparation))

@@ -30,26 +30,41 @@ from resnetkit.learn.workers import each as spread
 
 _CHUNK = 16  # pictures in a task, as handing over each small one costs more than changing it
 
+ALL = slice(None)
+
 
 def augmented(
-    source: PixelSource, indices: Indices, augment: Augment, seed: tuple[int, int], step: int
+    source: PixelSource, window: Indices, augment: Augment, seed: tuple[int, int], step: int, *, share: slice = ALL
 ) -> tuple[Tensor, Indices]:
-    """N H W C, 8 bits, and which pictures they are; ``seed`` is (seed of the run, epoch)."""
+    """N H W C, 8 bits, and which pictures they are; ``seed`` is (seed of the run, epoch).
+
+    Of a step's ``window`` the ``share`` of one process: the same pixels, however many processes there are.
+    """
+    indices = window[share]
     match augment:
         case NoAugment():
             return source.prepared(indices)
         case PadCrop(pad, flip):
             pixels, good = source.prepared(indices)
-            return moved(pixels, pad, flip, np.random.default_rng([*seed, step])), good
+            places = np.arange(len(window))[share][np.isin(indices, good)]
+            return moved(
+                pixels, pad, flip, np.random.default_rng([*seed, step]), among=len(window), places=places
+            ), good
         case RandomCrop(area):
             return source.cropped(indices, area, seed)
 
 
-def moved(pixels: Tensor, pad: int, flip: bool, draw: np.random.Generator) -> Tensor:
-    """Each picture of a batch (N H W C) moved by up to ``pad`` pixels over black, and perhaps mirrored."""
+def moved(
+    pixels: Tensor, pad: int, flip: bool, draw: np.random.Generator, *, among: int = 0, places: Indices | None = None
+) -> Tensor:
+    """Each picture of a batch (N H W C) moved by up to ``pad`` pixels over black, and perhaps mirrored.
+
+    What is drawn is for ``among`` pictures, of which these have the ``places``; for these alone if nothing is said.
+    """
     count, height, width, _ = pixels.shape
-    down, right = draw.integers(2 * pad + 1, size=(2, count))
-    mirrored = draw.random(count) < 0.5 if flip else np.zeros(count, dtype=bool)
+    among, places = (count, np.arange(count)) if places is None else (among, places)
+    down, right = draw.integers(2 * pad + 1, size=(2, among))[:, places]
+    mirrored = draw.random(among)[places] < 0.5 if flip else np.zeros(count, dtype=bool)
     columns = np.where(mirrored[:, None], np.arange(width)[::-1], np.arange(width)) + right[:, None]
     rows = np.arange(height) + down[:, None]
     padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))

@@ -1,11 +1,15 @@
-"""How often a network is right: integers, the same for every size of batch."""
+"""How often a network is right: integers, the same for every size of batch and any number of processes."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
+import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +20,8 @@ from resnetkit.errors import DataError, suggestion
 from resnetkit.learn.data import Data, Indices, divide, fingerprint, listed
 from resnetkit.learn.device import Logits, Precision, answering, classes_of, pick
 from resnetkit.learn.evaluation import Answers, Evaluation
-from resnetkit.learn.pixels import PixelSource, Skipped, Tell
+from resnetkit.learn.pixels import PixelSource, Skipped, Tell, tell_unreadable
+from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.learn.settings import policy
 from resnetkit.learn.sources import open_data
 from resnetkit.network.layers import Network
@@ -27,13 +32,17 @@ WORST_LOSS = 1e9  # stands for one that is no number
 
 @dataclass(frozen=True)
 class Tally:
-    """What is counted over pictures; ``answers`` (classes) and ``confidence`` have an entry for each, in order."""
+    """What is counted: an entry for each picture in every column.
 
-    truth: Tensor
-    answers: Tensor
-    confidence: Tensor
-    top5: int
-    loss: float
+    ``which`` are their numbers, in order, ``among_five`` says whether the truth is, ``losses`` are cross entropies.
+    """
+
+    which: tuple[int, ...]
+    truth: tuple[int, ...]
+    answers: tuple[int, ...]
+    confidence: tuple[float, ...]
+    among_five: tuple[bool, ...]
+    losses: tuple[float, ...]
 
     @property
     def n(self) -> int:
@@ -43,7 +52,25 @@ class Tally:
     @property
     def correct(self) -> int:
         """How many of them were named rightly."""
-        return int((self.answers == self.truth).sum())
+        return sum(a == b for a, b in zip(self.truth, self.answers, strict=True))
+
+    @property
+    def top5(self) -> int:
+        """Of how many the truth was among the first five."""
+        return sum(self.among_five)
+
+    @property
+    def loss(self) -> float:
+        """The mean; the sum is exact, so that no order of the pictures tells."""
+        mean = math.fsum(self.losses) / max(self.n, 1)
+        return mean if mean < WORST_LOSS else WORST_LOSS
+
+    def joined(self, ranks: Ranks) -> Tally:
+        """With what the other processes have counted, in the order of the numbers."""
+        mine = [getattr(self, column.name) for column in fields(self)]
+        every = [list(zip(*columns, strict=True)) for columns in ranks.each(mine)]
+        rows = sorted(row for rows in every for row in rows)
+        return Tally(*map(tuple, zip(*rows, strict=True))) if rows else self
 
 
 def evaluate(
@@ -56,13 +83,14 @@ def evaluate(
     bad_files: str | None = None,
     max_bad: str | float | None = None,
     tell: Tell | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Count how often ``model`` is right about ``data``, or about one ``part`` of it.
 
     Without ``part``: if the model was trained on this very data, what was held out from it; else ``test`` where the
     data has it, or ``val``, or all of it. Classes are matched by name. A picture that cannot be read is an error, or
     with ``bad_files="skip"`` it is left out and named, up to the share ``max_bad`` (0.01). Raises `DataError` where the
-    data has a class that the model has not.
+    data has a class that the model has not. Of several processes (``ranks``) each counts its part and gets the whole.
     """
     network = model if isinstance(model, Network) else load(model)
     standing = open_data(data, tell)
@@ -72,10 +100,13 @@ def evaluate(
     notes = _notes(standing, network.card, part)
     alone = replace(opened, parts={chosen: opened.part(chosen)})
     skipped = Skipped(alone, policy(bad_files, max_bad))
+    if ranks.world > 1:
+        require_alike(ranks, pictures=fingerprint(alone), model=digest(network))
     source = PixelSource(alone.first, network.card.preparation, skipped, keep=False)
-    labelled = ((pixels, numbers[source.labels[which]]) for pixels, which in _told(source, tell))
+    labelled = ((pixels, numbers[source.labels[which]], which) for pixels, which in _told(source, tell, ranks))
     with answering(network, pick(device), precision) as logits:
-        tally = count(logits, labelled, known)
+        tally = count(logits, labelled, known).joined(ranks)
+    tell_unreadable([source], ranks)
     made = found(network.card, str(data), chosen, tally, source, classes=network.card.classes or opened.classes)
     return replace(made, notes=notes)
 
@@ -86,31 +117,47 @@ def found(
     """An `Evaluation` of what `count` gives for a source that has been read to its end."""
     if not tally.n:
         raise DataError(f"no picture of {part} can be read", where=data, fix=f"resnetkit check {data} names every one")
-    names = tuple(source.pictures.names[i] for i in source.readable(torch.arange(len(source)).numpy()).tolist())
-    confidence = tuple(round(share, 5) for share in tally.confidence.tolist())
-    answers = Answers(names, tuple(tally.truth.tolist()), tuple(tally.answers.tolist()), confidence)
+    names = tuple(source.pictures.names[i] for i in tally.which)
+    confidence = tuple(round(share, 5) for share in tally.confidence)
+    answers = Answers(names, tally.truth, tally.answers, confidence)
     skipped = tuple(source.skipped.reasons.items())
     return Evaluation(card.name, data, part, classes, answers, tally.top5, tally.loss, skipped)
 
 
-def count(logits: Logits, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Tally:
-    """From (pixels, labels); the loss is the mean cross entropy."""
-    truth, answers, confidence = [], [], []
-    among_five, loss = 0, 0.0
-    for pixels, labels in batches:
+def count(logits: Logits, batches: Iterable[tuple[Tensor, Tensor, Indices]], classes: int) -> Tally:
+    """From (pixels, labels, numbers)."""
+    columns: list[list[Any]] = [[] for _ in fields(Tally)]
+    for pixels, labels, which in batches:
         if not len(labels):
             continue
         given = logits(pixels)
         shares, best = given.softmax(1).max(1)
-        truth.append(labels)
-        answers.append(best)
-        confidence.append(shares)
-        among_five += int((given.topk(min(5, classes), 1).indices == labels[:, None]).sum())
-        loss += float(F.cross_entropy(given.double(), labels, reduction="sum"))
-    joined = [torch.cat(column) if column else torch.zeros(0) for column in (truth, answers, confidence)]
-    mean = loss / max(len(joined[0]), 1)
-    mean = mean if mean < WORST_LOSS else WORST_LOSS
-    return Tally(joined[0].long(), joined[1].long(), joined[2].nan_to_num(0.0), among_five, mean)
+        among_five = (given.topk(min(5, classes), 1).indices == labels[:, None]).any(1)
+        losses = F.cross_entropy(given.double(), labels, reduction="none").nan_to_num(math.inf)
+        found = (torch.from_numpy(which), labels, best, shares.nan_to_num(0.0), among_five, losses)
+        columns = [[*column, *values.tolist()] for column, values in zip(columns, found, strict=True)]
+    return Tally(*map(tuple, columns))
+
+
+def require_alike(ranks: Ranks, **what: str) -> None:
+    """Raise `DataError` where what these words stand for is not the same in all processes."""
+    every = ranks.each([socket.gethostname(), what])
+    for host, there in every:
+        others = [name for name, value in every[0][1].items() if there[name] != value]
+        if others:
+            raise DataError(
+                f"not all processes have the same {' and '.join(others)}",
+                where=f"{host} differs from {every[0][0]}",
+                fix="copy what one machine has to all of them, or put it on a disk that they share",
+            )
+
+
+def digest(network: Network) -> str:
+    """Of the weights."""
+    found = hashlib.blake2b(digest_size=16)
+    for value in network.state_dict().values():
+        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def class_numbers(names: tuple[str, ...], known: tuple[str, ...] | int) -> Tensor:
@@ -159,10 +206,10 @@ def _notes(data: Data, card: Card, part: str | None) -> tuple[str, ...]:
     return ()
 
 
-def _told(source: PixelSource, tell: Tell | None) -> Iterator[tuple[Tensor, Indices]]:
+def _told(source: PixelSource, tell: Tell | None, ranks: Ranks) -> Iterator[tuple[Tensor, Indices]]:
     done = 0
-    for pixels, which in source.batches():
+    for pixels, which in source.batches(ranks=ranks):
         yield pixels, which
-        done += len(which)
+        done += len(which) * ranks.world
         if tell:
-            tell(done, len(source))
+            tell(min(done, len(source)), len(source))

@@ -47,8 +47,8 @@ def _cut(inputs: Tensor, others: Tensor, share: float, draw: np.random.Generator
     return inputs, 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
 
 
-def agreement(answers: Tensor, targets: Tensor) -> float:
+def agreement(answers: Tensor, targets: Tensor) -> Tensor:
     """How many answers are right, where a picture has a share of two classes the share that was named."""
     best = answers.argmax(1)
     right = targets == best if targets.ndim == 1 else targets.gather(1, best[:, None])
-    return float(right.sum())
+    return right.sum()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -21,8 +21,9 @@ from resnetkit.errors import DataError, MachineError, PictureError, ResnetkitErr
 from resnetkit.images.decode import attempt
 from resnetkit.images.prepare import Pixels, prepare, random_crop
 from resnetkit.learn.data import Data, Indices, Pictures
+from resnetkit.learn.ranks import ALONE, Ranks, cores, launched
 from resnetkit.learn.recipe import BadFiles, Skip
-from resnetkit.learn.workers import MOST, StuckError, ahead, cores, each
+from resnetkit.learn.workers import MOST, StuckError, ahead, each
 
 _BATCH = 256
 _SHOWN = 20
@@ -32,10 +33,12 @@ Tell = Callable[[int, int], None]
 
 
 def kept_bytes() -> int:
-    """What prepared pictures may take in memory: 2 GiB, or a quarter of what the machine has."""
+    """What prepared pictures may take in memory: 2 GiB, or the part of a process of a quarter of the machine."""
     if not hasattr(os, "sysconf"):
         return 2 * 2**30
-    return min(2 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    launch = launched()
+    quarter = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return min(2 * 2**30, quarter // (launch.local_world if launch else 1))
 
 
 def workers_of(told: int | None) -> int:
@@ -56,10 +59,15 @@ class Skipped:
         self.all = sum(map(len, data.parts.values()))
         self.most = math.floor(policy.at_most * self.all + 1e-9) if isinstance(policy, Skip) else 0
         self.reasons: dict[str, str] = {}
+        self.told = 0  # how many of them the other processes know
 
     def note(self, bad: Iterable[PictureError]) -> None:
         """Remember them."""
-        self.reasons |= {error.where[0]: error.what for error in bad}
+        self.add({error.where[0]: error.what for error in bad})
+
+    def add(self, reasons: Mapping[str, str]) -> None:
+        """The same by their names."""
+        self.reasons |= reasons
         if len(self.reasons) > self.most:
             raise self._too_many()
 
@@ -127,9 +135,13 @@ class PixelSource:
         """Random windows; what is drawn for a picture depends on ``seed`` and its number alone."""
         return self._read(partial(self._crop, area, tuple(seed)), self.readable(indices))
 
-    def batches(self, size: int = _BATCH) -> Iterator[tuple[Tensor, Indices]]:
-        """All of them in order: (pixels, numbers)."""
-        chunks = [np.arange(i, min(i + size, len(self))) for i in range(0, len(self), size)]
+    def batches(self, size: int = _BATCH, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Indices]]:
+        """All of them in order: (pixels, numbers). Of W processes process r gets the batches r, r + W, r + 2 W ...
+
+        So a batch holds the same pictures whatever W is. All get as many batches; the last ones may be empty.
+        """
+        rounds = range(0, len(self), size * ranks.world)
+        chunks = [np.arange(i, min(i + size, len(self))) for i in (start + ranks.rank * size for start in rounds)]
         return map(self.prepared, chunks) if self.in_memory else self.ahead([partial(self.prepared, c) for c in chunks])
 
     def ahead(self, tasks: Sequence[Callable[[], T]]) -> Iterator[T]:
@@ -183,3 +195,15 @@ class PixelSource:
     def _read_all(self, tell: Tell | None) -> Tensor:
         """Every picture at its number; what stands at the number of an unreadable one is never used."""
         return torch.from_numpy(self._read_each(self._one, np.arange(len(self)), tell)[0])
+
+
+def tell_unreadable(sources: Collection[PixelSource], ranks: Ranks) -> None:
+    """What one process could not read stays out in all of them. They call this at the same places."""
+    skipped = next(iter(sources)).skipped
+    if ranks.world == 1 or not ranks.agreed(len(skipped.reasons) > skipped.told):
+        return
+    every = {name: why for reasons in ranks.each(skipped.reasons) for name, why in reasons.items()}
+    skipped.reasons, skipped.told = {}, len(every)
+    skipped.add(every)
+    for source in sources:
+        source.leave_out(every)

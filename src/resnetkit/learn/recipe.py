@@ -203,10 +203,12 @@ class Recipe:
     and augmentation. ``precision`` ``auto`` is bf16 where the processor computes in it, fp32 elsewhere.
     ``patience`` ends a run after so many epochs without a better one on ``val``; never if left out.
     ``checkpoint_steps`` writes a checkpoint after so many steps, beside the usual ones; it decides nothing else.
-    ``trackers`` are told beside ``metrics.jsonl``. ``augment`` is where pixels come from, ``also`` what happens to
-    each picture then, step after step, and ``mix`` what is done with a batch; ``ema`` is the model that is measured
-    and kept. ``image`` (channels, height, width) is what the network sees, ``preparation`` how it comes about, and
-    ``stochastic_depth`` how often branches are dropped; the network's own if left out.
+    ``trackers`` are told beside ``metrics.jsonl``. A step learns from ``batch_size`` pictures in all processes
+    together; ``accumulate`` sends those of a process through the network in so many parts, which takes less memory.
+    ``sync_norms`` lets batch norms see the pictures of all processes. ``augment`` is where pixels come from, ``also``
+    what happens to each picture then, step after step, and ``mix`` what is done with a batch; ``ema`` is the model that
+    is measured and kept. ``image`` (channels, height, width) is what the network sees, ``preparation`` how it comes
+    about, and ``stochastic_depth`` how often branches are dropped; the network's own if left out.
     """
 
     data: str
@@ -220,6 +222,8 @@ class Recipe:
     patience: int | None = None
     checkpoint_steps: int | None = None
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    accumulate: int = 1
+    sync_norms: bool = False
     start: Start = Scratch()
     bad_files: BadFiles = Skip()
     optimiser: Optimiser = SGD()
@@ -325,6 +329,7 @@ def check(recipe: Recipe, what: str = "what is set") -> Recipe:
         ("label_smoothing", recipe.label_smoothing, 0 <= recipe.label_smoothing < 1, "0 to below 1"),
         ("patience", recipe.patience, recipe.patience is None or recipe.patience >= 1, "1 or more epochs"),
         ("checkpoint_steps", recipe.checkpoint_steps, (recipe.checkpoint_steps or 1) >= 1, "1 or more steps"),
+        ("accumulate", recipe.accumulate, 1 <= recipe.accumulate <= recipe.batch_size // 2, "1 to half of batch_size"),
         *_start_limits(recipe.start),
         *_bad_files_limits(recipe.bad_files),
         *_optimiser_limits(recipe.optimiser),

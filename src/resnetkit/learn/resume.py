@@ -13,8 +13,9 @@ from resnetkit import files
 from resnetkit.architecture.card import Card, card_of
 from resnetkit.architecture.plan import Plan
 from resnetkit.errors import DataError, UsageError, WeightsError
-from resnetkit.learn.checkpoint import STATE_FOLDER, Checkpoint, check_model, read_newest
+from resnetkit.learn.checkpoint import STATE_FOLDER, TENSORS, Checkpoint, check_model, read_newest
 from resnetkit.learn.pixels import Tell, workers_of
+from resnetkit.learn.ranks import Ranks
 from resnetkit.learn.recipe import Recipe, Scratch, edit
 from resnetkit.learn.run import METRICS_FILE, NETWORK_FILE, Prepared, finished, read_recipe, require_run, resuming
 from resnetkit.learn.settings import with_options
@@ -25,14 +26,15 @@ from resnetkit.learn.start import (
     decided,
     network_of,
     require_space,
+    require_together,
     sources_of,
     trained,
     write_papers,
 )
-from resnetkit.learn.state import differences
+from resnetkit.learn.state import State, differences
 from resnetkit.learn.trackers import require
 from resnetkit.network.layers import Network
-from resnetkit.text import over, to_data
+from resnetkit.text import from_data, over, to_data
 from resnetkit.weights.store import load
 
 SAFE = (
@@ -52,6 +54,7 @@ def resume(
     override: bool,
     device: str,
     tell: Tell | None,
+    ranks: Ranks,
     workers: int | None = None,
     **options: Any,
 ) -> Start:
@@ -61,25 +64,49 @@ def resume(
     ``override``; `DataError` where the pictures are others; `WeightsError` where no checkpoint can be read.
     """
     path = Path(run)
-    before = read_recipe(path)
+    before = from_data(Recipe, ranks.first(lambda: to_data(read_recipe(path))), str(path))
     recipe = edit(before, _changes(before, data, model, with_options(settings, **options)))
     base, own = _known(path, recipe)
-    prepared = replace(decided(open_data(recipe.data, tell), recipe, base, own, device), out=path)
-    standing = read_newest(path / STATE_FOLDER, partial(_check, prepared.plan, path / METRICS_FILE))
-    now = circumstances(prepared)
+    opened = open_data(recipe.data, tell)
+    prepared = replace(decided(opened, recipe, base, own, device), out=path, processes=ranks.world)
+    require_together(prepared, ranks)
+    standing = _standing(prepared, ranks)
+    now = ranks.first(lambda: circumstances(prepared))
     then = dict(standing.state.circumstances) if standing else now
     changed = _compared(
         prepared, list(differences(to_data(before), to_data(recipe))), list(differences(then, now)), override
     )
     require(recipe.trackers)
-    require_space(prepared, path, 1)
+    if ranks.writes:
+        _make_ready(prepared, papers=bool(changed) or standing is None)
     sources = sources_of(prepared, tell, workers_of(workers))
-    files.sweep(path)
-    files.sweep(path / STATE_FOLDER)
-    if changed or standing is None:  # it may have been killed before they were written
-        write_papers(prepared)
     prepared = replace(prepared, resumed=tuple(_told(standing, changed)))
     return Start(prepared, sources, network_of(prepared, base), (), now, _with(standing, changed, now))
+
+
+def _make_ready(prepared: Prepared, *, papers: bool) -> None:
+    """Room, no remains, and the papers, which may not have been written when the run was killed."""
+    require_space(prepared, prepared.out, 1)
+    files.sweep(prepared.out)
+    files.sweep(prepared.out / STATE_FOLDER)
+    if papers:
+        write_papers(prepared)
+
+
+def _standing(prepared: Prepared, ranks: Ranks) -> Checkpoint | None:
+    """The newest sound checkpoint. One process reads it, as not all may see the same files at the same moment."""
+    found: list[Checkpoint | None] = [None]
+
+    def read() -> Any:
+        check = partial(_check, prepared.plan, prepared.out / METRICS_FILE)
+        found[0] = read_newest(prepared.out / STATE_FOLDER, check)
+        return to_data(found[0].state) if found[0] else None
+
+    state = ranks.first(read)
+    if state is None or ranks.world == 1:
+        return found[0]
+    tensors = [ranks.share(getattr(found[0], name) if found[0] else {}) for name in TENSORS]
+    return Checkpoint(from_data(State, state, "state"), *tensors)
 
 
 def require_unchanged(run: str | Path, *given: object) -> None:

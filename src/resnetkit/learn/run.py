@@ -49,6 +49,7 @@ class Prepared:
     out: Path
     notes: tuple[str, ...]
     resumed: tuple[str, ...] = ()
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,14 @@ def finished(folder: Path) -> bool:
 def resuming(folder: str | Path) -> str:
     """The command that goes on with a run."""
     return f"resnetkit train --resume {shlex.quote(str(folder))}"
+
+
+def begun_before(out: str | Path | None) -> bool:
+    """Whether a run stands there, to which processes that were started again go back; raises `UsageError`."""
+    if out is None:
+        fix = "name the folder of the run: --out RUN"
+        raise UsageError("processes that are started again do not know which run was theirs", where="--out", fix=fix)
+    return (Path(out) / RECIPE_FILE).is_file()
 
 
 def require_run(folder: Path) -> None:

@@ -23,8 +23,9 @@ from resnetkit.errors import DataError, MachineError, TextError, UsageError
 from resnetkit.learn.checkpoint import STATE_FOLDER, Checkpoint, size
 from resnetkit.learn.data import Data, divide, fingerprint, leaks, listed
 from resnetkit.learn.device import pick, resolve
+from resnetkit.learn.evaluate import require_alike
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes, workers_of
-from resnetkit.learn.ranks import ALONE
+from resnetkit.learn.ranks import Ranks
 from resnetkit.learn.recipe import (
     EMA,
     AdamW,
@@ -81,6 +82,7 @@ def start(
     out: str | Path | None,
     device: str,
     tell: Tell | None,
+    ranks: Ranks,
     workers: int | None = None,
     **options: Any,
 ) -> Start:
@@ -95,17 +97,42 @@ def start(
     known = weights or base
     prepared = decided(opened, recipe, base, known.card if known else card_of(recipe.model), device)
     require(recipe.trackers)
-    free = _outside(_free(out, recipe, prepared.card), opened.name)
-    require_space(prepared, free, 3)
-    made = _claim(free, numbered=out is None)
-    prepared = replace(prepared, out=made[0])
+    require_together(prepared, ranks)
+    made = [Path(word) for word in ranks.first(lambda: _claimed(prepared, out, opened.name))]
+    prepared = replace(prepared, out=made[0], processes=ranks.world)
+    made = made if ranks.writes else []
     try:
-        write_papers(prepared)
+        if made:
+            write_papers(prepared)
+        around = ranks.first(lambda: circumstances(prepared))
         sources = sources_of(prepared, tell, workers)
-        return Start(prepared, sources, network_of(prepared, base), made, circumstances(prepared))
+        return Start(prepared, sources, network_of(prepared, base), tuple(made), around)
     except BaseException:
-        leave(made)
+        if made:
+            leave(made)
         raise
+
+
+def _claimed(prepared: Prepared, out: str | Path | None, data: str) -> list[str]:
+    """The folder of a new run, made, and those that were made above it."""
+    free = _outside(_free(out, prepared.recipe, prepared.card), data)
+    require_space(prepared, free, 3)
+    return [str(folder) for folder in _claim(free, numbered=out is None)]
+
+
+def require_together(prepared: Prepared, ranks: Ranks) -> None:
+    """Raise where the processes of a run differ in what decides it, or are too many for a step."""
+    recipe = prepared.recipe
+    if recipe.batch_size < 2 * ranks.world * recipe.accumulate:
+        parts = f"{ranks.world} processes" + f" and {recipe.accumulate} parts in each" * (recipe.accumulate > 1)
+        what = (
+            f"a step of {counted(recipe.batch_size, 'picture')} is too small for {parts}: two pictures each, at least"
+        )
+        raise UsageError(what, where="batch_size", fix=f"--batch-size {2 * ranks.world * recipe.accumulate} or more")
+    if ranks.world > 1:
+        around = circumstances(prepared)
+        told = {name: around[name] for name in ("pictures", "network", "device", "precision", *_VERSIONS)}
+        require_alike(ranks, **told, recipe=to_json(recipe))
 
 
 def _text(data: str | Path) -> str:
@@ -153,9 +180,12 @@ def circumstances(prepared: Prepared) -> dict[str, str]:
         "processor": torch.cuda.get_device_name(place) if gpu else str(torch.backends.cpu.get_cpu_capability()),
         "precision": prepared.precision,
         "threads": str(torch.get_num_threads()),
-        "processes": str(ALONE.world),
-        **{name: told[name] for name in ("resnetkit", "torch", "numpy", "pillow")},
+        "processes": str(prepared.processes),
+        **{name: told[name] for name in _VERSIONS},
     }
+
+
+_VERSIONS = ("resnetkit", "torch", "numpy", "pillow")
 
 
 def _digest(prepared: Prepared) -> str:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from resnetkit import files
 from resnetkit.architecture.card import Figure
+from resnetkit.doctor import environment
 from resnetkit.errors import DataError, MachineError, Stopped, suggestion
 from resnetkit.learn.augment import augmented, further
 from resnetkit.learn.chance import reseed, without_trace
@@ -37,9 +38,11 @@ from resnetkit.learn.data import Indices
 from resnetkit.learn.device import ToInput, answering
 from resnetkit.learn.ema import Shown
 from resnetkit.learn.evaluate import WORST_LOSS, Tally, count, found
+from resnetkit.learn.gradient import add_up
 from resnetkit.learn.mix import agreement, mixed
-from resnetkit.learn.pixels import Tell
-from resnetkit.learn.ranks import ALONE, Ranks
+from resnetkit.learn.norms import synchronise
+from resnetkit.learn.pixels import Tell, tell_unreadable
+from resnetkit.learn.ranks import ALONE, Ranks, restarted, share_of
 from resnetkit.learn.recipe import SGD, FineTune, Recipe, rate
 from resnetkit.learn.results import leave_results, thumbnails, tidied
 from resnetkit.learn.resume import is_finished, require_unchanged
@@ -53,8 +56,10 @@ from resnetkit.learn.run import (
     Run,
     Step,
     Watch,
+    begun_before,
     epoch_line,
     finished,
+    read_run,
     require_one,
     step_line,
 )
@@ -82,32 +87,36 @@ def train(
     tell: Tell | None = None,
     workers: int | None = None,
     stop: Stop | None = None,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> Run:
     """Train ``model`` (resnet18 if none is named) on ``data`` and write a run folder, or go on with one.
 
     A model that has weights is fine-tuned. ``settings`` are nested changes to the `Recipe` that suits the data, such as
     ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: epochs, batch_size, lr, seed,
-    split_seed, patience, checkpoint_steps, track, precision, network, dialect, bad_files, max_bad. ``watch`` is called
-    with what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is
-    ``runs/DATA-MODEL-1``, or the next number that is free. ``workers`` threads read pictures (one on each core if left
-    out; 0 is the loop itself), which changes the pace and nothing else. Raises before anything is written wherever the
-    fault can be known by then.
+    split_seed, patience, checkpoint_steps, accumulate, track, precision, network, dialect, bad_files, max_bad.
+    ``watch`` is called with what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder
+    is ``runs/DATA-MODEL-1``, or the next number that is free. ``workers`` threads read pictures (one on each core if
+    left out; 0 is the loop itself), which changes the pace and nothing else. Raises before anything is written wherever
+    the fault can be known by then.
 
     ``resume`` names an unfinished run, which needs no data and no model: it goes on after its newest checkpoint, and on
     the same CPU ends with the very weights it would have ended with. What is set otherwise than it was is refused where
     it makes the result that of neither, unless ``override``. A finished run is handed back as it is. ``stop`` is asked
     between two steps and two batches of an evaluation: where it says so, a checkpoint is written and
-    `resnetkit.errors.Stopped`, a KeyboardInterrupt, is raised.
+    `resnetkit.errors.Stopped`, a KeyboardInterrupt, is raised. ``ranks`` are the processes of the run: each is told the
+    same, the first writes. Where torchrun has started them again, an unfinished ``out`` is resumed.
     """
     unknown = next((name for name in options if name not in OPTIONS), None)
     if unknown:
         raise TypeError(f"train has no option called {unknown!r}; {suggestion(unknown, OPTIONS)}")
     require_one(data, out, resume)
-    if resume is not None and is_finished(resume):
-        require_unchanged(resume, data, model, settings, *options.values())
-        return tidied(Path(resume))
-    how: dict[str, Any] = {"device": device, "tell": tell, "workers": workers, **options}
+    again = restarted() and ranks.first(lambda: begun_before(out))
+    out, resume = (None, out) if again else (out, resume)
+    if resume is not None and ranks.first(lambda: is_finished(resume)):
+        require_unchanged(resume, *(() if again else (data, model, settings, *options.values())))
+        return tidied(Path(resume)) if ranks.writes else read_run(resume)
+    how: dict[str, Any] = {"device": device, "tell": tell, "workers": workers, "ranks": ranks, **options}
     if resume is not None:
         begun = resumed(resume, data, model, settings or {}, override=override, **how)
     else:
@@ -115,13 +124,23 @@ def train(
     try:
         if watch:
             watch(begun.prepared)
-        with tracking(begun.prepared, begun.checkpoint.state.steps if begun.checkpoint else 0) as track:
-            return _Training(begun, _both(watch, track), stop or (lambda: False)).run()
+        with _tracked(begun, ranks) as track:
+            return _Training(begun, _both(watch, track), stop or (lambda: False), ranks).run()
     except BaseException as error:
         kept = _keep(begun, error)
         if isinstance(error, Stopped) and kept:
-            raise Stopped(str(error), str(begun.prepared.out)) from None
+            raise Stopped(str(error), str(begun.prepared.out), error.number) from None
         raise
+
+
+@contextlib.contextmanager
+def _tracked(begun: Start, ranks: Ranks) -> Iterator[Watch]:
+    """What trackers are told by, in the one process that writes."""
+    if not ranks.writes:
+        yield lambda event: None
+        return
+    with tracking(begun.prepared, begun.checkpoint.state.steps if begun.checkpoint else 0) as track:
+        yield track
 
 
 def _both(watch: Watch | None, track: Watch) -> Watch:
@@ -147,7 +166,10 @@ class _DivergedError(DataError):
 
 
 class _AskedError(Exception):
-    """The run was asked to stop, at a place where it can go on."""
+    """The run was asked to stop, at a place where it can go on; by a signal, if there is a number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 class _Training:
@@ -158,8 +180,12 @@ class _Training:
         self.watch, self.stop, self.ranks = watch, stop, ranks
         self.recipe, self.device = begun.prepared.recipe, torch.device(begun.prepared.device)
         self.model = begun.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimiser = _optimiser(self.model, self.recipe)
+        if ranks.world > 1:
+            self.model.load_state_dict(ranks.share(self.model.state_dict()))
         self.shown = Shown(self.model, self.recipe.ema)
+        if self.synced:
+            synchronise(self.model, ranks.add)
+        self.optimiser = _optimiser(self.model, self.recipe)
         self.to_input = ToInput(self.prepared.card.preparation, self.device)
         self.now, self.best = State(batch_size=self.recipe.batch_size), dict[str, Tensor]()
         if begun.checkpoint:
@@ -177,8 +203,8 @@ class _Training:
                 ended, failed = self.learn()
                 self.keep_best()
                 run = self.finish(self.now.epochs[self.now.best - 1], ended)
-            except _AskedError:
-                raise Stopped(self.stands()) from None
+            except _AskedError as asked:
+                raise Stopped(self.stands(), number=asked.number) from None
         if failed:
             failed.fix += f"; the model of epoch {self.now.best} is kept in {run.path}"
             raise failed
@@ -222,7 +248,8 @@ class _Training:
             sums = self.now.sums
             self.watch(Step(number, step + 1, self.steps, sums.mean_loss, sums.accuracy, sums.pace, sums.lr))
             self.heed()
-            if self.ranks.agreed(step + 1 < self.steps and self.keeper.due(self.now.steps)):
+            due = self.ranks.writes and step + 1 < self.steps and self.keeper.due(self.now.steps)
+            if self.ranks.agreed(due):
                 self.save()
         self.save()  # before it is measured, so that a run that is killed meanwhile need not learn it again
         val, sums = self.measure("val"), self.now.sums
@@ -239,22 +266,43 @@ class _Training:
         """Learn from a batch, and remember that. One of a single picture is passed over (batch norm)."""
         number, sums, loss = self.now.epoch, self.now.sums, math.nan
         lr = self.set_rate(number - 1 + step / self.steps)
-        if len(which) > 1:
-            reseed(self.device, self.recipe.seed, number, step, self.ranks.rank)
-            inputs, targets = self.mixed(self.to_input(pixels), labels, number, step)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.prepared.precision == "bf16"):
-                answers = self.model(inputs)
-            error = F.cross_entropy(answers.float(), targets, label_smoothing=self.recipe.label_smoothing)
-            self.optimiser.zero_grad()
-            error.backward()  # type: ignore[no-untyped-call]
-            loss = error.item()
-            if self.sound(loss, number, step, lr, which):
-                self.optimiser.step()
-                _copy(self.model.buffers(), self.statistics)
-                self.shown.update(self.now.steps + 1)
-                sums = sums.plus(len(labels), agreement(answers, targets), loss)
+        reseed(self.device, self.recipe.seed, number, step, self.ranks.rank)
+        self.optimiser.zero_grad()
+        inputs, targets = self.mixed(self.to_input(pixels), labels, number, step)
+        learnt = add_up(self.model, self.parts(step, inputs, targets), self.ask, self.window(step), self.ranks)
+        if learnt.seen <= 1:
+            _copy(self.statistics, self.model.buffers())
+        elif self.sound(loss := learnt.loss, number, step, lr, which):
+            self.optimiser.step()
+            _copy(self.model.buffers(), self.statistics)
+            self.shown.update(self.now.steps + 1)
+            sums = sums.plus(learnt.seen, learnt.right, loss)
         self.now = replace(self.now, steps=self.now.steps + 1, step=step + 1, sums=replace(sums, lr=lr))
-        self.log.add(step_line(number, step + 1, lr, loss))
+        self.write_line(step_line(number, step + 1, lr, loss))
+
+    def ask(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(the summed loss, how many answers are right)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.prepared.precision == "bf16"):
+            answers = self.model(inputs)
+        smoothing = self.recipe.label_smoothing
+        loss = F.cross_entropy(answers.float(), targets, label_smoothing=smoothing, reduction="sum")
+        return loss, agreement(answers, targets)
+
+    def parts(self, step: int, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What goes through the network at once. Where norms see the pictures of all processes, all have as many."""
+        each = self.window(step) // self.ranks.world if self.synced else len(targets)
+        count = min(self.recipe.accumulate, max(1, each // 2))
+        for some, theirs in zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True):
+            if self.synced or len(theirs) > 1:
+                yield some, theirs
+
+    def window(self, step: int) -> int:
+        """How many pictures a step has in all processes together."""
+        return min(self.recipe.batch_size, len(self.sources["train"]) - step * self.recipe.batch_size)
+
+    @property
+    def synced(self) -> bool:
+        return self.recipe.sync_norms and self.ranks.world > 1
 
     def mixed(self, inputs: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets; mixed in pairs where the recipe says so."""
@@ -263,11 +311,16 @@ class _Training:
 
     def heed(self) -> None:
         """Stop where that is asked."""
-        if self.ranks.agreed(self.stop()):
-            raise _AskedError
+        if number := self.ranks.most(int(self.stop())):
+            raise _AskedError(number)
+
+    def write_line(self, line: str) -> None:
+        if self.ranks.writes:
+            self.log.add(line)
 
     def save(self) -> None:
         """A checkpoint of where the run stands, unless there is one."""
+        tell_unreadable(self.sources.values(), self.ranks)
         if self.ranks.writes and not self.keeper.has(self.now.steps):
             self.keeper.save(self.checkpoint)
 
@@ -305,15 +358,15 @@ class _Training:
         size, source = self.recipe.batch_size, self.sources["train"]
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(source))
         chunks = [(step, order[step * size : (step + 1) * size]) for step in range(self.now.step, self.steps)]
-        mine = [(step, chunk[self.ranks.rank :: self.ranks.world]) for step, chunk in chunks]
-        tasks = [partial(self.batch, epoch, step, chunk) for step, chunk in mine]
+        tasks = [partial(self.batch, epoch, step, chunk) for step, chunk in chunks]
         at_once = source.in_memory and not self.recipe.also
         return (task() for task in tasks) if at_once else source.ahead(tasks)
 
-    def batch(self, epoch: int, step: int, chosen: Indices) -> tuple[Tensor, Tensor, Indices]:
-        """Pixels and labels, and which pictures of ``chosen`` could be read."""
+    def batch(self, epoch: int, step: int, window: Indices) -> tuple[Tensor, Tensor, Indices]:
+        """Pixels and labels, and which pictures of this process's share of ``window`` could be read."""
         source, seed = self.sources["train"], (self.recipe.seed, epoch)
-        pixels, which = augmented(source, chosen, self.recipe.augment, seed, step)
+        share = share_of(len(window), self.ranks.rank, self.ranks.world, alone=not self.synced)
+        pixels, which = augmented(source, window, self.recipe.augment, seed, step, share=share)
         pixels = further(pixels, which, self.recipe.also, source.preparation, seed, workers=source.workers)
         return pixels, source.labels[torch.from_numpy(which)].to(self.device), which
 
@@ -351,13 +404,15 @@ class _Training:
 
     def measure(self, part: str) -> Tally:
         with answering(self.shown.model, self.device, "fp32") as logits:
-            return count(logits, self.labelled(part), len(self.prepared.card.classes))
+            tally = count(logits, self.labelled(part), len(self.prepared.card.classes)).joined(self.ranks)
+        tell_unreadable(self.sources.values(), self.ranks)
+        return tally
 
-    def labelled(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def labelled(self, part: str) -> Iterator[tuple[Tensor, Tensor, Indices]]:
         source = self.sources[part]
-        for pixels, which in source.batches():
+        for pixels, which in source.batches(ranks=self.ranks):
             self.heed()
-            yield pixels, source.labels[which]
+            yield pixels, source.labels[which], which
 
     def note(self, epoch: Epoch) -> None:
         """Remember an epoch, and its model if it is the best."""
@@ -365,13 +420,14 @@ class _Training:
         if not best or _rank(epoch) > _rank(self.now.epochs[best - 1]):
             best, self.best = epoch.epoch, copy.deepcopy(self.shown.model.state_dict())
         self.now = self.now.after(epoch, best)
-        self.log.add(epoch_line(epoch))
+        self.write_line(epoch_line(epoch))
         self.watch(epoch)
 
     def keep_best(self) -> None:
         """The best model so far as a model folder, if there is one."""
         if self.best:
             self.shown.model.load_state_dict(self.best)
+        if self.best and self.ranks.writes:
             files.remove_folder(self.prepared.out / "model")
             save(self.shown.model, self.prepared.out / "model")
 
@@ -391,11 +447,18 @@ class _Training:
             tuple((name, len(pictures)) for name, pictures in prepared.data.parts.items()),
             (*prepared.notes, *self.now.changes),
             evaluation,
-            thumbnails(evaluation, self.sources[part]),
+            thumbnails(evaluation, self.sources[part]) if self.ranks.writes else (),
             ended,
         )
+        self.ranks.first(partial(self.write, results))
+        if self.ranks.writes:
+            return tidied(prepared.out)
+        return Run(prepared.out, self.recipe, self.shown.model.card, self.now.epochs, results, environment())
+
+    def write(self, results: Results) -> None:
+        """What a run has come to; the results are last, and say that it has finished."""
         self.log.sync()
-        return leave_results(prepared.out, self.shown.model.card, results)
+        leave_results(self.prepared.out, self.shown.model.card, results)
 
 
 def _rank(epoch: Epoch) -> tuple[int, float]:

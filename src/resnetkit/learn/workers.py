@@ -7,7 +7,6 @@ Python, so they run beside each other. They are daemons: one that hangs in a rea
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,13 +30,6 @@ class StuckError(MachineError):
 
 
 _DISK = "look after the disk or the network that it is read from; resnetkit check reads every picture once"
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def each(read: Callable[[T], Result], items: Sequence[T], workers: int) -> Iterator[Result]:

@@ -1,0 +1,126 @@
+"""Where the processes of a run say how they fare, and read how the others do: a store that torchrun keeps for them.
+
+It is what is left to talk over when one of them has failed, and the others wait for it in vain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from resnetkit.errors import ElsewhereError, MachineError, ResnetkitError, Stopped
+from resnetkit.learn.ranks import Launch
+
+_PATIENCE = 3.0  # seconds to hear from the others what has happened
+_INTERRUPTED = 130
+
+
+class Board:
+    """What each process says of itself, under ``resnetkit/host/RANK``, ``.../failed/RANK`` and ``.../waits/RANK``."""
+
+    def __init__(self, launch: Launch, store: Any, timeout: float) -> None:
+        self.launch, self.timeout = launch, timeout
+        self.store = store
+        self._say("host", socket.gethostname())
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """What goes wrong in the body is said to the others."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            ending = self.failed(error)
+            if ending is error:
+                raise
+            raise ending from error
+
+    def failed(self, error: BaseException) -> BaseException:
+        """Say why this process ends, and give what it ends with: the error, with its place.
+
+        An error that all of them have alike is told by the first of them alone.
+        """
+        if isinstance(error, ElsewhereError) or (isinstance(error, Stopped) and error.number):
+            return error
+        what = getattr(error, "what", "") or f"{type(error).__name__}: {error}"
+        with contextlib.suppress(RuntimeError):
+            self._say("failed", {"what": what, "code": _exit_code(error)})
+            if self.launch.rank and self._heard("failed", 0, _PATIENCE / 3) == {
+                "what": what,
+                "code": _exit_code(error),
+            }:
+                return ElsewhereError("", exit_code=_exit_code(error))
+        error.add_note(f"on: {self.place(self.launch.rank)}")
+        if not isinstance(error, KeyboardInterrupt):
+            get_error_handler().record_exception(error)  # for what torchrun prints at the end
+        return error
+
+    def lost(self, said: str) -> ResnetkitError:
+        """What to raise where the others do not answer: what one of them failed with, or that one is gone."""
+        try:
+            self._say("waits", True)
+            if (rank := self._first_failed()) is not None:
+                return self._elsewhere(rank, self._heard("failed", rank))
+            waiting = [rank for rank in self._others() if self._heard("waits", rank)]
+        except RuntimeError:  # the store itself is gone
+            waiting = []
+        gone = [rank for rank in self._others() if rank not in waiting]
+        return self._gone(
+            [self.place(rank) for rank in gone or self._others()], said, min(waiting, default=self.launch.world)
+        )
+
+    def _first_failed(self) -> int | None:
+        ends = time.monotonic() + _PATIENCE
+        while time.monotonic() < ends:
+            for rank in self._others():
+                if self._heard("failed", rank):
+                    return rank
+            time.sleep(0.05)
+        return None
+
+    def _gone(self, places: list[str], said: str, first: int) -> ResnetkitError:
+        """Told by the first of those that wait."""
+        what = f"another process is gone, or has not answered for {self.timeout:g} seconds"
+        if first < self.launch.rank:
+            return ElsewhereError("", exit_code=MachineError.exit_code)
+        fix = "see what it said itself; for steps that take longer: --timeout SECONDS"
+        return MachineError(what, where=[*places, f"while waiting: {said.splitlines()[0][:120]}"], fix=fix)
+
+    def _elsewhere(self, rank: int, told: Mapping[str, Any]) -> ElsewhereError:
+        """Told once on every other machine, whose log would hold nothing else."""
+        host = self._heard("host", rank)
+        quiet = self.launch.local_rank != 0 or host == self._heard("host", self.launch.rank)
+        what = f"{self.place(rank)}, failed: {told['what']}"
+        return ElsewhereError("" if quiet else what, exit_code=int(told["code"]))
+
+    def place(self, rank: int) -> str:
+        """Which process, and on which machine."""
+        with contextlib.suppress(RuntimeError):
+            return f"process {rank} of 0 to {self.launch.world - 1}, on {self._heard('host', rank)}"
+        return f"process {rank} of 0 to {self.launch.world - 1}"
+
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.launch.world) if rank != self.launch.rank]
+
+    def _say(self, kind: str, value: object) -> None:
+        self.store.set(f"resnetkit/{kind}/{self.launch.rank}", json.dumps(value))
+
+    def _heard(self, kind: str, rank: int, patience: float = 0.0) -> Any:
+        """What a process said of this kind; None if it said nothing."""
+        ends = time.monotonic() + patience
+        while not self.store.check([f"resnetkit/{kind}/{rank}"]):
+            if time.monotonic() >= ends:
+                return None
+            time.sleep(0.02)
+        return json.loads(self.store.get(f"resnetkit/{kind}/{rank}"))
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return error.number + 128 if isinstance(error, Stopped) and error.number else _INTERRUPTED
+    return error.exit_code if isinstance(error, ResnetkitError) else 1
