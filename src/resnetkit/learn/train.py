@@ -41,6 +41,7 @@ from resnetkit.learn.device import ToInput, answering
 from resnetkit.learn.ema import Shown
 from resnetkit.learn.evaluate import WORST_LOSS, Tally, count, found
 from resnetkit.learn.evaluation import Evaluation
+from resnetkit.learn.memory import advice, is_lack, too_little
 from resnetkit.learn.mix import agreement, mixed
 from resnetkit.learn.pixels import Tell, ahead
 from resnetkit.learn.ranks import ALONE, Ranks
@@ -121,6 +122,7 @@ def train(
     else:
         begun = start(data or "", model, settings or {}, out=out, **how)
     try:
+        begun = replace(begun, prepared=replace(begun.prepared, memory=advice(begun.prepared)))
         if watch:
             watch(begun.prepared)
         with tracking(begun.prepared, begun.checkpoint.state.steps if begun.checkpoint else 0) as track:
@@ -129,6 +131,8 @@ def train(
         kept = _keep(begun, error)
         if isinstance(error, Stopped) and kept:
             raise Stopped(str(error), str(begun.prepared.out)) from None
+        if is_lack(error):
+            raise too_little(error, begun.prepared, begun.model, kept) from None
         raise
 
 
