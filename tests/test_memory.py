@@ -13,7 +13,7 @@ from resnetkit.learn import memory
 from resnetkit.learn import train as training
 from resnetkit.learn.memory import Need, available, is_lack, need, working
 from resnetkit.learn.recipe import EMA, AdamW, Recipe
-from test_resume import HOW, flowers, same, whole_plain  # noqa: F401
+from test_resume import HOW, flowers, once, same, whole_plain  # noqa: F401
 
 from tiny import BASE
 

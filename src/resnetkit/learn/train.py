@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import os
 import time
@@ -20,10 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnetkit import files
-from resnetkit.architecture.card import CARD_FILE, Figure
-from resnetkit.errors import DataError, MachineError, PictureError, Stopped, suggestion
-from resnetkit.images.decode import attempt
-from resnetkit.images.thumbnail import thumbnail
+from resnetkit.architecture.card import Figure
+from resnetkit.errors import DataError, MachineError, Stopped, suggestion
 from resnetkit.learn.augment import augmented, further
 from resnetkit.learn.chance import reseed, without_trace
 from resnetkit.learn.checkpoint import (
@@ -40,31 +37,25 @@ from resnetkit.learn.data import Indices
 from resnetkit.learn.device import ToInput, answering
 from resnetkit.learn.ema import Shown
 from resnetkit.learn.evaluate import WORST_LOSS, Tally, count, found
-from resnetkit.learn.evaluation import Evaluation
 from resnetkit.learn.memory import advice, is_lack, too_little
 from resnetkit.learn.mix import agreement, mixed
 from resnetkit.learn.pixels import Tell, ahead
 from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.learn.recipe import SGD, FineTune, Recipe, rate
-from resnetkit.learn.report import report
+from resnetkit.learn.results import leave_results, thumbnails, tidied
 from resnetkit.learn.resume import is_finished, require_unchanged
 from resnetkit.learn.resume import resume as resumed
 from resnetkit.learn.run import (
     KIND,
     METRICS_FILE,
-    REPORT_FILE,
-    RESULTS_FILE,
-    SHOWN,
     Epoch,
     Prepared,
     Results,
     Run,
     Step,
-    Thumbnail,
     Watch,
     epoch_line,
     finished,
-    read_run,
     require_one,
     step_line,
 )
@@ -74,7 +65,6 @@ from resnetkit.learn.start import Start, leave, start
 from resnetkit.learn.state import State
 from resnetkit.learn.trackers import tracking
 from resnetkit.network.layers import Network
-from resnetkit.text import to_data, to_json
 from resnetkit.weights.store import save
 
 _BAD_STEPS = 3  # in a row, after which a run whose loss is no number is given up
@@ -115,7 +105,7 @@ def train(
     require_one(data, out, resume)
     if resume is not None and is_finished(resume):
         require_unchanged(resume, data, model, settings, *options.values())
-        return _tidied(Path(resume))
+        return tidied(Path(resume))
     how: dict[str, Any] = {"device": device, "tell": tell, **options}
     if resume is not None:
         begun = resumed(resume, data, model, settings or {}, override=override, **how)
@@ -154,16 +144,6 @@ def _keep(begun: Start, error: BaseException) -> bool:
     return folder.exists()
 
 
-def _tidied(folder: Path) -> Run:
-    """A finished run, with what may be missing where it was killed after its results were written."""
-    run = read_run(folder)
-    if not (folder / REPORT_FILE).exists():
-        files.write_text(folder / REPORT_FILE, report([run]))
-    files.remove_folder(folder / STATE_FOLDER)
-    files.sweep(folder)
-    return run
-
-
 class _DivergedError(DataError):
     """The loss stayed no number."""
 
@@ -200,8 +180,7 @@ class _Training:
                 self.keep_best()
                 run = self.finish(self.now.epochs[self.now.best - 1], ended)
             except _AskedError:
-                told = f"the run is saved after step {self.now.step} of epoch {self.now.epoch}"
-                raise Stopped(told) from None
+                raise Stopped(self.stands()) from None
         if failed:
             failed.fix += f"; the model of epoch {self.now.best} is kept in {run.path}"
             raise failed
@@ -263,7 +242,7 @@ class _Training:
         number, sums, loss = self.now.epoch, self.now.sums, math.nan
         lr = self.set_rate(number - 1 + step / self.steps)
         if len(which) > 1:
-            reseed(self.recipe.seed, number, step, self.ranks.rank)
+            reseed(self.device, self.recipe.seed, number, step, self.ranks.rank)
             inputs, targets = self.mixed(self.to_input(pixels), labels, number, step)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.prepared.precision == "bf16"):
                 answers = self.model(inputs)
@@ -293,6 +272,13 @@ class _Training:
         """A checkpoint of where the run stands, unless there is one."""
         if self.ranks.writes and not self.keeper.has(self.now.steps):
             self.keeper.save(self.checkpoint)
+
+    def stands(self) -> str:
+        """Where a run that was stopped can go on, in words."""
+        if self.keeper.failures:
+            return f"the run could not be saved; {self.keeper.newest or 'nothing'} is kept"
+        place = f"step {self.now.step} of epoch {self.now.epoch}" if self.now.step else f"epoch {self.now.epoch - 1}"
+        return f"the run is saved after {place}"
 
     def checkpoint(self) -> Checkpoint:
         unreadable = tuple(self.sources["train"].skipped.reasons.items())
@@ -398,30 +384,19 @@ class _Training:
         kind = f"; {KIND}" * (part == "val")
         source = f"{evaluation.correct} of {evaluation.n}, this run{kind}"
         self.shown.model.card = replace(card, figures=(Figure(f"top-1 on {part}", evaluation.top1, source),))
-        parts = tuple((name, len(pictures)) for name, pictures in prepared.data.parts.items())
         results = Results(
             best.epoch,
             time.perf_counter() - self.started,
             prepared.device,
             prepared.precision,
-            parts,
+            tuple((name, len(pictures)) for name, pictures in prepared.data.parts.items()),
             (*prepared.notes, *self.now.changes),
             evaluation,
-            self.thumbnails(evaluation, part),
+            thumbnails(evaluation, self.sources[part]),
             ended,
         )
         self.log.sync()
-        files.write_text(prepared.out / "model" / CARD_FILE, to_json(self.shown.model.card))
-        files.write_text(prepared.out / RESULTS_FILE, json.dumps(to_data(results), ensure_ascii=False) + "\n")
-        return _tidied(prepared.out)
-
-    def thumbnails(self, evaluation: Evaluation, part: str) -> tuple[Thumbnail, ...]:
-        """The pictures that the report shows, by their numbers in the evaluation."""
-        source = self.sources[part]
-        numbers = source.readable(np.arange(len(source)))
-        chosen = sorted({*evaluation.mistakes(SHOWN), *evaluation.unsure(SHOWN)})
-        images = {i: attempt(source.pictures.image, int(numbers[i])) for i in chosen}
-        return tuple(Thumbnail(i, thumbnail(im)) for i, im in images.items() if not isinstance(im, PictureError))
+        return leave_results(prepared.out, self.shown.model.card, results)
 
 
 def _rank(epoch: Epoch) -> tuple[int, float]:
