@@ -87,7 +87,7 @@ def train(
     """Train ``model`` (resnet18 if none is named) on ``data`` and write a run folder, or go on with one.
 
     A model that has weights is fine-tuned. ``settings`` are nested changes to the `Recipe` that suits the data, such as
-    ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: epochs, batch_size, lr, seed,
+    ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: recipe, epochs, batch_size, lr, seed,
     split_seed, patience, checkpoint_steps, track, precision, network, dialect, bad_files, max_bad. ``watch`` is called
     with what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is
     ``runs/DATA-MODEL-1``, or the next number that is free. Raises before anything is written wherever the fault can be
