@@ -32,6 +32,7 @@ from resnetkit.learn.recipe import (
     TrivialAugment,
     edit,
 )
+from resnetkit.learn.recipes import RECIPES
 from resnetkit.text import from_toml, to_toml
 
 from tiny import BASE
@@ -330,3 +331,12 @@ def _file(folder, spec):
     path = folder / "plain.toml"
     path.write_text(to_toml(spec))
     return path
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_recipes_train(pictures, network, tmp_path, name):
+    flowers = pictures("flowers", ["rose", "daisy"], 12)
+    how = {"epochs": 1, "batch_size": 8, "precision": "fp32"}
+    run = rk.train(flowers, network, out=tmp_path / "run", settings=how, recipe=name)
+    assert run.recipe.optimiser.lr == RECIPES[name].changes["optimiser"]["lr"]
+    assert len(run.epochs) == 1

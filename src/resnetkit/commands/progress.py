@@ -93,6 +93,7 @@ def announce(event: Prepared) -> str:
         f"recipe {recipe.epochs} epoch{'s' * (recipe.epochs > 1)} in batches of {recipe.batch_size}; {optimiser}, "
         f"{kind_of(type(recipe.schedule))}; {_pixels(recipe)}; seed {recipe.seed}\n"
         f"device {event.device}, {event.precision}{_processes(event)}; writing to {event.out}\n"
+        f"memory {event.memory}\n"
         f"resume {_EXACT if event.device == 'cpu' else _NEARLY}{notes}"
     )
 

@@ -30,6 +30,7 @@ _CHOSEN = tyro.conf.arg(metavar="NUMBER", help_behavior_hint=_HINT)
 _WORKERS = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: one on each core)")
 _STEPS = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: none, or --config)")
 _TRACKERS = tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none, or --config)")
+_ROW = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")
 _POLICY = tyro.conf.arg(metavar="skip|error", help_behavior_hint="(default: skip, or --config)")
 _PRECISION = tyro.conf.arg(metavar="auto|fp32|bf16", help_behavior_hint=_HINT)
 
@@ -58,6 +59,9 @@ class Options:
     """Go on with an unfinished run, after its newest checkpoint. What is set otherwise than it was is printed."""
     override: bool = False
     """Go on although what is set otherwise makes the result that of neither setting."""
+    recipe: Annotated[str | None, _ROW] = None
+    """Begin with a published recipe instead of the one that suits the data: paper-cifar10, imagenet-v1, imagenet-v2;
+    --config, --set and options lie over it."""
     epochs: Annotated[int | None, _CHOSEN] = None
     """How often each picture is seen."""
     batch_size: Annotated[int | None, _CHOSEN] = None
@@ -188,6 +192,7 @@ def _aftermath(made: Run) -> list[str]:
 def _changes(options: Options) -> dict[str, Any]:
     """The config file, then ``--set``, then the options: the nearer to the hand, the stronger."""
     named = (
+        "recipe",
         "epochs",
         "batch_size",
         "lr",

@@ -36,7 +36,8 @@ _LONGEST = 256 * 2**20
 class Prepared:
     """A run that is about to start: everything that was decided. ``own_input`` is what the network is made for.
 
-    ``resumed`` says where a run goes on, and what is set otherwise than it was; empty for a new one.
+    ``resumed`` says where a run goes on, and what is set otherwise than it was; empty for a new one. ``memory`` is what
+    it will need, and what there is.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Prepared:
     notes: tuple[str, ...]
     resumed: tuple[str, ...] = ()
     processes: int = 1
+    memory: str = ""
 
 
 @dataclass(frozen=True)

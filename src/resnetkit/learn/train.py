@@ -39,6 +39,7 @@ from resnetkit.learn.device import ToInput, answering
 from resnetkit.learn.ema import Shown
 from resnetkit.learn.evaluate import WORST_LOSS, Tally, count, found
 from resnetkit.learn.gradient import add_up
+from resnetkit.learn.memory import advice, is_lack, too_little
 from resnetkit.learn.mix import agreement, mixed
 from resnetkit.learn.norms import synchronise
 from resnetkit.learn.pixels import Tell, tell_unreadable
@@ -93,7 +94,7 @@ def train(
     """Train ``model`` (resnet18 if none is named) on ``data`` and write a run folder, or go on with one.
 
     A model that has weights is fine-tuned. ``settings`` are nested changes to the `Recipe` that suits the data, such as
-    ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: epochs, batch_size, lr, seed,
+    ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: recipe, epochs, batch_size, lr, seed,
     split_seed, patience, checkpoint_steps, accumulate, track, precision, network, dialect, bad_files, max_bad.
     ``watch`` is called with what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder
     is ``runs/DATA-MODEL-1``, or the next number that is free. ``workers`` threads read pictures (one on each core if
@@ -122,6 +123,7 @@ def train(
     else:
         begun = start(data or "", model, settings or {}, out=out, **how)
     try:
+        begun = replace(begun, prepared=replace(begun.prepared, memory=advice(begun.prepared)))
         if watch:
             watch(begun.prepared)
         with _tracked(begun, ranks) as track:
@@ -130,6 +132,8 @@ def train(
         kept = _keep(begun, error)
         if isinstance(error, Stopped) and kept:
             raise Stopped(str(error), str(begun.prepared.out), error.number) from None
+        if is_lack(error):
+            raise too_little(error, begun.prepared, begun.model, kept) from None
         raise
 
 
