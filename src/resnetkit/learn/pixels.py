@@ -26,7 +26,7 @@ from resnetkit.learn.data import Data, Indices, Pictures
 from resnetkit.learn.ranks import ALONE, Ranks, cores, launched
 from resnetkit.learn.recipe import BadFiles, Skip
 
-_BATCH = 256
+_BATCH = 128  # of an evaluation: several processes share few pictures, too
 _SHOWN = 20
 
 T = TypeVar("T")
@@ -123,13 +123,13 @@ class PixelSource:
         """Random windows; what is drawn for a picture depends on ``seed`` and its number alone."""
         return self._read(partial(self._crop, area, tuple(seed)), self.readable(indices))
 
-    def batches(self, size: int = _BATCH, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Indices]]:
+    def batches(self, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Indices]]:
         """All of them in order: (pixels, numbers). Of W processes process r gets the batches r, r + W, r + 2 W ...
 
         So a batch holds the same pictures whatever W is. All get as many batches; the last ones may be empty.
         """
-        rounds = range(0, len(self), size * ranks.world)
-        chunks = [np.arange(i, min(i + size, len(self))) for i in (start + ranks.rank * size for start in rounds)]
+        rounds, own = range(0, len(self), _BATCH * ranks.world), ranks.rank * _BATCH
+        chunks = [np.arange(start + own, min(start + own + _BATCH, len(self))) for start in rounds]
         return map(self.prepared, chunks) if self.in_memory else ahead(partial(self.prepared, c) for c in chunks)
 
     def _one(self, i: int) -> Pixels:
