@@ -22,7 +22,7 @@ _INTERRUPTED = 130
 
 
 class Board:
-    """What each process says of itself, under ``resnetkit/host/RANK``, ``.../failed/RANK`` and ``.../waits/RANK``."""
+    """What each process says of itself, under ``host/RANK``, ``failed/RANK`` and ``waits/RANK``."""
 
     def __init__(self, launch: Launch, store: Any, timeout: float) -> None:
         self.launch, self.timeout = launch, timeout
@@ -43,22 +43,33 @@ class Board:
     def failed(self, error: BaseException) -> BaseException:
         """Say why this process ends, and give what it ends with: the error, with its place.
 
-        An error that all of them have alike is told by the first of them alone.
+        Where several fail at once, as all do that are asked for what cannot be, the first of them tells why.
         """
         if isinstance(error, ElsewhereError) or (isinstance(error, Stopped) and error.number):
             return error
         what = getattr(error, "what", "") or f"{type(error).__name__}: {error}"
         with contextlib.suppress(RuntimeError):
             self._say("failed", {"what": what, "code": _exit_code(error)})
-            if self.launch.rank and self._heard("failed", 0, _PATIENCE / 3) == {
-                "what": what,
-                "code": _exit_code(error),
-            }:
+            if self._before_me():
                 return ElsewhereError("", exit_code=_exit_code(error))
         error.add_note(f"on: {self.place(self.launch.rank)}")
         if not isinstance(error, KeyboardInterrupt):
             get_error_handler().record_exception(error)  # for what torchrun prints at the end
         return error
+
+    def _before_me(self) -> bool:
+        """Whether a process with a lower number has failed of itself, too; the first lets the others hear of it."""
+        ends = time.monotonic() + _PATIENCE / 3
+        while time.monotonic() < ends:
+            if any(self._heard("failed", rank) for rank in range(self.launch.rank)):
+                return True
+            if not self.launch.rank and all(map(self._has_spoken, self._others())):
+                ends = min(ends, time.monotonic() + 0.2)
+            time.sleep(0.02)
+        return False
+
+    def _has_spoken(self, rank: int) -> bool:
+        return bool(self._heard("waits", rank) or self._heard("failed", rank))
 
     def lost(self, said: str) -> ResnetkitError:
         """What to raise where the others do not answer: what one of them failed with, or that one is gone."""
@@ -108,16 +119,16 @@ class Board:
         return [rank for rank in range(self.launch.world) if rank != self.launch.rank]
 
     def _say(self, kind: str, value: object) -> None:
-        self.store.set(f"resnetkit/{kind}/{self.launch.rank}", json.dumps(value))
+        self.store.set(f"{kind}/{self.launch.rank}", json.dumps(value))
 
     def _heard(self, kind: str, rank: int, patience: float = 0.0) -> Any:
         """What a process said of this kind; None if it said nothing."""
         ends = time.monotonic() + patience
-        while not self.store.check([f"resnetkit/{kind}/{rank}"]):
+        while not self.store.check([f"{kind}/{rank}"]):
             if time.monotonic() >= ends:
                 return None
             time.sleep(0.02)
-        return json.loads(self.store.get(f"resnetkit/{kind}/{rank}"))
+        return json.loads(self.store.get(f"{kind}/{rank}"))
 
 
 def _exit_code(error: BaseException) -> int:

@@ -208,7 +208,7 @@ def _notes(data: Data, card: Card, part: str | None) -> tuple[str, ...]:
 
 def _told(source: PixelSource, tell: Tell | None, ranks: Ranks) -> Iterator[tuple[Tensor, Indices]]:
     done = 0
-    for pixels, which in source.batches(ranks=ranks):
+    for pixels, which in source.batches(ranks):
         yield pixels, which
         done += len(which) * ranks.world
         if tell:

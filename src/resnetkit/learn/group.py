@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from resnetkit.errors import MachineError, UsageError
 from resnetkit.learn.board import Board
 from resnetkit.learn.device import pick
+from resnetkit.learn.meeting import fresh
 from resnetkit.learn.ranks import Launch, cores
 
 _BUCKET = 8 * 2**20  # numbers that are added at once
@@ -138,10 +139,10 @@ def _meet(launch: Launch, place: torch.device, timeout: float) -> Board:
     patience = timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     try:
-        store, rank, world = next(rendezvous("env://", timeout=patience))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
+        store = fresh(next(rendezvous("env://", timeout=patience))[0], launch, timeout)
+        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world, timeout=patience)
         return Board(launch, store, timeout)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TimeoutError) as error:
         what = f"the {launch.world} processes of this run do not find each other: {str(error).splitlines()[0][:200]}"
         where = f"process {launch.rank}, at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         fix = "start all of them with torchrun, with one address that every machine reaches"

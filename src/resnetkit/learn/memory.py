@@ -17,11 +17,11 @@ from resnetkit.architecture.operations import Normalisation
 from resnetkit.architecture.plan import Plan
 from resnetkit.errors import MachineError, ResnetkitWarning
 from resnetkit.learn.device import ToInput
+from resnetkit.learn.pixels import EVALUATED
 from resnetkit.learn.recipe import EMA, AdamW, Recipe
 from resnetkit.learn.run import Prepared, resuming
 from resnetkit.network.layers import Network
 
-_EVALUATED = 256  # pictures in a batch of an evaluation
 _LIBRARIES = 100e6  # what torch's own kernels take once
 
 
@@ -43,7 +43,7 @@ class Need:
         return next((size for size in sizes if self.of(size) <= bytes_), 0)
 
 
-def need(plan: Plan, recipe: Recipe, precision: str, evaluated: int = _EVALUATED) -> Need:
+def need(plan: Plan, recipe: Recipe, precision: str, evaluated: int = EVALUATED) -> Need:
     """Of a training step.
 
     What backward needs stays: the outputs of everything but norms and additions. Beside it the gradients of the
@@ -60,7 +60,7 @@ def need(plan: Plan, recipe: Recipe, precision: str, evaluated: int = _EVALUATED
     return Need(
         weights + _LIBRARIES,
         width * (kept + 2 * max(sizes)) + image,
-        min(_EVALUATED, evaluated) * (8 * max(sizes) + image),
+        min(EVALUATED, evaluated) * (8 * max(sizes) + image),
     )
 
 

@@ -25,7 +25,7 @@ from resnetkit.learn.ranks import ALONE, Ranks, cores, launched
 from resnetkit.learn.recipe import BadFiles, Skip
 from resnetkit.learn.workers import MOST, StuckError, ahead, each
 
-_BATCH = 256
+EVALUATED = 128  # pictures in a batch of an evaluation: several processes share few, too
 _SHOWN = 20
 
 T = TypeVar("T")
@@ -135,13 +135,13 @@ class PixelSource:
         """Random windows; what is drawn for a picture depends on ``seed`` and its number alone."""
         return self._read(partial(self._crop, area, tuple(seed)), self.readable(indices))
 
-    def batches(self, size: int = _BATCH, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Indices]]:
+    def batches(self, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Indices]]:
         """All of them in order: (pixels, numbers). Of W processes process r gets the batches r, r + W, r + 2 W ...
 
         So a batch holds the same pictures whatever W is. All get as many batches; the last ones may be empty.
         """
-        rounds = range(0, len(self), size * ranks.world)
-        chunks = [np.arange(i, min(i + size, len(self))) for i in (start + ranks.rank * size for start in rounds)]
+        rounds, own = range(0, len(self), EVALUATED * ranks.world), ranks.rank * EVALUATED
+        chunks = [np.arange(start + own, min(start + own + EVALUATED, len(self))) for start in rounds]
         return map(self.prepared, chunks) if self.in_memory else self.ahead([partial(self.prepared, c) for c in chunks])
 
     def ahead(self, tasks: Sequence[Callable[[], T]]) -> Iterator[T]:

@@ -414,7 +414,7 @@ class _Training:
 
     def labelled(self, part: str) -> Iterator[tuple[Tensor, Tensor, Indices]]:
         source = self.sources[part]
-        for pixels, which in source.batches(ranks=self.ranks):
+        for pixels, which in source.batches(self.ranks):
             self.heed()
             yield pixels, source.labels[which], which
 
