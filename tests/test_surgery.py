@@ -1093,3 +1093,143 @@ def test_a_broken_helper_is_found_out(monkeypatch):
     monkeypatch.setattr(widths._Rewidth, "columns", lambda self, weight: weight.index_select(1, self.index))
     with pytest.raises(VerificationError, match="not what it promises"):
         surgery.widen(model, 1, 12)
+
+
+# ------------------------------------------------------------------------------------------------------ what cannot be
+
+ODD = [0, -1, 10**9, 2**70, True, 1.5, math.nan, math.inf, "", "x" * 400, None, [], [0], [1.5, None], (True,), b"1"]
+TAKES = {
+    "output stride": surgery.dilate,
+    "dilated stages": lambda m, v: surgery.dilate(m, stages=v if v is not None else [None]),
+    "restrided place": lambda m, v: surgery.restride(m, v, 2),
+    "stride": lambda m, v: surgery.restride(m, "stage2", v),
+    "stride of the stem": lambda m, v: surgery.restride(m, "stem.conv1", v),
+    "stem": surgery.stem,
+    "shortcuts": surgery.shortcuts,
+    "block": surgery.insert,
+    "blocks": lambda m, v: surgery.insert(m, "stage1.block1", v),
+    "deepen one": lambda m, v: surgery.deepen(m, [v, 2]),
+    "deepen": surgery.deepen,
+    "remove": surgery.remove,
+    "channels": surgery.input_channels,
+    "how": lambda m, v: surgery.input_channels(m, 4, how=v),
+    "classes": surgery.classes,
+    "head": surgery.head,
+    "cut": surgery.cut,
+    "features": surgery.features,
+    "groups": lambda m, v: surgery.group_norm(m, noise(m), v),
+    "images": lambda m, v: surgery.group_norm(m, v, 2),
+    "freeze": surgery.freeze,
+    "checkpoint": surgery.checkpoint,
+    "widen": lambda m, v: surgery.widen(m, 1, v),
+    "widened stage": lambda m, v: surgery.widen(m, v, 24),
+    "prune": surgery.prune,
+    "pruned stages": lambda m, v: surgery.prune(m, 0.5, stages=v if v is not None else [None]),
+}
+
+
+@pytest.mark.parametrize("what", TAKES)
+def test_odd_values_are_refused_in_few_words(what):
+    model = net()
+    for value in ODD:
+        text = said(TAKES[what], model, value)
+        assert text.startswith("error: "), value
+        assert len(text) < 900, value
+        assert "\n" in text, f"{value!r} is not told what to do: {text}"
+
+
+REFUSED = [
+    ("basic-b", surgery.dilate,
+     "either an output stride or some stages\nwhere: dilate\nfix: output_stride=8"),
+    ("basic-b", lambda m: surgery.dilate(m, 1, stages=2),
+     "either an output stride or some stages\nwhere: dilate\nfix: output_stride=8"),
+    ("three-stages", lambda m: surgery.dilate(m, 4),
+     "an output stride of 4 cannot be: the stages stride by 1, 2, 3\nwhere: output_stride\nfix: one of 1, 2, 6"),
+    ("basic-b", lambda m: surgery.remove(m, "stage1.blok2", "stage3"),
+     "what is to be changed cannot be found: 2 faults\n"
+     "where: stage1.blok2: came no such part of this network; allowed: stage1.block2 or stage2.block2 or stage1.block1\n"
+     "       stage3: came no such part of this network; allowed: stage2 or stage1"),
+    ("basic-b", lambda m: surgery.insert(m, "block2"),
+     "what is to be changed cannot be found: 1 fault\n"
+     "where: block2: came 2 parts of that name; allowed: one of stage1.block2, stage2.block2"),
+    ("three-stages", lambda m: surgery.remove(m, "stage2.block1", "stage3.block1", "stage1"),
+     "these parts cannot be removed: 1 fault\nwhere: stage2.block1: came it has channels 8 -> 16 and stride 2; "
+     "allowed: another block, or the whole stage"),
+    ("last-block", lambda m: surgery.remove(m, "stage2.block2"),
+     "these parts cannot be removed: 1 fault\nwhere: stage2.block2: came it has stride 2; "
+     "allowed: another block, or the whole stage"),
+    ("no-stem", lambda m: surgery.input_channels(m, 1),
+     "this network has no convolution that alone sees the image, so there is none to adapt\nwhere: input_channels\n"
+     "fix: a network with a stem"),
+    ("basic-b", lambda m: surgery.input_channels(m, 4, how="cycle"),
+     "there is no way called 'cycle'\nwhere: input_channels\nfix: did you mean cyclic?"),
+    ("silu-grey", lambda m: surgery.insert(m, "stage1.block1"),
+     "a new block cannot start as the identity here: 1 fault\n"
+     "where: stage1: came activation silu; allowed: relu, or pre-activation: activated twice, numbers change"),
+    ("last-block", lambda m: surgery.insert(m, "stage2.block2"),
+     "a new block cannot start as the identity here: 1 fault\nwhere: stage2.block2: came the end of a stage whose "
+     "last block has the stride 2; allowed: behind a block before it"),
+    ("pre-plain", lambda m: surgery.insert(m, "stage2.block2"),
+     "a new block cannot start as the identity here: 1 fault\nwhere: stage2: came a plain network of pre-activation; "
+     "allowed: norms behind convolutions"),
+    ("basic-b", lambda m: surgery.deepen(m, [1, 2]),
+     "1-2 blocks are not what 2-2 blocks can grow to\nwhere: deepen\nfix: 2 numbers, none smaller than now"),
+    ("chain", lambda m: surgery.widen(m, 1, 64),
+     "this stage cannot be widened so: 1 fault\nwhere: stage1.branch: came a chain, whose steps have widths of their "
+     "own; allowed: basic or bottleneck"),
+    ("chain", lambda m: surgery.prune(m, 0.5),
+     "these stages cannot be pruned so: 2 faults\nwhere: stage1.branch: came a chain, whose steps have widths of their "
+     "own; allowed: basic or bottleneck\n       stage2.branch: came a chain, whose steps have widths of their own; "
+     "allowed: basic or bottleneck"),
+    ("group-norm", lambda m: surgery.widen(m, 1, 4),
+     "this stage cannot be widened so: 2 faults\nwhere: stage1.branch.width: came 4, now 8; allowed: more than 8\n"
+     "       norm: came group norm; allowed: batch norm, or none"),
+    ("basic-b", lambda m: surgery.widen(m, [1, 2], 64),
+     "one stage is widened at a time\nwhere: widen\nfix: stage1, then the others"),
+    ("group-norm", surgery.fold_norms,
+     "this network has no batch norms that could be folded\nwhere: norm\n"
+     "fix: group norm takes its statistics from each image, so no weight can hold them"),
+    ("no-norm", surgery.fold_norms,
+     "this network has no batch norms that could be folded\nwhere: norm\nfix: there are none"),
+    ("pre", lambda m: surgery.fold_norms(surgery.fold_norms(m)[0]),
+     "this network has no batch norms that could be folded\nwhere: norm\nfix: they are folded already"),
+    ("no-norm", lambda m: surgery.group_norm(m, noise(m)),
+     "this network has no batch norms to be replaced\nwhere: norm\nfix: one with batch norms"),
+    ("no-norm", surgery.freeze_norms, "this network has no batch norms\nwhere: norm\nfix: freeze with stages"),
+    ("basic-b", lambda m: surgery.freeze(m, []),
+     "nothing is named to be frozen\nwhere: stages\nfix: stem, or numbers of stages"),
+    ("headless", lambda m: surgery.freeze(m, ["head", 9]),
+     "what is to be changed cannot be found: 2 faults\n"
+     "where: head: came no such part of this network; allowed: stem or stage1 or stage1.block1 or stage1.block2 or stage2\n"
+     "       stage9: came no such part of this network; allowed: stage2 or stage1 or stem"),
+    ("basic-b", lambda m: surgery.features(m, []), "no stage is named\nwhere: stages\nfix: 1 to 2"),
+    ("basic-b", lambda m: surgery.head(m, "linear"),
+     "there is no head called 'linear'\nwhere: head\nfix: none or pooled; classes gives a classifier"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "edit", "message"), REFUSED)
+def test_what_cannot_be_is_said_with_what_can(name, edit, message):
+    assert said(edit, net(name)) == f"error: {message}"
+
+
+@pytest.mark.parametrize(
+    ("images", "came"),
+    [(torch.zeros(3, 16, 16), "float32 of 3x16x16"), (torch.zeros(0, 3, 16, 16), "float32 of 0x3x16x16"),
+     (torch.zeros(2, 1, 16, 16), "float32 of 2x1x16x16"), (torch.zeros(2, 3, 9, 9).byte(), "uint8 of 2x3x9x9")],
+)  # fmt: skip
+def test_norms_are_fitted_on_images(images, came):
+    assert said(surgery.group_norm, net(), images, 4) == (
+        f"error: norms are fitted on images, and this is {came}\nwhere: images\nfix: numbers of N x 3 x H x W, prepared"
+    )
+
+
+def test_images_that_no_norm_can_be_fitted_on():
+    assert "not finite" in said(surgery.group_norm, net(), torch.full((2, 3, 16, 16), math.nan), 4)
+    assert "the map vanishes" in said(surgery.group_norm, net("blurred"), torch.zeros(2, 3, 1, 1), 4)
+
+
+def test_a_first_convolution_in_groups_is_not_adapted():
+    grouped = replace(TINY["vgg"].stages[0], channels=9, branch=s.Chain((s.Step(9, 3, 3),)))
+    model = net(replace(TINY["vgg"], stages=(grouped, TINY["vgg"].stages[1])))
+    assert "no convolution that alone sees the image" in said(surgery.input_channels, model, 6)
