@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -21,6 +21,7 @@ from resnetkit import load, save, surgery
 from resnetkit.architecture import spec as s
 from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import plan
+from resnetkit.architecture.rules import received_channels
 from resnetkit.errors import FaultsError, ResnetkitError, SpecError, UsageError, VerificationError
 from resnetkit.network.build import build
 from resnetkit.network.layers import Backbone, RecomputedStage
@@ -141,6 +142,7 @@ EDITS = {
 }
 
 
+@settings(max_examples=25)
 @given(
     st.one_of(networks, st.sampled_from(list(TINY.values()))),
     st.lists(st.sampled_from(list(EDITS)), min_size=1, max_size=4),
@@ -238,9 +240,10 @@ def test_modes_of_parts_stay():
 
 def narrow(row):
     """A row with an eighth of its channels or fewer, and at most two blocks in a stage."""
+    part = 8 if row.stages[0].channels == 16 else 16
 
     def less(channels):
-        return max(channels // 16, 2)
+        return max(channels // part, 2)
 
     def branch(kind, channels):
         match kind:
@@ -260,21 +263,23 @@ def narrow(row):
     return replace(row, stages=stages, stem=replace(row.stem, convs=convs), head=head)
 
 
-def test_narrowed_rows_are_still_what_they_are_named_for():
-    kinds = {type(stage.branch) for row in ROWS.values() for stage in narrow(row).stages}
-    assert kinds == {s.Basic, s.Bottleneck, s.Chain}
-    for name, row in ROWS.items():
-        small = narrow(row)
-        assert [stage.reduce for stage in small.stages] == [stage.reduce for stage in row.stages], name
-        assert (small.shortcuts, small.order, small.norm, small.bias) == (row.shortcuts, row.order, row.norm, row.bias)
-        assert plan(small).root.stride == plan(row).root.stride
-        assert len({part.role for part in plan(small).nodes} ^ {part.role for part in plan(row).nodes}) == 0
-
-
 FREE = {}
 for _name, _row in ROWS.items():
     if not any(stage.attention for stage in _row.stages):
         FREE.setdefault(narrow(_row), []).append(_name)
+
+
+def test_narrowed_rows_are_still_what_they_are_named_for():
+    kinds = {type(stage.branch) for row in ROWS.values() for stage in narrow(row).stages}
+    assert kinds == {s.Basic, s.Bottleneck, s.Chain}
+    for small, (name, *_) in FREE.items():
+        row = ROWS[name]
+        assert [stage.reduce for stage in small.stages] == [stage.reduce for stage in row.stages], name
+        assert (small.shortcuts, small.order, small.norm, small.bias) == (row.shortcuts, row.order, row.norm, row.bias)
+        assert plan(small).root.stride == plan(row).root.stride
+        received = [[b > a for a, b in itertools.pairwise(received_channels(spec))] for spec in (small, row)]
+        assert received[0] == received[1]
+        assert len({part.role for part in plan(small).nodes} ^ {part.role for part in plan(row).nodes}) == 0
 
 
 @pytest.mark.parametrize("spec", FREE, ids=lambda spec: FREE[spec][0])
@@ -309,7 +314,7 @@ def test_every_row_without_statistics_of_the_map_is_among_them():
         assert strides in (4, 8, 32)
 
 
-@pytest.mark.parametrize("dilated", [(False, False, True), (False, True, True), (True, True, True)])
+@pytest.mark.parametrize("dilated", [(False, False, True), (False, True, True)])
 def test_a_dilated_network_is_the_dilated_one_of_torchvision(dilated):
     theirs = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 2, 1, 2])
     theirs = shaken(theirs.double())
@@ -326,7 +331,7 @@ def test_a_dilated_network_is_the_dilated_one_of_torchvision(dilated):
     table = TORCHVISION.table(ours.plan)
     ours.load_state_dict({key: state[foreign] for key, foreign in table.items()}, assign=True)
     made, _ = surgery.dilate(ours.eval(), stages=[i for i, on in enumerate(dilated, 2) if on])
-    x = torch.randn(1, 3, 65, 72, dtype=torch.float64)
+    x = torch.randn(1, 3, 33, 40, dtype=torch.float64)
     with torch.inference_mode():
         assert apart(made(x), replaced(x)) <= 1e-12
 
@@ -642,7 +647,7 @@ def test_group_norm_is_refitted_by_least_squares():
 def test_group_norm_of_16_bits_is_fitted_finely(dtype):
     fine = net(dtype=torch.float32)
     with torch.no_grad():
-        fine.stem.conv1.weight[0] = 0
+        fine.stem.conv1.weight[:2] = 0
     model = copy.deepcopy(fine).to(dtype)
     images = noise(fine, 6)
     (made, _), (expected, _) = surgery.group_norm(model, images, 4), surgery.group_norm(fine, images, 4)
@@ -779,6 +784,15 @@ def test_recomputed_stays_recomputed_in_what_is_made_of_it(edit, names):
     steps(made, 1)
 
 
+def test_proofs_leave_the_dice_alone():
+    model = net("stochastic").train()
+    dice = torch.random.get_rng_state()
+    for edit in (surgery.freeze, surgery.checkpoint, surgery.features):
+        edit(model, 2)
+    surgery.group_norm(model, noise(model), 4)
+    assert torch.equal(torch.random.get_rng_state(), dice)
+
+
 def test_recomputed_and_frozen():
     model, _ = surgery.freeze(net(), ["stem", 1])
     made, _ = surgery.checkpoint(model, [1, 2])
@@ -822,11 +836,8 @@ def test_new_blocks_start_as_the_identity(name):
         assert {".".join(key.split(".")[:2]) for key in report.initialised} == new
         assert not report.adapted
         assert not report.dropped
-        trained = steps(copy.deepcopy(made), 1)
-        for block in new:
-            assert any(p.grad.any() for p in trained.get_submodule(block).parameters()), (
-                "a new block has to be able to learn"
-            )
+    trained = steps(made, 1)
+    assert all(any(p.grad.any() for p in trained.get_submodule(block).parameters()) for block in new)
     deeper, _ = surgery.deepen(model, [stage.blocks + i for i, stage in enumerate(model.card.spec.stages)])
     assert apart(answers(deeper, x), expected) <= 1e-9
 
@@ -857,15 +868,15 @@ def test_wider_branches_compute_the_same(name):
     x = noise(model)
     for stage in (1, 2):
         before = model.card.spec.stages[stage - 1].branch.width
-        for width in (before + 4, 3 * before):
-            made, report = surgery.widen(model, stage, width, seed=2)
-            assert made.card.spec.stages[stage - 1].branch.width == width
-            assert apart(answers(made, x), answers(model, x)) <= 1e-12
-            assert set(report.adapted) == set(within(model.state_dict(), f"stage{stage}")) & set(report.adapted)
-            if name != "stochastic":
-                torch.testing.assert_close(
-                    copy.deepcopy(made).train()(x), copy.deepcopy(model).train()(x), rtol=1e-9, atol=1e-9
-                )
+        width = before + 4 if stage == 1 else 3 * before
+        made, report = surgery.widen(model, stage, width, seed=2)
+        assert made.card.spec.stages[stage - 1].branch.width == width
+        assert apart(answers(made, x), answers(model, x)) <= 1e-12
+        assert report.adapted
+        assert set(report.adapted) == within(report.adapted, f"stage{stage}")
+        if name != "stochastic":
+            learning, learned = copy.deepcopy(made).train()(x), copy.deepcopy(model).train()(x)
+            torch.testing.assert_close(learning, learned, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("groups", [2, 4, 8])
@@ -1084,9 +1095,7 @@ def test_a_broken_helper_is_found_out(monkeypatch):
     with pytest.raises(VerificationError, match="not what it promises"):
         surgery.dilate(model, stages=2)
     monkeypatch.undo()
-    monkeypatch.setattr(
-        norms, "_folded", lambda m, eps, conv, norm: [(f"{conv}.weight", m.state_dict()[f"{conv}.weight"])]
-    )
+    monkeypatch.setattr(norms, "_folded", lambda m, eps, conv, norm: [(f"{conv}.weight", m[f"{conv}.weight"])])
     with pytest.raises(VerificationError, match="not what it promises"):
         surgery.fold_norms(model)
     monkeypatch.undo()
@@ -1233,3 +1242,9 @@ def test_a_first_convolution_in_groups_is_not_adapted():
     grouped = replace(TINY["vgg"].stages[0], channels=9, branch=s.Chain((s.Step(9, 3, 3),)))
     model = net(replace(TINY["vgg"], stages=(grouped, TINY["vgg"].stages[1])))
     assert "no convolution that alone sees the image" in said(surgery.input_channels, model, 6)
+
+
+def test_a_network_without_numbers_is_not_changed():
+    assert said(surgery.restride, build(BASE, device="meta"), 2, 1) == (
+        "error: this network has shapes alone, and no numbers to carry over\nwhere: meta\nfix: device='cpu'"
+    )
