@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -84,6 +85,7 @@ def run(options: Options) -> int:
     from resnetkit.weights.store import save
 
     edits = list(_edits(options))
+    _require_use(options)
     if not edits:
         raise UsageError("nothing is to be changed", where="resnetkit modify", fix="--dilate 8, or another edit")
     if Path(options.out).exists():
@@ -100,6 +102,18 @@ def run(options: Options) -> int:
         prose(f"wrote {path}: {made.plan.params:,} params, {made.plan.macs:,} MACs")
     then("resnetkit explain", str(path))
     return 0
+
+
+def _require_use(options: Options) -> None:
+    """Raise `UsageError` for what is said of an edit that is not asked for."""
+    new = options.new_channels != "zero"
+    alone = [
+        ("--images", options.images, options.group_norm, "--group-norm 32"),
+        ("--new-channels", new, options.input_channels, "--input-channels 4"),
+    ]
+    for name, given, edit, fix in alone:
+        if given and edit is None:
+            raise UsageError(f"nothing is done with {name}", where="resnetkit modify", fix=f"{fix}, or leave it out")
 
 
 def _apply(model: Network, edits: list[tuple[str, Edit]]) -> tuple[Network, list[tuple[str, Report]]]:
@@ -173,16 +187,13 @@ def _number(option: str, text: str, kind: type[int] | type[float] = int) -> Any:
 def _each(name: str, option: str, text: str, kind: type[int] | type[float] = int) -> Edit:
     """The same edit for several places: their reports as one."""
     pairs = [(place, _number(option, value, kind)) for place, value in _pairs(option, text)]
-    return _row([_surgery(name, place, value) for place, value in pairs])
+    return _row([(f"{option} {place}={value}", _surgery(name, place, value)) for place, value in pairs])
 
 
-def _row(edits: list[Edit]) -> Edit:
+def _row(edits: list[tuple[str, Edit]]) -> Edit:
     def edit(model: Network) -> Edited:
-        model, report = edits[0](model)
-        for following in edits[1:]:
-            model, later = following(model)
-            report = report.then(later)
-        return model, report
+        model, reports = _apply(model, edits)
+        return model, reduce(lambda report, later: report.then(later), [report for _, report in reports])
 
     return edit
 
@@ -191,11 +202,17 @@ def _prune(text: str) -> Edit:
     if "=" not in text:
         return _surgery("prune", _number("prune", text, float))
     pairs = [(place, _number("prune", share, float)) for place, share in _pairs("prune", text)]
-    return _row([_surgery("prune", share, stages=place) for place, share in pairs])
+    return _row([(f"prune {place}={share:g}", _surgery("prune", share, stages=place)) for place, share in pairs])
 
 
 def _dilate(text: str) -> Edit:
     return _surgery("dilate", _number("dilate", text)) if text.isdecimal() else _surgery("dilate", stages=_words(text))
+
+
+def _classes(text: str) -> Edit:
+    """A number, or names."""
+    count = text.strip().lstrip("+-").isdecimal()
+    return _surgery("classes", _number("classes", text) if count else _words(text))
 
 
 def _group_norm(groups: int, images: str) -> Edit:
@@ -242,7 +259,7 @@ _READ: dict[str, Callable[[Any, Options], Edit]] = {
     "restride": lambda text, _: _each("restride", "restride", text),
     "dilate": lambda text, _: _dilate(text),
     "input_channels": lambda count, options: _surgery("input_channels", count, how=options.new_channels),
-    "classes": lambda text, _: _surgery("classes", _number("classes", text) if text.isdecimal() else _words(text)),
+    "classes": lambda text, _: _classes(text),
     "head": lambda text, _: _surgery("head", text),
     "cut": lambda text, _: _surgery("cut", text),
     "features": lambda text, _: _surgery("features", _words(text)),

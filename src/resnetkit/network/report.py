@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,8 +21,8 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether it is as near as it was promised to be; NaN is not."""
-        return self.limit is None or self.figure <= self.limit
+        """Whether it is as near as it was promised to be; numbers that are none are near to nothing."""
+        return math.isfinite(self.figure) and (self.limit is None or self.figure <= self.limit)
 
     def __str__(self) -> str:
         if self.limit is None:

@@ -70,7 +70,7 @@ def deepen(model: Network, blocks: Sequence[int]) -> Edited:
     for count in blocks:
         whole(count, "deepen")
     if len(blocks) != len(have) or any(b < a for a, b in zip(have, blocks, strict=True)):
-        what = f"{'-'.join(map(str, blocks))} blocks are not what {'-'.join(map(str, have))} blocks can grow to"
+        what = f"{'-'.join(map(str, blocks)) or 'no'} blocks are not what {'-'.join(map(str, have))} blocks can grow to"
         raise UsageError(what, where="deepen", fix=f"{len(have)} numbers, none smaller than now")
     ends = [stage.blocks - _ends_in_stride(stage) for stage in model.card.spec.stages]
     more = {i: (end, b - a) for i, (end, a, b) in enumerate(zip(ends, have, blocks, strict=True), 1) if b > a}

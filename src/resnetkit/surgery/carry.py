@@ -14,6 +14,7 @@ from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.rules import require
 from resnetkit.architecture.spec import GroupNorm
 from resnetkit.architecture.spec import Network as Spec
+from resnetkit.errors import UsageError
 from resnetkit.network.build import build
 from resnetkit.network.layers import Network, RecomputedStage
 from resnetkit.network.report import Report
@@ -40,6 +41,10 @@ def carry(
     starts it from ``seed``. ``report`` accounts for each of them.
     """
     first = next(model.parameters(), torch.empty(0))
+    if first.is_meta:
+        raise UsageError(
+            "this network has shapes alone, and no numbers to carry over", where="meta", fix="device='cpu'"
+        )
     made = build(card.spec, seed=seed, device=first.device, dtype=first.dtype)
     made.card = card
     old, new, brought = model.state_dict(), made.state_dict(), dict(adapted or {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -37,7 +37,8 @@ def fold_norms(model: Network) -> Edited:
     left: Norm = NoNorm() if model.card.spec.order == "conv-norm-act" else FoldedNorm(norm.eps, norm.momentum)
     spec = replace(model.card.spec, norm=left, bias="without-norm")
     card = edited(model.card, spec, "norms folded")
-    folded = {key: (value, _FOLDED) for pair in _pairs(model) for key, value in _folded(model, norm.eps, *pair)}
+    tensors = model.state_dict()
+    folded = {key: (value, _FOLDED) for pair in _pairs(model) for key, value in _folded(tensors, norm.eps, *pair)}
     zeros = {key: (torch.zeros(shape), "zeros: there was none") for key, shape in _biases(spec, model)}
     made = carry(model, card, {**zeros, **folded})
     gone = len(model.plan.nodes) - len(made.plan.nodes)
@@ -62,9 +63,8 @@ def _pairs(model: Network) -> Iterator[tuple[str, str]]:
             yield f"{head}.{name.replace('norm', 'conv')}", node.path
 
 
-def _folded(model: Network, eps: float, conv: str, norm: str) -> Iterator[tuple[str, Tensor]]:
+def _folded(tensors: Mapping[str, Tensor], eps: float, conv: str, norm: str) -> Iterator[tuple[str, Tensor]]:
     """The weight and the bias of a convolution that does what it and its norm do, worked out in fp64."""
-    tensors = model.state_dict()
     weight, shift = tensors[f"{conv}.weight"], tensors.get(f"{conv}.bias")
     scale, offset, mean, spread = (
         tensors[f"{norm}.{name}"].double() for name in ("weight", "bias", "running_mean", "running_var")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -131,12 +131,13 @@ def _rewidened(model: Network, widths: dict[int, int], choose: Choose, what: str
     spec = model.card.spec
     stages = [_with_width(s, widths[i]) if i in widths else s for i, s in enumerate(spec.stages, 1)]
     card = edited(model.card, replace(spec, stages=tuple(stages)), what)
+    tensors = model.state_dict()
     how = "copies that share the weights of what reads them" if exact else "the strongest channels"
     brought = {
         key: (tensor, how)
         for i in widths
         for b in range(1, spec.stages[i - 1].blocks + 1)
-        for key, tensor in _branch(model, f"stage{i}.block{b}.branch", spec.stages[i - 1], choose).items()
+        for key, tensor in _branch(tensors, f"stage{i}.block{b}.branch", spec.stages[i - 1], choose).items()
     }
     made = carry(model, card, brought)
     told(model, made, [] if exact else [NOTHING])
@@ -154,12 +155,12 @@ def _with_width(stage: Stage, width: int) -> Stage:
     return stage
 
 
-def _branch(model: Network, path: str, stage: Stage, choose: Choose) -> dict[str, Tensor]:
+def _branch(tensors: Mapping[str, Tensor], path: str, stage: Stage, choose: Choose) -> dict[str, Tensor]:
     """The tensors of a branch whose inner channels are others, in the order of its convolutions."""
     unit, inner = _unit(stage), [_whole(choose(path, 1), _unit(stage))]
     if isinstance(stage.branch, Bottleneck):
         inner += inner if _grouped(stage) else [_whole(choose(path, 2), unit)]
-    old = {key: value for key, value in model.state_dict().items() if key.startswith(path + ".")}
+    old = {key: value for key, value in tensors.items() if key.startswith(path + ".")}
     made: dict[str, Tensor] = {}
     for i, chosen in enumerate(inner, 1):
         for key, value in old.items():
