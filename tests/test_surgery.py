@@ -1248,3 +1248,12 @@ def test_a_network_without_numbers_is_not_changed():
     assert said(surgery.restride, build(BASE, device="meta"), 2, 1) == (
         "error: this network has shapes alone, and no numbers to carry over\nwhere: meta\nfix: device='cpu'"
     )
+
+
+def test_maps_of_one_pixel_and_groups_of_one_channel():
+    stages = tuple(replace(stage, channels=4, branch=s.Basic(4)) for stage in BASE.stages)
+    stem = s.Stem((s.Conv(4),), ())
+    model = net(replace(BASE, stages=stages, stem=stem, input=(3, 1, 1), norm=s.GroupNorm(4)))
+    x = noise(model)
+    assert torch.equal(answers(surgery.cut(model, "stage1")[0], x), at(model, "stage1", x))
+    assert surgery.checkpoint(surgery.insert(model, "stage2.block1")[0], 2)[0].plan.output == (5,)
