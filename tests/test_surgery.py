@@ -1257,3 +1257,9 @@ def test_maps_of_one_pixel_and_groups_of_one_channel():
     x = noise(model)
     assert torch.equal(answers(surgery.cut(model, "stage1")[0], x), at(model, "stage1", x))
     assert surgery.checkpoint(surgery.insert(model, "stage2.block1")[0], 2)[0].plan.output == (5,)
+
+
+def test_a_model_of_another_library_is_refused_in_a_sentence():
+    with pytest.raises(UsageError, match="a Linear is no network of resnetkit") as caught:
+        surgery.dilate(nn.Linear(2, 2), 8)
+    assert caught.value.fix == "resnetkit.load(model) makes one of it"

@@ -36,7 +36,7 @@ from resnetkit.architecture.spec import Network as Spec
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import Fault, UsageError, suggestion
 from resnetkit.network.layers import Network
-from resnetkit.surgery.carry import NOWHERE, Edited, carry, edited, told
+from resnetkit.surgery.carry import NOWHERE, Edited, carry, edit, edited, told
 from resnetkit.surgery.paths import block_number, find, refuse, several, stage_number, whole
 from resnetkit.surgery.proof import compared, finished, rounded
 from resnetkit.surgery.strides import NOTHING
@@ -48,6 +48,7 @@ _AS_IDENTITY = "so that the block starts as the identity"
 # ------------------------------------------------------------------------------------------------------------- insert
 
 
+@edit
 def insert(model: Network, after: str, blocks: int = 1) -> Edited:
     """More blocks behind one of a stage, that start as the identity: the answers stay, which is proved.
 
@@ -61,6 +62,7 @@ def insert(model: Network, after: str, blocks: int = 1) -> Edited:
     return _grown(model, more, f"{counted(blocks, 'block')} more behind {found}")
 
 
+@edit
 def deepen(model: Network, blocks: Sequence[int]) -> Edited:
     """As many blocks in each stage as ``blocks`` says, of which the new ones start as the identity (arXiv 1511.05641).
 
@@ -197,6 +199,7 @@ def _hand_on(shape: tuple[int, ...], before: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- remove
 
 
+@edit
 def remove(model: Network, *places: str) -> Edited:
     """The network without some blocks or stages. Nothing is promised of the answers.
 
@@ -261,6 +264,7 @@ _OPTIONS: dict[str, Shortcuts | NoShortcuts] = {
 }  # fmt: skip
 
 
+@edit
 def shortcuts(model: Network, option: str | Shortcuts | NoShortcuts) -> Edited:
     """Other shortcuts: ``A``, ``B``, ``C``, ``D``, ``none``, or which adapter answers which cause.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -22,7 +24,21 @@ from resnetkit.network.report import Report
 Adapted = Mapping[str, tuple[Tensor, str]]
 Moved = Mapping[str, str]
 Edited = tuple[Network, Report]
+P = ParamSpec("P")
 NOWHERE = ""  # where a part that is new comes from
+
+
+def edit(change: Callable[Concatenate[Network, P], Edited]) -> Callable[Concatenate[Network, P], Edited]:
+    """A change of a network of ours; anything else is refused in a sentence."""
+
+    @functools.wraps(change)
+    def checked(model: Network, /, *words: P.args, **named: P.kwargs) -> Edited:
+        if not isinstance(model, Network):
+            what = f"a {type(model).__name__} is no network of resnetkit"
+            raise UsageError(what, where="model", fix="resnetkit.load(model) makes one of it")
+        return change(model, *words, **named)
+
+    return checked
 
 
 def carry(

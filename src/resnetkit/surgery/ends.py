@@ -29,7 +29,7 @@ from resnetkit.errors import UsageError, suggestion
 from resnetkit.network.build import class_names
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Proof
-from resnetkit.surgery.carry import Adapted, Edited, carry, edited, told
+from resnetkit.surgery.carry import Adapted, Edited, carry, edit, edited, told
 from resnetkit.surgery.paths import block_number, find, stage_number
 from resnetkit.surgery.paths import stages as chosen_stages
 from resnetkit.surgery.proof import EXACT, Maps, answer, at, compared, finished, images, rounded
@@ -40,6 +40,7 @@ _CLASSIFIER = ("head.linear.weight", "head.linear.bias")
 # ------------------------------------------------------------------------------------------------------------ classes
 
 
+@edit
 def classes(model: Network, classes: int | Sequence[str], *, seed: int = 0) -> Edited:
     """Another classifier, behind the same hidden layers: a number of classes, or their names.
 
@@ -83,6 +84,7 @@ def _columns(chosen: list[int]) -> Maps:
 _WAYS = ("zero", "mean", "cyclic")
 
 
+@edit
 def input_channels(model: Network, channels: int, *, how: str = "zero") -> Edited:
     """The same network for images of so many channels; raises `UsageError` where that cannot be.
 
@@ -105,8 +107,11 @@ def input_channels(model: Network, channels: int, *, how: str = "zero") -> Edite
     weight = model.state_dict()[first]
     tensor, said = _for_channels(weight.double(), channels, how)
     made = carry(model, new, {first: (tensor.to(weight.dtype), said)})
-    told(model, made)
+    told(model, made, [_GREY] * (channels == 1))
     return finished(made, _same_answers(model, made, how))
+
+
+_GREY = "a grey picture is prepared with the mean of the channels' statistics, which no repeated one is: a little apart"
 
 
 def _require_channels(model: Network, channels: int, how: str) -> None:
@@ -187,6 +192,7 @@ def _prepared(how: Preparation, channels: int) -> Preparation:
 _HEADS: dict[str, Head] = {"none": NoHead(), "pooled": Pooled()}
 
 
+@edit
 def head(model: Network, kind: str) -> Edited:
     """Without the classifier: ``pooled`` hands on the average of the last map (N C), ``none`` the map itself (N C H W).
 
@@ -211,6 +217,7 @@ def _averaged(place: str) -> Maps:
     return lambda network, x: at(place)(network, x).mean((2, 3))
 
 
+@edit
 def cut(model: Network, place: str) -> Edited:
     """The network up to a stage or a block, which hands on the map that it has there (proved: the same numbers)."""
     (found,) = find(model.plan, [place], ("stage", "block"))
@@ -236,6 +243,7 @@ def shortened(stage: Stage, blocks: int) -> Stage:
     return replace(stage, blocks=blocks, reduce=stage.reduce if keeps else FirstBlock())
 
 
+@edit
 def features(model: Network, stages: Iterable[int | str] | int | str) -> Edited:
     """A backbone: it hands on the maps of some stages, ``{"stage2": N C H W, ...}``, and ends behind the last of them.
 

@@ -13,12 +13,13 @@ from resnetkit.architecture.plan import Place
 from resnetkit.errors import UsageError
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Proof
-from resnetkit.surgery.carry import Edited, carry, recomputed, told
+from resnetkit.surgery.carry import Edited, carry, edit, recomputed, told
 from resnetkit.surgery.paths import find, several
 from resnetkit.surgery.paths import stages as chosen_stages
 from resnetkit.surgery.proof import EXACT, answer, apart, finished, images
 
 
+@edit
 def freeze(model: Network, stages: Iterable[int | str] | int | str, *, norms: bool = True) -> Edited:
     """Places that do not learn: stages by number, ``stem``, ``head``, or all up to one as ``range(1, 3)``.
 
@@ -31,6 +32,7 @@ def freeze(model: Network, stages: Iterable[int | str] | int | str, *, norms: bo
     return _frozen(model, places, [path for path in _batch_norms(model) if norms and _within(path, places)])
 
 
+@edit
 def freeze_norms(model: Network) -> Edited:
     """Batch norms that neither learn nor move their statistics, everywhere, whatever ``.train()`` says later."""
     norms = _batch_norms(model)
@@ -83,6 +85,7 @@ def _within(path: str, places: Iterable[str]) -> bool:
     return any(path == place or path.startswith(f"{place}.") for place in places)
 
 
+@edit
 def checkpoint(model: Network, stages: Iterable[int | str] | int | str) -> Edited:
     """Stages that keep only their input for the backward pass and run again there: less memory, more time.
 

@@ -18,13 +18,14 @@ from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import UsageError
 from resnetkit.network.layers import Network
 from resnetkit.network.modes import evaluating
-from resnetkit.surgery.carry import Edited, carry, edited, told
+from resnetkit.surgery.carry import Edited, carry, edit, edited, told
 from resnetkit.surgery.paths import whole
 from resnetkit.surgery.proof import compared, exactly, finished, rounded
 
 _FOLDED = "with the norm behind it"
 
 
+@edit
 def fold_norms(model: Network) -> Edited:
     """Batch norms made part of the convolutions before them, for use: fewer operations, the same answers (proved).
 
@@ -85,6 +86,7 @@ def _biases(spec: Spec, model: Network) -> Iterator[tuple[str, tuple[int, ...]]]
 # --------------------------------------------------------------------------------------------------------- group norm
 
 
+@edit
 def group_norm(model: Network, images: Tensor, groups: int = 32) -> Edited:
     """Group norms in place of batch norms, refitted on ``images`` (N C H W, prepared as for the network).
 

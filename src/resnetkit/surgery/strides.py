@@ -24,12 +24,13 @@ from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import UsageError, suggestion
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Proof
-from resnetkit.surgery.carry import Adapted, Edited, carry, edited, told
+from resnetkit.surgery.carry import Adapted, Edited, carry, edit, edited, told
 from resnetkit.surgery.paths import find, stage_number, whole
 from resnetkit.surgery.paths import stages as chosen_stages
 from resnetkit.surgery.proof import EXACT, Maps, at, compared, finished
 
 
+@edit
 def dilate(
     model: Network, output_stride: int | None = None, *, stages: Iterable[int | str] | int | str | None = None
 ) -> Edited:
@@ -104,6 +105,7 @@ def _unlike(model: Network, made: Network) -> str:
 # --------------------------------------------------------------------------------------------------- strides and stems
 
 
+@edit
 def restride(model: Network, path: str, stride: int) -> Edited:
     """Another stride for ``stageN``, or for ``convN``, ``pool`` or ``blur`` of the stem.
 
@@ -138,6 +140,7 @@ def _restrided_stem(spec: Spec, path: str, stride: int) -> Spec:
     return replace(spec, stem=replace(stem, convs=convs))
 
 
+@edit
 def stem(model: Network, new: str | Stem) -> Edited:
     """Another stem: ``imagenet`` (7x7 and a pool), ``cifar`` (one 3x3), ``deep`` (three 3x3 and a pool), or a `Stem`.
 

@@ -12,7 +12,7 @@ from resnetkit.architecture.spec import Basic, Bottleneck, Chain, GroupNorm, Sta
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import Fault, UsageError
 from resnetkit.network.layers import Network
-from resnetkit.surgery.carry import Edited, carry, edited, told
+from resnetkit.surgery.carry import Edited, carry, edit, edited, told
 from resnetkit.surgery.paths import refuse, whole
 from resnetkit.surgery.paths import stages as chosen_stages
 from resnetkit.surgery.proof import compared, finished, rounded
@@ -21,6 +21,7 @@ from resnetkit.surgery.strides import NOTHING
 Choose = Callable[[str, int], Tensor]  # (path of a branch, number of a convolution) -> which units it has from now on
 
 
+@edit
 def widen(model: Network, stage: int | str, width: int, *, seed: int = 0) -> Edited:
     """Branches of a stage with more channels inside, the function unchanged (Net2Net, arXiv 1511.05641): proved.
 
@@ -43,6 +44,7 @@ def widen(model: Network, stage: int | str, width: int, *, seed: int = 0) -> Edi
     return _rewidened(model, {number: width}, choose, f"stage{number} {width} wide", exact=True)
 
 
+@edit
 def prune(model: Network, keep: float, *, stages: Iterable[int | str] | int | str | None = None) -> Edited:
     """Branches with the share ``keep`` of their channels, those whose filters have the largest norm.
 
