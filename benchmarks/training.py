@@ -20,6 +20,7 @@ import resnetkit as rk
 from resnetkit.doctor import environment
 from resnetkit.learn.device import ToInput
 from resnetkit.learn.start import start
+from resnetkit.learn.state import State
 from resnetkit.learn.train import _Training
 
 
@@ -46,7 +47,7 @@ def our_round(training, epoch, steps):
         if event.step == steps:
             raise StopIteration
 
-    training.watch = watch
+    training.watch, training.now = watch, State(epoch=epoch, batch_size=training.recipe.batch_size)
     try:
         training.epoch(epoch)
     except StopIteration:

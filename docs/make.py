@@ -4,7 +4,8 @@
     python docs/make.py --check    say which files would change; exit 1 if any
 
 A block behind ``<!-- made by: resnetkit ... -->`` is the output of that command; one behind
-``<!-- made from: FILE -->`` is a table of a file in ``docs/measured``. Pictures stand in ``docs/pictures``.
+``<!-- made from: FILE -->`` is a table of a file in ``docs/measured``, or, of a .txt, what a command printed that needs
+weights or trains. Pictures stand in ``docs/pictures``.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from resnetkit.explain.figure import figure
 from resnetkit.explain.picture import picture
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/explain.md", "docs/training.md", "docs/models.md", "docs/data.md", "docs/weights.md")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("explain", "training", "models", "data", "weights", "surgery")))
 COMPARED = ("vgg19", "plain34", "resnet34")
 PICTURES = ("resnet18", "resnet50", "plain34", "resnet34", "resnet20")
 BLOCK = re.compile(r"(<!-- (made by|made from): (.+?) -->\n)(?:(?!<!-- end -->).)*(<!-- end -->)", re.DOTALL)
@@ -40,7 +41,9 @@ def output(command: str) -> str:
 
 
 def measured(name: str) -> str:
-    """A table of what was measured."""
+    """A table of what was measured, or what was printed."""
+    if name.endswith(".txt"):
+        return f"```console\n{(ROOT / 'docs' / 'measured' / name).read_text().rstrip()}\n```\n"
     found = json.loads((ROOT / "docs" / "measured" / name).read_text())
     return TABLES[name](found)
 
@@ -119,7 +122,90 @@ def loading(found: dict) -> str:
     return "\n".join(rows) + f"\n\n{told}\n"
 
 
+def reading(found: dict) -> str:
+    rows = ["| small pictures from | seconds to open | pictures/s, random order | peak memory, MiB |"]
+    rows.append("| --- | ---: | ---: | ---: |")
+    rows += [
+        f"| {what} | {one['opened']:.2f} | {one['pictures_per_second']:,.0f} | {one['peak'] / 1024:,.0f} |"
+        for what, one in found["rows"]["found"].items()
+    ]
+    run, cores = found["training"], found["environment"]["cores"]
+    return "\n".join(rows) + (
+        f"\n\n{found['rows']['count']:,} pictures of 32x32, in one thread. Of photographs of 500x400 a picture takes "
+        f"{run['read_ms']:.1f} ms of a core to read and {run['learn_ms']:.0f} ms to learn from ({run['model']} at "
+        f"224x224, {run['precision']}), so on {cores} cores a single worker keeps up with the network. "
+        "`python benchmarks/reading.py` measures it again.\n"
+    )
+
+
+def dilation(found: dict) -> str:
+    """A row for the networks of a library that have the same cause, from best to worst."""
+    rows = ["| library | networks | output stride 16 | output stride 8 | |", "| --- | --- | --- | --- | --- |"]
+    groups = {}
+    for row in found["rows"]:
+        groups.setdefault((row["library"], row["cause"] or row["refused"]), []).append(row)
+    for (library, cause), mine in groups.items():
+        names = ", ".join(dict.fromkeys(row["name"] for row in mine))
+        cells = [_spread([row for row in mine if row["output_stride"] == stride]) for stride in (16, 8)]
+        rows.append(f"| {library} | {names} | {cells[0]} | {cells[1]} | {cause} |")
+    versions = ", ".join(f"{name} {version.split('+')[0]}" for name, version in found["versions"].items())
+    sizes = ", ".join(f"{height}x{width}" for height, width in found["sizes"])
+    rows.append(f"\nThe largest relative error over images of {sizes}; {versions}.")
+    return "\n".join(rows) + "\n" + _catalogue(found)
+
+
+def _spread(rows: list) -> str:
+    """The lowest and the highest error."""
+    if any(row["refused"] for row in rows):
+        return "refused"
+    errors = sorted(
+        {f"{row['error']:.1e}" if row["error"] < 1e-9 else f"{row['error']:.2f}" for row in rows}, key=float
+    )
+    return " to ".join(dict.fromkeys((errors[0], errors[-1])))
+
+
+def _catalogue(found: dict) -> str:
+    """The worst network of all, and those of which rounding alone leaves nothing."""
+    rows, odd = ([r for r in found["catalogue"] if bool(r["own"]) is own] for own in (False, True))
+    networks = len({row["name"] for row in found["catalogue"]})
+    sizes, larger = (" and ".join(f"{h}x{w}" for h, w in pair) for pair in found["catalogue_sizes"])
+    told = (
+        f"\nEvery network of the catalogue without attention, {networks} in all, at half and a quarter of its output "
+        f"stride (16 and 8 of 32, 2 and 1 of CIFAR's 4), images of {sizes}, or {larger} where the last map would be a "
+        f"pixel: at most **{max(row['error'] for row in rows):.1e}** in {len(rows)} of {len(rows + odd)} dilated "
+        f"networks.\n"
+    )
+    return told + "".join(_rounded(name, mine) for name, mine in _by_name(odd).items())
+
+
+def _rounded(name: str, rows: list) -> str:
+    errors = " and ".join(f"{row['error']:.1e}" for row in rows)
+    return (
+        f"\n{name}: {errors}, and surgery refuses what it cannot prove. With these random statistics rounding alone "
+        f"decides its answers: not dilated, its numbers in another order, it is {rows[0]['own']:.1e} from itself.\n"
+    )
+
+
+def _by_name(rows: list) -> dict:
+    return {row["name"]: [other for other in rows if other["name"] == row["name"]] for row in rows}
+
+
+def surgery(found: dict) -> str:
+    head = f"right of {found['n']:,}"
+    rows = [f"| edit | | {head} | the same answer | largest change of a logit | MACs |"]
+    rows.append("| --- | --- | ---: | ---: | ---: | ---: |")
+    for row in (row for group in found["rows"].values() for row in group):
+        count = f"**{row['correct']:,}**" if row["promised"] else f"{row['correct']:,}"
+        rows.append(
+            f"| {row['edit']} | {row['how']} | {count} | {row['same']:,} | {row['apart']:.1e} | {row['macs']:.2f} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
 TABLES = {
+    "reading.json": reading,
+    "dilation.json": dilation,
+    "surgery.json": surgery,
     "dialects.json": dialects,
     "loading.json": loading,
     "two-classes.json": two_classes,

@@ -10,7 +10,7 @@ import torch
 from resnetkit.errors import DataError, UsageError
 from resnetkit.learn.augment import moved
 from resnetkit.learn.data import divide, fingerprint
-from resnetkit.learn.pixels import PixelSource, Skipped, ahead
+from resnetkit.learn.pixels import PixelSource, Skipped
 from resnetkit.learn.recipe import Error
 from resnetkit.learn.sources import open_data
 
@@ -170,9 +170,3 @@ def test_moved_pictures_are_windows_of_the_padded_ones():
         window = padded[i, down[i] : down[i] + 5, right[i] : right[i] + 6]
         assert torch.equal(got[i], window.flip(1) if flipped[i] else window)
     assert torch.equal(moved(pixels, 0, False, draw), pixels)
-
-
-def test_ahead_keeps_the_order_and_the_error():
-    assert list(ahead((lambda i=i: i) for i in range(5))) == list(range(5))
-    with pytest.raises(ZeroDivisionError):
-        list(ahead([lambda: 1, lambda: 1 // 0]))

@@ -258,7 +258,7 @@ def test_numbers_that_do_not_fit_a_step(place, cli):
 
 @pytest.mark.parametrize("batch", [7, 64])
 def test_t11_one_two_and_three_processes_count_alike(place, alone, batch, monkeypatch):
-    monkeypatch.setattr(pixels, "_BATCH", batch)
+    monkeypatch.setattr(pixels, "EVALUATED", batch)
     words = ("evaluate", alone, place / "flowers", "--part", "all", "--json")
     documents = []
     for world in (1, 2, 3):
@@ -276,7 +276,7 @@ def test_t11_one_two_and_three_processes_count_alike(place, alone, batch, monkey
 def test_a_batch_of_any_size_gives_the_same_answers(place, alone, monkeypatch):
     answers = []
     for batch in (7, 64, 128):
-        monkeypatch.setattr(pixels, "_BATCH", batch)
+        monkeypatch.setattr(pixels, "EVALUATED", batch)
         found = rk.evaluate(alone, place / "flowers", part="all")
         answers.append((found.answers, found.loss))
     assert answers[0][0] == answers[1][0] == answers[2][0]

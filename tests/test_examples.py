@@ -43,6 +43,55 @@ def test_five_commands_from_a_folder_to_a_page(tmp_path, monkeypatch, capsys):
     assert "The least sure answers" in (out / "report.html").read_text()
 
 
+def reports_in(text):
+    """What was printed of edits, up to the last proof, without the figures of rounding."""
+    told = re.sub(r"differ by \S+", "differ by a little", text.partition("\n")[2] if text.startswith("$ ") else text)
+    return told[: told.rindex("allowed)")]
+
+
+def test_a_classifier_becomes_a_backbone_that_learns_to_segment(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import segmentation
+
+    model = segmentation.classifier(tmp_path, epochs=1, count=12)
+    capsys.readouterr()
+    found = segmentation.example(model, steps=10)
+    told = capsys.readouterr().out
+    assert len(found["reports"]) == len(segmentation.lines()) == 6
+    assert all(report.proved and all(proof.holds for proof in report.proved) for report in found["reports"])
+    assert sum(found["losses"][-3:]) < sum(found["losses"][:3])
+    assert sum(found["after"]) > sum(found["before"])
+    assert reports_in(told) == reports_in((ROOT / "docs" / "measured" / "segmentation.txt").read_text())
+
+
+def test_a_pyramid_stands_on_a_backbone():
+    import torch
+    from torchvision.ops import FeaturePyramidNetwork
+
+    import resnetkit as rk
+
+    body, _ = rk.surgery.features(rk.build("resnet18"), (2, 3, 4))
+    neck = FeaturePyramidNetwork([place.output[0] for place in body.maps.values()], 16)
+    found = neck(body(torch.zeros(1, 3, 64, 96)))
+    assert {name: tuple(map_.shape) for name, map_ in found.items()} == {
+        name: (1, 16, 64 // place.stride, 96 // place.stride) for name, place in body.maps.items()
+    }
+    sum(map_.sum() for map_ in found.values()).backward()
+    assert all(parameter.grad is not None for parameter in body.parameters())
+
+
+def test_what_readme_shows_of_modify_is_what_it_prints(tmp_path, monkeypatch, cli):
+    import resnetkit as rk
+
+    text = (ROOT / "docs" / "measured" / "modify.txt").read_text()
+    verb, _, *words = shlex.split(text.partition("\n")[0].removeprefix("$ resnetkit "))
+    monkeypatch.chdir(tmp_path)
+    rk.save(rk.build("resnet56"), "model")
+    code, told, _ = cli(verb, "model", *words)
+    assert code == 0
+    assert reports_in(told) == reports_in(text)
+
+
 def test_own_network(capsys):
     runpy.run_path(str(ROOT / "examples" / "own_network.py"))
     assert "stage3: (1, 96, 4, 4), as planned: (96, 4, 4)" in capsys.readouterr().out

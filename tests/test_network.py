@@ -97,7 +97,7 @@ def test_a_zero_last_norm_makes_a_block_its_shortcut(name):
 STATISTICS_FREE = ["basic-b", "basic-a", "basic-a-end", "basic-c", "basic-d", "plain", "bottleneck", "bottleneck-v1",
                    "chain", "subsampled", "subsampled-3", "last-block", "no-norm", "silu-grey", "three-stages", "pre",
                    "pre-bottleneck", "pre-a", "pre-plain", "pre-last-block", "biases", "vgg", "stochastic",
-                   "ceil-pool"]  # fmt: skip
+                   "ceil-pool", "blurred"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STATISTICS_FREE)

@@ -20,7 +20,8 @@ from resnetkit.learn.recipe import (
     plan_run,
     rate,
 )
-from resnetkit.learn.settings import parse_settings, read_changes
+from resnetkit.learn.recipes import RECIPES
+from resnetkit.learn.settings import parse_settings, read_changes, with_options
 from resnetkit.text import from_toml, over, to_toml
 
 
@@ -132,3 +133,23 @@ def test_a_rate_is_a_share(schedule, done, epochs):
     found = rate(schedule, done * epochs, epochs)
     assert math.isfinite(found)
     assert 0 <= found <= 1 + 1e-12
+
+
+def test_published_recipes():
+    paper = plan_run(45_000, "c", "resnet20", with_options({"seed": 3}, recipe="paper-cifar10", epochs=200))
+    assert (paper.epochs, paper.seed, paper.batch_size) == (200, 3, 128)
+    assert paper.optimiser == SGD(0.1, 0.9, 1e-4, nesterov=False)
+    paper = plan_run(45_000, "c", "resnet20", with_options({}, recipe="paper-cifar10"))
+    steps = -(-45_000 // 128)
+    assert abs(paper.epochs * steps - 64_000) < steps
+    told = [rate(paper.schedule, (step + 0.5) / steps, paper.epochs) for step in (0, 31_999, 32_100, 47_999, 48_100)]
+    assert told == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    for name, row in RECIPES.items():
+        recipe = plan_run(10**6, "c", "resnet50", with_options({}, recipe=name))
+        assert from_toml(Recipe, to_toml(recipe)) == recipe
+        assert row.differs
+    assert with_options({"mix": "no-mix"}, recipe="imagenet-v2")["mix"] == "no-mix"
+    with pytest.raises(UsageError) as caught:
+        with_options({}, recipe="imagenet-v3")
+    assert caught.value.what == "there is no recipe called 'imagenet-v3'"
+    assert caught.value.fix == "did you mean imagenet-v2?"

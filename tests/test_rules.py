@@ -126,7 +126,7 @@ CASES = {
     ),
     "a variant of another place": (
         replace(BASE, norm=s.MaxPool()),
-        'norm.kind: came "max-pool"; allowed: one of batch-norm, group-norm, no-norm',
+        'norm.kind: came "max-pool"; allowed: one of batch-norm, group-norm, no-norm, folded-norm',
     ),
     "a word for a number": (stage(s.Basic("8")), 'stage1.branch.width: came "8"; allowed: a whole number'),
 }

@@ -16,11 +16,11 @@ import torch
 import resnetkit as rk
 from resnetkit import files
 from resnetkit.errors import MachineError, ResnetkitWarning, Stopped, UsageError
-from resnetkit.learn import pixels
+from resnetkit.learn import pixels, workers
 from resnetkit.learn import train as training
 from resnetkit.learn.checkpoint import read_newest
 from resnetkit.learn.signals import Signals, listening
-from test_resume import HOW, chance, die, dies_at, flowers, killed, lines, same, sha, whole  # noqa: F401
+from test_resume import HOW, _swept, chance, flowers, lines, once, same, sha, standing_at, whole  # noqa: F401
 
 WORDS = ["--epochs", 3, "--batch-size", 8, "--precision", "fp32", "--checkpoint-steps", 4]
 
@@ -79,7 +79,7 @@ def test_t04_a_signal_saves_and_says_how_to_go_on(flowers, chance, tmp_path, cli
 
 def test_t04_a_signal_while_pictures_are_read_leaves_nothing(flowers, network, tmp_path, cli, monkeypatch):  # noqa: F811
     with monkeypatch.context() as patch:
-        signals_at(patch, pixels, "_workers", 2, signal.SIGTERM)
+        signals_at(patch, pixels, "each", 2, signal.SIGTERM)
         code, out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "run", *WORDS)
     assert (code, out) == (143, "")
     assert err.splitlines()[-2:] == ["terminated; stopped at once", "nothing was written: no step was saved"]
@@ -88,10 +88,9 @@ def test_t04_a_signal_while_pictures_are_read_leaves_nothing(flowers, network, t
 
 def test_t04_what_was_not_begun_is_not_waited_for():
     done = []
-    with pytest.raises(Stopped), pixels._workers() as pool:
-        for i in range(1000):
-            pool.submit(lambda i=i: (time.sleep(0.01), done.append(i)))
-        raise Stopped
+    with pytest.raises(Stopped):
+        for _ in workers.each(lambda i: (time.sleep(0.01), done.append(i)), range(1000), 2):
+            raise Stopped
     assert len(done) < 500
 
 
@@ -118,13 +117,13 @@ def test_t04_the_best_epoch_can_be_used_meanwhile(flowers, network, tmp_path, cl
 
 def test_t05_a_second_signal_leaves_at_once(flowers, chance, tmp_path, cli, monkeypatch, whole):  # noqa: F811
     with monkeypatch.context() as patch:
-        signals_at(patch, training._Training, "step", 6, signal.SIGINT, times=2)
+        signals_at(patch, training._Training, "step", 11, signal.SIGINT, times=2)
         code, _, err = cli("train", flowers, "--model", chance, "--out", tmp_path / "run", *WORDS)
     assert code == 130
     assert err.splitlines()[-2:] == [
         "interrupted; stopped at once", f"next: resnetkit train --resume {tmp_path / 'run'}",
     ]  # fmt: skip
-    assert newest(tmp_path / "run").steps == 4
+    assert newest(tmp_path / "run").steps == 8
     assert not (tmp_path / "run" / "model").exists()
     assert same(rk.train(resume=tmp_path / "run"), whole)
 
@@ -197,6 +196,13 @@ def test_t03_too_little_space_is_said_at_the_start(flowers, network, tmp_path, c
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_t03_too_little_space_to_go_on(halted, cli, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**12, 10**12, 1_000_000))
+    code, _, err = cli("train", "--resume", halted)
+    assert code == 5
+    assert err.startswith("error: there is too little space for a checkpoint: needs 1.2 MB, free 1.0 MB\n")
+
+
 def full_disk(monkeypatch, fails):
     """Writing a checkpoint's model fails for the calls (from 1) in ``fails``."""
     original, calls = files.put, []
@@ -264,7 +270,7 @@ def test_t03_lines_that_cannot_be_written_wait(tmp_path, monkeypatch):
 
 @pytest.fixture
 def halted(flowers, network, tmp_path):  # noqa: F811
-    killed(dies_at(training._Training, "step", 6), flowers, network, out=tmp_path / "run", settings=HOW)
+    standing_at(6, flowers, network, tmp_path, HOW)
     return tmp_path / "run"
 
 

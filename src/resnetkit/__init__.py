@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resnetkit import surgery
     from resnetkit.architecture.catalog import names as models
     from resnetkit.architecture.catalog import spec
     from resnetkit.architecture.plan import plan
@@ -43,6 +44,7 @@ _PLACES = {
     "predict": "deliver.predict:predict",
     "save": "weights.store:save",
     "spec": "architecture.catalog:spec",
+    "surgery": "surgery",
     "train": "learn.train:train",
     "why": "explain.why:why",
 }
@@ -61,6 +63,7 @@ __all__ = [
     "predict",
     "save",
     "spec",
+    "surgery",
     "train",
     "why",
 ]
@@ -69,8 +72,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'resnetkit' has no attribute {name!r}")
-    module, attribute = _PLACES[name].split(":")
-    value = getattr(importlib.import_module(f"resnetkit.{module}"), attribute)
+    module, _, attribute = _PLACES[name].partition(":")
+    found = importlib.import_module(f"resnetkit.{module}")
+    value = getattr(found, attribute) if attribute else found
     globals()[name] = value
     return value
 

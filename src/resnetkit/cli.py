@@ -39,6 +39,7 @@ VERBS = {
     "predict": "pictures to labels",
     "embed": "pictures to vectors",
     "convert": "weights as another library has them",
+    "modify": "a trained network changed, with a proof of what holds",
     "doctor": "the environment, to paste into a report of a fault",
 }
 

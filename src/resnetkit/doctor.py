@@ -27,6 +27,9 @@ PACKAGES = (
     "rich",
     "scikit-learn",
     "pyarrow",
+    "tensorboard",
+    "mlflow-skinny",
+    "wandb",
 )
 _FEATURES = ("avx2", "avx512_", "amx_", "neon", "sve")  # and all that begin so
 _PROCESSORS = Path("/proc/cpuinfo")

@@ -173,6 +173,8 @@ def _read_union(hint: Any, data: Any, path: str, faults: list[Fault]) -> Any:
         where = f"{path}.kind".lstrip(".") if isinstance(data, dict) else path
         return _fault(faults, where, kind, "one of " + ", ".join(members) + tip)
     rest = {key: value for key, value in data.items() if key != "kind"} if isinstance(data, dict) else {}
+    if rest and field in members and not dataclasses.fields(members[kind]):
+        kind = field  # who sets ema.decay does not mean no-ema
     return _read(members[kind], rest, path, faults)
 
 
@@ -184,7 +186,8 @@ def _read_fields(cls: type, data: Any, path: str, faults: list[Fault]) -> Any:
     for key in [key for key in data if key not in fields]:
         near = nearest(key, fields)
         tip = f" (did you mean {near[0]}?)" if near else ""
-        _fault(faults, f"{path}.{key}".lstrip("."), "an unknown key", ", ".join(fields) + tip, literal=True)
+        allowed = ", ".join(fields) + tip or f"none, as {kind_of(cls)} has no fields: set kind as well"
+        _fault(faults, f"{path}.{key}".lstrip("."), "an unknown key", allowed, literal=True)
     values = {}
     for name, field in fields.items():
         where = f"{path}.{name}".lstrip(".")

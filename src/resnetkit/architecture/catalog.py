@@ -49,6 +49,8 @@ from resnetkit.architecture.spec import (
     Stem,
     Step,
     Subsampled,
+    class_count,
+    with_classes,
 )
 from resnetkit.errors import UsageError, suggestion
 from resnetkit.text import from_json, from_toml, read_text
@@ -249,3 +251,13 @@ def name_of(source: str | Path | Network) -> str:
     if isinstance(source, Network):
         return next((name for name, row in ROWS.items() if row == source), "custom")
     return Path(source).stem
+
+
+def row_of(spec: Network) -> str:
+    """The name of the catalogue's network that differs in nothing but classes and size of image; else ``custom``."""
+    count = class_count(spec.head)
+    alike = (
+        (name, replace(with_classes(row, count) if count else replace(row, head=spec.head), input=spec.input))
+        for name, row in ROWS.items()
+    )
+    return next((name for name, row in alike if row == spec), "custom")

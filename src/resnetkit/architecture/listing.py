@@ -13,6 +13,7 @@ from resnetkit.architecture.spec import (
     Bottleneck,
     Branch,
     EfficientChannels,
+    Features,
     NoShortcuts,
     SqueezeExcite,
     Stage,
@@ -67,8 +68,14 @@ def total(plan: Plan) -> str:
     size = "x".join(map(str, plan.input))
     return (
         f"{plan.params:,} params, {plan.macs:,} MACs and {plan.activations * 4 / 2**20:.1f} MiB of activations "
-        f"for one {size} image; depth {plan.depth}, receptive field {plan.receptive_field}"
+        f"for one {size} image; depth {plan.depth}, receptive field {plan.receptive_field}{_maps(plan)}"
     )
+
+
+def _maps(plan: Plan) -> str:
+    """What a backbone hands on."""
+    head = plan.spec.head
+    return f"; hands on the maps of {', '.join(f'stage{i}' for i in head.stages)}" if isinstance(head, Features) else ""
 
 
 def text(plan: Plan, depth: int = 1) -> str:

@@ -42,8 +42,12 @@ from resnetkit.architecture.rules import answer, block_stride, has_weights, neig
 from resnetkit.architecture.spec import (
     MLP,
     Adapter,
+    BatchNorm,
     BlurredFirstBlock,
     EfficientChannels,
+    Features,
+    FoldedNorm,
+    GroupNorm,
     Identity,
     Linear,
     Network,
@@ -295,7 +299,7 @@ def _network(spec: Network, trail: _Trail) -> None:
         writer = _Stage(spec, stage, trail, f"stage{i}", first, dilation)
         trail.place(writer.path, "stage", writer.write)
         dilation, first = writer.dilation, first + stage.blocks
-    if not isinstance(spec.head, NoHead):
+    if not isinstance(spec.head, NoHead | Features):
         trail.place("head", "head", partial(_head, spec, trail))
 
 
@@ -466,14 +470,18 @@ def _convolution(
     spec: Network, inputs: int, step: Step, stride: int, dilation: int = 1, *, bare: bool = False
 ) -> Convolution:
     """A kernel of 1 has no dilation to speak of. ``bare`` ones have no norm behind them."""
-    bias = bare or isinstance(spec.norm, NoNorm) if spec.bias == "without-norm" else spec.bias == "always"
+    bias = bare or isinstance(spec.norm, NoNorm | FoldedNorm) if spec.bias == "without-norm" else spec.bias == "always"
     spread = dilation if step.kernel > 1 else 1
     return Convolution(inputs, step.channels, step.kernel, stride, spread, step.groups, bias)
 
 
 def _norm(spec: Network, trail: _Trail, path: str, role: Role) -> None:
-    if not isinstance(spec.norm, NoNorm):
-        trail.run(path, role, Normalisation(spec.norm, trail.shape[0]))
+    match spec.norm:
+        case FoldedNorm(eps, momentum):
+            if role in ("pre-norm", "head-norm"):
+                trail.run(path, role, Normalisation(BatchNorm(eps, momentum), trail.shape[0]))
+        case BatchNorm() | GroupNorm() as norm:
+            trail.run(path, role, Normalisation(norm, trail.shape[0]))
 
 
 def _at(shape: Shape) -> str:

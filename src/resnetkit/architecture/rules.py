@@ -14,11 +14,14 @@ from resnetkit.architecture.spec import (
     BatchNorm,
     BlurredFirstBlock,
     Chain,
+    Features,
+    FoldedNorm,
     GroupNorm,
     Identity,
     LastBlock,
     Linear,
     Network,
+    NoNorm,
     NoShortcuts,
     PoolAfter,
     PooledProjection,
@@ -180,9 +183,11 @@ def _adapters(spec: Network) -> Iterator[Fault]:
 
 
 def _norm(spec: Network) -> Iterator[Fault]:
-    if isinstance(spec.norm, BatchNorm | GroupNorm) and not spec.norm.eps > 0:
+    if not isinstance(spec.norm, NoNorm) and not spec.norm.eps > 0:
         yield Fault("norm.eps", str(spec.norm.eps), "more than 0")
-    if isinstance(spec.norm, BatchNorm) and not 0 <= spec.norm.momentum <= 1:
+    if isinstance(spec.norm, FoldedNorm) and spec.order == "conv-norm-act":
+        yield Fault("norm", "folded-norm", "no-norm: behind convolutions every norm can be folded")
+    if isinstance(spec.norm, BatchNorm | FoldedNorm) and not 0 <= spec.norm.momentum <= 1:
         yield Fault("norm.momentum", str(spec.norm.momentum), "0 to 1")
     if isinstance(spec.norm, GroupNorm):
         yield from _group_norm(spec, spec.norm.groups)
@@ -203,6 +208,10 @@ def _group_norm(spec: Network, groups: int) -> Iterator[Fault]:
 def _head(spec: Network) -> Iterator[Fault]:
     if isinstance(spec.head, Linear | MLP):
         yield from _within("head.classes", spec.head.classes, MOST_CLASSES)
+    if isinstance(spec.head, Features):
+        last, chosen = len(spec.stages), spec.head.stages
+        if list(chosen) != sorted({i for i in chosen if 1 <= i <= last}) or chosen[-1:] != (last,):
+            yield Fault("head.stages", str(list(chosen)), f"stages of 1 to {last}, upwards, {last} among them")
     if isinstance(spec.head, MLP):
         yield from _within("head.pool", spec.head.pool, LARGEST_WINDOW)
         yield from _share("head.dropout", spec.head.dropout)

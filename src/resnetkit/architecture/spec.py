@@ -271,7 +271,14 @@ class NoHead:
     """The map of the last stage itself."""
 
 
-Head = Linear | MLP | Pooled | NoHead
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The maps of some stages (counted from 1, the last among them), each under its name: a backbone."""
+
+    stages: tuple[int, ...]
+
+
+Head = Linear | MLP | Pooled | NoHead | Features
 
 # -------------------------------------------------------------------------------------------------------------- norm
 
@@ -297,7 +304,17 @@ class NoNorm:
     """No norm."""
 
 
-Norm = BatchNorm | GroupNorm | NoNorm
+@dataclass(frozen=True, slots=True)
+class FoldedNorm:
+    """Batch norms that became part of the convolutions before them. Those of pre-activation that have none before them
+    stand; elsewhere all are gone, and that is `NoNorm`.
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+
+Norm = BatchNorm | GroupNorm | NoNorm | FoldedNorm
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class Options:
     """
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A folder, a table (.csv) or an archive as train takes it, or digits."""
+    """A folder, a table (.csv), Parquet or an archive as train takes it, or digits."""
     page: str = ""
     """An .html file to write, with the pictures that are meant."""
     write_list: str = ""

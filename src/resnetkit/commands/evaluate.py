@@ -25,7 +25,7 @@ class Options:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder, or a weights file of any library."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A folder, a table (.csv) or an archive as train takes it, or digits."""
+    """A folder, a table (.csv), Parquet or an archive as train takes it, or digits."""
     part: Literal["train", "val", "test", "all"] | None = None
     """Which part; test, or else val, or else all, if it is left out."""
     bad_files: Annotated[str, tyro.conf.arg(metavar="error|skip")] = ""

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from resnetkit.architecture.listing import total
 from resnetkit.commands.output import say
+from resnetkit.learn.recipe import EMA, NoMix, Recipe
 from resnetkit.learn.run import Epoch, Prepared, Step
 from resnetkit.text import kind_of
 
@@ -90,14 +91,22 @@ def announce(event: Prepared) -> str:
         f"data   {recipe.data}: {len(card.classes)} classes; pictures: {parts}\n"
         f"model  {card.name}: {total(event.plan)}{_changed(event)}\n"
         f"recipe {recipe.epochs} epoch{'s' * (recipe.epochs > 1)} in batches of {recipe.batch_size}; {optimiser}, "
-        f"{kind_of(type(recipe.schedule))}; {kind_of(type(recipe.augment))}; seed {recipe.seed}\n"
+        f"{kind_of(type(recipe.schedule))}; {_pixels(recipe)}; seed {recipe.seed}\n"
         f"device {event.device}, {event.precision}{_processes(event)}; writing to {event.out}\n"
+        f"memory {event.memory}\n"
         f"resume {_EXACT if event.device == 'cpu' else _NEARLY}{notes}"
     )
 
 
 _EXACT = "exact, bit for bit, on this kind of processor with these versions and threads"
 _NEARLY = "after the last checkpoint; bit for bit on a CPU only"
+
+
+def _pixels(recipe: Recipe) -> str:
+    """What is done with pictures, and with the model over the steps."""
+    done = [recipe.augment, *recipe.also, *[recipe.mix] * (recipe.mix != NoMix())]
+    told = ", ".join(kind_of(type(step)) for step in done)
+    return f"{told}; ema of {recipe.ema.decay:g}" if isinstance(recipe.ema, EMA) else told
 
 
 def _processes(event: Prepared) -> str:

@@ -56,6 +56,6 @@ def loaded(model: str, weights: Weights) -> Network:
     )
     if found.card.assumed:
         say(f"read: {found.card.origin}")
-        say(f"tensors: {found.report}")
+        say(f"tensors: {found.report.tensors}")
         say(f"assumed: {'; '.join(found.card.assumed)}")
     return found

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 _HINT = "(default: by the data, or --config)"
 _CHOSEN = tyro.conf.arg(metavar="NUMBER", help_behavior_hint=_HINT)
+_WORKERS = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: one on each core)")
 _STEPS = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: none, or --config)")
+_TRACKERS = tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none, or --config)")
+_ROW = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")
 _POLICY = tyro.conf.arg(metavar="skip|error", help_behavior_hint="(default: skip, or --config)")
 _PRECISION = tyro.conf.arg(metavar="auto|fp32|bf16", help_behavior_hint=_HINT)
 
@@ -46,7 +49,7 @@ class Options:
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = ""
     """A folder with a folder for each class, or with train/, val/ and test/ of such; a table (.csv) of paths and
-    labels; CIFAR's binary archive; or: digits. With --resume it is known."""
+    labels; Parquet, or what datasets saved; CIFAR's binary archive; or: digits. With --resume it is known."""
     model: str = ""
     """A name (`resnetkit models` lists them), a .toml or .json file, or a trained model (a run folder, a model folder,
     a weights file), which is fine-tuned; resnet18 if neither this nor --config says."""
@@ -56,6 +59,9 @@ class Options:
     """Go on with an unfinished run, after its newest checkpoint. What is set otherwise than it was is printed."""
     override: bool = False
     """Go on although what is set otherwise makes the result that of neither setting."""
+    recipe: Annotated[str | None, _ROW] = None
+    """Begin with a published recipe instead of the one that suits the data: paper-cifar10, imagenet-v1, imagenet-v2;
+    --config, --set and options lie over it."""
     epochs: Annotated[int | None, _CHOSEN] = None
     """How often each picture is seen."""
     batch_size: Annotated[int | None, _CHOSEN] = None
@@ -70,6 +76,9 @@ class Options:
     """Stop after so many epochs without a better one on val."""
     checkpoint_steps: Annotated[int | None, _STEPS] = None
     """Write a checkpoint after so many steps, beside those at the end of every epoch and every five minutes."""
+    track: Annotated[str | None, _TRACKERS] = None
+    """Tell these, beside metrics.jsonl: tensorboard, mlflow, wandb (each an extra), with commas; they write into the
+    run folder only."""
     bad_files: Annotated[str | None, _POLICY] = None
     """What a picture that cannot be read is; skipped ones are named and counted."""
     max_bad: str = ""
@@ -80,6 +89,8 @@ class Options:
     """Send the pictures of a step through the network in so many parts, which takes less memory."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto; under torchrun a GPU for each process."""
+    workers: Annotated[int | None, _WORKERS] = None
+    """Threads that read pictures while the network learns; 0: the loop itself. The result is the same for any."""
     timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = TIMEOUT
     """How long the processes that torchrun starts wait for each other."""
     config: str = ""
@@ -152,6 +163,7 @@ def _train(options: Options, changes: dict[str, Any], stop: Signals, ranks: Rank
             settings=changes,
             watch=shown,
             tell=shown.reading,
+            workers=options.workers,
             stop=stop,
             ranks=ranks,
         )
@@ -180,6 +192,7 @@ def _aftermath(made: Run) -> list[str]:
 def _changes(options: Options) -> dict[str, Any]:
     """The config file, then ``--set``, then the options: the nearer to the hand, the stronger."""
     named = (
+        "recipe",
         "epochs",
         "batch_size",
         "lr",
@@ -187,6 +200,7 @@ def _changes(options: Options) -> dict[str, Any]:
         "split_seed",
         "patience",
         "checkpoint_steps",
+        "track",
         "accumulate",
         "precision",
         "bad_files",

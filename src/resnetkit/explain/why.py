@@ -32,6 +32,7 @@ from resnetkit.architecture.spec import (
     Adapter,
     BatchNorm,
     Bottleneck,
+    FoldedNorm,
     GroupNorm,
     Identity,
     Linear,
@@ -204,7 +205,7 @@ def _projection(plan: Plan, node: Node, pooled: bool) -> str:
     op = node.op
     assert isinstance(op, Convolution)
     pool = "an average pool and " if pooled else ""
-    normed = not (_activates_first(plan) or isinstance(plan.spec.norm, NoNorm))
+    normed = not (_activates_first(plan) or isinstance(plan.spec.norm, NoNorm | FoldedNorm))
     more = ["a bias"] * op.bias + ["a norm"] * normed
     option = _option(plan)
     if plan.spec.shortcuts == OPTION_D and not pooled:

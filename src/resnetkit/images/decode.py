@@ -29,7 +29,7 @@ from resnetkit.errors import DataError, PictureError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 MOST_PIXELS = 64_000_000
-_MOST_BYTES = 256_000_000  # an uncompressed picture of so many pixels
+MOST_BYTES = 256_000_000  # an uncompressed picture of so many pixels
 _RUNS, _MOST_PIXELS_OF_RUNS = (1, 2), 4_000_000  # run lengths, which Pillow decodes in Python
 _TOO_LARGE = f"it has more than {MOST_PIXELS:,} pixels"
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def decode(source: str | Path | bytes, colour: str = "RGB") -> Image.Image:
     except PictureError as error:
         raise PictureError(error.what, where=where, fix=error.fix) from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them raise
-        raise PictureError(_reason(error), where=where) from error
+        raise PictureError(reason(error), where=where) from error
 
 
 def _content(source: str | Path | bytes) -> bytes:
@@ -114,8 +114,8 @@ def _content(source: str | Path | bytes) -> bytes:
     known = Path(source).stat()
     if not stat.S_ISREG(known.st_mode):  # a pipe would be waited for without end
         raise PictureError("this is a folder" if stat.S_ISDIR(known.st_mode) else "this is no file")
-    if known.st_size > _MOST_BYTES:
-        raise PictureError(f"it has more than {_MOST_BYTES:,} bytes")
+    if known.st_size > MOST_BYTES:
+        raise PictureError(f"it has more than {MOST_BYTES:,} bytes")
     return Path(source).read_bytes()
 
 
@@ -221,7 +221,8 @@ def _in(mode: str, image: Image.Image) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why a picture cannot be read, in a few words."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):  # Pillow's own ceilings
         return _TOO_LARGE
     if isinstance(error, MemoryError):

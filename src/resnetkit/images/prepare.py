@@ -17,7 +17,7 @@ _LONGEST = 4  # how many times as long as wide a picture may be before its ends 
 
 def prepare(image: Image.Image, preparation: Preparation) -> Pixels:
     """H W C, 8 bits: the shorter side resized, the centre taken (sizes and places rounded as torchvision does)."""
-    return _array(_centre(_resize(image.convert(preparation.colour), preparation.resize), preparation.crop))
+    return as_array(_centre(_resize(image.convert(preparation.colour), preparation.resize), preparation.crop))
 
 
 def open_prepared(source: str | Path | bytes, preparation: Preparation) -> Pixels:
@@ -37,7 +37,7 @@ def random_crop(image: Image.Image, preparation: Preparation, area: float, draw:
     left, top = draw.integers(image.width - width + 1), draw.integers(image.height - height + 1)
     box = (int(left), int(top), int(left) + width, int(top) + height)
     rows, columns = preparation.crop
-    taken = _array(image.resize((columns, rows), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
+    taken = as_array(image.resize((columns, rows), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
     return np.ascontiguousarray(taken[:, ::-1]) if draw.random() < 0.5 else taken
 
 
@@ -72,6 +72,7 @@ def _centre(image: Image.Image, crop: tuple[int, int]) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _array(image: Image.Image) -> Pixels:
+def as_array(image: Image.Image) -> Pixels:
+    """H W C, grey ones, too."""
     pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]

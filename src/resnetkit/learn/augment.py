@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import chain
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnetkit.architecture.card import Preparation
+from resnetkit.images.distort import erased, jittered, trivially_augmented
+from resnetkit.images.prepare import Pixels
+from resnetkit.learn.chance import drawn_for
 from resnetkit.learn.data import Indices
 from resnetkit.learn.pixels import PixelSource
-from resnetkit.learn.recipe import Augment, NoAugment, PadCrop, RandomCrop
+from resnetkit.learn.recipe import (
+    Augment,
+    ColourJitter,
+    Further,
+    NoAugment,
+    PadCrop,
+    RandomCrop,
+    RandomErasing,
+    TrivialAugment,
+)
+from resnetkit.learn.workers import each as spread
+
+_CHUNK = 16  # pictures in a task, as handing over each small one costs more than changing it
 
 ALL = slice(None)
 
@@ -51,3 +70,38 @@ def moved(
     padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
     which = torch.arange(count)[:, None, None]
     return padded[which, torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]]
+
+
+def further(
+    pixels: Tensor,
+    which: Indices,
+    also: tuple[Further, ...],
+    preparation: Preparation,
+    seed: tuple[int, int],
+    *,
+    workers: int,
+) -> Tensor:
+    """A batch (N H W C) with each step of ``also`` done to each picture; ``seed`` is (seed of the run, epoch)."""
+    if not also or not len(which):
+        return pixels
+    each = partial(_changed, also, tuple(round(255 * mean) for mean in preparation.mean), seed)
+    chunks = [slice(i, i + _CHUNK) for i in range(0, len(which), _CHUNK)]
+    changed = spread(lambda chunk: list(map(each, pixels[chunk].numpy(), which[chunk].tolist())), chunks, workers)
+    return torch.from_numpy(np.stack(list(chain.from_iterable(changed))))
+
+
+def _changed(
+    also: tuple[Further, ...], colour: tuple[int, ...], seed: tuple[int, int], pixels: Pixels, number: int
+) -> Pixels:
+    """A picture; what is drawn for it depends on ``seed`` and its number alone."""
+    draw = drawn_for("also", *seed, number)
+    for step in also:
+        match step:
+            case TrivialAugment():
+                pixels = trivially_augmented(pixels, draw)
+            case ColourJitter(brightness, contrast, amount):
+                by = (("brightness", brightness), ("contrast", contrast), ("colour", amount))
+                pixels = jittered(pixels, by, draw)
+            case RandomErasing(share):
+                pixels = erased(pixels, share, colour, draw)
+    return pixels

@@ -136,7 +136,7 @@ def check(data: str | Path, *, tell: Callable[[int, int], None] | None = None) -
     in several parts or classes, classes that a part lacks, and classes of very different sizes. ``tell`` hears
     (done, all).
     """
-    opened = open_data(data)
+    opened = open_data(data, tell)
     places = [(part, i) for part, pictures in opened.parts.items() for i in range(len(pictures))]
     looks: list[Look] = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

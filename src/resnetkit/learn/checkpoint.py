@@ -1,9 +1,9 @@
 """A checkpoint: a folder without pickle, whole or not there, and the keeper of the last two.
 
 ``RUN/state/step-00001234`` holds ``model.safetensors``, ``best.safetensors`` (the model of the best epoch so far),
-``training.safetensors`` (what the optimiser remembers, as ``momentum_buffer/PATH``, and ``random/...``),
-``state.json``, and ``manifest.json``, written last: the length and SHA-256 of each. ``RUN/state/latest`` names the
-newest.
+``training.safetensors`` (what the optimiser remembers, as ``momentum_buffer/PATH``, the average of the model, as
+``ema/PATH``, and ``random/...``), ``state.json``, and ``manifest.json``, written last: the length and SHA-256 of each.
+``RUN/state/latest`` names the newest.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from resnetkit import files
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, WeightsError
+from resnetkit.learn.ema import SLOT as EMA_SLOT
 from resnetkit.learn.run import resuming
 from resnetkit.learn.state import State, read_state, to_text
 from resnetkit.text import parse_json, read_text
@@ -78,7 +79,7 @@ def _bytes(tensors: Tensors) -> bytes:
 
 
 def size(plan: Plan, moments: int) -> int:
-    """Bytes of a checkpoint, nearly: the model twice, and ``moments`` numbers for each parameter."""
+    """Bytes of a checkpoint, nearly: the model twice, and ``moments`` more numbers for each parameter."""
     return 4 * plan.params * (2 + moments) + 2**20
 
 
@@ -210,10 +211,13 @@ def check_model(found: Checkpoint, plan: Plan, where: Path) -> None:
     for name, tensors in (("model", found.model), *[("best", found.best)] * bool(found.state.epochs)):
         if {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()} != wanted:
             raise WeightsError(f"{name}.safetensors is of another network than the run", where=str(where))
+    if 0 < sum(key.startswith(f"{EMA_SLOT}/") for key in found.training) < len(wanted):
+        raise WeightsError("training.safetensors has a part of an average only", where=str(where))
     for key, value in found.training.items():
         slot, _, path = key.partition("/")
-        shape = () if slot == "step" else wanted.get(path, ((-1,), None))[0]
-        fits = slot in _SLOTS and path in wanted and (tuple(value.shape), value.dtype) == (shape, torch.float32)
+        shape, dtype = wanted.get(path, ((-1,), None))
+        like = (shape, dtype) if slot == EMA_SLOT else (() if slot == "step" else shape, torch.float32)
+        fits = slot in (*_SLOTS, EMA_SLOT) and path in wanted and (tuple(value.shape), value.dtype) == like
         if not fits and slot != RANDOM:
             raise WeightsError(f"training.safetensors has {key[:100]!r}, which does not fit", where=str(where))
     _require_numbers({**found.model, **found.best, **found.training}, where)

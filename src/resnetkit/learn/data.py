@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnetkit.errors import DataError, UsageError
+from resnetkit.errors import DataError, PictureError, UsageError
 from resnetkit.images.decode import decode
+from resnetkit.learn.shards import Rows, joined_rows
 
 Indices = NDArray[np.int64]
 PARTS = {
@@ -26,6 +27,7 @@ PARTS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+PLACES = {alias: part for part, names in PARTS.items() for alias in names}
 _TEST_SHARE, _VAL_SHARE = 0.2, 0.1
 
 
@@ -78,7 +80,7 @@ class Arrays:
         return Arrays(self.pixels[indices], tuple(self.names[i] for i in indices.tolist()), self.labels[indices])
 
 
-Pictures = Files | Arrays
+Pictures = Files | Arrays | Rows
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,9 @@ class Data:
 
 def joined(parts: Sequence[Pictures]) -> Pictures:
     """Several parts of one data set as one."""
+    rows = [part for part in parts if isinstance(part, Rows)]
+    if rows:
+        return joined_rows(rows)
     names = tuple(name for part in parts for name in part.names)
     labels = np.concatenate([part.labels for part in parts])
     arrays = [part.pixels for part in parts if isinstance(part, Arrays)]
@@ -201,6 +206,8 @@ def _size(pictures: Pictures, i: int) -> int:
     """In bytes; -1 for a file that cannot be asked, which whoever decodes it will tell."""
     if isinstance(pictures, Arrays):
         return int(pictures.pixels[i].nbytes)
+    if isinstance(pictures, Rows):
+        return pictures.size(i)
     try:
         known = pictures.paths[i].stat()
     except OSError:
@@ -209,11 +216,13 @@ def _size(pictures: Pictures, i: int) -> int:
 
 
 def content_digest(pictures: Pictures, i: int) -> bytes:
-    """Of the bytes of a file, or the pixels of an array."""
+    """Of the bytes of a file or a row, or the pixels of an array."""
     if isinstance(pictures, Arrays):
         return hashlib.blake2b(np.ascontiguousarray(pictures.pixels[i]).data, digest_size=16).digest()
     try:
+        if isinstance(pictures, Rows):
+            return hashlib.blake2b(pictures.content(i)).digest()
         with pictures.paths[i].open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()
-    except OSError:
-        return str(pictures.paths[i]).encode("utf-8", "surrogateescape")
+    except (OSError, PictureError):  # what cannot be read is like nothing else
+        return pictures.where(i).encode("utf-8", "surrogateescape")

@@ -93,7 +93,7 @@ def evaluate(
     data has a class that the model has not. Of several processes (``ranks``) each counts its part and gets the whole.
     """
     network = model if isinstance(model, Network) else load(model)
-    standing = open_data(data)
+    standing = open_data(data, tell)
     opened, chosen = _choose(standing, network.card, part)
     known = classes_of(network)
     numbers = class_numbers(opened.classes, network.card.classes or known)

@@ -17,10 +17,9 @@ import numpy as np
 
 from resnetkit.errors import DataError, nearest
 from resnetkit.images.decode import SUFFIXES, files_below, is_folder, other_kinds, pictures_below, visible
-from resnetkit.learn.data import PARTS, Data, Files, is_text, listed
+from resnetkit.learn.data import PARTS, PLACES, Data, Files, is_text, listed
 
 _Found = dict[str, list[Path]]  # class -> pictures
-_PLACES = {alias: part for part, names in PARTS.items() for alias in names}
 
 
 def open_folder(root: Path, name: str) -> Data:
@@ -37,10 +36,10 @@ def _part_folders(root: Path) -> dict[str, Path]:
     folders = [entry for entry in visible(root) if is_folder(entry)]
     found: dict[str, list[os.DirEntry[str]]] = {}
     for entry in folders:
-        if entry.name.lower() in _PLACES:
-            found.setdefault(_PLACES[entry.name.lower()], []).append(entry)
+        if entry.name.lower() in PLACES:
+            found.setdefault(PLACES[entry.name.lower()], []).append(entry)
     twice = [entries for entries in found.values() if len(entries) > 1]
-    others = [entry.name for entry in folders if entry.name.lower() not in _PLACES]
+    others = [entry.name for entry in folders if entry.name.lower() not in PLACES]
     if len(found) < 2 and others and (not found or _holds_pictures(found)):
         return {}
     if twice:
@@ -62,7 +61,7 @@ def _holds_pictures(found: dict[str, list[os.DirEntry[str]]]) -> bool:
 
 
 def _no_part(root: Path, names: list[str]) -> DataError:
-    near = nearest(names[0].lower(), _PLACES)
+    near = nearest(names[0].lower(), PLACES)
     return DataError(
         f"beside the parts stands a folder that is none: {listed(names)}",
         where=str(root),

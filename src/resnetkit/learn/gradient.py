@@ -18,7 +18,7 @@ class Learnt:
     """What a step came to, over all processes; ``loss`` is the mean of a picture."""
 
     seen: int
-    right: int
+    right: float
     loss: float
 
 
@@ -47,7 +47,7 @@ def add_up(
     if all_seen and all_seen != window:
         for gradient in _gradients(model):
             gradient.mul_(window / all_seen)
-    return Learnt(int(all_seen), int(right), loss / all_seen if all_seen else math.nan)
+    return Learnt(int(all_seen), right, loss / all_seen if all_seen else math.nan)
 
 
 def _over_all(model: nn.Module, counts: Tensor, ranks: Ranks) -> None:

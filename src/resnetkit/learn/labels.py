@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from resnetkit.errors import DataError
-from resnetkit.learn.data import PARTS, Data, Files, is_text
+from resnetkit.learn.data import PARTS, PLACES, Data, Files, is_text
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "image"),
     "label": ("label", "class"),
     "part": ("part", "split"),
 }
-_PARTS = {"": "all"} | {alias: part for part, names in PARTS.items() for alias in names}
+_PARTS = {"": "all"} | PLACES
 _SHOWN, _LONGEST_SHOWN, _MOST_BYTES = 5, 120, 100_000_000
 
 

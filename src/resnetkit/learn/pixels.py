@@ -1,16 +1,14 @@
 """From pictures to batches of pixels: N H W C, 8 bits.
 
-What fits is prepared once and kept in memory; the rest is read as it is needed, on all cores, one batch ahead. A
+What fits is prepared once and kept in memory; the rest is read as it is needed, by workers, one batch ahead. A
 picture that cannot be read is left out of its batch, named and counted, and never replaced by another one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -19,14 +17,15 @@ import torch
 from torch import Tensor
 
 from resnetkit.architecture.card import Preparation
-from resnetkit.errors import DataError, PictureError
+from resnetkit.errors import DataError, MachineError, PictureError, ResnetkitError, UsageError
 from resnetkit.images.decode import attempt
 from resnetkit.images.prepare import Pixels, prepare, random_crop
 from resnetkit.learn.data import Data, Indices, Pictures
 from resnetkit.learn.ranks import ALONE, Ranks, cores, launched
 from resnetkit.learn.recipe import BadFiles, Skip
+from resnetkit.learn.workers import MOST, StuckError, ahead, each
 
-_BATCH = 128  # of an evaluation: several processes share few pictures, too
+EVALUATED = 128  # pictures in a batch of an evaluation: several processes share few, too
 _SHOWN = 20
 
 T = TypeVar("T")
@@ -40,6 +39,16 @@ def kept_bytes() -> int:
     launch = launched()
     quarter = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
     return min(2 * 2**30, quarter // (launch.local_world if launch else 1))
+
+
+def workers_of(told: int | None) -> int:
+    """How many threads read pictures: as told, or one for each core; raises `UsageError`."""
+    if told is None:
+        return cores()
+    if not 0 <= told <= MOST:
+        fix = f"0 (the loop itself) to {MOST:,}; leave it out for one on each core"
+        raise UsageError(f"there cannot be {told:,} workers", where="--workers", fix=fix)
+    return told
 
 
 class Skipped:
@@ -73,6 +82,7 @@ class Skipped:
         return DataError(what, where=told + more, fix=fix if isinstance(self.policy, Skip) else _NONE + fix)
 
 
+_REPORT = "please report it, with this picture"
 _NONE = "repair or remove them, as none was skipped (--bad-files skip); "
 
 
@@ -87,7 +97,9 @@ class PixelSource:
         *,
         keep: bool = True,
         tell: Tell | None = None,
+        workers: int | None = None,
     ) -> None:
+        self.workers = workers_of(workers)
         self.pictures = pictures
         self.preparation = preparation
         self.labels = torch.from_numpy(pictures.labels)
@@ -128,9 +140,13 @@ class PixelSource:
 
         So a batch holds the same pictures whatever W is. All get as many batches; the last ones may be empty.
         """
-        rounds, own = range(0, len(self), _BATCH * ranks.world), ranks.rank * _BATCH
-        chunks = [np.arange(start + own, min(start + own + _BATCH, len(self))) for start in rounds]
-        return map(self.prepared, chunks) if self.in_memory else ahead(partial(self.prepared, c) for c in chunks)
+        rounds, own = range(0, len(self), EVALUATED * ranks.world), ranks.rank * EVALUATED
+        chunks = [np.arange(start + own, min(start + own + EVALUATED, len(self))) for start in rounds]
+        return map(self.prepared, chunks) if self.in_memory else self.ahead([partial(self.prepared, c) for c in chunks])
+
+    def ahead(self, tasks: Sequence[Callable[[], T]]) -> Iterator[T]:
+        """Batches in order, one read while the one before it is in use, where there are workers."""
+        return ahead(tasks, self.workers)
 
     def _one(self, i: int) -> Pixels:
         return prepare(self.pictures.image(i, self.preparation.colour), self.preparation)
@@ -150,17 +166,31 @@ class PixelSource:
         """A place for each, and the places that hold a picture."""
         pixels = np.empty((len(indices), *self.preparation.crop, len(self.preparation.mean)), np.uint8)
         bad: dict[int, PictureError] = {}
-        with _workers() as pool:
-            for place, found in enumerate(pool.map(partial(attempt, read), indices.tolist())):
-                if isinstance(found, PictureError):
-                    bad[place] = found
-                else:
-                    pixels[place] = found
-                if tell:
-                    tell(place + 1, len(indices))
+        for place, found in enumerate(self._attempts(read, indices.tolist())):
+            if isinstance(found, PictureError):
+                bad[place] = found
+            else:
+                pixels[place] = found
+            if tell:
+                tell(place + 1, len(indices))
         self._bad[indices[list(bad)]] = True
         self.skipped.note(bad.values())
         return pixels, np.delete(np.arange(len(indices)), list(bad))
+
+    def _attempts(self, read: Callable[[int], Pixels], numbers: list[int]) -> Iterator[Pixels | PictureError]:
+        """In order; what no picture should cause is an error that names the picture."""
+        try:
+            yield from each(partial(self._named, read), numbers, self.workers)
+        except StuckError as error:
+            where = self.pictures.where(numbers[error.place])
+            raise MachineError(error.what, where=where, fix=error.fix) from None
+
+    def _named(self, read: Callable[[int], Pixels], i: int) -> Pixels | PictureError:
+        try:
+            return attempt(read, i)
+        except Exception as error:
+            what = f"a picture could not be prepared: {type(error).__name__}: {error}"
+            raise ResnetkitError(what, where=self.pictures.where(i), fix=_REPORT) from error
 
     def _read_all(self, tell: Tell | None) -> Tensor:
         """Every picture at its number; what stands at the number of an unreadable one is never used."""
@@ -177,29 +207,3 @@ def tell_unreadable(sources: Collection[PixelSource], ranks: Ranks) -> None:
     skipped.add(every)
     for source in sources:
         source.leave_out(every)
-
-
-@contextlib.contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """A thread for each core; when the body fails or is interrupted, what was not begun is not waited for."""
-    pool = ThreadPoolExecutor(cores())
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The results in order, each task begun while the result before it is in use.
-
-    For tasks that decode. One that computes with torch would only take the network's threads from it.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        waiting: Future[T] | None = None
-        for task in tasks:
-            following = pool.submit(task)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()

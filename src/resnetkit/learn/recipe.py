@@ -84,6 +84,71 @@ class NoAugment:
 
 
 @dataclass(frozen=True, slots=True)
+class TrivialAugment:
+    """One change of shape or colour out of 14, as strong as is drawn (arXiv 2103.10158, the wide space)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColourJitter:
+    """Brightness, contrast and colour, each times 1 - x to 1 + x, in an order that is drawn."""
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    colour: float = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class RandomErasing:
+    """In the share ``share`` of pictures a box of 2 to 33 % is painted over with the mean (arXiv 1708.04896)."""
+
+    share: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class NoMix:
+    """Every picture and its label alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class MixUp:
+    """Two pictures laid over each other, and their labels (arXiv 1710.09412): Beta(alpha, alpha) says how much."""
+
+    alpha: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class CutMix:
+    """A box of another picture, and as much of its label (arXiv 1905.04899): Beta(alpha, alpha) says how large."""
+
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class MixUpOrCutMix:
+    """One of both for each batch: the second in the share ``cut_share`` of them."""
+
+    mix_up: float = 0.2
+    cut_mix: float = 1.0
+    cut_share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class NoEMA:
+    """The weights of the last step are the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class EMA:
+    """The model is an average over the steps: ``decay`` of what it was, the rest of what it is, each ``every`` steps.
+
+    At first less of what it was, (1 + n) / (10 + n) after n of them, so that the beginning is soon forgotten.
+    """
+
+    decay: float = 0.999
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Scratch:
     """From random weights; ``zero_last_norm`` lets every block start as its shortcut."""
 
@@ -123,6 +188,9 @@ class Error:
 Optimiser = SGD | AdamW
 Schedule = Cosine | Triangle | Steps
 Augment = PadCrop | RandomCrop | NoAugment
+Further = TrivialAugment | ColourJitter | RandomErasing
+Mix = NoMix | MixUp | CutMix | MixUpOrCutMix
+Average = NoEMA | EMA
 Start = Scratch | FineTune
 BadFiles = Skip | Error
 
@@ -131,13 +199,16 @@ BadFiles = Skip | Error
 class Recipe:
     """Everything that decides a run. The same recipe on the same CPU gives the same weights.
 
-    ``split_seed`` decides which pictures are held out where the data does not say; ``seed`` decides weights, order and
-    augmentation. ``precision`` ``auto`` is bf16 where the processor computes in it, fp32 elsewhere. ``patience`` ends a
-    run after so many epochs without a better one on ``val``; never if left out. ``checkpoint_steps`` writes a
-    checkpoint after so many steps, beside the usual ones; it decides nothing else. A step learns from ``batch_size``
-    pictures in all processes together; ``accumulate`` sends those of a process through the network in so many parts,
-    which takes less memory. ``sync_norms`` lets batch norms see the pictures of all processes. ``image`` (channels,
-    height, width) is what the network sees, and ``preparation`` how it comes about; the network's own if left out.
+    ``split_seed`` decides which pictures are held out where the data does not say; ``seed`` decides weights, order
+    and augmentation. ``precision`` ``auto`` is bf16 where the processor computes in it, fp32 elsewhere.
+    ``patience`` ends a run after so many epochs without a better one on ``val``; never if left out.
+    ``checkpoint_steps`` writes a checkpoint after so many steps, beside the usual ones; it decides nothing else.
+    ``trackers`` are told beside ``metrics.jsonl``. A step learns from ``batch_size`` pictures in all processes
+    together; ``accumulate`` sends those of a process through the network in so many parts, which takes less memory.
+    ``sync_norms`` lets batch norms see the pictures of all processes. ``augment`` is where pixels come from, ``also``
+    what happens to each picture then, step after step, and ``mix`` what is done with a batch; ``ema`` is the model that
+    is measured and kept. ``image`` (channels, height, width) is what the network sees, ``preparation`` how it comes
+    about, and ``stochastic_depth`` how often branches are dropped; the network's own if left out.
     """
 
     data: str
@@ -150,6 +221,7 @@ class Recipe:
     label_smoothing: float = 0.0
     patience: int | None = None
     checkpoint_steps: int | None = None
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     accumulate: int = 1
     sync_norms: bool = False
     start: Start = Scratch()
@@ -157,6 +229,10 @@ class Recipe:
     optimiser: Optimiser = SGD()
     schedule: Schedule = Cosine()
     augment: Augment = PadCrop()
+    also: tuple[Further, ...] = ()
+    mix: Mix = NoMix()
+    ema: Average = NoEMA()
+    stochastic_depth: float | None = None
     image: tuple[int, int, int] | None = None
     preparation: Preparation | None = None
 
@@ -259,6 +335,10 @@ def check(recipe: Recipe, what: str = "what is set") -> Recipe:
         *_optimiser_limits(recipe.optimiser),
         *_schedule_limits(recipe.schedule),
         *_augment_limits(recipe.augment),
+        *(limit for i, step in enumerate(recipe.also, 1) for limit in _further_limits(f"also.{i}", step)),
+        *_mix_limits(recipe.mix),
+        *_ema_limits(recipe.ema),
+        ("stochastic_depth", recipe.stochastic_depth, 0 <= (recipe.stochastic_depth or 0) < 1, "0 to below 1"),
     ]
     faults = [Fault(path, str(came), allowed) for path, came, fits, allowed in limits if not fits]
     if recipe.preparation:
@@ -322,6 +402,41 @@ def _augment_limits(augment: Augment) -> list[Limit]:
             return [("augment.area", area, 0 < area <= 1, "more than 0, to 1: a share of the picture")]
         case NoAugment():
             return []
+
+
+def _further_limits(path: str, step: Further) -> list[Limit]:
+    match step:
+        case TrivialAugment():
+            return []
+        case ColourJitter(brightness, contrast, colour):
+            jitter = {"brightness": brightness, "contrast": contrast, "colour": colour}
+            return [(f"{path}.{name}", x, 0 <= x <= 1, "0 to 1") for name, x in jitter.items()]
+        case RandomErasing(share):
+            return [(f"{path}.share", share, 0 <= share <= 1, "0 to 1, a share of the pictures")]
+
+
+def _mix_limits(mix: Mix) -> list[Limit]:
+    match mix:
+        case NoMix():
+            return []
+        case MixUp(alpha) | CutMix(alpha):
+            return [_beta("mix.alpha", alpha)]
+        case MixUpOrCutMix(mix_up, cut_mix, share):
+            cut: Limit = ("mix.cut_share", share, 0 <= share <= 1, "0 to 1, a share of the batches")
+            return [_beta("mix.mix_up", mix_up), _beta("mix.cut_mix", cut_mix), cut]
+
+
+def _beta(path: str, alpha: float) -> Limit:
+    return (path, alpha, 0 < alpha <= 100, "more than 0, to 100")
+
+
+def _ema_limits(ema: Average) -> list[Limit]:
+    if isinstance(ema, NoEMA):
+        return []
+    return [
+        ("ema.decay", ema.decay, 0 <= ema.decay < 1, "0 to below 1"),
+        ("ema.every", ema.every, 1 <= ema.every <= 100_000, "1 to 100,000 steps"),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------- schedule

@@ -14,7 +14,7 @@ from resnetkit.architecture.card import Card, card_of
 from resnetkit.architecture.plan import Plan
 from resnetkit.errors import DataError, UsageError, WeightsError
 from resnetkit.learn.checkpoint import STATE_FOLDER, TENSORS, Checkpoint, check_model, read_newest
-from resnetkit.learn.pixels import Tell
+from resnetkit.learn.pixels import Tell, workers_of
 from resnetkit.learn.ranks import Ranks
 from resnetkit.learn.recipe import Recipe, Scratch, edit
 from resnetkit.learn.run import METRICS_FILE, NETWORK_FILE, Prepared, finished, read_recipe, require_run, resuming
@@ -32,11 +32,17 @@ from resnetkit.learn.start import (
     write_papers,
 )
 from resnetkit.learn.state import State, differences
+from resnetkit.learn.trackers import require
 from resnetkit.network.layers import Network
 from resnetkit.text import from_data, over, to_data
 from resnetkit.weights.store import load
 
-SAFE = ("patience", "checkpoint_steps", "bad_files")  # they decide when a run ends or stops, and no number in it
+SAFE = (
+    "patience",
+    "checkpoint_steps",
+    "trackers",
+    "bad_files",
+)  # they decide when a run ends or stops, and no number in it
 
 
 def resume(
@@ -49,6 +55,7 @@ def resume(
     device: str,
     tell: Tell | None,
     ranks: Ranks,
+    workers: int | None = None,
     **options: Any,
 ) -> Start:
     """A run as its newest sound checkpoint has it, or as it began where there is none yet.
@@ -60,7 +67,8 @@ def resume(
     before = from_data(Recipe, ranks.first(lambda: to_data(read_recipe(path))), str(path))
     recipe = edit(before, _changes(before, data, model, with_options(settings, **options)))
     base, own = _known(path, recipe)
-    prepared = replace(decided(open_data(recipe.data), recipe, base, own, device), out=path, processes=ranks.world)
+    opened = open_data(recipe.data, tell)
+    prepared = replace(decided(opened, recipe, base, own, device), out=path, processes=ranks.world)
     require_together(prepared, ranks)
     standing = _standing(prepared, ranks)
     now = ranks.first(lambda: circumstances(prepared))
@@ -68,9 +76,10 @@ def resume(
     changed = _compared(
         prepared, list(differences(to_data(before), to_data(recipe))), list(differences(then, now)), override
     )
+    require(recipe.trackers)
     if ranks.writes:
         _make_ready(prepared, papers=bool(changed) or standing is None)
-    sources = sources_of(prepared, tell)
+    sources = sources_of(prepared, tell, workers_of(workers))
     prepared = replace(prepared, resumed=tuple(_told(standing, changed)))
     return Start(prepared, sources, network_of(prepared, base), (), now, _with(standing, changed, now))
 

@@ -2,8 +2,8 @@
 
 A run folder holds ``run.toml`` (the recipe), ``network.toml`` (a network that is not of the catalogue),
 ``environment.json``, ``metrics.jsonl`` (a line for each step and each epoch), ``state/`` (checkpoints) until it has
-finished, and then ``model/`` (a model folder: the epoch that was best on ``val``), ``results.json`` and
-``report.html``, which is made from the others.
+finished, ``trackers/`` where there are any, and then ``model/`` (a model folder: the epoch that was best on ``val``),
+``results.json`` and ``report.html``, which is made from the others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _LONGEST = 256 * 2**20
 class Prepared:
     """A run that is about to start: everything that was decided. ``own_input`` is what the network is made for.
 
-    ``resumed`` says where a run goes on, and what is set otherwise than it was; empty for a new one.
+    ``resumed`` says where a run goes on, and what is set otherwise than it was; empty for a new one. ``memory`` is what
+    it will need, and what there is.
     """
 
     recipe: Recipe
@@ -50,11 +51,12 @@ class Prepared:
     notes: tuple[str, ...]
     resumed: tuple[str, ...] = ()
     processes: int = 1
+    memory: str = ""
 
 
 @dataclass(frozen=True)
 class Step:
-    """After a step: where the run stands, and the means over the epoch so far."""
+    """After a step: where the run stands, the means over the epoch so far, and the step's learning rate."""
 
     epoch: int
     step: int
@@ -62,6 +64,7 @@ class Step:
     loss: float
     accuracy: float
     images_per_second: float
+    lr: float = 0.0
 
 
 @dataclass(frozen=True)

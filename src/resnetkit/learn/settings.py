@@ -9,12 +9,14 @@ from typing import Any
 
 from resnetkit.errors import TextError, UsageError
 from resnetkit.learn.recipe import BadFiles, Error, Skip
+from resnetkit.learn.recipes import row
 from resnetkit.text import over, parse_json, parse_toml, read_text, to_data
 
 
 def with_options(
     settings: Mapping[str, Any],
     *,
+    recipe: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -22,6 +24,7 @@ def with_options(
     split_seed: int | None = None,
     patience: int | None = None,
     checkpoint_steps: int | None = None,
+    track: str | Sequence[str] | None = None,
     accumulate: int | None = None,
     precision: str | None = None,
     network: str | None = None,
@@ -31,7 +34,11 @@ def with_options(
     bad_files: str | None = None,
     max_bad: str | float | None = None,
 ) -> dict[str, Any]:
-    """``settings`` with the most common ones laid over them, by the names that the command line also has."""
+    """``settings`` with the most common ones laid over them, by the names that the command line also has.
+
+    ``recipe`` names a row that lies under them.
+    """
+    settings = over(row(recipe).changes, settings) if recipe else settings
     weights = _given(network=network, dialect=dialect, reset_head=reset_head, input_channels=input_channels)
     given: dict[str, Any] = {
         "epochs": epochs,
@@ -40,6 +47,7 @@ def with_options(
         "split_seed": split_seed,
         "patience": patience,
         "checkpoint_steps": checkpoint_steps,
+        "trackers": track.split(",") if isinstance(track, str) else list(track) if track else None,
         "accumulate": accumulate,
         "precision": precision,
         "optimiser": _given(lr=lr),

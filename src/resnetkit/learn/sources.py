@@ -7,16 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from resnetkit.errors import UsageError, extra_missing, suggestion
+from resnetkit.learn.arrow import is_saved, open_saved
 from resnetkit.learn.cifar import is_cifar, open_cifar
 from resnetkit.learn.data import Arrays, Data
 from resnetkit.learn.folders import open_folder
 from resnetkit.learn.labels import open_table
+from resnetkit.learn.parquet import SUFFIX, Tell, is_parquet, open_parquet
 
 _TABLES, _ARCHIVES = (".csv", ".tsv"), (".tar.gz", ".tgz", ".tar")
 
 
-def open_data(source: str | Path) -> Data:
-    """A folder of classes or of parts, a table of labels (.csv), CIFAR's binary archive, or: digits.
+def open_data(source: str | Path, tell: Tell | None = None) -> Data:
+    """A folder of classes or of parts, a table of labels (.csv), CIFAR's binary archive, Parquet, or: digits.
+
+    Also a folder that ``save_to_disk`` of Hugging Face's datasets wrote. ``tell`` hears (done, all) while pictures of
+    Parquet are copied to where any of them can be read.
 
     The parts are ``train``, ``val`` and ``test``, or ``all`` where there are none. Raises `UsageError` for what is not
     there, `DataError` for what holds no pictures in classes.
@@ -25,14 +30,24 @@ def open_data(source: str | Path) -> Data:
     if name == "digits":  # a folder of this name is ./digits
         return _digits()
     if path.is_dir():
-        return open_cifar(path, name) if is_cifar(path) else open_folder(path, name)
+        return _open_folder(path, name, tell)
     if path.is_file():
-        return _open_file(path, name)
+        return _open_file(path, name, tell)
     fix = suggestion(name, ["digits"], "name a folder with a folder of pictures for each class, or: digits")
     raise UsageError("there is no such folder", where=name, fix=fix)
 
 
-def _open_file(path: Path, name: str) -> Data:
+def _open_folder(path: Path, name: str, tell: Tell | None) -> Data:
+    if is_cifar(path):
+        return open_cifar(path, name)
+    if is_saved(path):
+        return open_saved(path, name)
+    return open_parquet(path, name, tell) if is_parquet(path) else open_folder(path, name)
+
+
+def _open_file(path: Path, name: str, tell: Tell | None) -> Data:
+    if path.name.lower().endswith(SUFFIX):
+        return open_parquet(path, name, tell)
     if path.name.lower().endswith(_TABLES):
         return open_table(path, name)
     if path.name.lower().endswith(_ARCHIVES):
@@ -40,7 +55,7 @@ def _open_file(path: Path, name: str) -> Data:
     raise UsageError(
         "this file is no data that is read here",
         where=name,
-        fix="name a folder of class folders, a table (.csv) of paths and labels, or CIFAR's binary archive (.tar.gz)",
+        fix="name a folder of class folders, a table (.csv), a .parquet file, or CIFAR's binary archive (.tar.gz)",
     )
 
 

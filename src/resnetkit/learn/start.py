@@ -24,9 +24,10 @@ from resnetkit.learn.checkpoint import STATE_FOLDER, Checkpoint, size
 from resnetkit.learn.data import Data, divide, fingerprint, leaks, listed
 from resnetkit.learn.device import pick, resolve
 from resnetkit.learn.evaluate import require_alike
-from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes
+from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes, workers_of
 from resnetkit.learn.ranks import Ranks
 from resnetkit.learn.recipe import (
+    EMA,
     AdamW,
     FineTune,
     RandomCrop,
@@ -48,9 +49,11 @@ from resnetkit.learn.run import (
 )
 from resnetkit.learn.settings import with_options
 from resnetkit.learn.sources import open_data
+from resnetkit.learn.trackers import FOLDER as TRACKERS
+from resnetkit.learn.trackers import require
 from resnetkit.network.build import build
-from resnetkit.network.carry import carry
 from resnetkit.network.layers import Network
+from resnetkit.surgery.carry import carry
 from resnetkit.tables import counted
 from resnetkit.text import from_data, to_json, to_toml
 from resnetkit.weights.store import load
@@ -80,10 +83,12 @@ def start(
     device: str,
     tell: Tell | None,
     ranks: Ranks,
+    workers: int | None = None,
     **options: Any,
 ) -> Start:
     """Open the data, settle the recipe, claim the folder, read what fits into memory, build the network."""
-    opened = open_data(data)
+    workers = workers_of(workers)
+    opened = open_data(data, tell)
     changes = with_options(settings, **options)
     word = model_named(os.fspath(model) if model else None, changes)
     weights = trained(word, changes)
@@ -91,6 +96,7 @@ def start(
     base = None if isinstance(recipe.start, Scratch) else weights or load(recipe.model)
     known = weights or base
     prepared = decided(opened, recipe, base, known.card if known else card_of(recipe.model), device)
+    require(recipe.trackers)
     require_together(prepared, ranks)
     made = [Path(word) for word in ranks.first(lambda: _claimed(prepared, out, opened.name))]
     prepared = replace(prepared, out=made[0], processes=ranks.world)
@@ -99,7 +105,8 @@ def start(
         if made:
             write_papers(prepared)
         around = ranks.first(lambda: circumstances(prepared))
-        return Start(prepared, sources_of(prepared, tell), network_of(prepared, base), tuple(made), around)
+        sources = sources_of(prepared, tell, workers)
+        return Start(prepared, sources, network_of(prepared, base), tuple(made), around)
     except BaseException:
         if made:
             leave(made)
@@ -136,7 +143,8 @@ def _text(data: str | Path) -> str:
 def require_space(prepared: Prepared, folder: Path, checkpoints: int) -> None:
     """Raise `MachineError` where there is no room for so many of them."""
     how = prepared.recipe.optimiser
-    one = size(prepared.plan, 2 if isinstance(how, AdamW) else how.momentum > 0)
+    moments = 2 if isinstance(how, AdamW) else how.momentum > 0
+    one = size(prepared.plan, moments + isinstance(prepared.recipe.ema, EMA))
     files.require_space(folder, checkpoints * one, f"{checkpoints} checkpoints" if checkpoints > 1 else "a checkpoint")
 
 
@@ -155,6 +163,7 @@ def leave(made: Sequence[Path]) -> None:
     for name in (RECIPE_FILE, NETWORK_FILE, ENVIRONMENT_FILE, METRICS_FILE):
         (folder / name).unlink(missing_ok=True)
     files.remove_folder(folder / STATE_FOLDER)
+    files.remove_folder(folder / TRACKERS)
     files.sweep(folder)
     files.remove_empty(made)
 
@@ -219,6 +228,7 @@ def decided(opened: Data, recipe: Recipe, base: Network | None, own: Card, devic
 def _card(opened: Data, recipe: Recipe, own: Card) -> Card:
     """The card of what will come out: the network's, for this data."""
     spec = replace(with_classes(own.spec, len(opened.classes)), input=recipe.image or own.spec.input)
+    spec = spec if recipe.stochastic_depth is None else replace(spec, stochastic_depth=recipe.stochastic_depth)
     if isinstance(recipe.start, FineTune) and spec.input[0] != own.spec.input[0]:
         what = f"these weights see {own.spec.input[0]} channels, and the run's images have {spec.input[0]}"
         raise UsageError(what, where="image", fix="leave image out")
@@ -290,7 +300,7 @@ def network_of(prepared: Prepared, base: Network | None) -> Network:
     return model
 
 
-def sources_of(prepared: Prepared, tell: Tell | None) -> dict[str, PixelSource]:
+def sources_of(prepared: Prepared, tell: Tell | None, workers: int) -> dict[str, PixelSource]:
     """Every part as pixels; random windows are cut from the pictures themselves, so those are not kept."""
     skipped = Skipped(prepared.data, prepared.recipe.bad_files)
     cut = isinstance(prepared.recipe.augment, RandomCrop)
@@ -298,7 +308,7 @@ def sources_of(prepared: Prepared, tell: Tell | None) -> dict[str, PixelSource]:
     for part, pictures in prepared.data.parts.items():
         size = len(pictures) * math.prod(preparation.crop) * len(preparation.mean)
         keep = size <= left and not (cut and part == "train")
-        sources[part] = PixelSource(pictures, preparation, skipped, keep=keep, tell=tell)
+        sources[part] = PixelSource(pictures, preparation, skipped, keep=keep, tell=tell, workers=workers)
         left -= size * keep
     return sources
 

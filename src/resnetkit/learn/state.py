@@ -19,15 +19,18 @@ _LARGEST = 2**53  # of a count
 
 @dataclass(frozen=True)
 class Sums:
-    """Over the sound steps of an epoch so far; ``loss`` is a sum over pictures, ``lr`` that of the last step."""
+    """Over the sound steps of an epoch so far; ``loss`` is a sum over pictures, ``lr`` that of the last step.
+
+    ``right`` is a number of pictures; one that was mixed of two is right by the share of the class that was named.
+    """
 
     seen: int = 0
-    right: int = 0
+    right: float = 0.0
     loss: float = 0.0
     lr: float = 0.0
     seconds: float = 0.0
 
-    def plus(self, seen: int, right: int, loss: float) -> Sums:
+    def plus(self, seen: int, right: float, loss: float) -> Sums:
         """With one more step."""
         return replace(self, seen=self.seen + seen, right=self.right + right, loss=self.loss + loss * seen)
 
@@ -82,7 +85,12 @@ class State:
 
     def faults(self) -> Iterator[Fault]:
         """What contradicts itself."""
-        counts = {"steps": self.steps, "step": self.step, "bad_steps": self.bad_steps, "metrics": self.metrics}
+        counts: dict[str, float] = {
+            "steps": self.steps,
+            "step": self.step,
+            "bad_steps": self.bad_steps,
+            "metrics": self.metrics,
+        }
         counts |= {"sums.seen": self.sums.seen, "sums.right": self.sums.right}
         measured = len(self.epochs)
         limits = [(name, n, 0 <= n < _LARGEST, "0 or more") for name, n in counts.items()]

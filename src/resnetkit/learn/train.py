@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import os
 import time
@@ -20,12 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnetkit import files
-from resnetkit.architecture.card import CARD_FILE, Figure
+from resnetkit.architecture.card import Figure
 from resnetkit.doctor import environment
-from resnetkit.errors import DataError, MachineError, PictureError, Stopped, suggestion
-from resnetkit.images.decode import attempt
-from resnetkit.images.thumbnail import thumbnail
-from resnetkit.learn.augment import augmented
+from resnetkit.errors import DataError, MachineError, Stopped, suggestion
+from resnetkit.learn.augment import augmented, further
 from resnetkit.learn.chance import reseed, without_trace
 from resnetkit.learn.checkpoint import (
     LATEST,
@@ -39,27 +36,26 @@ from resnetkit.learn.checkpoint import (
 )
 from resnetkit.learn.data import Indices
 from resnetkit.learn.device import ToInput, answering
+from resnetkit.learn.ema import Shown
 from resnetkit.learn.evaluate import WORST_LOSS, Tally, count, found
-from resnetkit.learn.evaluation import Evaluation
 from resnetkit.learn.gradient import add_up
+from resnetkit.learn.memory import advice, is_lack, too_little
+from resnetkit.learn.mix import agreement, mixed
 from resnetkit.learn.norms import synchronise
-from resnetkit.learn.pixels import Tell, ahead, tell_unreadable
+from resnetkit.learn.pixels import Tell, tell_unreadable
 from resnetkit.learn.ranks import ALONE, Ranks, restarted, share_of
 from resnetkit.learn.recipe import SGD, FineTune, Recipe, rate
-from resnetkit.learn.report import report
+from resnetkit.learn.results import leave_results, thumbnails, tidied
 from resnetkit.learn.resume import is_finished, require_unchanged
 from resnetkit.learn.resume import resume as resumed
 from resnetkit.learn.run import (
     KIND,
     METRICS_FILE,
-    REPORT_FILE,
-    RESULTS_FILE,
-    SHOWN,
     Epoch,
+    Prepared,
     Results,
     Run,
     Step,
-    Thumbnail,
     Watch,
     begun_before,
     epoch_line,
@@ -72,8 +68,8 @@ from resnetkit.learn.settings import OPTIONS
 from resnetkit.learn.signals import Stop
 from resnetkit.learn.start import Start, leave, start
 from resnetkit.learn.state import State
+from resnetkit.learn.trackers import tracking
 from resnetkit.network.layers import Network
-from resnetkit.text import to_data, to_json
 from resnetkit.weights.store import save
 
 _BAD_STEPS = 3  # in a row, after which a run whose loss is no number is given up
@@ -90,6 +86,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     tell: Tell | None = None,
+    workers: int | None = None,
     stop: Stop | None = None,
     ranks: Ranks = ALONE,
     **options: Any,
@@ -97,11 +94,12 @@ def train(
     """Train ``model`` (resnet18 if none is named) on ``data`` and write a run folder, or go on with one.
 
     A model that has weights is fine-tuned. ``settings`` are nested changes to the `Recipe` that suits the data, such as
-    ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: epochs, batch_size, lr, seed,
-    split_seed, patience, checkpoint_steps, accumulate, precision, network, dialect, bad_files, max_bad. ``watch`` is
-    called with what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder is
-    ``runs/DATA-MODEL-1``, or the next number that is free. Raises before anything is written wherever the fault can be
-    known by then.
+    ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: recipe, epochs, batch_size, lr, seed,
+    split_seed, patience, checkpoint_steps, accumulate, track, precision, network, dialect, bad_files, max_bad.
+    ``watch`` is called with what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder
+    is ``runs/DATA-MODEL-1``, or the next number that is free. ``workers`` threads read pictures (one on each core if
+    left out; 0 is the loop itself), which changes the pace and nothing else. Raises before anything is written wherever
+    the fault can be known by then.
 
     ``resume`` names an unfinished run, which needs no data and no model: it goes on after its newest checkpoint, and on
     the same CPU ends with the very weights it would have ended with. What is set otherwise than it was is refused where
@@ -118,21 +116,44 @@ def train(
     out, resume = (None, out) if again else (out, resume)
     if resume is not None and ranks.first(lambda: is_finished(resume)):
         require_unchanged(resume, *(() if again else (data, model, settings, *options.values())))
-        return _tidied(Path(resume)) if ranks.writes else read_run(resume)
-    how: dict[str, Any] = {"device": device, "tell": tell, "ranks": ranks, **options}
+        return tidied(Path(resume)) if ranks.writes else read_run(resume)
+    how: dict[str, Any] = {"device": device, "tell": tell, "workers": workers, "ranks": ranks, **options}
     if resume is not None:
         begun = resumed(resume, data, model, settings or {}, override=override, **how)
     else:
         begun = start(data or "", model, settings or {}, out=out, **how)
     try:
+        begun = replace(begun, prepared=replace(begun.prepared, memory=advice(begun.prepared)))
         if watch:
             watch(begun.prepared)
-        return _Training(begun, watch or (lambda event: None), stop or (lambda: False), ranks).run()
+        with _tracked(begun, ranks) as track:
+            return _Training(begun, _both(watch, track), stop or (lambda: False), ranks).run()
     except BaseException as error:
         kept = _keep(begun, error)
         if isinstance(error, Stopped) and kept:
             raise Stopped(str(error), str(begun.prepared.out), error.number) from None
+        if is_lack(error):
+            raise too_little(error, begun.prepared, begun.model, kept) from None
         raise
+
+
+@contextlib.contextmanager
+def _tracked(begun: Start, ranks: Ranks) -> Iterator[Watch]:
+    """What trackers are told by, in the one process that writes."""
+    if not ranks.writes:
+        yield lambda event: None
+        return
+    with tracking(begun.prepared, begun.checkpoint.state.steps if begun.checkpoint else 0) as track:
+        yield track
+
+
+def _both(watch: Watch | None, track: Watch) -> Watch:
+    def told(event: Prepared | Step | Epoch) -> None:
+        if watch:
+            watch(event)
+        track(event)
+
+    return told
 
 
 def _keep(begun: Start, error: BaseException) -> bool:
@@ -142,16 +163,6 @@ def _keep(begun: Start, error: BaseException) -> bool:
     if begun.made and (hopeless or not (folder / STATE_FOLDER / LATEST).exists()):
         leave(begun.made)
     return folder.exists()
-
-
-def _tidied(folder: Path) -> Run:
-    """A finished run, with what may be missing where it was killed after its results were written."""
-    run = read_run(folder)
-    if not (folder / REPORT_FILE).exists():
-        files.write_text(folder / REPORT_FILE, report([run]))
-    files.remove_folder(folder / STATE_FOLDER)
-    files.sweep(folder)
-    return run
 
 
 class _DivergedError(DataError):
@@ -173,15 +184,16 @@ class _Training:
         self.watch, self.stop, self.ranks = watch, stop, ranks
         self.recipe, self.device = begun.prepared.recipe, torch.device(begun.prepared.device)
         self.model = begun.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.recipe.sync_norms and ranks.world > 1:
+        if ranks.world > 1:
+            self.model.load_state_dict(ranks.share(self.model.state_dict()))
+        self.shown = Shown(self.model, self.recipe.ema)
+        if self.synced:
             synchronise(self.model, ranks.add)
         self.optimiser = _optimiser(self.model, self.recipe)
         self.to_input = ToInput(self.prepared.card.preparation, self.device)
         self.now, self.best = State(batch_size=self.recipe.batch_size), dict[str, Tensor]()
         if begun.checkpoint:
             self.restore(begun.checkpoint)
-        elif ranks.world > 1:
-            self.model.load_state_dict(ranks.share(self.model.state_dict()))
         self.started = time.perf_counter() - self.now.seconds
         self.statistics = [buffer.clone() for buffer in self.model.buffers()]  # after the last sound step
         self.log = files.Log(self.prepared.out / METRICS_FILE, self.now.metrics)
@@ -196,8 +208,7 @@ class _Training:
                 self.keep_best()
                 run = self.finish(self.now.epochs[self.now.best - 1], ended)
             except _AskedError as asked:
-                told = f"the run is saved after step {self.now.step} of epoch {self.now.epoch}"
-                raise Stopped(told, number=asked.number) from None
+                raise Stopped(self.stands(), number=asked.number) from None
         if failed:
             failed.fix += f"; the model of epoch {self.now.best} is kept in {run.path}"
             raise failed
@@ -239,7 +250,7 @@ class _Training:
             self.step(step, pixels, labels, which)
             self.now = replace(self.now, sums=replace(self.now.sums, seconds=time.perf_counter() - started))
             sums = self.now.sums
-            self.watch(Step(number, step + 1, self.steps, sums.mean_loss, sums.accuracy, sums.pace))
+            self.watch(Step(number, step + 1, self.steps, sums.mean_loss, sums.accuracy, sums.pace, sums.lr))
             self.heed()
             due = self.ranks.writes and step + 1 < self.steps and self.keeper.due(self.now.steps)
             if self.ranks.agreed(due):
@@ -259,31 +270,33 @@ class _Training:
         """Learn from a batch, and remember that. One of a single picture is passed over (batch norm)."""
         number, sums, loss = self.now.epoch, self.now.sums, math.nan
         lr = self.set_rate(number - 1 + step / self.steps)
-        reseed(self.recipe.seed, number, step, self.ranks.rank)
+        reseed(self.device, self.recipe.seed, number, step, self.ranks.rank)
         self.optimiser.zero_grad()
-        learnt = add_up(self.model, self.parts(step, pixels, labels), self.ask, self.window(step), self.ranks)
+        inputs, targets = self.mixed(self.to_input(pixels), labels, number, step)
+        learnt = add_up(self.model, self.parts(step, inputs, targets), self.ask, self.window(step), self.ranks)
         if learnt.seen <= 1:
             _copy(self.statistics, self.model.buffers())
         elif self.sound(loss := learnt.loss, number, step, lr, which):
             self.optimiser.step()
             _copy(self.model.buffers(), self.statistics)
+            self.shown.update(self.now.steps + 1)
             sums = sums.plus(learnt.seen, learnt.right, loss)
         self.now = replace(self.now, steps=self.now.steps + 1, step=step + 1, sums=replace(sums, lr=lr))
         self.write_line(step_line(number, step + 1, lr, loss))
 
-    def ask(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def ask(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(the summed loss, how many answers are right)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.prepared.precision == "bf16"):
-            answers = self.model(self.to_input(pixels))
+            answers = self.model(inputs)
         smoothing = self.recipe.label_smoothing
-        loss = F.cross_entropy(answers.float(), labels, label_smoothing=smoothing, reduction="sum")
-        return loss, (answers.argmax(1) == labels).sum()
+        loss = F.cross_entropy(answers.float(), targets, label_smoothing=smoothing, reduction="sum")
+        return loss, agreement(answers, targets)
 
-    def parts(self, step: int, pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def parts(self, step: int, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """What goes through the network at once. Where norms see the pictures of all processes, all have as many."""
-        each = self.window(step) // self.ranks.world if self.synced else len(labels)
+        each = self.window(step) // self.ranks.world if self.synced else len(targets)
         count = min(self.recipe.accumulate, max(1, each // 2))
-        for some, theirs in zip(pixels.tensor_split(count), labels.tensor_split(count), strict=True):
+        for some, theirs in zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True):
             if self.synced or len(theirs) > 1:
                 yield some, theirs
 
@@ -294,6 +307,11 @@ class _Training:
     @property
     def synced(self) -> bool:
         return self.recipe.sync_norms and self.ranks.world > 1
+
+    def mixed(self, inputs: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets; mixed in pairs where the recipe says so."""
+        recipe, classes = self.recipe, len(self.prepared.card.classes)
+        return mixed(inputs, labels, recipe.mix, classes, recipe.seed, epoch, step, self.ranks.rank)
 
     def heed(self) -> None:
         """Stop where that is asked."""
@@ -310,6 +328,13 @@ class _Training:
         if self.ranks.writes and not self.keeper.has(self.now.steps):
             self.keeper.save(self.checkpoint)
 
+    def stands(self) -> str:
+        """Where a run that was stopped can go on, in words."""
+        if self.keeper.failures:
+            return f"the run could not be saved; {self.keeper.newest or 'nothing'} is kept"
+        place = f"step {self.now.step} of epoch {self.now.epoch}" if self.now.step else f"epoch {self.now.epoch - 1}"
+        return f"the run is saved after {place}"
+
     def checkpoint(self) -> Checkpoint:
         unreadable = tuple(self.sources["train"].skipped.reasons.items())
         state = replace(
@@ -320,12 +345,15 @@ class _Training:
             circumstances=tuple(self.begun.circumstances.items()),
         )
         remembered = moments(self.optimiser, dict(self.model.named_parameters()))
-        return Checkpoint(state, self.model.state_dict(), self.best, {**remembered, **random_states()})
+        return Checkpoint(
+            state, self.model.state_dict(), self.best, {**remembered, **self.shown.tensors(), **random_states()}
+        )
 
     def restore(self, found: Checkpoint) -> None:
         self.now, self.best = found.state.among(self.steps, self.recipe.batch_size), found.best
         self.model.load_state_dict(found.model)
         remember(self.optimiser, dict(self.model.named_parameters()), found.training)
+        self.shown.restore(found.training)
         for source in self.sources.values():
             source.leave_out(dict(found.state.unreadable))
 
@@ -335,13 +363,15 @@ class _Training:
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(source))
         chunks = [(step, order[step * size : (step + 1) * size]) for step in range(self.now.step, self.steps)]
         tasks = [partial(self.batch, epoch, step, chunk) for step, chunk in chunks]
-        return (task() for task in tasks) if source.in_memory else ahead(tasks)
+        at_once = source.in_memory and not self.recipe.also
+        return (task() for task in tasks) if at_once else source.ahead(tasks)
 
     def batch(self, epoch: int, step: int, window: Indices) -> tuple[Tensor, Tensor, Indices]:
         """Pixels and labels, and which pictures of this process's share of ``window`` could be read."""
         source, seed = self.sources["train"], (self.recipe.seed, epoch)
         share = share_of(len(window), self.ranks.rank, self.ranks.world, alone=not self.synced)
         pixels, which = augmented(source, window, self.recipe.augment, seed, step, share=share)
+        pixels = further(pixels, which, self.recipe.also, source.preparation, seed, workers=source.workers)
         return pixels, source.labels[torch.from_numpy(which)].to(self.device), which
 
     @property
@@ -377,7 +407,7 @@ class _Training:
         return f"a smaller rate: --set optimiser.lr={self.recipe.optimiser.lr / 10:g}"
 
     def measure(self, part: str) -> Tally:
-        with answering(self.model, self.device, "fp32") as logits:
+        with answering(self.shown.model, self.device, "fp32") as logits:
             tally = count(logits, self.labelled(part), len(self.prepared.card.classes)).joined(self.ranks)
         tell_unreadable(self.sources.values(), self.ranks)
         return tally
@@ -392,7 +422,7 @@ class _Training:
         """Remember an epoch, and its model if it is the best."""
         best = self.now.best
         if not best or _rank(epoch) > _rank(self.now.epochs[best - 1]):
-            best, self.best = epoch.epoch, copy.deepcopy(self.model.state_dict())
+            best, self.best = epoch.epoch, copy.deepcopy(self.shown.model.state_dict())
         self.now = self.now.after(epoch, best)
         self.write_line(epoch_line(epoch))
         self.watch(epoch)
@@ -400,10 +430,10 @@ class _Training:
     def keep_best(self) -> None:
         """The best model so far as a model folder, if there is one."""
         if self.best:
-            self.model.load_state_dict(self.best)
+            self.shown.model.load_state_dict(self.best)
         if self.best and self.ranks.writes:
             files.remove_folder(self.prepared.out / "model")
-            save(self.model, self.prepared.out / "model")
+            save(self.shown.model, self.prepared.out / "model")
 
     def finish(self, best: Epoch, ended: str) -> Run:
         """Measure the best model; what is written last says that the run has finished."""
@@ -412,38 +442,27 @@ class _Training:
         evaluation = found(card, self.recipe.data, part, self.measure(part), self.sources[part], classes=card.classes)
         kind = f"; {KIND}" * (part == "val")
         source = f"{evaluation.correct} of {evaluation.n}, this run{kind}"
-        self.model.card = replace(card, figures=(Figure(f"top-1 on {part}", evaluation.top1, source),))
-        parts = tuple((name, len(pictures)) for name, pictures in prepared.data.parts.items())
+        self.shown.model.card = replace(card, figures=(Figure(f"top-1 on {part}", evaluation.top1, source),))
         results = Results(
             best.epoch,
             time.perf_counter() - self.started,
             prepared.device,
             prepared.precision,
-            parts,
+            tuple((name, len(pictures)) for name, pictures in prepared.data.parts.items()),
             (*prepared.notes, *self.now.changes),
             evaluation,
-            self.thumbnails(evaluation, part) if self.ranks.writes else (),
+            thumbnails(evaluation, self.sources[part]) if self.ranks.writes else (),
             ended,
         )
         self.ranks.first(partial(self.write, results))
         if self.ranks.writes:
-            return _tidied(prepared.out)
-        return Run(prepared.out, self.recipe, self.model.card, self.now.epochs, results, environment())
+            return tidied(prepared.out)
+        return Run(prepared.out, self.recipe, self.shown.model.card, self.now.epochs, results, environment())
 
     def write(self, results: Results) -> None:
         """What a run has come to; the results are last, and say that it has finished."""
-        folder = self.prepared.out
         self.log.sync()
-        files.write_text(folder / "model" / CARD_FILE, to_json(self.model.card))
-        files.write_text(folder / RESULTS_FILE, json.dumps(to_data(results), ensure_ascii=False) + "\n")
-
-    def thumbnails(self, evaluation: Evaluation, part: str) -> tuple[Thumbnail, ...]:
-        """The pictures that the report shows, by their numbers in the evaluation."""
-        source = self.sources[part]
-        numbers = source.readable(np.arange(len(source)))
-        chosen = sorted({*evaluation.mistakes(SHOWN), *evaluation.unsure(SHOWN)})
-        images = {i: attempt(source.pictures.image, int(numbers[i])) for i in chosen}
-        return tuple(Thumbnail(i, thumbnail(im)) for i, im in images.items() if not isinstance(im, PictureError))
+        leave_results(self.prepared.out, self.shown.model.card, results)
 
 
 def _rank(epoch: Epoch) -> tuple[int, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,11 +10,11 @@ import torch
 from resnetkit.architecture.card import Card, card_for
 from resnetkit.architecture.catalog import name_of, spec
 from resnetkit.architecture.plan import Plan, plan
+from resnetkit.architecture.spec import Features, class_count, with_classes
 from resnetkit.architecture.spec import Network as Spec
-from resnetkit.architecture.spec import NoHead, Pooled, with_classes
 from resnetkit.errors import UsageError
 from resnetkit.network.initialise import initialise
-from resnetkit.network.layers import Network, module, name
+from resnetkit.network.layers import Backbone, Network, module, name
 
 
 def build(
@@ -35,7 +35,7 @@ def build(
     names: tuple[str, ...] = ()
     if classes is not None:
         names, count = class_names(classes)
-        if isinstance(described.head, Pooled | NoHead):
+        if not class_count(described.head):
             raise UsageError("this network has no classifier to give classes to", where="classes")
         described = with_classes(described, count)
     model = shell(card_for(name_of(network), described, names)).to(dtype)
@@ -48,7 +48,7 @@ def build(
 
 def class_names(classes: int | Sequence[str]) -> tuple[tuple[str, ...], int]:
     """The names of classes, if they have any, and how many there are; raises `UsageError` for what are no classes."""
-    names = () if isinstance(classes, int | str) else tuple(classes)
+    names = tuple(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else ()
     count = classes if isinstance(classes, int) and not isinstance(classes, bool) else len(names)
     plain = all(isinstance(name, str) and name and name.isprintable() for name in names)
     if count < 1 or not plain or len(names) != len(set(names)):
@@ -60,4 +60,5 @@ def class_names(classes: int | Sequence[str]) -> tuple[tuple[str, ...], int]:
 def shell(card: Card, worked_out: Plan | None = None) -> Network:
     """The module of a card on the meta device: every shape, no number, no time. ``worked_out`` is its known plan."""
     worked_out = worked_out or plan(card.spec)
-    return Network(worked_out, card, [(name(part), module(part)) for part in worked_out.root.children])
+    kind = Backbone if isinstance(card.spec.head, Features) else Network
+    return kind(worked_out, card, [(name(part), module(part)) for part in worked_out.root.children])

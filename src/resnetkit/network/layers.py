@@ -6,18 +6,22 @@ at its path: ``model.stage1.block1.branch.conv1``. The one node without a module
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from resnetkit.architecture import operations as ops
 from resnetkit.architecture.card import Card
 from resnetkit.architecture.plan import Node, Place, Plan
-from resnetkit.architecture.spec import BatchNorm
+from resnetkit.architecture.spec import BatchNorm, Features
 from resnetkit.errors import UsageError, suggestion
 from resnetkit.network.report import Report
 
@@ -80,6 +84,43 @@ class Stage(nn.Sequential):
     """Blocks in a row."""
 
 
+class RecomputedStage(Stage):
+    """A stage that keeps its input alone for the backward pass, and runs again there: less memory for more time.
+
+    The second run leaves the statistics of norms as they are: they have seen this batch already.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+        once = partial(_twice, self)
+        return checkpoint(super().forward, x, use_reentrant=False, context_fn=once)  # type: ignore[no-any-return]
+
+
+def _twice(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds the first run, and the second."""
+    return contextlib.nullcontext(), _statistics_kept(stage)
+
+
+@contextlib.contextmanager
+def _statistics_kept(stage: nn.Module) -> Iterator[None]:
+    """Norms write into copies for as long as the body runs."""
+    norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
+    own = [dict(norm.named_buffers()) for norm in norms]
+    for norm, buffers in zip(norms, own, strict=True):
+        _give(norm, {name: buffer.clone() for name, buffer in buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, own, strict=True):
+            _give(norm, buffers)
+
+
+def _give(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    for name, buffer in buffers.items():
+        setattr(module, name, buffer)
+
+
 class Head(nn.Sequential):
     """From the last map to the answer."""
 
@@ -87,14 +128,16 @@ class Head(nn.Sequential):
 class Network(nn.Module):
     """Stem, stages and head in a row. ``plan`` is what it was built from, ``card`` what belongs to it.
 
-    ``report`` says where its tensors came from, if they were loaded.
+    ``report`` says where its tensors came from, if they were loaded or changed. What is ``frozen`` (paths) stays in
+    evaluation mode, whatever `train` says.
     """
 
     def __init__(self, plan: Plan, card: Card, parts: Iterable[tuple[str, nn.Module]]) -> None:
         super().__init__()
         self.plan = plan
         self.card = card
-        self.report: Report | None = None
+        self.report = Report()
+        self.frozen: frozenset[str] = frozenset()
         for name, part in parts:
             self.add_module(name, part)
 
@@ -102,6 +145,20 @@ class Network(nn.Module):
         for part in self.children():
             x = part(x)
         return x
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        for path in self.frozen:
+            self.get_submodule(path).eval()
+        return self
+
+    @property
+    def maps(self) -> dict[str, Place]:
+        """What a backbone hands on: each has ``output`` (C, H, W), ``stride`` and ``receptive_field``, in pixels."""
+        head = self.card.spec.head
+        chosen = head.stages if isinstance(head, Features) else (len(self.card.spec.stages),)
+        return {f"stage{i}": place for i in chosen if isinstance(place := self.plan[f"stage{i}"], Place)}
 
     def features(self, x: Tensor, places: Iterable[str]) -> dict[str, Tensor]:
         """What the named places (``stem``, ``stage1``, ``stage2.block1`` ...) hand on for images ``x``.
@@ -125,6 +182,17 @@ class Network(nn.Module):
             if place not in known:
                 fix = suggestion(place, known, "one of " + ", ".join(name for name in known if "." not in name))
                 raise UsageError(f"this network has no place called {place!r}", fix=fix)
+
+
+class Backbone(Network):
+    """A network whose answer is the maps of some stages, by name: N C H W each."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        found: dict[str, Tensor] = {}
+        for name, part in self.named_children():
+            x = part(x)
+            found[name] = x
+        return {name: found[name] for name in self.maps}
 
 
 def _places_of(part: nn.Module, path: str) -> Iterator[str]:
@@ -213,7 +281,11 @@ class EdgedMax(nn.Module):
 
 
 class Blur(nn.Module):
-    """A binomial filter on each channel, mirrored at the edge (arXiv 1904.11486)."""
+    """A binomial filter on each channel, mirrored at the edge (arXiv 1904.11486).
+
+    A dilated one mirrors each of the grids that its taps lie on by itself, so that an a trous network blurs as the
+    original does.
+    """
 
     def __init__(self, op: ops.Blurring) -> None:
         super().__init__()
@@ -223,8 +295,21 @@ class Blur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         line = x.new_tensor(self.weights)
         kernel = (line[:, None] * line).expand(self.channels, 1, -1, -1)
-        mirrored = F.pad(x, (self.padding,) * 4, "reflect")
-        return F.conv2d(mirrored, kernel, None, self.stride, 0, self.dilation, self.channels)
+        return F.conv2d(self._mirrored(x), kernel, None, self.stride, 0, self.dilation, self.channels)
+
+    def _mirrored(self, x: Tensor) -> Tensor:
+        if self.dilation == 1:
+            return F.pad(x, (self.padding,) * 4, "reflect")
+        rows, columns = (self._source(n, x.device) for n in x.shape[-2:])
+        return x[..., rows[:, None], columns]
+
+    def _source(self, n: int, device: torch.device) -> Tensor:
+        """For each place of a padded line of ``n`` pixels the pixel that stands there."""
+        place = torch.arange(-self.padding, n + self.padding, device=device)
+        grid = place % self.dilation
+        last = (n - 1 - grid) // self.dilation
+        on_grid = (place - grid) // self.dilation % (2 * last).clamp_min(1)
+        return torch.minimum(on_grid, 2 * last - on_grid) * self.dilation + grid
 
     def extra_repr(self) -> str:
         return f"{len(self.weights)}, stride={self.stride}"

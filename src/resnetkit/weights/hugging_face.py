@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from resnetkit.architecture.card import CARD_FILE, Card, Preparation, card_for, preparation_faults
+from resnetkit.architecture.catalog import row_of
 from resnetkit.architecture.rules import faults
 from resnetkit.architecture.spec import Network
 from resnetkit.errors import UsageError, WeightsError
 from resnetkit.text import parse_json, read_text
 from resnetkit.weights.libraries import Words, hugging_face_spec
-from resnetkit.weights.recognise import row_of
 
 IMAGES_FILE = "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

@@ -29,16 +29,15 @@ from resnetkit.architecture.spec import (
     Linear,
     MaxPool,
     Network,
-    NoHead,
     NoNorm,
     NoShortcuts,
     PoolAfter,
-    Pooled,
     Shortcuts,
     SqueezeExcite,
     Stage,
     Stem,
     Step,
+    class_count,
 )
 from resnetkit.errors import UsageError
 from resnetkit.weights.dialects import is_vgg
@@ -62,7 +61,7 @@ class Library:
 def expressed(spec: Network, library: tuple[Library, ...]) -> Words:
     """The words for this network, ``family`` among them; raises `UsageError` with the first thing that has none."""
     family = next((each for each in library if each.family == _family(spec)), library[0])
-    if isinstance(spec.head, Pooled | NoHead):
+    if not class_count(spec.head):
         raise UsageError(f"{family.name} cannot express this network: it has no classifier", where="head")
     words = family.words(spec)
     there = family.spec(words)

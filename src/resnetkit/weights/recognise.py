@@ -188,13 +188,3 @@ def _as_deep(body: Shapes) -> list[str]:
 def complete(wanted: Shapes, given: Shapes) -> dict[str, TensorShape]:
     """What a file has to hold: counts of batches may be missing, as torch did not always write them."""
     return {key: shape for key, shape in wanted.items() if key in given or not key.endswith(COUNT)}
-
-
-def row_of(spec: Network) -> str:
-    """The name of the catalogue's network that differs in nothing but classes and size of image; else ``custom``."""
-    count = class_count(spec.head)
-    alike = (
-        (name, replace(with_classes(row, count) if count else replace(row, head=spec.head), input=spec.input))
-        for name, row in ROWS.items()
-    )
-    return next((name for name, row in alike if row == spec), "custom")

@@ -28,7 +28,7 @@ from resnetkit.architecture.card import (
     model_folder,
     read_card,
 )
-from resnetkit.architecture.catalog import ROWS, name_of
+from resnetkit.architecture.catalog import ROWS, name_of, row_of
 from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.spec import Network as Spec
@@ -36,9 +36,10 @@ from resnetkit.architecture.spec import Pooled
 from resnetkit.architecture.tensors import STEM, Shapes, tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, WeightsError, suggestion
 from resnetkit.network.build import shell
-from resnetkit.network.carry import with_classes, with_input_channels
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Report
+from resnetkit.surgery.ends import classes as with_classes
+from resnetkit.surgery.ends import input_channels as with_input_channels
 from resnetkit.tables import counted
 from resnetkit.text import to_json
 from resnetkit.weights.dialects import ALIASES
@@ -56,7 +57,6 @@ from resnetkit.weights.recognise import (
     looks_like,
     readings,
     recognise,
-    row_of,
 )
 
 _WHOLE_FOLDER = "copy the whole model folder again"
@@ -102,15 +102,15 @@ def load(
     told = Told(network, dialect, reset_head is not None, input_channels is not None)
     found = _live(source, told) if isinstance(source, nn.Module | Mapping) else _stored(source, told)
     if reset_head is not None:
-        found = _after(found, with_classes(found, reset_head))
+        found = _after(found, with_classes(found, reset_head)[0])
     if input_channels is not None:
-        found = _after(found, with_input_channels(found, input_channels))
+        found = _after(found, with_input_channels(found, input_channels)[0])
     return found
 
 
 def _after(before: Network, changed: Network) -> Network:
     """The changed network with one report of both changes."""
-    if changed is not before and before.report and changed.report:
+    if changed is not before:
         changed.report = before.report.then(changed.report)
     return changed
 

@@ -1,0 +1,287 @@
+"""How far dilated networks are from those they were made of, ours and other libraries': python benchmarks/dilation.py
+
+    pip install segmentation-models-pytorch               optional: without it its rows stay as they were measured last
+    python benchmarks/dilation.py                         some networks of each library; needs the extra dev
+    python benchmarks/dilation.py --catalogue [NAME ...]  every network of ours instead
+
+A dilated network has the weights of an original, and hands on a larger last map. Done exactly, every s-th place of that
+map is the original's (the a trous identity): dilated(x)[..., ::s, ::s] == original(x). Measured is max|difference| /
+max|original|, the largest over several sizes of image, odd and even, in evaluation mode and float64: rounding leaves
+some 1e-15. Weights, norm statistics and affine weights are random, so that no error can hide behind a one or a zero.
+"""
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import resnetkit as rk
+from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.spec import GroupNorm, Network, NoHead
+from resnetkit.errors import SpecError, UsageError, VerificationError
+
+OUT = Path(__file__).parents[1] / "docs" / "measured" / "dilation.json"
+Maps = Callable[[Tensor], Tensor]  # N C H W pixels to the last map
+Pair = tuple[Maps, Maps]  # original, dilated
+Size = tuple[int, int]
+
+RANGES = {"weight": (0.5, 1.5), "bias": (-0.3, 0.3), "running_mean": (-0.3, 0.3), "running_var": (0.5, 2.0)}
+SIZES = ((65, 65), (64, 64), (72, 73), (97, 81))
+CATALOGUE_SIZES = (((33, 34), (40, 37)), ((65, 66), (72, 69)))  # the second where the last map were a pixel
+OUTPUT_STRIDES = (16, 8)
+LARGE = 1e-13  # more than rounding leaves of any network but the deepest
+SMP = "segmentation-models-pytorch"
+NETWORKS = {
+    "resnetkit": (
+        "resnet18", "resnet34", "resnet50", "resnet50_v1", "resnext50_32x4d", "wide_resnet50_2", "resnet18d",
+        "resnet50d", "resnetv2_50", "resnetblur50", "seresnet50",
+    ),
+    "torchvision": ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2"),
+    "timm": (
+        "resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "resnetv2_50", "resnet18d",
+        "resnet50d", "resnetblur50", "seresnet50",
+    ),
+    SMP: ("resnet18", "resnet34", "resnet50", "resnext50_32x4d"),
+}  # fmt: skip
+
+_ATTENTION = "attention averages over the whole map: not exact by nature"
+_POOL = "the average pool of the shortcut counts zeros at the edge of odd maps, and is not dilated at output stride 8"
+_MOVED = "the convolution that lost its stride gets the new dilation, too"
+CAUSES = {  # found by mending one thing at a time, after which the identity holds
+    ("resnetkit", "seresnet50"): _ATTENTION,
+    ("timm", "resnet18d"): _POOL,
+    ("timm", "resnet50d"): _POOL,
+    ("timm", "resnetblur50"): "at output stride 8 the blur of the last stage is not dilated",
+    ("timm", "seresnet50"): _ATTENTION,
+    **{(SMP, name): _MOVED for name in NETWORKS[SMP]},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the largest relative error, or what a library says where it refuses."""
+
+    library: str
+    name: str
+    output_stride: int
+    error: float | None
+    refused: str
+    cause: str
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """The model in float64 and evaluation mode, its norms with random statistics and affine weights, its biases too."""
+    for module in model.modules():
+        tensors = module.state_dict()
+        if isinstance(module, nn.BatchNorm2d):
+            for key, (low, high) in RANGES.items():
+                tensors[key].uniform_(low, high)
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            tensors["bias"].uniform_(*RANGES["bias"])
+    return model.double().eval()
+
+
+def with_weights_of(original: nn.Module, model: nn.Module) -> nn.Module:
+    model.double().load_state_dict(original.state_dict())
+    return model.eval()
+
+
+# -------------------------------------------------------------------------------------------- a pair by each library
+
+
+def our_pair(spec: str | Network, output_stride: int) -> Pair:
+    original: Any = shaken(rk.build(spec))
+    dilated, _ = rk.surgery.dilate(original, output_stride)
+    return _last_map(original), _last_map(dilated)
+
+
+def _last_map(model: Any) -> Maps:
+    last = f"stage{len(model.card.spec.stages)}"
+    return lambda x: model.features(x, [last])[last]
+
+
+def torchvision_pair(name: str, output_stride: int) -> Pair:
+    build = partial(getattr(torchvision.models, name), weights=None)
+    original = shaken(build())
+    dilated = with_weights_of(original, build(replace_stride_with_dilation=(False, output_stride == 8, True)))
+    return _without_head(original), _without_head(dilated)
+
+
+def _without_head(model: nn.Module) -> Maps:
+    return nn.Sequential(*list(model.children())[:-2])  # pooling and linear layer; forward flattens between them
+
+
+def timm_pair(name: str, output_stride: int) -> Pair:
+    original: Any = shaken(timm.create_model(name))
+    dilated: Any = with_weights_of(original, timm.create_model(name, output_stride=output_stride))
+    return original.forward_features, dilated.forward_features
+
+
+def smp_pair(name: str, output_stride: int) -> Pair:
+    import segmentation_models_pytorch as smp
+
+    original = shaken(smp.encoders.get_encoder(name, weights=None))
+    dilated: Any = copy.deepcopy(original)
+    dilated.make_dilated(output_stride)
+    return _last_of(original), _last_of(dilated)
+
+
+def _last_of(encoder: nn.Module) -> Maps:
+    return lambda x: encoder(x)[-1]
+
+
+PAIRS = {"resnetkit": our_pair, "torchvision": torchvision_pair, "timm": timm_pair, SMP: smp_pair}
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+def apart(pair: Pair, ratio: int, size: Size) -> Tensor:
+    """Largest relative error on one random image of this height and width; infinite where too little is handed on."""
+    original, dilated = pair
+    x = torch.randn(1, 3, *size, dtype=torch.float64)
+    expected = original(x)
+    height, width = expected.shape[-2:]
+    found = dilated(x)[..., ::ratio, ::ratio][..., :height, :width]  # a pool behind a stage leaves one more pixel
+    if found.shape != expected.shape:
+        return torch.tensor(torch.inf)
+    return (found - expected).abs().max() / expected.abs().max()
+
+
+@torch.inference_mode()
+def largest(make: Callable[[], Pair], ratio: int, sizes: tuple[Size, ...]) -> float:
+    torch.manual_seed(0)
+    pair = make()
+    return torch.stack([apart(pair, ratio, size) for size in sizes]).max().item()  # unlike Python's max, it keeps a NaN
+
+
+def measured(library: str, name: str, output_stride: int) -> Row:
+    error, refused = None, ""
+    try:
+        error = largest(partial(PAIRS[library], name, output_stride), 32 // output_stride, SIZES)
+    except (NotImplementedError, ValueError, AssertionError) as refusal:
+        refused = str(refusal)
+    row = Row(library, name, output_stride, error, refused, CAUSES.get((library, name), ""))
+    print(row, file=sys.stderr, flush=True)
+    return row
+
+
+def rows() -> Iterator[Row]:
+    for library, names in NETWORKS.items():
+        if find_spec(library.replace("-", "_")) is None:
+            print(f"{library} isn't installed: its rows stay as they were", file=sys.stderr)
+            continue
+        for name, stride in product(names, OUTPUT_STRIDES):
+            yield measured(library, name, stride)
+
+
+# ---------------------------------------------------------------------------------------------- the whole catalogue
+
+
+def has_statistics(spec: Network) -> bool:
+    """Of the map, so that a larger one is another network by nature."""
+    return isinstance(spec.norm, GroupNorm) or any(stage.attention for stage in spec.stages)
+
+
+# the last map alone is compared, so heads are left out: those of VGG are larger than all else
+EXACT = {name: replace(spec, head=NoHead()) for name, spec in ROWS.items() if not has_statistics(spec)}
+
+
+def sizes_for(spec: Network) -> tuple[Size, ...]:
+    return next(sizes for sizes in CATALOGUE_SIZES if all(_works(spec, size) for size in sizes))
+
+
+def _works(spec: Network, size: Size) -> bool:
+    """Whether the last map has neighbours."""
+    try:
+        return min(rk.plan(spec, (spec.input[0], *size)).root.output[1:]) > 1
+    except SpecError:
+        return False
+
+
+def catalogue(names: list[str]) -> list[dict[str, Any]]:
+    """Every network at half and a quarter of its output stride: 16 and 8 of 32, 2 and 1 of CIFAR's 4."""
+    return [row for name in names for ratio in (2, 4) for row in dilated_row(name, EXACT[name], ratio)]
+
+
+def dilated_row(name: str, spec: Network, ratio: int) -> Iterator[dict[str, Any]]:
+    """None where the network has no such output stride. ``own``: what rounding does, where the error is large."""
+    stride, started, own = _stride(spec) // ratio, time.perf_counter(), None
+    try:
+        error = largest(partial(our_pair, spec, stride), ratio, sizes_for(spec))
+    except UsageError as refusal:
+        print(f"{name}: {refusal}", file=sys.stderr)
+        return
+    except VerificationError:
+        error = largest(partial(pair_by_hand, spec, ratio), ratio, sizes_for(spec))
+    if error > LARGE:
+        own = float(f"{largest(partial(pair_by_layout, spec), 1, sizes_for(spec)):.2g}")
+    row = {"name": name, "output_stride": stride, "error": float(f"{error:.2g}"), "own": own}
+    print(json.dumps(row), f"{time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    yield row
+
+
+def _stride(spec: Network) -> int:
+    return rk.plan(spec)[f"stage{len(spec.stages)}"].stride
+
+
+def pair_by_hand(spec: Network, ratio: int) -> Pair:
+    """As `our_pair`, without the proof that surgery asks for."""
+    original, stages = shaken(rk.build(spec)), list(spec.stages)
+    strided = [i for i, stage in enumerate(stages) if stage.reduce.stride > 1]
+    for i in strided[-round(math.log2(ratio)) :]:
+        stages[i] = replace(stages[i], reduce=replace(stages[i].reduce, atrous=True))
+    return _last_map(original), _last_map(with_weights_of(original, rk.build(replace(spec, stages=tuple(stages)))))
+
+
+def pair_by_layout(spec: Network) -> Pair:
+    """A network and itself, with numbers in another order in memory: what is apart is rounding."""
+    ask = _last_map(shaken(rk.build(spec)))
+    return ask, lambda x: ask(x.expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last))[:1]
+
+
+# ----------------------------------------------------------------------------------------------------------- the file
+
+
+def compared(before: dict[str, Any]) -> dict[str, Any]:
+    new = [asdict(row) for row in rows()]
+    libraries = dict.fromkeys(row["library"] for row in new)
+    now = {name: rk.__version__ if name == "resnetkit" else version(name) for name in ("torch", *libraries)}
+    kept = [row for row in before.get("rows", []) if row["library"] not in libraries]
+    return {"versions": {**before.get("versions", {}), **now}, "sizes": SIZES, "rows": new + kept}
+
+
+def whole(before: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    new = catalogue(names)
+    kept = [row for row in before.get("catalogue", []) if row["name"] not in names]
+    order = list(ROWS)
+    found = sorted(new + kept, key=lambda row: (order.index(row["name"]), -row["output_stride"]))
+    return {"catalogue_sizes": CATALOGUE_SIZES, "catalogue": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--catalogue", nargs="*", choices=EXACT, metavar="NAME", help="all of them without a name")
+    names = parser.parse_args().catalogue
+    before = json.loads(OUT.read_text()) if OUT.exists() else {}
+    found = before | (compared(before) if names is None else whole(before, names or list(EXACT)))
+    OUT.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

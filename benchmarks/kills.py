@@ -1,0 +1,116 @@
+"""Is a run that is killed and resumed the run that was not? Killed at random times, twenty of them.
+
+    python benchmarks/kills.py [--kills 20] [--seed 0] [--save FILE.json]
+
+A small network learns the digits, once without being disturbed and once killed (kill -9) again and again, at times
+drawn over a whole run, each kill followed by `resnetkit train --resume`. Where a run ends before its kills are used up,
+another one begins. The weights have to be equal, byte for byte, and every line of metrics.jsonl but its times.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from resnetkit.errors import ResnetkitError
+from resnetkit.learn.checkpoint import read_newest
+from resnetkit.learn.run import METRICS_FILE, finished
+
+NETWORK = """
+input = [1, 8, 8]
+stages = [
+    { blocks = 1, channels = 8, branch = { kind = "basic", width = 8 } },
+    { blocks = 1, channels = 16, branch = { kind = "basic", width = 16 }, reduce = "first-block" },
+]
+stochastic_depth = 0.3
+[stem]
+convs = [{ channels = 8, kernel = 3 }]
+pool = []
+[head]
+kind = "linear"
+classes = 10
+"""
+HOW = ["--epochs", "6", "--precision", "fp32", "--checkpoint-steps", "11"]
+
+
+def command(*words):
+    return [sys.executable, "-m", "resnetkit", "train", *map(str, words)]
+
+
+def digest(run):
+    return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def lines(run):
+    found = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in found]
+
+
+def stands(run):
+    """Where a run was killed, in a word."""
+    if not (run / "run.toml").exists():
+        return "before it began"
+    try:
+        found = read_newest(run / "state", lambda found: None)
+    except ResnetkitError as error:
+        return f"WITHOUT A LOADABLE CHECKPOINT: {error.what}"
+    logged = len([line for line in lines_read(run) if line.get("kind") == "step"])
+    return f"checkpoint of step {found.state.steps}, {logged} logged" if found else "before the first checkpoint"
+
+
+def lines_read(run):
+    """What can be read of a log that may be cut within a line."""
+    for line in (run / METRICS_FILE).read_text().splitlines() if (run / METRICS_FILE).exists() else []:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+    draw, told, equal = random.Random(options.seed), [], []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "net.toml").write_text(NETWORK)
+        begin = ["digits", "--model", place / "net.toml", *HOW, "--out"]
+        started = time.perf_counter()
+        subprocess.run(command(*begin, place / "whole"), check=True, capture_output=True)
+        took, number = time.perf_counter() - started, 0
+        while len(told) < options.kills:
+            number += 1
+            run = place / f"run{number}"
+            for kill in range(3):
+                words = ["--resume", run] if (run / "run.toml").exists() else [*begin, run]
+                process = subprocess.Popen(command(*words), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+                time.sleep(draw.uniform(0.4, 1.0) * took if kill == 0 else draw.uniform(0.4, 0.8) * took)
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+                if finished(run):
+                    break
+                if process.returncode == -9:
+                    told.append(stands(run))
+                    print(f"kill {len(told):3}  {run.name}  {told[-1]}", flush=True)
+            words = ["--resume", run] if (run / "run.toml").exists() else [*begin, run]
+            subprocess.run(command(*words), check=True, capture_output=True)
+            equal.append(digest(run) == digest(place / "whole") and lines(run) == lines(place / "whole"))
+            print(f"          {run.name}  {'equal' if equal[-1] else 'DIFFERENT'}", flush=True)
+    print(f"{len(told)} kills in {len(equal)} runs; {sum(equal)} of them equal to the undisturbed one")
+    if options.save:
+        found = {"kills": len(told), "runs": len(equal), "equal": sum(equal), "where": told}
+        options.save.write_text(json.dumps(found, indent=2) + "\n")
+    return 0 if all(equal) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

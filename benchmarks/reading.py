@@ -1,0 +1,205 @@
+"""How fast pictures are read: by workers while a network learns, and from Parquet beside files.
+
+    python benchmarks/reading.py [--rounds 5] [--steps 4] [--rows 20000] [--save FILE.json]
+
+The pictures are drawn: smooth fields with grain, so that a JPEG of 500x400 has about the bytes of a photograph.
+Training is `resnetkit train` itself, its settings taking turns. The rows are small pictures, read in a random order.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from resnetkit.doctor import environment
+
+SETTINGS = (0, 1, 2, 4)
+
+
+def draw(number, width, height):
+    """A picture as JPEG: smooth colours and some grain."""
+    made = np.random.default_rng(number)
+    coarse = Image.fromarray(made.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    pixels = pixels + made.normal(0, 12, pixels.shape).astype(np.int16)
+    written = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(written, "JPEG", quality=85)
+    return written.getvalue()
+
+
+def photographs(root, count):
+    """A folder of two classes."""
+    for number in range(count):
+        path = root / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw(number, 500, 400))
+    return root
+
+
+def training(root, rounds, steps):
+    """What reading and learning cost; workers -> images per second of every round.
+
+    `kept` is the same steps with pictures that are pixels already.
+    """
+    from resnetkit.learn.start import start
+    from resnetkit.learn.train import _Training
+
+    begun = start(root, "resnet18", {"batch_size": 32}, out=root.parent / "run", device="cpu", tell=None)
+    source, found = begun.sources["train"], {}
+    kept = [source.cropped(np.arange(step * 32, step * 32 + 32), 0.35, (0, 0)) for step in range(steps)]
+    loop = _Training(begun, lambda event: None)
+    read = loop.batch
+    made = work(loop, source, kept, steps)
+    for number in range(rounds + bool(rounds)):
+        for setting in ("kept", *SETTINGS):
+            source.workers = 0 if setting == "kept" else setting
+            loop.batch = read if setting != "kept" else lambda epoch, step, chosen: labelled(source, kept[step])
+            pace = one_round(loop, number + 1, steps)
+            found.setdefault(str(setting), []).extend([pace] * (number > 0))  # the first round warms up
+    return {
+        "model": "resnet18",
+        "batch": 32,
+        "precision": begun.prepared.precision,
+        "steps": steps,
+        **made,
+        "rounds": found,
+    }
+
+
+def work(loop, source, kept, steps):
+    """Milliseconds of processor time for a picture, on one core: a busy machine changes them little."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    source.workers = 0
+    loop.batch = lambda epoch, step, chosen: labelled(source, kept[step])
+    reading = [clocked(lambda: source.cropped(np.arange(32), 0.35, (0, 0)), 32) for _ in range(5)]
+    learning = [clocked(lambda: one_round(loop, 1, steps), 32 * steps) for _ in range(4)]
+    torch.set_num_threads(threads)
+    return {"read_ms": statistics.median(reading), "learn_ms": statistics.median(learning[1:])}
+
+
+def clocked(run, pictures):
+    """Milliseconds of this process for each picture."""
+    begun = time.process_time()
+    run()
+    return 1000 * (time.process_time() - begun) / pictures
+
+
+def labelled(source, batch):
+    """Pixels with the labels of their pictures."""
+    return batch[0], source.labels[batch[1]], batch[1]
+
+
+def one_round(loop, epoch, steps):
+    """Images per second of some steps, reading among them."""
+    paces = []
+
+    def watch(event):
+        paces.append(event.images_per_second)
+        if event.step == steps:
+            raise StopIteration
+
+    loop.watch = watch
+    try:
+        loop.epoch(epoch)
+    except StopIteration:
+        return paces[-1]
+    raise SystemExit("an epoch has fewer steps than --steps")
+
+
+def small(root, rows):
+    """The same small pictures as files and as Parquet in one group of rows, the worst case for reading at random."""
+    import pyarrow
+    from pyarrow import parquet
+
+    pictures = [draw(number % 500, 32, 32) for number in range(rows)]
+    for number, content in enumerate(pictures):
+        path = root / "files" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    table = pyarrow.table({"image": pictures, "label": [number % 2 for number in range(rows)]})
+    parquet.write_table(table, root / "small.parquet", row_group_size=rows)
+
+
+READ = """
+import json, sys, time
+import numpy as np
+from resnetkit.learn.sources import open_data
+def peak():  # of this program alone: getrusage begins with that of the one that started it
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+begun = time.perf_counter()
+pictures = open_data(sys.argv[1]).first
+opened, before = time.perf_counter() - begun, peak()
+begun = time.perf_counter()
+for i in np.random.default_rng(0).permutation(len(pictures)).tolist():
+    pictures.image(i)
+pace = len(pictures) / (time.perf_counter() - begun)
+print(json.dumps([opened, pace, before, peak()]))
+"""
+
+
+def reading(root, cache):
+    """What -> seconds to open, pictures per second in random order in one thread, peak memory of both in KiB."""
+    found = {}
+    for what, place in (("files", "files"), ("Parquet, first time", "small.parquet"), ("Parquet", "small.parquet")):
+        done = subprocess.run(
+            [sys.executable, "-c", READ, str(root / place)],
+            capture_output=True, text=True, check=True, env={**sys_environment(), "RESNETKIT_CACHE": str(cache)},
+        )  # fmt: skip
+        found[what] = dict(
+            zip(("opened", "pictures_per_second", "peak_opened", "peak"), json.loads(done.stdout), strict=True)
+        )
+    return found
+
+
+def sys_environment():
+    """What the interpreter needs to find the package."""
+    import os
+
+    return dict(os.environ)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="of training; 0 leaves it out, as a busy machine should")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+    found = {"environment": {key: environment()[key] for key in ("cores", "threads", "features", "gpus")}}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        small(root, options.rows)
+        found["rows"] = {"count": options.rows, "found": reading(root, root / "cache")}
+        show_rows(found["rows"]["found"])
+        place = photographs(root / "photographs", round(32 * (options.steps + 1) / 0.7))
+        found["training"] = training(place, options.rounds, options.steps)
+    show_training(found["training"])
+    if options.save:
+        options.save.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def show_rows(rows):
+    for what, one in rows.items():
+        pace, memory = one["pictures_per_second"], one["peak"] / 1024
+        print(f"{what:<20} {one['opened']:6.2f} s to open  {pace:8.0f}/s  {memory:6.0f} MiB", flush=True)
+
+
+def show_training(found):
+    print(f"processor time for a picture: reading {found['read_ms']:.1f} ms, learning {found['learn_ms']:.1f} ms")
+    for setting, paces in found["rounds"].items():
+        told = "pixels already" if setting == "kept" else f"{setting} workers"
+        print(f"{told:<20} {statistics.median(paces):8.1f} images/s   {min(paces):.1f} to {max(paces):.1f}")
+
+
+if __name__ == "__main__":
+    main()

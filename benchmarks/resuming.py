@@ -1,0 +1,92 @@
+"""What exact resuming costs: the loop of `resnetkit train` beside itself without it, in one run, taking turns.
+
+    python benchmarks/resuming.py DATA [--model resnet20] [--epochs 4] [--save FILE.json]
+
+Every other step is taken without what resuming needs: no generator is seeded, nothing is written to metrics.jsonl,
+nobody asks for signals or for the time. Medians over steps, of the clock and of the processor's time, which other work
+on the machine disturbs less. A checkpoint is told in milliseconds. `benchmarks/kills.py` shows that it is exact.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from resnetkit.doctor import environment
+from resnetkit.learn import train as training
+from resnetkit.learn.signals import Signals
+from resnetkit.learn.start import start
+from resnetkit.learn.state import State
+
+
+class Turns:
+    """Called after each step: takes its times, and lets the next step be of the other kind."""
+
+    def __init__(self, run):
+        self.run, self.times, self.exact = run, {True: [], False: []}, True
+        self.kept = training.reseed, training.step_line, run.log.add, run.keeper.due, run.heed
+        self.absent = (self.nothing, lambda *words: "", self.nothing, lambda steps: False, self.nothing)
+        self.clock, self.processor = time.perf_counter(), time.process_time()
+
+    def nothing(self, *words):
+        """What resuming needs, left out."""
+
+    def use(self, functions):
+        training.reseed, training.step_line, self.run.log.add, self.run.keeper.due, self.run.heed = functions
+
+    def __call__(self, event):
+        now = time.perf_counter(), time.process_time()
+        if event.step > 2:
+            self.times[self.exact].append((now[0] - self.clock, now[1] - self.processor))
+        self.exact = not self.exact
+        self.use(self.kept if self.exact else self.absent)
+        self.clock, self.processor = time.perf_counter(), time.process_time()
+
+    def median(self, exact, which):
+        """Milliseconds: ``which`` is 0 for the clock, 1 for the processor."""
+        return 1000 * statistics.median(times[which] for times in self.times[exact])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        begun = start(options.data, options.model, {}, out=Path(folder) / "run", device="auto", tell=None)
+        run = training._Training(begun, lambda event: None, Signals())
+        turns, saves = Turns(run), []
+        run.watch, run.save = turns, lambda: None
+        for number in range(1, options.epochs + 1):
+            run.now = State(epoch=number, batch_size=run.recipe.batch_size)
+            run.epoch(number)
+        turns.use(turns.kept)
+        for number in range(1, 8):
+            run.now = State(steps=number, step=1, batch_size=run.recipe.batch_size)
+            started = time.perf_counter()
+            training._Training.save(run)
+            saves.append(time.perf_counter() - started)
+    found = {
+        "model": options.model,
+        "batch": run.recipe.batch_size,
+        "steps_of_each_kind": len(turns.times[True]),
+        "milliseconds_a_step": {"exact": turns.median(True, 0), "without": turns.median(False, 0)},
+        "processor_milliseconds_a_step": {"exact": turns.median(True, 1), "without": turns.median(False, 1)},
+        "milliseconds_a_checkpoint": 1000 * statistics.median(saves),
+        "environment": {key: environment()[key] for key in ("cores", "threads", "features", "gpus")},
+    }
+    for name in ("milliseconds_a_step", "processor_milliseconds_a_step"):
+        exact, without = found[name]["exact"], found[name]["without"]
+        print(f"{name:<30}{exact:8.2f} exact {without:8.2f} without   ratio {exact / without:.4f}")
+    print(f"{'milliseconds_a_checkpoint':<30}{found['milliseconds_a_checkpoint']:8.1f}")
+    if options.save:
+        options.save.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Threads that read pictures while the network computes. No torch.
+
+Threads and no processes: they share the memory of the loop (so /dev/shm is not used, however small it is), none can be
+killed alone, and what a picture becomes depends on its number, never on who read it. Pillow decodes without the lock of
+Python, so they run beside each other. They are daemons: one that hangs in a read does not keep a process alive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+from resnetkit.errors import MachineError
+
+T = TypeVar("T")
+Result = TypeVar("Result")
+MOST = 1024
+PATIENCE = 120.0  # seconds for one picture: the largest that is read takes a few, also from a slow disk
+
+
+class StuckError(MachineError):
+    """A picture whose reading does not end; ``place`` is its place among the items."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(f"reading took more than {PATIENCE:.0f} seconds", fix=_DISK)
+        self.place = place
+
+
+_DISK = "look after the disk or the network that it is read from; resnetkit check reads every picture once"
+
+
+def each(read: Callable[[T], Result], items: Sequence[T], workers: int) -> Iterator[Result]:
+    """``read`` of each item, in order; with 0 workers, or where no thread can be started, by the caller itself."""
+    found: list[Future[Result]] = [Future() for _ in items]
+    places = iter(range(len(items)))
+
+    def work() -> None:
+        for place in places:  # the next one that nobody has: asking is one step that no thread interrupts
+            _settle(found[place], read, items[place])
+
+    if not _started(work, min(workers, len(items))):
+        yield from map(read, items)
+        return
+    try:
+        for place, future in enumerate(found):
+            yield _result(future, place)
+    finally:
+        deque(places, 0)  # what nobody waits for is not begun
+
+
+def _settle(future: Future[Result], read: Callable[[T], Result], item: T) -> None:
+    try:
+        future.set_result(read(item))
+    except BaseException as error:  # noqa: BLE001  whoever asks for the result gets it
+        future.set_exception(error)
+
+
+def _result(future: Future[Result], place: int) -> Result:
+    try:
+        return future.result(PATIENCE)
+    except TimeoutError:
+        if future.done():  # the reading itself failed so
+            return future.result()
+        raise StuckError(place) from None
+
+
+def _started(work: Callable[[], None], count: int) -> bool:
+    """Whether a thread runs; a machine that gives fewer than asked for is slower, and the results are the same."""
+    for number in range(count):
+        try:
+            threading.Thread(target=work, name=f"reader {number + 1}", daemon=True).start()
+        except RuntimeError:  # the limit of the system or of a container
+            return number > 0
+    return count > 0
+
+
+def ahead(tasks: Sequence[Callable[[], Result]], workers: int) -> Iterator[Result]:
+    """The results in order, each task begun while the result before it is in use; as it is asked for with 0 workers.
+
+    For tasks that decode. One that computes with torch would only take the network's threads from it.
+    """
+    if not workers:
+        yield from (task() for task in tasks)
+        return
+    waiting = [_begun(task) for task in tasks[:1]]
+    for task in [*tasks[1:], None]:
+        following = [_begun(task)] if task else []
+        if waiting:
+            yield waiting[0].result()
+        waiting = following
+
+
+def _begun(task: Callable[[], Result]) -> Future[Result]:
+    """A task in a thread of its own, or done at once where none can be started."""
+    found: Future[Result] = Future()
+    if not _started(lambda: _settle(found, lambda run: run(), task), 1):
+        _settle(found, lambda run: run(), task)
+    return found

@@ -1,0 +1,37 @@
+"""A trained network changed, with a report of every tensor and a proof of what holds.
+
+    model, report = resnetkit.surgery.dilate(model, output_stride=8)
+    print(report)
+
+Each function takes a network and gives a new one, of the same type, device and mode, and its `Report`; the network
+that was given stays as it is. An identity that must hold and does not is a `VerificationError`.
+"""
+
+from resnetkit.surgery.blocks import deepen, insert, remove, shortcuts
+from resnetkit.surgery.ends import classes, cut, features, head, input_channels
+from resnetkit.surgery.learning import checkpoint, freeze, freeze_norms
+from resnetkit.surgery.norms import fold_norms, group_norm
+from resnetkit.surgery.strides import dilate, restride, stem
+from resnetkit.surgery.widths import prune, widen
+
+__all__ = [
+    "checkpoint",
+    "classes",
+    "cut",
+    "deepen",
+    "dilate",
+    "features",
+    "fold_norms",
+    "freeze",
+    "freeze_norms",
+    "group_norm",
+    "head",
+    "input_channels",
+    "insert",
+    "prune",
+    "remove",
+    "restride",
+    "shortcuts",
+    "stem",
+    "widen",
+]

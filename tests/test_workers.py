@@ -1,0 +1,182 @@
+"""Threads that read pictures: in order, with the same result for any number, and never a wait without end."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import resnetkit as rk
+from resnetkit.architecture.card import preparation_for
+from resnetkit.architecture.catalog import spec
+from resnetkit.errors import DataError, MachineError, ResnetkitError, UsageError
+from resnetkit.learn import workers
+from resnetkit.learn.data import Files
+from resnetkit.learn.pixels import PixelSource, Skipped
+from resnetkit.learn.ranks import cores
+from resnetkit.learn.recipe import Error, Skip
+from resnetkit.learn.sources import open_data
+from resnetkit.learn.workers import ahead, each
+
+SETTINGS = {"epochs": 1, "batch_size": 8, "precision": "fp32", "augment": "random-crop"}
+COUNTS = [0, 1, 4]
+
+
+@pytest.fixture
+def flowers(pictures):
+    return pictures("flowers", ["rose", "daisy"], 12)
+
+
+def source(root, count, policy=None):
+    data = open_data(root)
+    how = preparation_for(spec("resnet20"))
+    return PixelSource(data.first, how, Skipped(data, policy or Error()), keep=False, workers=count)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_results_come_in_order_and_errors_with_them(count):
+    assert list(each(lambda i: i * i, range(50), count)) == [i * i for i in range(50)]
+    assert list(each(lambda i: i, [], count)) == []
+    assert list(ahead([lambda i=i: i for i in range(5)], count)) == list(range(5))
+    assert list(ahead([], count)) == []
+    with pytest.raises(ZeroDivisionError):
+        list(each(lambda i: 1 // i, [1, 0, 1], count))
+    with pytest.raises(ZeroDivisionError):
+        list(ahead([lambda: 1, lambda: 1 // 0], count))
+    with pytest.raises(TimeoutError, match="of the disk"):
+        list(each(_timed_out, [1], count))
+
+
+def _timed_out(i):
+    raise TimeoutError("of the disk")
+
+
+def test_what_nobody_waits_for_is_not_begun():
+    begun = []
+    results = each(lambda i: (begun.append(i), time.sleep(0.01)), range(1000), 2)
+    next(results)
+    results.close()
+    time.sleep(0.05)
+    assert len(begun) < 20
+
+
+def test_t13_the_number_of_workers_changes_nothing(flowers, network, tmp_path):
+    made = [rk.train(flowers, network, out=tmp_path / f"run{n}", settings=SETTINGS, workers=n) for n in COUNTS]
+    weights = [(run.path / "model" / "model.safetensors").read_bytes() for run in made]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_d12_no_process_is_started_and_no_shared_memory_used(flowers, network, tmp_path):
+    """So that a worker cannot be killed alone, and /dev/shm may have any size."""
+    heard, done = [], []
+
+    def hook(event, words):  # hooks cannot be taken away again
+        if not done and (
+            event.startswith(("subprocess.", "os.fork", "os.posix_spawn", "os.exec", "socket."))
+            or "/dev/shm" in str(words[:1])
+        ):
+            heard.append((event, words[:1]))
+
+    sys.addaudithook(hook)
+    rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS, workers=4)
+    mapped = Path("/proc/self/maps").read_text()
+    done.append(True)
+    assert heard == []
+    assert "/dev/shm" not in mapped
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_d12_a_worker_that_fails_names_its_picture(flowers, monkeypatch, count):
+    read = source(flowers, count)
+    bad = read.pictures.paths[5]
+    original = Files.image
+
+    def failing(self, i, colour="RGB"):
+        if self.paths[i] == bad:
+            raise ZeroDivisionError("a bug")
+        return original(self, i, colour)
+
+    monkeypatch.setattr(Files, "image", failing)
+    with pytest.raises(ResnetkitError) as caught:
+        list(read.batches(8))
+    assert str(caught.value) == (
+        f"error: a picture could not be prepared: ZeroDivisionError: a bug\nwhere: {bad}\n"
+        "fix: please report it, with this picture"
+    )
+
+
+def test_d12_a_reading_that_does_not_end_is_an_error_that_names_the_picture(flowers, monkeypatch):
+    read, never = source(flowers, 2), threading.Event()
+    stuck = read.pictures.paths[5]
+    original = Files.image
+
+    def hanging(self, i, colour="RGB"):
+        if self.paths[i] == stuck:
+            never.wait(60)
+        return original(self, i, colour)
+
+    monkeypatch.setattr(Files, "image", hanging)
+    monkeypatch.setattr(workers, "PATIENCE", 0.2)
+    begun = time.monotonic()
+    with pytest.raises(MachineError) as caught:
+        list(read.batches(8))
+    assert time.monotonic() - begun < 10
+    never.set()
+    assert caught.value.where == (str(stuck),)
+    assert caught.value.what == "reading took more than 0 seconds"
+    assert caught.value.fix == (
+        "look after the disk or the network that it is read from; resnetkit check reads every picture once"
+    )
+
+
+def test_a_thread_that_hangs_does_not_keep_the_program_alive():
+    code = """
+import threading
+from resnetkit.learn import workers
+workers.PATIENCE = 0.1
+list(workers.each(lambda i: threading.Event().wait(60), [1], 1))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20,
+                          env=os.environ | {"PYTHONPATH": str(Path(rk.__file__).parents[1])})  # fmt: skip
+    assert done.returncode == 1
+    assert "StuckError" in done.stderr
+
+
+def test_a_pipe_that_looks_like_a_picture_is_refused_and_not_waited_for(flowers):
+    os.mkfifo(flowers / "rose" / "pipe.jpg")
+    for count in COUNTS:
+        read = source(flowers, count, Skip(0.1))
+        assert sum(len(which) for _, which in read.batches(8)) == 24
+        assert read.skipped.reasons == {str(flowers / "rose" / "pipe.jpg"): "this is no file"}
+
+
+def test_where_no_thread_can_be_started_the_loop_reads_itself(flowers, monkeypatch):
+    expected = [pixels.numpy() for pixels, _ in source(flowers, 2).batches(8)]
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    found = [pixels.numpy() for pixels, _ in source(flowers, 2).batches(8)]
+    assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_numbers_of_workers(flowers, network, tmp_path, cli):
+    assert source(flowers, None).workers == cores() >= 1
+    for count in (-1, 5000):
+        with pytest.raises(UsageError, match=f"there cannot be {count:,} workers"):
+            source(flowers, count)
+    code, _, err = cli("train", flowers, "--model", network, "--workers", "-1", "--out", tmp_path / "run")
+    assert code == 2
+    assert "fix: 0 (the loop itself) to 1,024; leave it out for" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_data_is_itself(flowers):
+    (flowers / "rose" / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match="1 picture cannot be read"):
+        list(source(flowers, 2).batches(8))
