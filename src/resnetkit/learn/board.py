@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -18,16 +18,17 @@ from resnetkit.errors import ElsewhereError, MachineError, ResnetkitError, Stopp
 from resnetkit.learn.ranks import Launch
 
 _PATIENCE = 3.0  # seconds to hear from the others what has happened
+_ANSWER = 10.0  # seconds that the store may take
 _INTERRUPTED = 130
 
 
 class Board:
-    """What each process says of itself, under ``host/RANK``, ``failed/RANK`` and ``waits/RANK``."""
+    """What each process says of itself, under ``failed/RANK`` and ``waits/RANK``."""
 
     def __init__(self, launch: Launch, store: Any, timeout: float) -> None:
         self.launch, self.timeout = launch, timeout
-        self.store = store
-        self._say("host", socket.gethostname())
+        self.store, self._cut = store, False
+        self.hosts = [""] * launch.world  # told when all are there
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
@@ -104,31 +105,46 @@ class Board:
 
     def _elsewhere(self, rank: int, told: Mapping[str, Any]) -> ElsewhereError:
         """Told once on every other machine, whose log would hold nothing else."""
-        host = self._heard("host", rank)
-        quiet = self.launch.local_rank != 0 or host == self._heard("host", self.launch.rank)
+        quiet = self.launch.local_rank != 0 or self.hosts[rank] == self.hosts[self.launch.rank]
         what = f"{self.place(rank)}, failed: {told['what']}"
         return ElsewhereError("" if quiet else what, exit_code=int(told["code"]))
 
     def place(self, rank: int) -> str:
         """Which process, and on which machine."""
-        with contextlib.suppress(RuntimeError):
-            return f"process {rank} of 0 to {self.launch.world - 1}, on {self._heard('host', rank)}"
-        return f"process {rank} of 0 to {self.launch.world - 1}"
+        host = f", on {self.hosts[rank]}" if self.hosts[rank] else ""
+        return f"process {rank} of 0 to {self.launch.world - 1}{host}"
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self.launch.world) if rank != self.launch.rank]
 
     def _say(self, kind: str, value: object) -> None:
-        self.store.set(f"{kind}/{self.launch.rank}", json.dumps(value))
+        self._asked(lambda: self.store.set(f"{kind}/{self.launch.rank}", json.dumps(value)))
 
     def _heard(self, kind: str, rank: int, patience: float = 0.0) -> Any:
         """What a process said of this kind; None if it said nothing."""
         ends = time.monotonic() + patience
-        while not self.store.check([f"{kind}/{rank}"]):
+        while not self._asked(lambda: self.store.check([f"{kind}/{rank}"])):
             if time.monotonic() >= ends:
                 return None
             time.sleep(0.02)
-        return json.loads(self.store.get(f"{kind}/{rank}"))
+        return json.loads(self._asked(lambda: self.store.get(f"{kind}/{rank}")))
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        """What the store answers; raises `RuntimeError` where it does not, as at the other end of a cut cable."""
+        answers: list[Any] = []
+
+        def ask() -> None:
+            with contextlib.suppress(RuntimeError):
+                answers.append(question())
+
+        asking = threading.Thread(target=ask, daemon=True)
+        if not self._cut:
+            asking.start()
+            asking.join(_ANSWER)
+        self._cut = not answers
+        if self._cut:
+            raise RuntimeError("the store does not answer")
+        return answers[0]
 
 
 def _exit_code(error: BaseException) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -115,7 +116,9 @@ def joined(launch: Launch, device: str, timeout: float) -> Iterator[tuple[Group,
     board = _meet(launch, place, timeout)
     try:
         with board.told():
-            yield Group(launch, board), str(place)
+            group = Group(launch, board)
+            board.hosts = group.each(socket.gethostname())
+            yield group, str(place)
     finally:
         dist.destroy_process_group()
 
