@@ -142,4 +142,7 @@ def test_no_file_names_a_place_of_ours():
     for name in filter(None, tracked):
         path = ROOT / name
         if path.exists() and path.suffix in (".py", ".md", ".toml", ".txt", ".json", "", ".svg"):
-            assert not re.search(r"/(work|root|home|Users)/|https?://(?!www\.w3\.org|git-lfs|127\.0\.0\.1|example\.org)", path.read_text()), name
+            assert not re.search(
+                r"/(work|root|home|Users)/|https?://(?!www\.w3\.org|git-lfs|127\.0\.0\.1|example\.org)",
+                path.read_text(),
+            ), name
