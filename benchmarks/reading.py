@@ -50,13 +50,13 @@ def training(root, rounds, steps):
 
     `kept` is the same steps with pictures that are pixels already.
     """
+    from resnetkit.learn.loop import Training
     from resnetkit.learn.start import start
-    from resnetkit.learn.train import _Training
 
     begun = start(root, "resnet18", {"batch_size": 32}, out=root.parent / "run", device="cpu", tell=None)
     source, found = begun.sources["train"], {}
     kept = [source.cropped(np.arange(step * 32, step * 32 + 32), 0.35, (0, 0)) for step in range(steps)]
-    loop = _Training(begun, lambda event: None)
+    loop = Training(begun, lambda event: None)
     read = loop.batch
     made = work(loop, source, kept, steps)
     for number in range(rounds + bool(rounds)):

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from resnetkit.doctor import environment
-from resnetkit.learn import train as training
+from resnetkit.learn import loop as training
 from resnetkit.learn.signals import Signals
 from resnetkit.learn.start import start
 from resnetkit.learn.state import State
@@ -59,7 +59,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         begun = start(options.data, options.model, {}, out=Path(folder) / "run", device="auto", tell=None)
-        run = training._Training(begun, lambda event: None, Signals())
+        run = training.Training(begun, lambda event: None, Signals())
         turns, saves = Turns(run), []
         run.watch, run.save = turns, lambda: None
         for number in range(1, options.epochs + 1):
@@ -69,7 +69,7 @@ def main():
         for number in range(1, 8):
             run.now = State(steps=number, step=1, batch_size=run.recipe.batch_size)
             started = time.perf_counter()
-            training._Training.save(run)
+            training.Training.save(run)
             saves.append(time.perf_counter() - started)
     found = {
         "model": options.model,

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 import resnetkit as rk
 from resnetkit.doctor import environment
 from resnetkit.learn.device import ToInput
+from resnetkit.learn.loop import Training
 from resnetkit.learn.start import start
 from resnetkit.learn.state import State
-from resnetkit.learn.train import _Training
 
 
 def plain_round(model, optimiser, pictures, batch, steps):
@@ -67,7 +67,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         begun = start(options.data, options.model, {}, out=Path(folder) / "run", device="auto", tell=None)
     prepared, sources, recipe = begun.prepared, begun.sources, begun.prepared.recipe
-    training = _Training(begun, lambda event: None)
+    training = Training(begun, lambda event: None)
 
     count, device = options.steps * recipe.batch_size, torch.device(prepared.device)
     pixels, _ = sources["train"].prepared(torch.arange(count).numpy())

@@ -30,7 +30,7 @@ from resnetkit.cli import main
 from resnetkit.deliver import predict as predicting
 from resnetkit.errors import UsageError
 from resnetkit.learn import board, group, pixels
-from resnetkit.learn import train as training
+from resnetkit.learn import loop as training
 from resnetkit.learn.checkpoint import read_newest
 from resnetkit.learn.meeting import fresh
 from resnetkit.learn.norms import SyncedNorm, synchronise
@@ -344,7 +344,7 @@ def at_step(count, act):
     """Something to do in a process: before its ``count``-th step, ``act``."""
 
     def patch():
-        original, calls = training._Training.step, []
+        original, calls = training.Training.step, []
 
         def spy(self, *words):
             calls.append(1)
@@ -352,7 +352,7 @@ def at_step(count, act):
                 act()
             return original(self, *words)
 
-        training._Training.step = spy
+        training.Training.step = spy
 
     return patch
 
@@ -465,7 +465,7 @@ def counting(folder):
     """Something to do in a process: write down which pictures it learns from."""
 
     def patch():
-        original = training._Training.step
+        original = training.Training.step
 
         def spy(self, step, pixels, labels, which):
             with (folder / f"seen{os.environ['RANK']}").open("a") as file:
@@ -474,7 +474,7 @@ def counting(folder):
                 file.write("".join(json.dumps(row) + "\n" for row in named))
             return original(self, step, pixels, labels, which)
 
-        training._Training.step = spy
+        training.Training.step = spy
 
     return patch
 
@@ -593,15 +593,15 @@ def test_processes_that_do_not_meet(place):
 
 DIES_ONCE = """
 import os, signal, sys
-from resnetkit.learn import train as training
+from resnetkit.learn import loop as training
 from resnetkit.cli import main
-original, calls = training._Training.step, []
+original, calls = training.Training.step, []
 def step(self, *words):
     calls.append(1)
     if len(calls) == 9 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, *words)
-training._Training.step = step
+training.Training.step = step
 raise SystemExit(main())
 """
 

@@ -14,7 +14,7 @@ import torch
 import resnetkit as rk
 from resnetkit.errors import DataError, UsageError
 from resnetkit.images.decode import pictures_below
-from resnetkit.learn import train as training
+from resnetkit.learn import loop as training
 from resnetkit.learn.data import leaks
 from resnetkit.learn.pixels import PixelSource, Skipped
 from resnetkit.learn.recipe import Skip
@@ -206,14 +206,14 @@ def test_a_run_that_cannot_begin_leaves_nothing(flowers, network, tmp_path, monk
 
 
 def test_an_interrupt_keeps_the_best_epoch(flowers, network, tmp_path, cli, monkeypatch):
-    original = training._Training.epoch
+    original = training.Training.epoch
 
     def interrupted(self, number):
         if number == 2:
             raise KeyboardInterrupt
         return original(self, number)
 
-    monkeypatch.setattr(training._Training, "epoch", interrupted)
+    monkeypatch.setattr(training.Training, "epoch", interrupted)
     code, _, err = cli("train", flowers, "--model", network, "--out", tmp_path / "run", "--epochs", 3)
     assert code == 130
     assert err.splitlines()[-1] == f"interrupted; the model of epoch 1 is kept in {tmp_path / 'run'}"

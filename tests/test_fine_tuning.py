@@ -11,7 +11,7 @@ from resnetkit.architecture.spec import MLP
 from resnetkit.errors import TextError, UsageError
 from resnetkit.learn.evaluation import Answers, Evaluation, interval, told
 from resnetkit.learn.recipe import FineTune, Recipe, Scratch
-from resnetkit.learn.train import _optimiser, learning
+from resnetkit.learn.updates import learning, optimiser_for
 from resnetkit.text import to_toml
 
 from tiny import BASE, TINY
@@ -129,7 +129,7 @@ def test_what_learns_in_an_epoch():
 
 def test_rates_of_head_and_body():
     model = rk.build(BASE)
-    optimiser = _optimiser(model, Recipe("d", "m", start=FineTune(body_rate=0.25)))
+    optimiser = optimiser_for(model, Recipe("d", "m", start=FineTune(body_rate=0.25)))
     shares = {id(p): group["share"] for group in optimiser.param_groups for p in group["params"]}
     for path, parameter in model.named_parameters():
         assert shares[id(parameter)] == (1.0 if path.startswith("head.") else 0.25)

@@ -9,8 +9,8 @@ import torch
 import resnetkit as rk
 from resnetkit.commands.progress import announce
 from resnetkit.errors import MachineError, ResnetkitWarning
+from resnetkit.learn import loop as training
 from resnetkit.learn import memory
-from resnetkit.learn import train as training
 from resnetkit.learn.memory import Need, available, is_lack, need, working
 from resnetkit.learn.recipe import EMA, AdamW, Recipe
 from test_resume import HOW, flowers, once, same, whole_plain  # noqa: F401
@@ -98,7 +98,7 @@ def in_parts(count):
 def test_t09_too_little_memory_names_a_batch_that_works_and_the_run_goes_on(
     flowers, network, tmp_path, monkeypatch, whole_plain, error, cli  # noqa: F811
 ):  # fmt: skip
-    step = training._Training.step
+    step = training.Training.step
 
     def lacking(self, number, *words):
         if self.now.steps == 8:
@@ -111,7 +111,7 @@ def test_t09_too_little_memory_names_a_batch_that_works_and_the_run_goes_on(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(training._Training, "step", lacking)
+        patch.setattr(training.Training, "step", lacking)
         patch.setattr(memory, "_attempt", attempt)
         with pytest.raises(MachineError) as caught:
             rk.train(flowers, network, out=out, settings=FEW)
@@ -127,7 +127,7 @@ def test_t09_at_the_first_step_nothing_is_left(flowers, network, tmp_path, monke
         if batch > 2:
             raise MemoryError
 
-    monkeypatch.setattr(training._Training, "step", lambda *words: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(training.Training, "step", lambda *words: (_ for _ in ()).throw(MemoryError()))
     monkeypatch.setattr(memory, "_attempt", attempt)
     code, out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "run", "--batch-size", 16)
     assert (code, out) == (5, "")

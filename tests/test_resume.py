@@ -20,7 +20,7 @@ import resnetkit as rk
 from resnetkit.architecture.spec import MLP
 from resnetkit.errors import DataError, ResnetkitWarning, WeightsError
 from resnetkit.learn import checkpoint as keeping
-from resnetkit.learn import train as training
+from resnetkit.learn import loop as training
 from resnetkit.learn.checkpoint import Checkpoint, read_newest, write
 from resnetkit.learn.run import Epoch, Prepared, Step
 from resnetkit.learn.state import State, Sums, read_state, to_text
@@ -100,12 +100,12 @@ def dies_at(place, name, count):
 # ------------------------------------------------------------------------------------------------- T1: exact resuming
 
 MOMENTS = {
-    "before the first checkpoint": [(training._Training, "step", 2)],
-    "in a step, twice": [(training._Training, "step", 7), (training._Training, "step", 7)],
+    "before the first checkpoint": [(training.Training, "step", 2)],
+    "in a step, twice": [(training.Training, "step", 7), (training.Training, "step", 7)],
     "inside a checkpoint": [(os, "write", 40)],
     "before a checkpoint is renamed": [(os, "rename", 2)],
     "in evaluation": [(training, "count", 2)],
-    "when the model has been written": [(training._Training, "finish", 1)],
+    "when the model has been written": [(training.Training, "finish", 1)],
     "in the evaluation at the end": [(training, "count", 4)],
     "before the results": [(training, "leave_results", 1)],
 }
@@ -167,7 +167,7 @@ RECIPES = {
 def test_t01_whatever_the_recipe(flowers, network, tmp_path, recipe):
     settings = HOW | RECIPES[recipe]
     whole = rk.train(flowers, network, out=tmp_path / "whole", settings=settings)
-    killed(dies_at(training._Training, "step", 10), flowers, network, out=tmp_path / "run", settings=settings)
+    killed(dies_at(training.Training, "step", 10), flowers, network, out=tmp_path / "run", settings=settings)
     assert same(rk.train(resume=tmp_path / "run"), whole)
 
 
@@ -177,12 +177,12 @@ def test_t01_fine_tuning_in_both_of_its_parts(flowers, network, tmp_path, pictur
     whole = rk.train(flowers, base.path, out=tmp_path / "whole", settings=settings)
     for step in (3, 9):
         out = tmp_path / f"run{step}"
-        killed(dies_at(training._Training, "step", step), flowers, base.path, out=out, settings=settings)
+        killed(dies_at(training.Training, "step", step), flowers, base.path, out=out, settings=settings)
         assert same(rk.train(resume=out), whole)
 
 
 def test_only_the_steps_after_the_last_checkpoint_run_again(flowers, network, tmp_path):
-    killed(dies_at(training._Training, "step", 6), flowers, network, out=tmp_path / "run", settings=HOW)
+    killed(dies_at(training.Training, "step", 6), flowers, network, out=tmp_path / "run", settings=HOW)
     events = []
     rk.train(resume=tmp_path / "run", watch=events.append)
     assert isinstance(events[0], Prepared)
@@ -216,7 +216,7 @@ def test_t08_bad_steps_and_pictures_that_failed_are_remembered(flowers, network,
     Sick.steps = range(7, 99)
     with pytest.raises(DataError) as whole:
         rk.train(flowers, network, out=tmp_path / "whole", settings=HOW | {"checkpoint_steps": 1})
-    act = dies_at(training._Training, "step", 9)
+    act = dies_at(training.Training, "step", 9)
     killed(act, flowers, network, out=tmp_path / "run", settings=HOW | {"checkpoint_steps": 1})
     state = read_newest(tmp_path / "run" / "state", lambda found: None).state
     assert (state.steps, state.bad_steps) == (8, 2)
@@ -233,7 +233,7 @@ def test_a_picture_that_failed_once_stays_out_after_resuming(flowers, network, t
     content = bad.read_bytes()
     bad.write_bytes(b"")
     whole = rk.train(flowers, network, out=tmp_path / "whole", settings=settings)
-    killed(dies_at(training._Training, "step", 8), flowers, network, out=tmp_path / "run", settings=settings)
+    killed(dies_at(training.Training, "step", 8), flowers, network, out=tmp_path / "run", settings=settings)
     bad.write_bytes(content)
     run = rk.train(resume=tmp_path / "run")
     assert same(run, whole)
@@ -389,7 +389,7 @@ def standing_at(step, flowers, network, folder, settings):
     """``folder/run``, killed in a step; made once, then copied to where other pictures of the same names lie."""
     kept = STANDING.get(step)
     if kept is None:
-        killed(dies_at(training._Training, "step", step), flowers, network, out=folder / "run", settings=settings)
+        killed(dies_at(training.Training, "step", step), flowers, network, out=folder / "run", settings=settings)
         kept = STANDING[step] = (tempfile.mkdtemp(), str(folder))
         shutil.copytree(folder / "run", kept[0], dirs_exist_ok=True)
     else:
@@ -507,7 +507,7 @@ def test_a_pointer_elsewhere_is_not_followed(halted, whole_plain):
 def test_a_damaged_checkpoint_is_not_in_the_way_of_the_next(halted, network):
     halve(halted / "state" / "step-00000006" / "model.safetensors")
     warnings.simplefilter("ignore", ResnetkitWarning)  # of the child
-    killed(dies_at(training._Training, "step", 4), resume=halted)
+    killed(dies_at(training.Training, "step", 4), resume=halted)
     names = sorted(path.name for path in (halted / "state").glob("step-*"))
     assert names == ["step-00000004", "step-00000006"]
     assert [keeping.read(halted / "state" / name).state.steps for name in names] == [4, 6]

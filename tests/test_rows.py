@@ -17,8 +17,8 @@ from pyarrow import ipc, parquet
 
 import resnetkit as rk
 from resnetkit.errors import DataError, MachineError, PictureError
+from resnetkit.learn import loop as training
 from resnetkit.learn import parquet as copying
-from resnetkit.learn import train as training
 from resnetkit.learn.data import divide, fingerprint, leaks
 from resnetkit.learn.sources import open_data
 from test_structure import WATCH

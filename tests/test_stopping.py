@@ -16,8 +16,8 @@ import torch
 import resnetkit as rk
 from resnetkit import files
 from resnetkit.errors import MachineError, ResnetkitWarning, Stopped, UsageError
+from resnetkit.learn import loop as training
 from resnetkit.learn import pixels, workers
-from resnetkit.learn import train as training
 from resnetkit.learn.checkpoint import read_newest
 from resnetkit.learn.signals import Signals, listening
 from test_resume import HOW, _swept, chance, flowers, lines, once, same, sha, standing_at, whole  # noqa: F401
@@ -47,10 +47,10 @@ def signals_at(monkeypatch, place, name, count, number, times=1):
 
 
 PHASES = {
-    "a step": (training._Training, "step", 5, "step 5 of epoch 1", 5),
-    "the last step of an epoch": (training._Training, "step", 6, "step 6 of epoch 1", 6),
+    "a step": (training.Training, "step", 5, "step 5 of epoch 1", 5),
+    "the last step of an epoch": (training.Training, "step", 6, "step 6 of epoch 1", 6),
     "an evaluation": (training, "count", 2, "step 6 of epoch 2", 12),
-    "a checkpoint": (training._Training, "checkpoint", 1, "step 4 of epoch 1", None),
+    "a checkpoint": (training.Training, "checkpoint", 1, "step 4 of epoch 1", None),
 }
 
 
@@ -105,7 +105,7 @@ def test_t04_at_the_end_the_model_stands_and_the_rest_is_done_again(flowers, cha
 
 
 def test_t04_the_best_epoch_can_be_used_meanwhile(flowers, network, tmp_path, cli, monkeypatch):  # noqa: F811
-    signals_at(monkeypatch, training._Training, "step", 8, signal.SIGINT)
+    signals_at(monkeypatch, training.Training, "step", 8, signal.SIGINT)
     assert cli("train", flowers, "--model", network, "--out", tmp_path / "run", *WORDS)[0] == 130
     assert rk.load(tmp_path / "run").card.classes == ("daisy", "rose", "tulip")
     code, _, err = cli("report", tmp_path / "run")
@@ -117,7 +117,7 @@ def test_t04_the_best_epoch_can_be_used_meanwhile(flowers, network, tmp_path, cl
 
 def test_t05_a_second_signal_leaves_at_once(flowers, chance, tmp_path, cli, monkeypatch, whole):  # noqa: F811
     with monkeypatch.context() as patch:
-        signals_at(patch, training._Training, "step", 11, signal.SIGINT, times=2)
+        signals_at(patch, training.Training, "step", 11, signal.SIGINT, times=2)
         code, _, err = cli("train", flowers, "--model", chance, "--out", tmp_path / "run", *WORDS)
     assert code == 130
     assert err.splitlines()[-2:] == [
@@ -320,14 +320,14 @@ def test_t06_unsafe_changes_need_to_be_meant(halted, cli, words):
 
 
 def test_t06_a_smaller_batch_misses_no_picture(halted, monkeypatch):
-    seen, original = [], training._Training.step
+    seen, original = [], training.Training.step
 
     def spy(self, step, pixels, labels, which):
         if self.now.epoch == 1:
             seen.extend(which.tolist())
         return original(self, step, pixels, labels, which)
 
-    monkeypatch.setattr(training._Training, "step", spy)
+    monkeypatch.setattr(training.Training, "step", spy)
     rk.train(resume=halted, batch_size=5, override=True)
     order = __import__("numpy").random.default_rng([0, 1]).permutation(42).tolist()
     assert seen == order[30:]  # 32 were seen, and a step of 5 begins at 30

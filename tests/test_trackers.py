@@ -14,8 +14,8 @@ import pytest
 import resnetkit as rk
 from resnetkit import files
 from resnetkit.errors import MachineError, ResnetkitWarning, Stopped, TextError
+from resnetkit.learn import loop as training
 from resnetkit.learn import trackers
-from resnetkit.learn import train as training
 from test_resume import HOW, dies_at, flowers, killed, lines, same, sha  # noqa: F401
 
 FAKE = """
@@ -140,7 +140,7 @@ def test_t15_a_tracker_that_cannot_be_started(flowers, network, tmp_path, wandb,
 def test_a_resumed_run_goes_on_in_its_tracker(flowers, network, tmp_path, wandb, plain):  # noqa: F811
     wandb()
     settings = HOW | {"epochs": 2, "trackers": ["wandb"]}
-    killed(dies_at(training._Training, "step", 9), flowers, network, out=tmp_path / "run", settings=settings)
+    killed(dies_at(training.Training, "step", 9), flowers, network, out=tmp_path / "run", settings=settings)
     deadline = time.monotonic() + 20
     while told(tmp_path / "run")[-1:] != ["end"] and time.monotonic() < deadline:
         time.sleep(0.05)  # it outlives the run that was killed, for as long as it has something to write
@@ -155,7 +155,7 @@ def test_a_resumed_run_goes_on_in_its_tracker(flowers, network, tmp_path, wandb,
 
 def test_trackers_may_be_changed_when_a_run_is_resumed(flowers, network, tmp_path, wandb, plain):  # noqa: F811
     wandb()
-    killed(dies_at(training._Training, "step", 9), flowers, network, out=tmp_path / "run", settings=HOW | {"epochs": 2})
+    killed(dies_at(training.Training, "step", 9), flowers, network, out=tmp_path / "run", settings=HOW | {"epochs": 2})
     run = rk.train(resume=tmp_path / "run", track=["wandb"])
     assert told(run.path)[-1] == "end"
     assert short(run) == short(plain)
@@ -171,7 +171,7 @@ def test_a_tracker_hears_no_ctrl_c(flowers, network, tmp_path, wandb):  # noqa: 
 
 def test_a_run_that_leaves_nothing_leaves_no_tracker(flowers, network, tmp_path, wandb, monkeypatch):  # noqa: F811
     wandb()
-    monkeypatch.setattr(training._Training, "step", _interrupt)
+    monkeypatch.setattr(training.Training, "step", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         rk.train(flowers, network, out=tmp_path / "run", settings=HOW, track="wandb")
     assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ from resnetkit.learn.evaluate import count
 from resnetkit.learn.recipe import Recipe
 from resnetkit.learn.run import Epoch, Prepared, Step
 from resnetkit.learn.start import _claim
-from resnetkit.learn.train import _optimiser
+from resnetkit.learn.updates import optimiser_for
 from resnetkit.text import to_toml
 
 from tiny import BASE
@@ -194,7 +194,7 @@ def test_an_out_that_is_taken(flowers, network, tmp_path):
 
 def test_weight_decay_is_for_what_multiplies():
     model = rk.build(BASE)
-    optimiser = _optimiser(model, Recipe("d", "mine"))
+    optimiser = optimiser_for(model, Recipe("d", "mine"))
     kept = {id(p) for group in optimiser.param_groups if not group["weight_decay"] for p in group["params"]}
     for path, parameter in model.named_parameters():
         assert (id(parameter) in kept) == (not path.endswith("weight") or "norm" in path), path
