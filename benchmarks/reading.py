@@ -133,7 +133,7 @@ def small(root, rows):
 READ = """
 import json, sys, time
 import numpy as np
-from resnetkit.learn.sources import open_data
+from resnetkit.data.sources import open_data
 def peak():  # of this program alone: getrusage begins with that of the one that started it
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 begun = time.perf_counter()

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 import resnetkit as rk
 from resnetkit.architecture.card import Card
+from resnetkit.data.sources import open_data
 from resnetkit.learn.device import ToInput
 from resnetkit.learn.pixels import PixelSource, Skipped
 from resnetkit.learn.recipe import Error
-from resnetkit.learn.sources import open_data
 from resnetkit.network.layers import Network
 
 OUT = Path(__file__).parents[1] / "docs" / "measured" / "surgery.json"

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from resnetkit.cli import main
+from resnetkit.data.pictures import divide
+from resnetkit.data.sources import open_data
 from resnetkit.errors import ResnetkitError
-from resnetkit.learn.data import divide
-from resnetkit.learn.sources import open_data
 
 
 def run(*words: str) -> None:

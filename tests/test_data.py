@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from resnetkit.data.pictures import divide, fingerprint
+from resnetkit.data.sources import open_data
 from resnetkit.errors import DataError, UsageError
 from resnetkit.learn.augment import moved
-from resnetkit.learn.data import divide, fingerprint
 from resnetkit.learn.pixels import PixelSource, Skipped
 from resnetkit.learn.recipe import Error
-from resnetkit.learn.sources import open_data
 
 
 def counts(data):
@@ -154,7 +154,7 @@ def test_kept_and_streamed_pictures_are_the_same(pictures):
     kept, streamed = PixelSource(data.first, how, skipped), PixelSource(data.first, how, skipped, keep=False)
     assert kept.in_memory
     assert not streamed.in_memory
-    for (a, b), (c, d) in zip(kept.batches(3), streamed.batches(3), strict=True):
+    for (a, b), (c, d) in zip(kept.batches(size=3), streamed.batches(size=3), strict=True):
         assert torch.equal(a, c)
         assert np.array_equal(b, d)
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import resnetkit as rk
+from resnetkit.data.pictures import leaks
+from resnetkit.data.sources import open_data
 from resnetkit.errors import DataError, UsageError
 from resnetkit.images.decode import pictures_below
 from resnetkit.learn import loop as training
-from resnetkit.learn.data import leaks
 from resnetkit.learn.pixels import PixelSource, Skipped
 from resnetkit.learn.recipe import Skip
 from resnetkit.learn.settings import policy
-from resnetkit.learn.sources import open_data
 
 from tiny import BASE
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from resnetkit.architecture.card import Training, card_for
+from resnetkit.data.check import Checked, Look, Twins
+from resnetkit.data.check_page import check_page
+from resnetkit.data.pictures import Data, Files
 from resnetkit.images.thumbnail import thumbnail
-from resnetkit.learn.check import Checked, Look, Twins
-from resnetkit.learn.check_page import check_page
-from resnetkit.learn.data import Data, Files
 from resnetkit.learn.evaluation import Answers, Evaluation
 from resnetkit.learn.recipe import Recipe
 from resnetkit.learn.report import report, sign_test

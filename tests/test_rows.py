@@ -16,11 +16,11 @@ from PIL import Image
 from pyarrow import ipc, parquet
 
 import resnetkit as rk
+from resnetkit.data import parquet as copying
+from resnetkit.data.pictures import divide, fingerprint, leaks
+from resnetkit.data.sources import open_data
 from resnetkit.errors import DataError, MachineError, PictureError
 from resnetkit.learn import loop as training
-from resnetkit.learn import parquet as copying
-from resnetkit.learn.data import divide, fingerprint, leaks
-from resnetkit.learn.sources import open_data
 from test_structure import WATCH
 
 NAMES = ("rose", "daisy", "tulip")
@@ -140,8 +140,8 @@ def test_rows_that_were_chosen_are_read_in_their_order(written):
 
 def test_nothing_is_asked_of_a_network_or_written_elsewhere(written, tmp_path):
     code = """
-from resnetkit.learn.sources import open_data
-from resnetkit.learn.data import divide, fingerprint, leaks
+from resnetkit.data.sources import open_data
+from resnetkit.data.pictures import divide, fingerprint, leaks
 for place in sys.argv[2:]:
     data = divide(open_data(place), 0)
     fingerprint(data), leaks(data), [data.first.image(i) for i in range(len(data.first))]
@@ -209,8 +209,9 @@ def test_d03_bad_rows_are_skipped_named_and_counted(tmp_path, network, monkeypat
     parquet.write_table(table(60, image=pyarrow.array(images, PAIR)), tmp_path / "flowers.parquet")
     seen, original = Counter(), training.augmented
 
-    def spy(source, indices, *rest):
-        pixels, which = original(source, indices, *rest)
+    def spy(*words, **more):
+        pixels, which = original(*words, **more)
+        source = words[0]
         seen.update((source.pictures.where(i), int(source.labels[i])) for i in which.tolist())
         return pixels, which
 

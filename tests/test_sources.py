@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import resnetkit as rk
+from resnetkit.data.pictures import divide, fingerprint, leaks
+from resnetkit.data.sources import open_data
 from resnetkit.errors import DataError, UsageError
-from resnetkit.learn.data import divide, fingerprint, leaks
-from resnetkit.learn.sources import open_data
 
 from tiny import BASE
 

@@ -16,12 +16,13 @@ MODULES = {
     for path in sorted(SOURCE.rglob("*.py"))
 }
 # each layer may use itself and what stands before it
-LAYERS = ["errors", "kinds", "text", "tables", "files", "architecture", "images", "pages", "network", "surgery", "weights", "explain", "doctor", "learn",
+LAYERS = ["errors", "kinds", "text", "tables", "files", "architecture", "images", "pages", "data", "network", "surgery", "weights", "explain", "doctor", "learn",
           "deliver", "commands", "cli", "__main__"]  # fmt: skip
 NARROW = {  # what a layer uses is less than its place allows
     "kinds": set(),
     "images": {"errors", "kinds", "architecture"},
     "pages": set(),
+    "data": {"errors", "text", "files", "images", "pages"},
     "network": {"errors", "architecture"},
     "surgery": {"errors", "tables", "architecture", "network"},
     "explain": {"errors", "tables", "architecture", "images", "pages", "network", "weights"},
@@ -38,12 +39,12 @@ TORCH_FREE = [
     "resnetkit.weights.addresses",
     "resnetkit.explain.words", "resnetkit.explain.differences", "resnetkit.explain.compare", "resnetkit.explain.figure",
     "resnetkit.weights.dialects", "resnetkit.weights.fit", "resnetkit.learn.recipe", "resnetkit.learn.state", "resnetkit.learn.signals",
-    "resnetkit.learn.recipes", "resnetkit.learn.tracker", "resnetkit.learn.trackers", "resnetkit.images.distort", "resnetkit.learn.ranks", "resnetkit.learn.settings", "resnetkit.learn.data", "resnetkit.cli", "resnetkit.doctor",
+    "resnetkit.learn.recipes", "resnetkit.learn.tracker", "resnetkit.learn.trackers", "resnetkit.images.distort", "resnetkit.learn.ranks", "resnetkit.learn.settings", "resnetkit.data.pictures", "resnetkit.cli", "resnetkit.doctor",
     "resnetkit.commands.explain", "resnetkit.commands.models", "resnetkit.commands.train",
     "resnetkit.commands.evaluate", "resnetkit.commands.predict", "resnetkit.commands.doctor",
-    "resnetkit.commands.check", "resnetkit.commands.together", "resnetkit.commands.report", "resnetkit.commands.embed", "resnetkit.learn.check",
-    "resnetkit.learn.check_page", "resnetkit.learn.report", "resnetkit.learn.run", "resnetkit.learn.evaluation",
-    "resnetkit.learn.sources", "resnetkit.learn.shards", "resnetkit.learn.columns", "resnetkit.learn.arrow", "resnetkit.learn.parquet", "resnetkit.learn.workers", "resnetkit.weights.recognise", "resnetkit.weights.infer", "resnetkit.weights.envelope",
+    "resnetkit.commands.check", "resnetkit.commands.together", "resnetkit.commands.report", "resnetkit.commands.embed", "resnetkit.data.check",
+    "resnetkit.data.check_page", "resnetkit.learn.report", "resnetkit.learn.run", "resnetkit.learn.evaluation",
+    "resnetkit.data.sources", "resnetkit.data.shards", "resnetkit.data.columns", "resnetkit.data.arrow", "resnetkit.data.parquet", "resnetkit.learn.workers", "resnetkit.weights.recognise", "resnetkit.weights.infer", "resnetkit.weights.envelope",
     "resnetkit.weights.libraries", "resnetkit.weights.hugging_face", "resnetkit.weights.fit", "resnetkit.commands.convert",
     "resnetkit.deliver.inputs", "resnetkit.deliver.rows", "resnetkit.images.thumbnail",
 ]  # fmt: skip

@@ -13,13 +13,13 @@ import pytest
 import resnetkit as rk
 from resnetkit.architecture.card import preparation_for
 from resnetkit.architecture.catalog import spec
+from resnetkit.data.pictures import Files
+from resnetkit.data.sources import open_data
 from resnetkit.errors import DataError, MachineError, ResnetkitError, UsageError
 from resnetkit.learn import workers
-from resnetkit.learn.data import Files
 from resnetkit.learn.pixels import PixelSource, Skipped
 from resnetkit.learn.ranks import cores
 from resnetkit.learn.recipe import Error, Skip
-from resnetkit.learn.sources import open_data
 from resnetkit.learn.workers import ahead, each
 
 SETTINGS = {"epochs": 1, "batch_size": 8, "precision": "fp32", "augment": "random-crop"}
@@ -102,7 +102,7 @@ def test_d12_a_worker_that_fails_names_its_picture(flowers, monkeypatch, count):
 
     monkeypatch.setattr(Files, "image", failing)
     with pytest.raises(ResnetkitError) as caught:
-        list(read.batches(8))
+        list(read.batches(size=8))
     assert str(caught.value) == (
         f"error: a picture could not be prepared: ZeroDivisionError: a bug\nwhere: {bad}\n"
         "fix: please report it, with this picture"
@@ -123,7 +123,7 @@ def test_d12_a_reading_that_does_not_end_is_an_error_that_names_the_picture(flow
     monkeypatch.setattr(workers, "PATIENCE", 0.2)
     begun = time.monotonic()
     with pytest.raises(MachineError) as caught:
-        list(read.batches(8))
+        list(read.batches(size=8))
     assert time.monotonic() - begun < 10
     never.set()
     assert caught.value.where == (str(stuck),)
@@ -150,18 +150,18 @@ def test_a_pipe_that_looks_like_a_picture_is_refused_and_not_waited_for(flowers)
     os.mkfifo(flowers / "rose" / "pipe.jpg")
     for count in COUNTS:
         read = source(flowers, count, Skip(0.1))
-        assert sum(len(which) for _, which in read.batches(8)) == 24
+        assert sum(len(which) for _, which in read.batches(size=8)) == 24
         assert read.skipped.reasons == {str(flowers / "rose" / "pipe.jpg"): "this is no file"}
 
 
 def test_where_no_thread_can_be_started_the_loop_reads_itself(flowers, monkeypatch):
-    expected = [pixels.numpy() for pixels, _ in source(flowers, 2).batches(8)]
+    expected = [pixels.numpy() for pixels, _ in source(flowers, 2).batches(size=8)]
 
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    found = [pixels.numpy() for pixels, _ in source(flowers, 2).batches(8)]
+    found = [pixels.numpy() for pixels, _ in source(flowers, 2).batches(size=8)]
     assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
@@ -179,4 +179,4 @@ def test_numbers_of_workers(flowers, network, tmp_path, cli):
 def test_an_error_of_data_is_itself(flowers):
     (flowers / "rose" / "0.png").write_bytes(b"")
     with pytest.raises(DataError, match="1 picture cannot be read"):
-        list(source(flowers, 2).batches(8))
+        list(source(flowers, 2).batches(size=8))

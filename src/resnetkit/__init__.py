@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from resnetkit.architecture.catalog import names as models
     from resnetkit.architecture.catalog import spec
     from resnetkit.architecture.plan import plan
+    from resnetkit.data.check import check
     from resnetkit.deliver.embed import embed
     from resnetkit.deliver.predict import predict
     from resnetkit.errors import ResnetkitError
     from resnetkit.explain.why import why
-    from resnetkit.learn.check import check
     from resnetkit.learn.evaluate import evaluate
     from resnetkit.learn.train import train
     from resnetkit.network.build import build
@@ -34,7 +34,7 @@ _PLACES = {
     "ResnetkitError": "errors:ResnetkitError",
     "as_module": "weights.convert:as_module",
     "build": "network.build:build",
-    "check": "learn.check:check",
+    "check": "data.check:check",
     "convert": "weights.convert:convert",
     "embed": "deliver.embed:embed",
     "evaluate": "learn.evaluate:evaluate",

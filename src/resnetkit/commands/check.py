@@ -9,9 +9,9 @@ from typing import Annotated
 import tyro
 
 from resnetkit.commands.output import counting, output_file, prose, results, say, table, then
+from resnetkit.data.check import Checked, Twins, check
 from resnetkit.errors import DataError
 from resnetkit.files import write_text
-from resnetkit.learn.check import Checked, Twins, check
 from resnetkit.tables import counted, printable
 
 
@@ -77,7 +77,7 @@ _MOST_CLASSES = 40
 
 def _write(options: Options, found: Checked) -> None:
     if options.page:
-        from resnetkit.learn.check_page import check_page
+        from resnetkit.data.check_page import check_page
 
         write_text(Path(options.page), check_page(found))
         say(f"wrote {options.page}")

@@ -10,7 +10,7 @@ import tyro
 from resnetkit.commands.output import counting, prose, results, say, table, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.together import TIMEOUT, together
-from resnetkit.learn.data import listed
+from resnetkit.data.pictures import listed
 from resnetkit.learn.evaluation import Evaluation, told
 from resnetkit.learn.ranks import Ranks
 

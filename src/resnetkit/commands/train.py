@@ -213,7 +213,7 @@ def _changes(options: Options) -> dict[str, Any]:
 
 
 def _print(options: Options, changes: dict[str, Any]) -> int:
-    from resnetkit.learn.sources import open_data
+    from resnetkit.data.sources import open_data
     from resnetkit.text import to_toml
 
     if options.resume:

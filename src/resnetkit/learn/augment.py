@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnetkit.architecture.card import Preparation
+from resnetkit.data.pictures import Indices
 from resnetkit.images.distort import erased, jittered, trivially_augmented
 from resnetkit.images.prepare import Pixels
 from resnetkit.learn.chance import drawn_for
-from resnetkit.learn.data import Indices
 from resnetkit.learn.pixels import PixelSource
 from resnetkit.learn.recipe import (
     Augment,

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnetkit.architecture.card import Card
+from resnetkit.data.pictures import Data, Indices, divide, fingerprint, listed
+from resnetkit.data.sources import open_data
 from resnetkit.errors import DataError, suggestion
-from resnetkit.learn.data import Data, Indices, divide, fingerprint, listed
 from resnetkit.learn.device import Logits, Precision, answering, classes_of, pick
 from resnetkit.learn.evaluation import Answers, Evaluation
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, tell_unreadable
 from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.learn.settings import policy
-from resnetkit.learn.sources import open_data
 from resnetkit.network.layers import Network
 from resnetkit.weights.store import load
 
@@ -208,7 +208,7 @@ def _notes(data: Data, card: Card, part: str | None) -> tuple[str, ...]:
 
 def _told(source: PixelSource, tell: Tell | None, ranks: Ranks) -> Iterator[tuple[Tensor, Indices]]:
     done = 0
-    for pixels, which in source.batches(ranks):
+    for pixels, which in source.batches(ranks=ranks):
         yield pixels, which
         done += len(which) * ranks.world
         if tell:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from resnetkit import files
 from resnetkit.architecture.card import Figure
+from resnetkit.data.pictures import Indices
 from resnetkit.doctor import environment
 from resnetkit.errors import DataError, MachineError, Stopped
 from resnetkit.learn.augment import augmented, further
@@ -30,7 +31,6 @@ from resnetkit.learn.checkpoint import (
     remember,
     restore_random,
 )
-from resnetkit.learn.data import Indices
 from resnetkit.learn.device import ToInput, answering
 from resnetkit.learn.ema import Shown
 from resnetkit.learn.evaluate import WORST_LOSS, Tally, count, found
@@ -310,7 +310,7 @@ class Training:
 
     def labelled(self, part: str) -> Iterator[tuple[Tensor, Tensor, Indices]]:
         source = self.sources[part]
-        for pixels, which in source.batches(self.ranks):
+        for pixels, which in source.batches(ranks=self.ranks):
             self.heed()
             yield pixels, source.labels[which], which
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from resnetkit.architecture.card import Preparation
+from resnetkit.data.pictures import Data, Indices, Pictures
 from resnetkit.errors import DataError, MachineError, PictureError, ResnetkitError, UsageError
 from resnetkit.images.decode import attempt
 from resnetkit.images.prepare import Pixels, prepare, random_crop
-from resnetkit.learn.data import Data, Indices, Pictures
 from resnetkit.learn.ranks import ALONE, Ranks, cores, launched
 from resnetkit.learn.recipe import BadFiles, Skip
 from resnetkit.learn.workers import MOST, StuckError, ahead, each
@@ -135,13 +135,14 @@ class PixelSource:
         """Random windows; what is drawn for a picture depends on ``seed`` and its number alone."""
         return self._read(partial(self._crop, area, tuple(seed)), self.readable(indices))
 
-    def batches(self, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Indices]]:
+    def batches(self, *, ranks: Ranks = ALONE, size: int | None = None) -> Iterator[tuple[Tensor, Indices]]:
         """All of them in order: (pixels, numbers). Of W processes process r gets the batches r, r + W, r + 2 W ...
 
         So a batch holds the same pictures whatever W is. All get as many batches; the last ones may be empty.
         """
-        rounds, own = range(0, len(self), EVALUATED * ranks.world), ranks.rank * EVALUATED
-        chunks = [np.arange(start + own, min(start + own + EVALUATED, len(self))) for start in rounds]
+        size = size or EVALUATED
+        rounds, own = range(0, len(self), size * ranks.world), ranks.rank * size
+        chunks = [np.arange(start + own, min(start + own + size, len(self))) for start in rounds]
         return map(self.prepared, chunks) if self.in_memory else self.ahead([partial(self.prepared, c) for c in chunks])
 
     def ahead(self, tasks: Sequence[Callable[[], T]]) -> Iterator[T]:

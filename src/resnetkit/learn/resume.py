@@ -12,6 +12,7 @@ from typing import Any
 from resnetkit import files
 from resnetkit.architecture.card import Card, card_of
 from resnetkit.architecture.plan import Plan
+from resnetkit.data.sources import open_data
 from resnetkit.errors import DataError, UsageError, WeightsError
 from resnetkit.learn.checkpoint import STATE_FOLDER, TENSORS, Checkpoint, check_model, read_newest
 from resnetkit.learn.pixels import Tell, workers_of
@@ -19,7 +20,6 @@ from resnetkit.learn.ranks import Ranks
 from resnetkit.learn.recipe import Recipe, Scratch, edit
 from resnetkit.learn.run import METRICS_FILE, NETWORK_FILE, Prepared, finished, read_recipe, require_run, resuming
 from resnetkit.learn.settings import with_options
-from resnetkit.learn.sources import open_data
 from resnetkit.learn.start import (
     Start,
     circumstances,

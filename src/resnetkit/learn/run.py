@@ -18,8 +18,8 @@ from typing import Any
 
 from resnetkit.architecture.card import Card, model_folder, read_card
 from resnetkit.architecture.plan import Plan
+from resnetkit.data.pictures import Data
 from resnetkit.errors import Fault, TextError, UsageError, WeightsError
-from resnetkit.learn.data import Data
 from resnetkit.learn.evaluation import Evaluation
 from resnetkit.learn.recipe import Recipe, check
 from resnetkit.text import from_data, from_toml, parse_json, read_text

@@ -18,10 +18,11 @@ from resnetkit.architecture.card import Card, Training, card_for, card_of, prepa
 from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import with_classes
+from resnetkit.data.pictures import Data, divide, fingerprint, leaks, listed
+from resnetkit.data.sources import open_data
 from resnetkit.doctor import environment, versions
 from resnetkit.errors import DataError, MachineError, TextError, UsageError
 from resnetkit.learn.checkpoint import STATE_FOLDER, Checkpoint, size
-from resnetkit.learn.data import Data, divide, fingerprint, leaks, listed
 from resnetkit.learn.device import pick, resolve
 from resnetkit.learn.evaluate import require_alike
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes, workers_of
@@ -48,7 +49,6 @@ from resnetkit.learn.run import (
     resuming,
 )
 from resnetkit.learn.settings import with_options
-from resnetkit.learn.sources import open_data
 from resnetkit.learn.trackers import FOLDER as TRACKERS
 from resnetkit.learn.trackers import require
 from resnetkit.network.build import build

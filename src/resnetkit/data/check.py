@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from resnetkit.data.pictures import Data, Pictures, content_digest, listed
+from resnetkit.data.sources import open_data
 from resnetkit.errors import PictureError
 from resnetkit.images.decode import attempt
-from resnetkit.learn.data import Data, Pictures, content_digest, listed
-from resnetkit.learn.sources import open_data
 
 _UNEVEN = 10  # times as many pictures in the largest class as in the smallest
 _CHUNK = 16  # pictures in a task, as handing over each small one costs more than decoding it

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from resnetkit.data.check import Checked, Look, Twins
 from resnetkit.errors import PictureError
 from resnetkit.images.decode import attempt
 from resnetkit.images.thumbnail import thumbnail
-from resnetkit.learn.check import Checked, Look, Twins
 from resnetkit.pages import html
 
 _MOST_GROUPS, _MOST_LINES, _MOST_CLASSES, _SAMPLE = 30, 200, 24, 6

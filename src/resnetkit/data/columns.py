@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from resnetkit.data.pictures import PARTS, Data, is_text, listed
+from resnetkit.data.shards import Indices, Shard, all_rows
 from resnetkit.errors import DataError, TextError, extra_missing, nearest
-from resnetkit.learn.data import PARTS, Data, is_text, listed
-from resnetkit.learn.shards import Indices, Shard, all_rows
 from resnetkit.text import parse_json
 
 _PICTURE = ("image", "images", "img", "picture", "pictures", "photo", "pixel_values")

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from resnetkit import files
+from resnetkit.data.arrow import open_rows, readable, same_columns
+from resnetkit.data.columns import Columns, Labelled, assembled, columns_of, encoded, require_pyarrow
+from resnetkit.data.pictures import PLACES, Data, listed
+from resnetkit.data.shards import Shard, stamp
 from resnetkit.errors import DataError, MachineError
 from resnetkit.images.decode import is_folder, visible
-from resnetkit.learn.arrow import open_rows, readable, same_columns
-from resnetkit.learn.columns import Columns, Labelled, assembled, columns_of, encoded, require_pyarrow
-from resnetkit.learn.data import PLACES, Data, listed
-from resnetkit.learn.shards import Shard, stamp
 
 SUFFIX = ".parquet"
 _VERSION = "1"

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from resnetkit.data.pictures import PARTS, PLACES, Data, Files, is_text, listed
 from resnetkit.errors import DataError, nearest
 from resnetkit.images.decode import SUFFIXES, files_below, is_folder, other_kinds, pictures_below, visible
-from resnetkit.learn.data import PARTS, PLACES, Data, Files, is_text, listed
 
 _Found = dict[str, list[Path]]  # class -> pictures
 

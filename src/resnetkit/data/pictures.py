@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from resnetkit.data.shards import Rows, joined_rows
 from resnetkit.errors import DataError, PictureError, UsageError
 from resnetkit.images.decode import decode
-from resnetkit.learn.shards import Rows, joined_rows
 
 Indices = NDArray[np.int64]
 PARTS = {

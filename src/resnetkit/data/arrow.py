@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnetkit.data.columns import Columns, Labelled, assembled, columns_of, encoded, numbers, require_pyarrow
+from resnetkit.data.pictures import PLACES, Data, listed
+from resnetkit.data.shards import NAMED, NONE, Indices, Shard, stamp
 from resnetkit.errors import DataError, UsageError
-from resnetkit.learn.columns import Columns, Labelled, assembled, columns_of, encoded, numbers, require_pyarrow
-from resnetkit.learn.data import PLACES, Data, listed
-from resnetkit.learn.shards import NAMED, NONE, Indices, Shard, stamp
 from resnetkit.text import parse_json, read_text
 
 _ONE, _SEVERAL = "state.json", "dataset_dict.json"

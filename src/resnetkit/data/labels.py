@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from resnetkit.data.pictures import PARTS, PLACES, Data, Files, is_text
 from resnetkit.errors import DataError
-from resnetkit.learn.data import PARTS, PLACES, Data, Files, is_text
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "image"),

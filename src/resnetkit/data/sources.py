@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from resnetkit.data.arrow import is_saved, open_saved
+from resnetkit.data.cifar import is_cifar, open_cifar
+from resnetkit.data.folders import open_folder
+from resnetkit.data.labels import open_table
+from resnetkit.data.parquet import SUFFIX, Tell, is_parquet, open_parquet
+from resnetkit.data.pictures import Arrays, Data
 from resnetkit.errors import UsageError, extra_missing, suggestion
-from resnetkit.learn.arrow import is_saved, open_saved
-from resnetkit.learn.cifar import is_cifar, open_cifar
-from resnetkit.learn.data import Arrays, Data
-from resnetkit.learn.folders import open_folder
-from resnetkit.learn.labels import open_table
-from resnetkit.learn.parquet import SUFFIX, Tell, is_parquet, open_parquet
 
 _TABLES, _ARCHIVES = (".csv", ".tsv"), (".tar.gz", ".tgz", ".tar")
 

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from resnetkit.data.pictures import Arrays, Data, is_text
 from resnetkit.errors import DataError
-from resnetkit.learn.data import Arrays, Data, is_text
 
 _PIXELS = 3 * 32 * 32
 _MOST_BYTES = 200_000_000  # all of CIFAR-100 together has 185 million
