@@ -253,6 +253,28 @@ def test_numbers_that_do_not_fit_a_step(place, cli):
     assert not (place / "no").exists()
 
 
+def test_averaged_weights_and_mixed_pictures_in_two_processes(place):
+    """A run with everything: killed and resumed, it ends with the very weights."""
+    words = (
+        "--epochs",
+        2,
+        "--set",
+        "ema.kind=ema",
+        "--set",
+        "mix.kind=cut-mix",
+        "--set",
+        "sync_norms=true",
+        "--accumulate",
+        2,
+    )
+    whole = trained(place, "all", 2, "chance", *words)
+    words = ("train", place / "flowers", "--model", place / "chance.toml", "--out", place / "all-killed", *HOW, *words)
+    several(place / "a", 2, *words, acts={1: at_step(9, die)})
+    said = several(place / "ar", 2, "train", "--resume", place / "all-killed")
+    assert [code for code, *_ in said] == [0, 0], said
+    assert same(place / "all-killed", whole)
+
+
 # --------------------------------------------------------------------------------------------- T11: the same counts
 
 
