@@ -165,10 +165,12 @@ def told(model: Network, made: Network, notes: Iterable[str] = ()) -> None:
 
 def _counts(before: Plan, after: Plan) -> list[str]:
     counts = [("params", before.params, after.params), ("MACs", before.macs, after.macs)]
-    changed = [f"{what} {a:,} -> {b:,} ({_ratio(a, b)})" for what, a, b in counts if a != b]
+    changed = [f"{what} {a:,} -> {b:,}{_ratio(a, b)}" for what, a, b in counts if a != b]
     strides = before.root.stride, after.root.stride
     return changed + [f"output stride {strides[0]} -> {strides[1]}"] * (strides[0] != strides[1])
 
 
 def _ratio(before: int, after: int) -> str:
-    return f"{after / before:.3g} times" if before else "none before"
+    """Nothing where it would round to none."""
+    told = f"{after / before:.3g}" if before else "1"
+    return f" ({told} times)" * (told != "1")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -83,7 +85,26 @@ def _on_the_grid(model: Network, made: Network) -> Proof:
     shown = f"the maps of {last} on their common grid of {both} pixels"
     old, new = _every(both // before, last), _every(both // after, last)
     loose = any(isinstance(stage.reduce, PoolAfter) for stage in model.card.spec.stages)
-    return compared(shown, model, made, None if why else EXACT, why=why, before=old, after=new, trimmed=loose)
+    found = compared(shown, model, made, None if why else EXACT, why=why, before=old, after=new, trimmed=loose)
+    return found if found.holds else _beside_rounding(found, model, last)
+
+
+def _beside_rounding(proof: Proof, model: Network, last: str) -> Proof:
+    """Some networks, of hundreds of blocks, grow any rounding: what they do to their own numbers in another order."""
+    own = compared(proof.what, model, model, None, before=at(last), after=_another_order(last))
+    if not proof.figure <= own.figure:
+        return proof
+    return replace(proof, limit=None, why=f"rounding alone moves these maps by {own.figure:.2g}")
+
+
+def _another_order(place: str) -> Maps:
+    """The same maps, from numbers that lie otherwise in memory, and so are added in another order."""
+
+    def maps(network: Network, x: Tensor) -> Tensor:
+        moved = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        return at(place)(moved, x.contiguous(memory_format=torch.channels_last))
+
+    return maps
 
 
 def _every(step: int, place: str) -> Maps:
