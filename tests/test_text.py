@@ -83,7 +83,7 @@ def test_an_unknown_kind_and_a_wrong_type_come_together():
         data["input"] = [3, 32]
 
     assert set(faulty(change)) == {
-        'norm: came "batchnorm"; allowed: one of batch-norm, group-norm, no-norm (did you mean batch-norm?)',
+        'norm: came "batchnorm"; allowed: one of batch-norm, group-norm, no-norm, folded-norm (did you mean batch-norm?)',
         "stage1.blocks: came 1.5; allowed: a whole number",
         "input: came [3, 32]; allowed: a list of 3",
     }
