@@ -24,7 +24,10 @@ from resnetkit.explain.figure import figure
 from resnetkit.explain.picture import picture
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("explain", "training", "models", "data", "weights", "surgery")))
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("explain", "training", "models", "data", "weights", "surgery", "exactness")),
+)
 COMPARED = ("vgg19", "plain34", "resnet34")
 PICTURES = ("resnet18", "resnet50", "plain34", "resnet34", "resnet20")
 BLOCK = re.compile(r"(<!-- (made by|made from): (.+?) -->\n)(?:(?!<!-- end -->).)*(<!-- end -->)", re.DOTALL)
@@ -202,7 +205,36 @@ def surgery(found: dict) -> str:
     return "\n".join(rows) + "\n"
 
 
+def kills(found: dict) -> str:
+    """A row for each setting of a library."""
+    rows = ["| library | setting | killed: equal | stopped at a checkpoint: equal | largest difference of a weight | |"]
+    rows.append("| --- | --- | ---: | --- | ---: | --- |")
+    rows += [_killed(row) for row in found["rows"]]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    twice = sum(row["same_twice"] for row in found["rows"])
+    return "\n".join(rows) + (
+        f"\n\nWith {versions}. Undisturbed, {twice} of the {len(found['rows'])} settings gave the same weights twice.\n"
+    )
+
+
+def _killed(row: dict) -> str:
+    ends = [*row["killed"], *row["stopped"].values()]
+    stopped = ", ".join(f"{where}: {'yes' if one['equal'] else 'no'}" for where, one in row["stopped"].items())
+    equal, apart = sum(one["equal"] for one in row["killed"]), max(one["apart"] for one in ends)
+    count = f"**{equal}** of {len(row['killed'])}"
+    how = f"| {row['library']} {row['version']} | {row['how']} | {count} | {stopped} "
+    return f"{how}| {f'{apart:.2g}' if apart else '0'} | {'; '.join(filter(None, (row['note'], _lost(ends))))} |"
+
+
+def _lost(ends: list) -> str:
+    """What went wrong besides: pictures that no step of an epoch saw, checkpoints that could not be read."""
+    most, torn = max(one["missed"] or 0 for one in ends), sum(one["torn"] for one in ends)
+    lost = f"up to {most:,} pictures of an epoch not seen" if most else ""
+    return "; ".join(filter(None, (lost, f"{torn} checkpoints could not be read" if torn else "")))
+
+
 TABLES = {
+    "kills.json": kills,
     "reading.json": reading,
     "dilation.json": dilation,
     "surgery.json": surgery,
