@@ -17,7 +17,7 @@ import resnetkit as rk
 from resnetkit import files
 from resnetkit.errors import MachineError, ResnetkitWarning, Stopped, UsageError
 from resnetkit.learn import loop as training
-from resnetkit.learn import pixels, workers
+from resnetkit.learn import pixels, start, workers
 from resnetkit.learn.checkpoint import read_newest
 from resnetkit.learn.signals import Signals, listening
 from test_resume import HOW, _swept, chance, flowers, lines, once, same, sha, standing_at, whole  # noqa: F401
@@ -339,8 +339,8 @@ def test_t06_other_circumstances(halted, cli, monkeypatch):
     code, _, err = cli("train", "--resume", halted)
     assert code == 2
     assert document(err)[1] == f"where: threads: {threads} -> {threads + 3}"
-    original = training.start.__globals__["versions"]
-    monkeypatch.setitem(training.start.__globals__, "versions", lambda: original() | {"torch": "9.9"})
+    original = start.versions
+    monkeypatch.setattr(start, "versions", lambda: original() | {"torch": "9.9"})
     code, _, err = cli("train", "--resume", halted)
     assert re.match(r"       torch: \S+ -> 9.9", document(err)[2])
     assert cli("train", "--resume", halted, "--override")[0] == 0
