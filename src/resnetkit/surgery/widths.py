@@ -13,7 +13,7 @@ from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import Fault, UsageError
 from resnetkit.network.layers import Network
 from resnetkit.surgery.carry import Edited, carry, edit, edited, told
-from resnetkit.surgery.paths import refuse, whole
+from resnetkit.surgery.paths import refuse, stage_number, whole
 from resnetkit.surgery.paths import stages as chosen_stages
 from resnetkit.surgery.proof import compared, finished, rounded
 from resnetkit.surgery.strides import NOTHING
@@ -63,11 +63,10 @@ def prune(model: Network, keep: float, *, stages: Iterable[int | str] | int | st
     tensors = model.state_dict()
 
     def choose(path: str, conv: int) -> Tensor:
-        stage = spec.stages[int(path.split(".", maxsplit=1)[0].removeprefix("stage")) - 1]
-        unit = _unit(stage)
+        number = stage_number(path)
+        unit = _unit(spec.stages[number - 1])
         strength = _strength(tensors, path, conv).reshape(-1, unit).sum(1)
-        count = widths[int(path.split(".", maxsplit=1)[0].removeprefix("stage"))] // unit
-        return strength.topk(count).indices.sort().values.cpu()
+        return strength.topk(widths[number] // unit).indices.sort().values.cpu()
 
     return _rewidened(model, widths, choose, f"with {keep:g} of the channels in its branches", exact=False)
 
@@ -100,12 +99,7 @@ def _unable(spec: Spec, number: int, width: int, *, grows: bool) -> list[Fault]:
     limits = [
         (f"{path}.width", f"{width}, now {have}", not grows or width > have, f"more than {have}"),
         (f"{path}.width", str(width), width % unit == 0, whole),
-        (
-            "norm",
-            "group norm",
-            not (grows and isinstance(spec.norm, GroupNorm)),
-            "batch norm, or none",
-        ),
+        ("norm", "group norm", not (grows and isinstance(spec.norm, GroupNorm)), "batch norm, or none"),
     ]
     return [Fault(where, came, allowed) for where, came, fits, allowed in limits if not fits]
 
