@@ -1265,7 +1265,7 @@ def test_a_model_of_another_library_is_refused_in_a_sentence():
     assert caught.value.fix == "resnetkit.load(model) makes one of it"
 
 
-@pytest.mark.parametrize(("own", "holds"), [(1e-3, True), (1e-7, False)])
+@pytest.mark.parametrize(("own", "holds"), [(1e-3, True), (1e-7, False), (math.inf, False)])
 def test_what_rounding_alone_does_is_not_held_against_a_dilation(monkeypatch, own, holds):
     """A network of hundreds of blocks moves its own numbers by more than 1e-12 when they are added in another order."""
     figures = iter([1e-6, own])

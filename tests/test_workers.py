@@ -70,6 +70,11 @@ def test_t13_the_number_of_workers_changes_nothing(flowers, network, tmp_path):
     assert weights[0] == weights[1] == weights[2]
 
 
+def shared():
+    """What this process has of /dev/shm."""
+    return {line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm" in line}
+
+
 def test_d12_no_process_is_started_and_no_shared_memory_used(flowers, network, tmp_path):
     """So that a worker cannot be killed alone, and /dev/shm may have any size."""
     heard, done = [], []
@@ -82,11 +87,12 @@ def test_d12_no_process_is_started_and_no_shared_memory_used(flowers, network, t
             heard.append((event, words[:1]))
 
     sys.addaudithook(hook)
+    before = shared()
     rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS, workers=4)
-    mapped = Path("/proc/self/maps").read_text()
+    after = shared()
     done.append(True)
     assert heard == []
-    assert "/dev/shm" not in mapped
+    assert after <= before  # other libraries of the tests may have taken some
 
 
 @pytest.mark.parametrize("count", COUNTS)
