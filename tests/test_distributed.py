@@ -29,11 +29,12 @@ from resnetkit.architecture import spec as s
 from resnetkit.cli import main
 from resnetkit.deliver import predict as predicting
 from resnetkit.errors import UsageError
-from resnetkit.learn import board, group, pixels
+from resnetkit.learn import board, group, memory, pixels
 from resnetkit.learn import loop as training
 from resnetkit.learn.checkpoint import read_newest
 from resnetkit.learn.meeting import fresh
 from resnetkit.learn.norms import SyncedNorm, synchronise
+from resnetkit.learn.norms import alone as norms_alone
 from resnetkit.learn.ranks import ALONE, Launch, cores, launched, share_of
 from resnetkit.text import to_toml
 from test_resume import CHANCE, die, lines, sha
@@ -640,3 +641,25 @@ def test_t10_torchrun_starts_them_again_and_the_weights_are_the_same(place, whol
     assert len(re.findall("error: another process is gone", done.stderr)) <= 1
     assert done.stdout.count("wrote ") == 1
     assert same(place / "restarted", whole)
+
+
+def test_t10_processes_that_were_started_again_resume_the_run_that_they_resumed(place, monkeypatch):
+    run = trained_alone(place, "resumed-again", "plain", epochs=1)
+    monkeypatch.setattr("resnetkit.learn.train.restarted", lambda: True)
+    assert rk.train(resume=run, epochs=1).path == run  # it has finished meanwhile
+
+
+def test_t09_what_is_tried_out_after_a_lack_of_memory_asks_no_other_process():
+    def lost(tensors):
+        raise AssertionError
+
+    model = rk.build(BASE)
+    synchronise(model, lost)
+    norms_alone(model)
+    assert model.train()(torch.randn(2, *BASE.input)).isfinite().all()
+
+
+def test_t09_the_memory_of_a_machine_is_shared_by_its_processes(monkeypatch):
+    alone = memory.available(torch.device("cpu"))
+    monkeypatch.setattr(memory, "launched", lambda: Launch(0, 4, 0, 4))
+    assert memory.available(torch.device("cpu")) == pytest.approx(alone / 4, rel=0.3)

@@ -19,6 +19,7 @@ from resnetkit.images.decode import pictures_below
 from resnetkit.learn import loop as training
 from resnetkit.learn.pixels import PixelSource, Skipped
 from resnetkit.learn.recipe import Skip
+from resnetkit.learn.run import read_run
 from resnetkit.learn.settings import policy
 
 from tiny import BASE
@@ -303,6 +304,8 @@ def test_t08_bad_steps_in_a_row_end_the_run_and_keep_the_last_good_model(flowers
     assert lines[3].endswith(f"; the model of epoch 1 is kept in {tmp_path / 'run'}")
     run = rk.load(tmp_path / "run")
     assert all(torch.isfinite(value).all() for value in run.state_dict().values())
+    assert read_run(tmp_path / "run").results.ended == "the loss became nan in epoch 2"
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
     assert "the loss became nan in epoch 2" in (tmp_path / "run" / "report.html").read_text()
 
 

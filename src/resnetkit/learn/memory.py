@@ -17,7 +17,9 @@ from resnetkit.architecture.operations import Normalisation
 from resnetkit.architecture.plan import Plan
 from resnetkit.errors import MachineError, ResnetkitWarning
 from resnetkit.learn.device import ToInput
+from resnetkit.learn.norms import alone
 from resnetkit.learn.pixels import EVALUATED
+from resnetkit.learn.ranks import launched
 from resnetkit.learn.recipe import EMA, AdamW, Recipe
 from resnetkit.learn.run import Prepared, resuming
 from resnetkit.network.layers import Network
@@ -65,10 +67,11 @@ def need(plan: Plan, recipe: Recipe, precision: str, evaluated: int = EVALUATED)
 
 
 def available(device: torch.device) -> float:
-    """Bytes that are free: of the GPU, or of the machine and of the group of processes this one is in."""
+    """Bytes that are free for this process: of its GPU, or its share of what its machine and its control group have."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return min(_free())
+    launch = launched()
+    return min(_own(), min(_free()) / (launch.local_world if launch else 1))
 
 
 def _free() -> Iterator[float]:
@@ -80,12 +83,17 @@ def _free() -> Iterator[float]:
     limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
     if limit.isdecimal() and used.isdecimal():
         yield int(limit) - int(used)
-    pages = _text(Path("/proc/self/statm")).split()
-    if pages:
-        import resource  # where there is /proc there is this
 
-        most = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
-        yield most - int(pages[0]) * resource.getpagesize() if most != resource.RLIM_INFINITY else math.inf
+
+def _own() -> float:
+    """What ``ulimit -v`` leaves to this process."""
+    pages = _text(Path("/proc/self/statm")).split()
+    if not pages:
+        return math.inf
+    import resource  # where there is /proc there is this
+
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return most - int(pages[0]) * resource.getpagesize() if most != resource.RLIM_INFINITY else math.inf
 
 
 def _text(path: Path) -> str:
@@ -144,12 +152,15 @@ def too_little(error: BaseException, prepared: Prepared, model: Network, saved: 
     traceback.clear_frames(error.__traceback__)  # they hold what the step had made
     device = torch.device(prepared.device)
     highest, size = peak(device), at_once(prepared)
+    alone(model)
     works = working(size, lambda batch: _attempt(prepared, model, batch))
-    what = f"there is not enough memory for batches of {size}; the peak was {_told(highest)}"
+    batches = f"batches of {size}" + " in each process" * (prepared.processes > 1)
+    what = f"there is not enough memory for {batches}; the peak was {_told(highest)}"
     if works == size:
-        what = f"there was not enough memory, though there is for batches of {size}; the peak was {_told(highest)}"
+        what = f"there was not enough memory, though there is for {batches}; the peak was {_told(highest)}"
     change = f" --batch-size {works * _shares(prepared)}" if 0 < works < size else ""
     again = f"{resuming(prepared.out)}{change}{' --override' * bool(change)}" if saved else change.strip()
+    again += f" in {prepared.processes} processes" * (prepared.processes > 1 and bool(again))
     fix = f"{again}, which works" if change else f"free some, or smaller pictures{f'; then {again}' * saved}"
     return MachineError(what, where=f"{prepared.card.name} on {device}", fix=fix + _in_parts(prepared, works))
 

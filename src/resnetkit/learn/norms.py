@@ -83,3 +83,14 @@ def _synced(norm: nn.BatchNorm2d, add: Add) -> SyncedNorm:
     for name, buffer in norm.named_buffers():
         setattr(made, name, buffer)
     return made.train(norm.training)
+
+
+def alone(model: nn.Module) -> None:
+    """Synchronised norms of a model that is only tried out count in their own process."""
+    for norm in model.modules():
+        if isinstance(norm, SyncedNorm):
+            norm.add = _nothing
+
+
+def _nothing(tensors: list[Tensor]) -> None:
+    """What one process adds to others that are not there."""

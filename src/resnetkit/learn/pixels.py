@@ -189,6 +189,8 @@ class PixelSource:
     def _named(self, read: Callable[[int], Pixels], i: int) -> Pixels | PictureError:
         try:
             return attempt(read, i)
+        except MemoryError:
+            raise
         except Exception as error:
             what = f"a picture could not be prepared: {type(error).__name__}: {error}"
             raise ResnetkitError(what, where=self.pictures.where(i), fix=_REPORT) from error

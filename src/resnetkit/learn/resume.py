@@ -76,8 +76,8 @@ def resume(
     changed = _compared(
         prepared, list(differences(to_data(before), to_data(recipe))), list(differences(then, now)), override
     )
-    require(recipe.trackers)
     if ranks.writes:
+        require(recipe.trackers)
         _make_ready(prepared, papers=bool(changed) or standing is None)
     sources = sources_of(prepared, tell, workers_of(workers))
     prepared = replace(prepared, resumed=tuple(_told(standing, changed)))

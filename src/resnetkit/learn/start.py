@@ -96,7 +96,8 @@ def start(
     base = None if isinstance(recipe.start, Scratch) else weights or load(recipe.model)
     known = weights or base
     prepared = decided(opened, recipe, base, known.card if known else card_of(recipe.model), device)
-    require(recipe.trackers)
+    if ranks.writes:
+        require(recipe.trackers)
     require_together(prepared, ranks)
     made = [Path(word) for word in ranks.first(lambda: _claimed(prepared, out, opened.name))]
     prepared = replace(prepared, out=made[0], processes=ranks.world)

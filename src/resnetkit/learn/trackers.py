@@ -92,7 +92,7 @@ class _Teller:
         if isinstance(event, Prepared):
             return
         if isinstance(event, Step):
-            self.steps = (event.epoch - 1) * event.steps + event.step
+            self.steps += 1
         line = json.dumps({"step": self.steps, "values": _values(event)})
         for follower in self.followers:
             follower.tell(line)

@@ -75,10 +75,10 @@ def train(
     if unknown:
         raise TypeError(f"train has no option called {unknown!r}; {suggestion(unknown, OPTIONS)}")
     require_one(data, out, resume)
-    again = restarted() and ranks.first(lambda: begun_before(out))
-    out, resume = (None, out) if again else (out, resume)
+    if resume is None and restarted() and ranks.first(lambda: begun_before(out)):
+        out, resume = None, out
     if resume is not None and ranks.first(lambda: is_finished(resume)):
-        require_unchanged(resume, *(() if again else (data, model, settings, *options.values())))
+        require_unchanged(resume, *(() if restarted() else (data, model, settings, *options.values())))
         return tidied(Path(resume)) if ranks.writes else read_run(resume)
     how: dict[str, Any] = {"device": device, "tell": tell, "workers": workers, "ranks": ranks, **options}
     if resume is not None:
@@ -122,7 +122,7 @@ def _both(watch: Watch | None, track: Watch) -> Watch:
 def _keep(begun: Start, error: BaseException) -> bool:
     """Whether there is anything to go on with; a new run of which there is nothing leaves nothing."""
     folder = begun.prepared.out
-    hopeless = isinstance(error, DivergedError) and not finished(folder)
-    if begun.made and (hopeless or not (folder / STATE_FOLDER / LATEST).exists()):
+    hopeless = isinstance(error, DivergedError) or not (folder / STATE_FOLDER / LATEST).exists()
+    if begun.made and hopeless and not finished(folder):
         leave(begun.made)
     return folder.exists()
