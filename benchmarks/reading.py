@@ -101,7 +101,9 @@ def labelled(source, batch):
 
 def one_round(loop, epoch, steps):
     """Images per second of some steps, reading among them."""
-    paces = []
+    from resnetkit.learn.state import State
+
+    paces, loop.now = [], State(epoch=epoch, batch_size=loop.recipe.batch_size)
 
     def watch(event):
         paces.append(event.images_per_second)

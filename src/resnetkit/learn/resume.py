@@ -16,7 +16,7 @@ from resnetkit.data.sources import open_data
 from resnetkit.errors import DataError, UsageError, WeightsError
 from resnetkit.learn.checkpoint import STATE_FOLDER, TENSORS, Checkpoint, check_model, read_newest
 from resnetkit.learn.pixels import Tell, workers_of
-from resnetkit.learn.ranks import Ranks
+from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.learn.recipe import Recipe, Scratch, edit
 from resnetkit.learn.run import METRICS_FILE, NETWORK_FILE, Prepared, finished, read_recipe, require_run, resuming
 from resnetkit.learn.settings import with_options
@@ -54,7 +54,7 @@ def resume(
     override: bool,
     device: str,
     tell: Tell | None,
-    ranks: Ranks,
+    ranks: Ranks = ALONE,
     workers: int | None = None,
     **options: Any,
 ) -> Start:

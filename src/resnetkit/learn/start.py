@@ -26,7 +26,7 @@ from resnetkit.learn.checkpoint import STATE_FOLDER, Checkpoint, size
 from resnetkit.learn.device import pick, resolve
 from resnetkit.learn.evaluate import require_alike
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, kept_bytes, workers_of
-from resnetkit.learn.ranks import Ranks
+from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.learn.recipe import (
     EMA,
     AdamW,
@@ -82,7 +82,7 @@ def start(
     out: str | Path | None,
     device: str,
     tell: Tell | None,
-    ranks: Ranks,
+    ranks: Ranks = ALONE,
     workers: int | None = None,
     **options: Any,
 ) -> Start:
