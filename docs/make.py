@@ -184,8 +184,9 @@ def _catalogue(found: dict) -> str:
 def _rounded(name: str, rows: list) -> str:
     errors = " and ".join(f"{row['error']:.1e}" for row in rows)
     return (
-        f"\n{name}: {errors}, and surgery refuses what it cannot prove. With these random statistics rounding alone "
-        f"decides its answers: not dilated, its numbers in another order, it is {rows[0]['own']:.1e} from itself.\n"
+        f"\n{name}: {errors}, which the report sets beside what rounding alone does. "
+        "With these random statistics rounding alone decides its answers: not dilated, its numbers in another order, "
+        f"it is {rows[0]['own']:.1e} from itself.\n"
     )
 
 
