@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from resnetkit.architecture.operations import Shape
-from resnetkit.architecture.plan import Node, Place, Plan
+from resnetkit.architecture.plan import Node, Place, Plan, stage_number
 from resnetkit.architecture.spec import (
     Basic,
     BlurredFirstBlock,
@@ -108,7 +108,7 @@ def describe(plan: Plan, part: Place | Node) -> str:
     if isinstance(part, Node):
         return str(part.op)
     if part.role == "stage":
-        return _stage(plan.spec.stages[int(part.path.removeprefix("stage")) - 1], plan)
+        return _stage(plan.spec.stages[stage_number(part.path) - 1], plan)
     if part.role == "block":
         return next((describe(plan, child) for child in part.children if child.role == "shortcut"), "no shortcut")
     return describe_shortcut(part) if part.role == "shortcut" else _chain(part)

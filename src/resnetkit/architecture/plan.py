@@ -239,6 +239,16 @@ def _input_shape(spec: Network, image: int | tuple[int, ...]) -> tuple[int, int,
     return channels, sides[0], sides[1]
 
 
+def stage_number(path: str) -> int:
+    """Of a path, from 1."""
+    return int(path.split(".", maxsplit=1)[0].removeprefix("stage"))
+
+
+def block_number(path: str) -> int:
+    """Of a path, from 1 in its stage."""
+    return int(path.split(".")[1].removeprefix("block"))
+
+
 def _walk(part: Place | Node) -> Iterator[Place | Node]:
     yield part
     for child in part.children if isinstance(part, Place) else ():

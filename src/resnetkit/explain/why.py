@@ -20,7 +20,7 @@ from resnetkit.architecture.operations import (
     ZeroPad,
     ordinal,
 )
-from resnetkit.architecture.plan import Node, Place, Plan
+from resnetkit.architecture.plan import Node, Place, Plan, block_number, stage_number
 from resnetkit.architecture.rules import block_stride
 from resnetkit.architecture.spec import (
     MLP,
@@ -194,11 +194,11 @@ def _causes(part: Place, stride: int) -> str:
 
 
 def _stage_of(plan: Plan, part: Place | Node) -> Stage:
-    return plan.spec.stages[int(part.path.split(".")[0].removeprefix("stage")) - 1]
+    return plan.spec.stages[stage_number(part.path) - 1]
 
 
 def _written_stride(plan: Plan, part: Place | Node) -> int:
-    return block_stride(_stage_of(plan, part), int(part.path.split(".")[1].removeprefix("block")))
+    return block_stride(_stage_of(plan, part), block_number(part.path))
 
 
 def _projection(plan: Plan, node: Node, pooled: bool) -> str:

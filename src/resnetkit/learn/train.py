@@ -58,11 +58,11 @@ def train(
 
     A model that has weights is fine-tuned. ``settings`` are nested changes to the `Recipe` that suits the data, such as
     ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: recipe, epochs, batch_size, lr, seed,
-    split_seed, patience, checkpoint_steps, accumulate, track, precision, network, dialect, bad_files, max_bad.
-    ``watch`` is called with what happens, ``tell`` with (done, all) while pictures are read. Without ``out`` the folder
-    is ``runs/DATA-MODEL-1``, or the next number that is free. ``workers`` threads read pictures (one on each core if
-    left out; 0 is the loop itself), which changes the pace and nothing else. Raises before anything is written wherever
-    the fault can be known by then.
+    split_seed, patience, checkpoint_steps, accumulate, track, precision, network, dialect, reset_head, input_channels,
+    bad_files, max_bad. ``watch`` is called with what happens, ``tell`` with (done, all) while pictures are read.
+    Without ``out`` the folder is ``runs/DATA-MODEL-1``, or the next number that is free. ``workers`` threads read
+    pictures (one on each core if left out; 0 is the loop itself), which changes the pace and nothing else. Raises
+    before anything is written wherever the fault can be known by then.
 
     ``resume`` names an unfinished run, which needs no data and no model: it goes on after its newest checkpoint, and on
     the same CPU ends with the very weights it would have ended with. What is set otherwise than it was is refused where

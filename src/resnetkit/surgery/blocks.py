@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from resnetkit.architecture.plan import plan
+from resnetkit.architecture.plan import block_number, plan, stage_number
 from resnetkit.architecture.rules import answer as answer_of
 from resnetkit.architecture.rules import block_stride, received_channels
 from resnetkit.architecture.spec import (
@@ -37,7 +37,7 @@ from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import Fault, UsageError, suggestion
 from resnetkit.network.layers import Network
 from resnetkit.surgery.carry import NOWHERE, Edited, carry, edit, edited, told
-from resnetkit.surgery.paths import block_number, find, refuse, several, stage_number, whole
+from resnetkit.surgery.paths import find, refuse, several, whole
 from resnetkit.surgery.proof import compared, finished, rounded
 from resnetkit.surgery.strides import NOTHING
 from resnetkit.tables import counted

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resnetkit.architecture.card import Preparation
 from resnetkit.architecture.operations import Convolution
-from resnetkit.architecture.plan import Place
+from resnetkit.architecture.plan import Place, block_number, stage_number
 from resnetkit.architecture.rules import block_stride, require
 from resnetkit.architecture.spec import (
     Features,
@@ -30,9 +30,9 @@ from resnetkit.network.build import class_names
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Proof
 from resnetkit.surgery.carry import Adapted, Edited, carry, edit, edited, told
-from resnetkit.surgery.paths import block_number, find, stage_number
+from resnetkit.surgery.paths import find
 from resnetkit.surgery.paths import stages as chosen_stages
-from resnetkit.surgery.proof import EXACT, Maps, answer, at, compared, finished, images, rounded
+from resnetkit.surgery.proof import EXACT, Maps, answer, at, compared, finished, images, in_rows, rounded
 from resnetkit.tables import counted
 
 _CLASSIFIER = ("head.linear.weight", "head.linear.bias")
@@ -257,7 +257,7 @@ def features(model: Network, stages: Iterable[int | str] | int | str) -> Edited:
     names = list(made.maps)
 
     def before(network: Network, x: Tensor) -> Tensor:
-        return torch.cat([found.flatten(1) for found in network.features(x, names).values()], 1)
+        return in_rows(network.features(x, names))
 
     return finished(made, compared("the maps of " + ", ".join(names), model, made, EXACT, before=before))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
@@ -16,7 +17,7 @@ from resnetkit.network.report import Proof
 from resnetkit.surgery.carry import Edited, carry, edit, recomputed, told
 from resnetkit.surgery.paths import find, several
 from resnetkit.surgery.paths import stages as chosen_stages
-from resnetkit.surgery.proof import EXACT, answer, apart, finished, images
+from resnetkit.surgery.proof import EXACT, answer, apart, device_of, finished, images
 
 
 @edit
@@ -68,13 +69,12 @@ def _kept(made: Network, buffers: list[str]) -> Proof:
 
 def _own_dice(model: Network) -> AbstractContextManager[None]:
     """What is drawn inside leaves the dice of the process as they are."""
-    place = next(model.parameters(), torch.empty(0)).device
+    place = device_of(model)
     return torch.random.fork_rng([place] if place.type == "cuda" else [])
 
 
 def _batches(model: Network) -> list[Tensor]:
-    place = next(model.parameters(), torch.empty(0)).device
-    return [x.to(place) for x in images(model.card.spec, 2)[:1]]
+    return [x.to(device_of(model)) for x in images(model.card.spec, 2)[:1]]
 
 
 def _batch_norms(model: Network) -> list[str]:
@@ -103,12 +103,8 @@ def checkpoint(model: Network, stages: Iterable[int | str] | int | str) -> Edite
 def _saved(model: Network, names: list[str]) -> Iterator[str]:
     parts = [part for name in names if isinstance(part := model.plan[name], Place)]
     inside = sum(part.activations for part in parts)
-    kept = sum(_numbers(part.input) for part in parts)
+    kept = sum(math.prod(part.input) for part in parts)
     yield f"{', '.join(names)}: {kept:,} numbers are kept for each image instead of {inside:,}, and they run twice"
-
-
-def _numbers(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
 
 
 def _alike(model: Network, made: Network) -> Proof:

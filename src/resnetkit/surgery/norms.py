@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -20,7 +20,7 @@ from resnetkit.network.layers import Network
 from resnetkit.network.modes import evaluating
 from resnetkit.surgery.carry import Edited, carry, edit, edited, told
 from resnetkit.surgery.paths import whole
-from resnetkit.surgery.proof import compared, exactly, finished, rounded
+from resnetkit.surgery.proof import compared, finished, rounded
 
 _FOLDED = "with the norm behind it"
 
@@ -138,13 +138,7 @@ def _fitted(model: Network, made: Network, images: Tensor) -> dict[str, Tensor]:
         found.update({f"{path}.weight": weight, f"{path}.bias": bias})
         return (plain * weight[:, None, None] + bias[:, None, None]).to(plain.dtype)
 
-    hooks = [made.get_submodule(path).register_forward_hook(partial(fit, path)) for path in _norms(made)]
-    try:
-        with evaluating(made), torch.inference_mode():
-            made(images.to(next(made.parameters())))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _seen_through(made, images, fit)
     return found
 
 
@@ -155,14 +149,23 @@ def _handed_on(model: Network, images: Tensor) -> dict[str, Tensor]:
     def keep(path: str, layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         found[path] = output
 
-    hooks = [model.get_submodule(path).register_forward_hook(partial(keep, path)) for path in _norms(model)]
+    _seen_through(model, images, keep)
+    return found
+
+
+def _seen_through(model: Network, images: Tensor, look: Callable[..., Tensor | None]) -> None:
+    """The images sent through, with a look (path, layer, what it is given, what it hands on) at every norm."""
+    hooks = [model.get_submodule(path).register_forward_hook(partial(look, path)) for path in _norms(model)]
     try:
-        with evaluating(model), torch.inference_mode():
-            model(images.to(next(model.parameters())))
+        _answers(model, images)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+
+
+def _answers(model: Network, images: Tensor) -> Tensor:
+    with evaluating(model), torch.inference_mode():
+        return model(images.to(next(model.parameters())))  # type: ignore[no-any-return]
 
 
 def _least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +182,5 @@ def _agreement(model: Network, made: Network, images: Tensor) -> str:
     """How often the two give the same class, where they give one."""
     if not class_count(model.card.spec.head):
         return f"fitted on {len(images)} images"
-    with exactly(model) as old, exactly(made) as new:
-        shown = images.to(next(model.parameters()).device).double()
-        same = int((old(shown).argmax(1) == new(shown).argmax(1)).sum())
+    same = int((_answers(model, images).argmax(1) == _answers(made, images).argmax(1)).sum())
     return f"of the {len(images)} images {same} get the class that they had"

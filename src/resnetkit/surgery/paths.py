@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from resnetkit.architecture.plan import Plan
+from resnetkit.architecture.plan import Plan, stage_number
 from resnetkit.errors import Fault, FaultsError, UsageError, nearest
 
 
@@ -51,16 +51,6 @@ def _path(given: object) -> str:
 def _near(word: str, known: Sequence[str]) -> str:
     near = nearest(word, known, 3) or known[:5]
     return " or ".join(near) or "none, as there are none"
-
-
-def stage_number(path: str) -> int:
-    """From 1."""
-    return int(path.split(".", maxsplit=1)[0].removeprefix("stage"))
-
-
-def block_number(path: str) -> int:
-    """From 1, in its stage."""
-    return int(path.split(".")[1].removeprefix("block"))
 
 
 def stages(plan: Plan, given: object) -> list[int]:

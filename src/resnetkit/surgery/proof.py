@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -29,7 +29,17 @@ Maps = Callable[[Network, Tensor], Tensor]
 def answer(model: Network, x: Tensor) -> Tensor:
     """What the network hands on; several maps as one row for each image."""
     found = model(x)
-    return torch.cat([each.flatten(1) for each in found.values()], 1) if isinstance(found, dict) else found
+    return in_rows(found) if isinstance(found, dict) else found
+
+
+def in_rows(maps: Mapping[str, Tensor]) -> Tensor:
+    """Several maps as one row for each image."""
+    return torch.cat([each.flatten(1) for each in maps.values()], 1)
+
+
+def device_of(model: Network) -> torch.device:
+    """Where a network is."""
+    return next(model.parameters(), torch.empty(0)).device
 
 
 def at(place: str) -> Maps:
@@ -99,7 +109,7 @@ def compared(
 
     ``trimmed`` compares what both maps have, where one is a pixel longer.
     """
-    place = next(model.parameters(), torch.empty(0)).device
+    place = device_of(model)
     with exactly(model) as old, exactly(made) as new:
         shown = [x.to(place) for x in (images(model.card.spec) if given is None else given)]
         pairs = [(after(new, x), before(old, x)) for x in shown]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnetkit.architecture.plan import plan
+from resnetkit.architecture.plan import plan, stage_number
 from resnetkit.architecture.spec import (
     Conv,
     GroupNorm,
@@ -27,7 +27,7 @@ from resnetkit.errors import UsageError, suggestion
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Proof
 from resnetkit.surgery.carry import Adapted, Edited, carry, edit, edited, told
-from resnetkit.surgery.paths import find, stage_number, whole
+from resnetkit.surgery.paths import find, whole
 from resnetkit.surgery.paths import stages as chosen_stages
 from resnetkit.surgery.proof import EXACT, Maps, at, compared, finished
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from resnetkit.architecture.plan import stage_number
 from resnetkit.architecture.spec import Basic, Bottleneck, Chain, GroupNorm, Stage
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import Fault, UsageError
 from resnetkit.network.layers import Network
 from resnetkit.surgery.carry import Edited, carry, edit, edited, told
-from resnetkit.surgery.paths import refuse, stage_number, whole
+from resnetkit.surgery.paths import refuse, whole
 from resnetkit.surgery.paths import stages as chosen_stages
 from resnetkit.surgery.proof import compared, finished, rounded
 from resnetkit.surgery.strides import NOTHING
