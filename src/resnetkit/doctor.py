@@ -47,7 +47,7 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "system": _system(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         **_seen_by_torch(),
         "packages": versions(),
@@ -75,7 +75,7 @@ def _system() -> str:
     return "-".join(filter(None, (known.system, known.release, known.machine, "".join(platform.libc_ver()))))
 
 
-def _processor() -> str:
+def processor() -> str:
     """What the processor is called. `platform.processor` would start a process, too."""
     try:
         told = _PROCESSORS.read_text("utf-8", "replace")

@@ -1,0 +1,130 @@
+"""What computes: one small protocol, and a row for each library behind it. No torch.
+
+Shapes: pixels are N H W C, 8 bits, as `images.prepare` makes them; logits are N K, fp32.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnetkit.errors import extra_missing
+from resnetkit.images.prepare import Pixels
+from resnetkit.learn.ranks import cores
+
+if TYPE_CHECKING:
+    from resnetkit.network.layers import Network
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One way to compute: by which engine, in what it multiplies, and how its work is cut.
+
+    ``batch`` pictures are a call; ``streams`` calls run beside each other, each on its share of the cores.
+    """
+
+    engine: str
+    precision: str
+    batch: int = 1
+    streams: int = 1
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Engine and precision: what has an artefact of its own."""
+        return f"{self.engine}-{self.precision}"
+
+    @property
+    def threads(self) -> int:
+        """Of each stream."""
+        return max(1, cores() // self.streams)
+
+    def __str__(self) -> str:
+        place = "" if self.device == "cpu" else f" on {self.device}"
+        return f"{self.engine} {self.precision}, batch {self.batch} x {self.streams}{place}"
+
+
+class Engine(Protocol):
+    """At most ``choice.batch`` pictures to their logits; ``choice.streams`` threads may ask at once."""
+
+    @property
+    def choice(self) -> Choice:
+        """How it was opened."""
+
+    def __call__(self, pixels: Pixels) -> Logits:
+        """The answers, in the order of the pictures."""
+
+
+class Backend(Protocol):
+    """What a module of `resnetkit.deliver.engines` has."""
+
+    def make(self, network: Network, artefact: Path, precision: str, pixels: Pixels | None) -> None:
+        """Fill the new folder ``artefact`` with what `open` needs beside the model folder; int8 measures ``pixels``."""
+
+    def open(self, folder: Path, artefact: Path, choice: Choice) -> Engine:
+        """The engine of a model folder, from its artefact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A row: which module runs it, what that needs installed to run and to ``make``, what is worth trying."""
+
+    module: str
+    packages: tuple[str, ...]
+    precisions: tuple[str, ...]
+    extra: str = ""
+    makes: tuple[str, ...] = ()
+    alone: tuple[int, ...] = (1, 4, 16, 32)  # batches with all cores on one call
+    beside: tuple[int, ...] = (1, 4, 8, 32)  # batches with a call on each core
+    devices: tuple[str, ...] = ("cpu",)
+
+    def require(self, making: bool = False) -> None:
+        """Raise `MachineError` with the exact command where a package is missing."""
+        for package in (*self.packages, *(self.makes if making else ())):
+            if importlib.util.find_spec(package) is None:
+                raise extra_missing(package, self.extra)
+
+    def versions(self) -> tuple[str, ...]:
+        """``openvino 2026.4.1``, of what runs it."""
+        return tuple(f"{package} {metadata.version(package)}" for package in self.packages)
+
+    def backend(self) -> Backend:
+        """Its module, imported now."""
+        return cast(Backend, importlib.import_module(self.module))
+
+    def ways(self, name: str, precision: str, device: str) -> Iterator[Choice]:
+        """How its work can be cut on this machine."""
+        for batch in self.alone:
+            yield Choice(name, precision, batch, 1, device)
+        for batch in self.beside if cores() > 1 and device == "cpu" else ():
+            yield Choice(name, precision, batch, cores(), device)
+
+
+_HERE = "resnetkit.deliver.engines"
+KINDS: dict[str, Kind] = {
+    "openvino": Kind(f"{_HERE}.openvino", ("openvino",), ("fp32", "bf16", "int8", "int8-body"), "openvino", ("nncf",)),
+    "onnxruntime": Kind(
+        f"{_HERE}.onnx_runtime", ("onnxruntime",), ("fp32", "int8", "int8-body"), "onnx", ("onnx", "onnxscript")
+    ),
+    "eager": Kind(f"{_HERE}.eager", ("torch",), ("fp32", "bf16"), devices=("cpu", "cuda")),
+    "compiled": Kind(
+        f"{_HERE}.compiled", ("torch",), ("fp32", "bf16"), alone=(1, 16), beside=(), devices=("cpu", "cuda")
+    ),
+}
+
+
+def padded(pixels: Pixels, batch: int) -> Pixels:
+    """``batch`` pictures: behind those given there are black ones, whose answers nobody reads."""
+    if len(pixels) == batch:
+        return pixels
+    return np.concatenate([pixels, np.zeros((batch - len(pixels), *pixels.shape[1:]), pixels.dtype)])
