@@ -6,10 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from resnetkit.architecture.card import Preparation
 from resnetkit.data.pictures import divide, fingerprint
 from resnetkit.data.sources import open_data
+from resnetkit.deliver.inputs import Input, decoded
 from resnetkit.errors import DataError, UsageError
+from resnetkit.images.prepare import open_prepared
 from resnetkit.learn.augment import moved
 from resnetkit.learn.pixels import PixelSource, Skipped
 from resnetkit.learn.recipe import Error
@@ -157,6 +161,30 @@ def test_kept_and_streamed_pictures_are_the_same(pictures):
     for (a, b), (c, d) in zip(kept.batches(size=3), streamed.batches(size=3), strict=True):
         assert torch.equal(a, c)
         assert np.array_equal(b, d)
+
+
+def test_evaluation_predictions_and_rows_see_the_same_pixels(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    draw = np.random.default_rng(0)
+    coarse = Image.fromarray(draw.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    for i, size in enumerate([(640, 480), (480, 648), (90, 64), (130, 127)]):
+        path = tmp_path / "files" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse.resize(size).save(path)
+    how = Preparation(36, (32, 32), (0.5,) * 3, (0.5,) * 3)
+    data = open_data(tmp_path / "files")
+    paths = data.first.paths
+    table = {"image": [path.read_bytes() for path in paths], "label": data.first.labels.tolist()}
+    parquet.write_table(pyarrow.table(table), tmp_path / "rows.parquet")
+    rows = open_data(tmp_path / "rows.parquet")
+    predicted = [read for chunk in decoded([Input(str(path)) for path in paths], how, 3) for _, read in chunk]
+    for one in (data, rows):
+        for keep in (True, False):
+            source = PixelSource(one.first, how, Skipped(one, Error()), keep=keep)
+            assert np.array_equal(source.prepared(np.arange(4))[0].numpy(), np.stack(predicted))
+    assert all(np.array_equal(open_prepared(path, how), pixels) for path, pixels in zip(paths, predicted, strict=True))
+    sizes = [sorted(one.first.image(i, shorter=shorter).size for i in range(4)) for shorter in (0, 72)]
+    assert sizes == [[(90, 64), (130, 127), (480, 648), (640, 480)], [(90, 64), (120, 162), (130, 127), (160, 120)]]
 
 
 def test_moved_pictures_are_windows_of_the_padded_ones():

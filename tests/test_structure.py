@@ -33,7 +33,7 @@ TORCH_FREE = [
     "resnetkit", "resnetkit.errors", "resnetkit.kinds", "resnetkit.text", "resnetkit.files", "resnetkit.architecture.spec",
     "resnetkit.architecture.rules", "resnetkit.architecture.plan", "resnetkit.architecture.catalog",
     "resnetkit.architecture.card", "resnetkit.architecture.listing", "resnetkit.architecture.tensors",
-    "resnetkit.architecture.published", "resnetkit.images.decode", "resnetkit.images.prepare", "resnetkit.pages.html",
+    "resnetkit.architecture.published", "resnetkit.images.decode", "resnetkit.images.jpeg", "resnetkit.images.prepare", "resnetkit.pages.html",
     "resnetkit.pages.svg", "resnetkit.pages.chart", "resnetkit.explain.why", "resnetkit.explain.picture",
     "resnetkit.explain.inside_page", "resnetkit.explain.page", "resnetkit.explain.page_facts", "resnetkit.explain.page_drawing",
     "resnetkit.weights.addresses",

@@ -101,10 +101,10 @@ def test_d12_a_worker_that_fails_names_its_picture(flowers, monkeypatch, count):
     bad = read.pictures.paths[5]
     original = Files.image
 
-    def failing(self, i, colour="RGB"):
+    def failing(self, i, colour="RGB", shorter=0):
         if self.paths[i] == bad:
             raise ZeroDivisionError("a bug")
-        return original(self, i, colour)
+        return original(self, i, colour, shorter)
 
     monkeypatch.setattr(Files, "image", failing)
     with pytest.raises(ResnetkitError) as caught:
@@ -120,10 +120,10 @@ def test_d12_a_reading_that_does_not_end_is_an_error_that_names_the_picture(flow
     stuck = read.pictures.paths[5]
     original = Files.image
 
-    def hanging(self, i, colour="RGB"):
+    def hanging(self, i, colour="RGB", shorter=0):
         if self.paths[i] == stuck:
             never.wait(60)
-        return original(self, i, colour)
+        return original(self, i, colour, shorter)
 
     monkeypatch.setattr(Files, "image", hanging)
     monkeypatch.setattr(workers, "PATIENCE", 0.2)

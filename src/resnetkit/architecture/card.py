@@ -21,8 +21,9 @@ class Preparation:
     """From a picture to the numbers that the network sees.
 
     The picture is made upright, put on white where it is transparent, and turned grey or RGB; it is resized with a
-    bilinear filter until its shorter side is ``resize`` pixels; its centre of ``crop`` (height, width) is taken; each
-    channel becomes (value / 255 - mean) / std. A picture that already has the right size is not resampled.
+    bilinear filter as if its shorter side became ``resize`` pixels, of which only the centre of ``crop`` (height,
+    width) is made; each channel becomes (value / 255 - mean) / std. A picture that already has the right size is not
+    resampled. A JPEG may be decoded at 1/2, 1/4 or 1/8 where its shorter side keeps twice ``resize`` pixels.
     """
 
     resize: int

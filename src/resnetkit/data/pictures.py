@@ -42,9 +42,9 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def image(self, i: int, colour: str = "RGB") -> Image.Image:
-        """The ``i``-th picture; raises `PictureError`."""
-        return decode(self.paths[i], colour)
+    def image(self, i: int, colour: str = "RGB", shorter: int = 0) -> Image.Image:
+        """The ``i``-th picture, reduced where ``shorter`` allows it as in `decode`; raises `PictureError`."""
+        return decode(self.paths[i], colour, shorter)
 
     def where(self, i: int) -> str:
         """Where the ``i``-th picture stands."""
@@ -67,8 +67,8 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def image(self, i: int, colour: str = "RGB") -> Image.Image:
-        """The ``i``-th picture."""
+    def image(self, i: int, colour: str = "RGB", shorter: int = 0) -> Image.Image:
+        """The ``i``-th picture, whole, as it is there already."""
         return Image.fromarray(self.pixels[i]).convert(colour)
 
     def where(self, i: int) -> str:

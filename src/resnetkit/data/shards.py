@@ -85,10 +85,10 @@ class Rows:
         """What each picture is called, made as it is asked for: a million names are much larger than their numbers."""
         return _Names(self)
 
-    def image(self, i: int, colour: str = "RGB") -> Image.Image:
-        """The ``i``-th picture; raises `PictureError`."""
+    def image(self, i: int, colour: str = "RGB", shorter: int = 0) -> Image.Image:
+        """The ``i``-th picture, reduced where ``shorter`` allows it as in `decode`; raises `PictureError`."""
         try:
-            return decode(self.content(i), colour)
+            return decode(self.content(i), colour, shorter)
         except PictureError as error:
             raise PictureError(error.what, where=self.where(i), fix=error.fix) from None
 

@@ -10,7 +10,6 @@ its pixels do, is damaged: none is filled up with grey.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import warnings
 from collections import Counter
@@ -21,10 +20,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnetkit import kinds
 from resnetkit.errors import DataError, PictureError
+from resnetkit.images import jpeg
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -96,11 +96,15 @@ def attempt(read: Callable[[T], Result], source: T) -> Result | PictureError:
         return error
 
 
-def decode(source: str | Path | bytes, colour: str = "RGB") -> Image.Image:
-    """The picture in Pillow's mode ``RGB`` or ``L``; raises `PictureError` with the reason and the file."""
+def decode(source: str | Path | bytes, colour: str = "RGB", shorter: int = 0) -> Image.Image:
+    """The picture in Pillow's mode ``RGB`` or ``L``; raises `PictureError` with the reason and the file.
+
+    Whoever needs no more than ``shorter`` pixels along the shorter side says so: a JPEG may then be decoded at 1/2, 1/4
+    or 1/8 of its size. What is refused is the same, whatever the size.
+    """
     where = "the bytes given" if isinstance(source, bytes) else str(source)
     try:
-        return _read(_content(source), colour)
+        return _read(_content(source), colour, shorter)
     except PictureError as error:
         raise PictureError(error.what, where=where, fix=error.fix) from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them raise
@@ -119,16 +123,15 @@ def _content(source: str | Path | bytes) -> bytes:
     return Path(source).read_bytes()
 
 
-def _read(content: bytes, colour: str) -> Image.Image:
-    if content.startswith(_JPEG):
-        _judge_jpeg(content)
+def _read(content: bytes, colour: str, shorter: int) -> Image.Image:
+    header = jpeg.judged(content) if content.startswith(jpeg.START) else None
     with _open(content) as image:
         slow = image.format == "BMP" and image.info.get("compression") in _RUNS
         if image.width * image.height > (_MOST_PIXELS_OF_RUNS if slow else MOST_PIXELS):
             raise PictureError(_TOO_LARGE)
+        if header:
+            jpeg.load(image, content, header, shorter)
         image.load()
-        if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with others behind it
-            _require_end(image, content)
         ImageOps.exif_transpose(image, in_place=True)
         return _in(colour, _plain(image))
 
@@ -149,49 +152,6 @@ def _unknown(start: bytes) -> PictureError:
         return PictureError(f"format {kind} is not accepted; allowed: {allowed}", fix="save it as PNG or JPEG")
     what, fix = kinds.mistaken(start, "a picture")
     return PictureError(what or f"not a picture that is read here ({allowed})", fix=fix)
-
-
-_JPEG, _SCAN, _END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
-_MOST_SCANS, _MOST_SEGMENTS = 200, 2000  # each costs time, however small it is; progressive pictures have about ten
-_SEGMENT = re.compile(rb"[^\xff]{0,1000}\xff{1,1000}([^\0\xff])", re.DOTALL)
-_ALONE = b"\x01" + bytes(range(0xD0, 0xD9))  # markers that nothing follows
-
-
-def _judge_jpeg(content: bytes) -> None:
-    """Refuse what would take any time: headers without end, and thousands of scans over the same pixels."""
-    at = 2
-    for _ in range(_MOST_SEGMENTS):
-        found = _SEGMENT.match(content, at)
-        if found is None:
-            raise PictureError("damaged, or of a rare sort: its JPEG header cannot be read")
-        if found[1] in (_SCAN[1:], _END[1:]):
-            break
-        length = 0 if found[1] in _ALONE else max(2, int.from_bytes(content[found.end() : found.end() + 2], "big"))
-        at = found.end() + length
-    else:
-        raise PictureError(f"its header has more than {_MOST_SEGMENTS:,} parts")
-    if content.count(_SCAN) > _MOST_SCANS:
-        raise PictureError(f"it has more than {_MOST_SCANS} scans")
-
-
-# more data of a JPEG, and each mark that may be due among them: enough for one block at least that is not grey
-_MORE = b"".join(bytes((*bytes(512), 0xFF, 0xD0 + i % 8)) for i in range(16)) + _END
-
-
-def _require_end(image: Image.Image, content: bytes) -> None:
-    """Refuse a JPEG that stops early: libjpeg makes grey of what is missing, and its warning reaches nobody."""
-    end = content.rfind(_END)
-    if end < 0:
-        raise PictureError("damaged: its end is missing")
-    corner = image.getpixel((image.width - 1, image.height - 1))
-    if all(value in _GREY for value in (corner if isinstance(corner, tuple) else (corner,))):
-        # where the data are complete, more of them change nothing
-        more = Image.open(BytesIO(content[:end] + _MORE), formats=("JPEG",))
-        if ImageChops.difference(image, more).getbbox():
-            raise PictureError("damaged: its data stop before its pixels do")
-
-
-_GREY = range(120, 137)  # what is missing is grey of 128, in any colour space; its colour blends with the row above
 
 
 def _plain(image: Image.Image) -> Image.Image:

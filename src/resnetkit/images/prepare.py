@@ -12,17 +12,29 @@ from resnetkit.architecture.card import Preparation
 from resnetkit.images.decode import decode
 
 Pixels = NDArray[np.uint8]
-_LONGEST = 4  # how many times as long as wide a picture may be before its ends are left out
+Size = tuple[int, int]  # (width, height), as Pillow has it
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+_LONGEST = 4  # times as long as wide: of what is longer only the middle is resized, as Pillow's boxes are fp32
 
 
 def prepare(image: Image.Image, preparation: Preparation) -> Pixels:
-    """H W C, 8 bits: the shorter side resized, the centre taken (sizes and places rounded as torchvision does)."""
-    return as_array(_centre(_resize(image.convert(preparation.colour), preparation.resize), preparation.crop))
+    """H W C, 8 bits: the centre of the picture with its shorter side resized.
+
+    Sizes and places are rounded as torchvision's Resize and CenterCrop round them. What lies outside the centre is
+    never computed, so that a pixel may be one level apart from theirs, and a rare one two.
+    """
+    image = image if image.mode == preparation.colour else image.convert(preparation.colour)
+    return as_array(_centre(image, preparation.resize, preparation.crop))
 
 
 def open_prepared(source: str | Path | bytes, preparation: Preparation) -> Pixels:
     """`prepare` of what `decode` reads."""
-    return prepare(decode(source, preparation.colour), preparation)
+    return prepare(decode(source, preparation.colour, enough(preparation)), preparation)
+
+
+def enough(preparation: Preparation) -> int:
+    """How many pixels of the shorter side `prepare` has use for: the filter averages two at least of what is left."""
+    return 2 * preparation.resize
 
 
 def random_crop(image: Image.Image, preparation: Preparation, area: float, draw: np.random.Generator) -> Pixels:
@@ -47,29 +59,35 @@ def scale_and_shift(preparation: Preparation) -> tuple[NDArray[np.float32], NDAr
     return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
 
-def _resize(image: Image.Image, side: int) -> Image.Image:
-    short, long = sorted(image.size)
-    if long > _LONGEST * short:  # of a ribbon only the middle can be seen; resizing all of it could take any memory
-        image, long = _centre(image, _middle(image.size)), _LONGEST * short
-    if short == side:
-        return image
-    other = max(side, int(side * long / short))
-    size = (side, other) if image.width <= image.height else (other, side)
-    return image.resize(size, Image.Resampling.BILINEAR)
+def _centre(image: Image.Image, side: int, crop: tuple[int, int]) -> Image.Image:
+    """The middle of the picture as it would be with a shorter side of ``side``."""
+    (width, height), (rows, columns) = _resized(image.size, side), crop
+    left, top = round((width - columns) / 2), round((height - rows) / 2)
+    place = (left, top, left + columns, top + rows)
+    if (width, height) == image.size:
+        return image if place == (0, 0, width, height) else image.crop(place)
+    across, down = image.width, image.height
+    box = (left * across / width, top * down / height, place[2] * across / width, place[3] * down / height)
+    part, box = _without_ends(image, box)
+    return part.resize((columns, rows), Image.Resampling.BILINEAR, box=box)
 
 
-def _middle(size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the middle of a ribbon."""
+def _resized(size: Size, side: int) -> Size:
     width, height = size
-    return (min(height, _LONGEST * width), min(width, _LONGEST * height))
+    if min(size) == side:
+        return size
+    return (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
 
 
-def _centre(image: Image.Image, crop: tuple[int, int]) -> Image.Image:
-    height, width = crop
-    if (image.height, image.width) == crop:
-        return image
-    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
-    return image.crop((left, top, left + width, top + height))
+def _without_ends(image: Image.Image, box: Box) -> tuple[Image.Image, Box]:
+    """Of a ribbon only the place of the box and its neighbours, with the box as it lies there."""
+    if max(image.size) <= _LONGEST * min(image.size):
+        return image, box
+    near = 2 + min(image.size)  # more than the filter reaches
+    left, top = max(0, int(box[0]) - near), max(0, int(box[1]) - near)
+    right, bottom = min(image.width, int(box[2]) + near), min(image.height, int(box[3]) + near)
+    part = image.crop((left, top, right, bottom))
+    return part, (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
 
 
 def as_array(image: Image.Image) -> Pixels:

@@ -20,7 +20,7 @@ from resnetkit.architecture.card import Preparation
 from resnetkit.data.pictures import Data, Indices, Pictures
 from resnetkit.errors import DataError, MachineError, PictureError, ResnetkitError, UsageError
 from resnetkit.images.decode import attempt
-from resnetkit.images.prepare import Pixels, prepare, random_crop
+from resnetkit.images.prepare import Pixels, enough, prepare, random_crop
 from resnetkit.learn.ranks import ALONE, Ranks, cores, launched
 from resnetkit.learn.recipe import BadFiles, Skip
 from resnetkit.learn.workers import MOST, StuckError, ahead, each
@@ -150,7 +150,8 @@ class PixelSource:
         return ahead(tasks, self.workers)
 
     def _one(self, i: int) -> Pixels:
-        return prepare(self.pictures.image(i, self.preparation.colour), self.preparation)
+        how = self.preparation
+        return prepare(self.pictures.image(i, how.colour, enough(how)), how)
 
     def _crop(self, area: float, seed: tuple[int, ...], i: int) -> Pixels:
         draw = np.random.default_rng([*seed, i])
