@@ -54,7 +54,7 @@ def _quantise(path: Path, precision: str, pixels: Pixels) -> None:
             per_channel=True,
             activation_type=by.QuantType.QUInt8,
             weight_type=by.QuantType.QInt8,
-            nodes_to_exclude=_ends(model) if precision == "int8-body" else [],
+            nodes_to_exclude=[*_unrounded(model), *(_ends(model) if precision == "int8-body" else [])],
         )
 
 
@@ -63,6 +63,11 @@ def _ends(model: Any) -> list[str]:
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     products = [node.name for node in model.graph.node if node.op_type in _PRODUCTS]
     return convolutions[:1] + products[-1:]
+
+
+def _unrounded(model: Any) -> list[str]:
+    """Group norms, as they stand in the graph: onnxruntime fails at their weights, which are ones and zeros there."""
+    return [node.name for node in model.graph.node if node.op_type == "InstanceNormalization"]
 
 
 class _Measured:

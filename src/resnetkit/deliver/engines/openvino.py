@@ -31,6 +31,8 @@ def make(network: Network, artefact: Path, precision: str, pixels: Pixels | None
 
     with silence():
         model = openvino.convert_model(exported(network))
+        how = network.card.preparation
+        model.reshape([-1, *how.crop, len(how.mean)])  # the conversion forgets all sizes
         if measured is not None:
             model = _quantised(model, precision, measured, network.card.spec.activation)
         openvino.save_model(model, artefact / _MODEL, compress_to_fp16=False)
@@ -88,7 +90,7 @@ def open(folder: Path, artefact: Path, choice: Choice) -> Engine:  # noqa: A001 
     core = quietly("openvino").Core()
     precision = _multiplied_in(core, choice.precision)
     model = core.read_model(artefact / _MODEL)
-    model.reshape([choice.batch, *model.input().get_partial_shape()[1:]])
+    model.reshape([choice.batch, *(size.get_length() for size in model.input().get_partial_shape()[1:])])
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "NUM_STREAMS": choice.streams,

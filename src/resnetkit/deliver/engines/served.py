@@ -43,7 +43,6 @@ def example(card: Card, batch: int) -> Tensor:
 def exported(network: Network) -> torch.export.ExportedProgram:
     """The graph for every batch of 1 to `MOST` pictures, with the weights in fp32."""
     batch = torch.export.Dim("batch", min=1, max=MOST)
+    module = Served(network).eval()
     with torch.no_grad():
-        return torch.export.export(
-            Served(network).eval(), (example(network.card, 2),), dynamic_shapes=({0: batch},), strict=False
-        )
+        return torch.export.export(module, (example(network.card, 2),), dynamic_shapes=({0: batch},), strict=False)
