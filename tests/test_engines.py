@@ -309,7 +309,7 @@ def compiler(monkeypatch, tmp_path_factory):
         pytest.skip("there is no C++ compiler here")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-    with config.patch({"cpp_cache_precompile_headers": False, "compile_threads": 1, "cpp.vec_isa_ok": True}):
+    with config.patch({"compile_threads": 1, "cpp.vec_isa_ok": True}):
         yield
 
 
