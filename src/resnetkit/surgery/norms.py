@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnetkit.architecture.card import Card
 from resnetkit.architecture.operations import Normalisation
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import BatchNorm, FoldedNorm, GroupNorm, NoNorm, Norm, class_count
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import UsageError
+from resnetkit.network.build import shell
 from resnetkit.network.layers import Network
 from resnetkit.network.modes import evaluating
 from resnetkit.surgery.carry import Edited, carry, edit, edited, told
@@ -35,17 +37,37 @@ def fold_norms(model: Network) -> Edited:
     norm = model.card.spec.norm
     if not isinstance(norm, BatchNorm):
         raise UsageError("this network has no batch norms that could be folded", where="norm", fix=_why_not(norm))
-    left: Norm = NoNorm() if model.card.spec.order == "conv-norm-act" else FoldedNorm(norm.eps, norm.momentum)
-    spec = replace(model.card.spec, norm=left, bias="without-norm")
-    card = edited(model.card, spec, "norms folded")
-    tensors = model.state_dict()
-    folded = {key: (value, _FOLDED) for pair in _pairs(model) for key, value in _folded(tensors, norm.eps, *pair)}
-    zeros = {key: (torch.zeros(shape), "zeros: there was none") for key, shape in _biases(spec, model)}
-    made = carry(model, card, {**zeros, **folded})
+    card, brought = _fold(model, norm)
+    made = carry(model, card, brought)
     gone = len(model.plan.nodes) - len(made.plan.nodes)
     told(model, made, [f"{len(model.plan.nodes)} operations -> {len(made.plan.nodes)}: {gone} norms fewer to run"])
     limit, why = rounded(model)
     return finished(made, compared("the answers", model, made, limit, why=why))
+
+
+def folded(model: Network) -> Network:
+    """The network as it is used: batch norms folded as by `fold_norms`, in evaluation mode, nothing that learns.
+
+    Without proof and account, which take seconds. ``model`` stays as it is, and the two share the tensors that stay.
+    """
+    norm, tensors, made = model.card.spec.norm, model.state_dict(), shell(model.card, model.plan)
+    if isinstance(norm, BatchNorm):
+        card, brought = _fold(model, norm)
+        made = shell(card)
+        tensors |= {key: value for key, (value, _) in brought.items()}
+    made.load_state_dict({key: tensors[key] for key in made.state_dict()}, assign=True)
+    return made.eval().requires_grad_(False)
+
+
+def _fold(model: Network, norm: BatchNorm) -> tuple[Card, dict[str, tuple[Tensor, str]]]:
+    """The card of the folded network, and the tensors that it does not share with this one."""
+    left: Norm = NoNorm() if model.card.spec.order == "conv-norm-act" else FoldedNorm(norm.eps, norm.momentum)
+    spec = replace(model.card.spec, norm=left, bias="without-norm")
+    card = edited(model.card, spec, "norms folded")
+    tensors = model.state_dict()
+    fused = {key: (value, _FOLDED) for pair in _pairs(model) for key, value in _folded(tensors, norm.eps, *pair)}
+    zeros = {key: (torch.zeros(shape), "zeros: there was none") for key, shape in _biases(spec, model)}
+    return card, {**zeros, **fused}
 
 
 def _why_not(norm: Norm) -> str:
