@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from resnetkit.architecture.plan import plan
     from resnetkit.data.check import check
     from resnetkit.deliver.embed import embed
+    from resnetkit.deliver.optimize import optimize
     from resnetkit.deliver.predict import predict
     from resnetkit.errors import ResnetkitError
     from resnetkit.explain.why import why
@@ -40,6 +41,7 @@ _PLACES = {
     "evaluate": "learn.evaluate:evaluate",
     "load": "weights.store:load",
     "models": "architecture.catalog:names",
+    "optimize": "deliver.optimize:optimize",
     "plan": "architecture.plan:plan",
     "predict": "deliver.predict:predict",
     "save": "weights.store:save",
@@ -59,6 +61,7 @@ __all__ = [
     "evaluate",
     "load",
     "models",
+    "optimize",
     "plan",
     "predict",
     "save",

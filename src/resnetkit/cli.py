@@ -40,6 +40,7 @@ VERBS = {
     "embed": "pictures to vectors",
     "convert": "weights as another library has them",
     "modify": "a trained network changed, with a proof of what holds",
+    "optimize": "the fastest way to compute on this machine that still agrees",
     "doctor": "the environment, to paste into a report of a fault",
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -75,6 +75,10 @@ class Backend(Protocol):
         """The engine of a model folder, from its artefact."""
 
 
+# (pictures in a call, whether there is a call on each core instead of all cores on one)
+_CUTS = ((1, False), (4, True), (16, False), (1, True), (8, True), (32, False), (32, True), (4, False))
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A row: which module runs it, what that needs installed to run and to ``make``, what is worth trying."""
@@ -84,8 +88,7 @@ class Kind:
     precisions: tuple[str, ...]
     extra: str = ""
     makes: tuple[str, ...] = ()
-    alone: tuple[int, ...] = (1, 4, 16, 32)  # batches with all cores on one call
-    beside: tuple[int, ...] = (1, 4, 8, 32)  # batches with a call on each core
+    cuts: tuple[tuple[int, bool], ...] = _CUTS
     devices: tuple[str, ...] = ("cpu",)
 
     def require(self, making: bool = False) -> None:
@@ -102,23 +105,22 @@ class Kind:
         """Its module, imported now."""
         return cast(Backend, importlib.import_module(self.module))
 
-    def ways(self, name: str, precision: str, device: str) -> Iterator[Choice]:
-        """How its work can be cut on this machine."""
-        for batch in self.alone:
-            yield Choice(name, precision, batch, 1, device)
-        for batch in self.beside if cores() > 1 and device == "cpu" else ():
-            yield Choice(name, precision, batch, cores(), device)
+    def ways(self, choice: Choice) -> Iterator[Choice]:
+        """How its work can be cut on this machine, what helps most often first."""
+        for batch, beside in self.cuts:
+            if not beside or (cores() > 1 and choice.device == "cpu"):
+                yield replace(choice, batch=batch, streams=cores() if beside else 1)
 
 
 _HERE = "resnetkit.deliver.engines"
-KINDS: dict[str, Kind] = {
-    "openvino": Kind(f"{_HERE}.openvino", ("openvino",), ("fp32", "bf16", "int8", "int8-body"), "openvino", ("nncf",)),
-    "onnxruntime": Kind(
-        f"{_HERE}.onnx_runtime", ("onnxruntime",), ("fp32", "int8", "int8-body"), "onnx", ("onnx", "onnxscript")
-    ),
+KINDS: dict[str, Kind] = {  # what others are compared with, then the most promising first
     "eager": Kind(f"{_HERE}.eager", ("torch",), ("fp32", "bf16"), devices=("cpu", "cuda")),
+    "openvino": Kind(f"{_HERE}.openvino", ("openvino",), ("int8", "int8-body", "bf16", "fp32"), "openvino", ("nncf",)),
     "compiled": Kind(
-        f"{_HERE}.compiled", ("torch",), ("fp32", "bf16"), alone=(1, 16), beside=(), devices=("cpu", "cuda")
+        f"{_HERE}.compiled", ("torch",), ("bf16", "fp32"), cuts=((16, False), (1, False)), devices=("cpu", "cuda")
+    ),
+    "onnxruntime": Kind(
+        f"{_HERE}.onnx_runtime", ("onnxruntime",), ("int8", "int8-body", "fp32"), "onnx", ("onnx", "onnxscript")
     ),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,8 @@ from resnetkit.errors import Fault, MachineError, TextError, UsageError, Weights
 from resnetkit.learn.ranks import cores
 from resnetkit.text import from_data, parse_json, read_text, to_json
 
-FOLDER, FILE = "engines", "engines.json"
+Purpose = Literal["latency", "throughput", "start"]
+FOLDER, FILE, REPORT = "engines", "engines.json", "report.html"
 _AGAIN = "resnetkit optimize {folder}"
 
 
@@ -47,7 +49,7 @@ class Row:
 class Kept:
     """A way to compute that was chosen: what for, and the digests of its files."""
 
-    purpose: Literal["latency", "throughput", "start"]
+    purpose: Purpose
     row: Row
     versions: tuple[str, ...]
     files: tuple[tuple[str, str], ...] = ()
@@ -84,6 +86,38 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def best_of_each(rows: Sequence[Row]) -> list[Row]:
+    """Of each engine and precision the row with the most images per second, fastest first; then those left out."""
+    best: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        known = best.setdefault((row.choice.name, row.choice.device), row)
+        if (not row.why, row.images_per_second or 0) > (not known.why, known.images_per_second or 0):
+            best[row.choice.name, row.choice.device] = row
+    return sorted(best.values(), key=lambda row: (bool(row.why), -(row.images_per_second or 0)))
+
+
+def reference(rows: Sequence[Row]) -> Row | None:
+    """What people run who do nothing about it: eager, in fp32, at its better batch."""
+    plain = [row for row in rows if row.choice.name == "eager-fp32" and row.choice.streams == 1 and not row.why]
+    return max(plain, key=lambda row: row.images_per_second or 0.0, default=None)
+
+
+def told(row: Row) -> tuple[str, ...]:
+    """As cells: engine, precision, batch, images/s, ms, start, error, agreement, what was found."""
+    choice = row.choice
+    place = "" if choice.device == "cpu" else f" on {choice.device}"
+    agreed = "" if row.same is None else f"{row.same:.2%}"
+    points = "" if row.lost is None else f"{-row.lost:+.2f}"
+    speed = "" if row.images_per_second is None else f"{row.images_per_second:,.1f}"
+    once = "" if row.milliseconds is None else f"{row.milliseconds:,.2f}"
+    error = "" if row.error is None else f"{row.error:.1e}"
+    way = f"{choice.batch} x {choice.streams}" if speed else ""
+    return (f"{choice.engine}{place}", choice.precision, way, speed, once, error, agreed, points, row.why)
+
+
+CELLS = ("engine", "precision", "batch x streams", "images/s", "ms a batch", "logits", "same", "points", "left out")
+
+
 def read(folder: Path) -> Optimized | None:
     """What stands in a model folder; None where it was never optimized. Raises `WeightsError` where it is damaged."""
     path = folder / FOLDER / FILE
@@ -110,9 +144,9 @@ def serving(folder: Path, pictures: int, wanted: str = "auto") -> tuple[Kept | N
     error: `UsageError` for one that was not kept, `MachineError` for one that cannot run here any more.
     """
     found = read(folder)
+    if wanted == "auto" and (found is None or not found.kept):
+        return None, ""
     if found is None:
-        if wanted == "auto":
-            return None, ""
         raise UsageError("this model was never optimized", where=str(folder), fix=_AGAIN.format(folder=folder))
     chosen = [kept for kept in found.kept if wanted in ("auto", kept.row.choice.name)]
     if not chosen:

@@ -94,7 +94,7 @@ def evaluate(
     """
     network = model if isinstance(model, Network) else load(model)
     standing = open_data(data, tell)
-    opened, chosen = _choose(standing, network.card, part)
+    opened, chosen = chosen_part(standing, network.card, part)
     known = classes_of(network)
     numbers = class_numbers(opened.classes, network.card.classes or known)
     notes = _notes(standing, network.card, part)
@@ -178,7 +178,7 @@ def class_numbers(names: tuple[str, ...], known: tuple[str, ...] | int) -> Tenso
     return torch.tensor([numbers[name] for name in names])
 
 
-def _choose(data: Data, card: Card, part: str | None) -> tuple[Data, str]:
+def chosen_part(data: Data, card: Card, part: str | None) -> tuple[Data, str]:
     """The data with its parts, drawn as for training if the model was trained on it, and the part that is meant."""
     standing = [name for name in ("test", "val", "all", "train") if name in data.parts]
     if not _trained_on(data, card):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from resnetkit.pages.svg import document, element, title, words
 
@@ -50,6 +51,62 @@ def lines(
     ]
     drawn = [_line(i, name, [place(*point) for point in line]) for i, (name, line) in enumerate(shown.items())]
     return document(_WIDTH, bottom + 28, label, *grid, *ends, *drawn)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A place in `dots`: hollow where it is ``open``; ``note`` shows when one points at it."""
+
+    group: str
+    x: float
+    y: float
+    note: str
+    open: bool = False
+
+
+def dots(label: str, across: str, placed: Sequence[Dot]) -> str:
+    """Points by the magnitude of x (a decade is as wide as the next) and by y, with a colour for each group."""
+    groups = list(dict.fromkeys(dot.group for dot in placed))
+    decades = [math.log10(max(dot.x, _LEAST)) for dot in placed] or [0.0]
+    first, last = math.floor(min(decades)), math.ceil(max(*decades, math.floor(min(decades)) + 1))
+    ticks = _ticks(0.0, max((dot.y for dot in placed), default=1.0))
+    top = _TOP + _KEY_HEIGHT * math.ceil(len(groups) / _KEYS)
+    bottom = top + _DEPTH
+
+    def right(decade: float) -> float:
+        return _LEFT + 8 + (decade - first) / (last - first) * (_RIGHT - _LEFT - 16)
+
+    def up(y: float) -> float:
+        return bottom - y / ticks[-1] * _DEPTH
+
+    grid = [mark for tick in ticks for mark in _tick(tick, up(tick))]
+    scale = [
+        words(f"{10.0**decade:.0e}".replace("e-0", "e-").replace("e+0", "e"), right(decade), bottom + 18, fill=_SOFT,
+              text_anchor="middle")
+        for decade in range(first, last + 1)
+    ]  # fmt: skip
+    named = [_key(i, name) for i, name in enumerate(groups)]
+    drawn = [
+        _dot(groups.index(dot.group), right(decade), up(dot.y), dot)
+        for decade, dot in zip(decades, placed, strict=True)
+    ]
+    middle = words(across, (_LEFT + _RIGHT) / 2, bottom + 36, fill=_SOFT, text_anchor="middle")
+    return document(_WIDTH, bottom + 46, label, *grid, *scale, middle, *named, *drawn)
+
+
+_LEAST = 1e-9  # stands for no difference at all
+
+
+def _key(index: int, name: str) -> str:
+    x, y = _LEFT + 185.0 * (index % _KEYS), 14.0 + _KEY_HEIGHT * (index // _KEYS)
+    mark = element("circle", cx=x + 9, cy=y, r=4, fill=_COLOURS[index % len(_COLOURS)])
+    return element("g", mark, words(_short(name, 21), x + 24, y + 4, fill=_INK))
+
+
+def _dot(index: int, x: float, y: float, dot: Dot) -> str:
+    colour = _COLOURS[index % len(_COLOURS)]
+    look = {"fill": "none", "stroke": colour, "stroke_width": 1.5} if dot.open else {"fill": colour}
+    return element("circle", title(dot.note), cx=x, cy=y, r=4.5, **look)
 
 
 def _tick(value: float, y: float) -> tuple[str, str]:

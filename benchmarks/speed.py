@@ -1,0 +1,433 @@
+"""How fast pictures become answers: beside the code people copy, and beside libraries tuned by hand.
+
+    python benchmarks/speed.py engines  PHOTOS [--network resnet50 ...] [--minutes 3] [--rounds 15] [--save FILE.json]
+    python benchmarks/speed.py pictures PHOTOS [--network resnet50] [--count 2000] [--minutes 3] [--save FILE.json]
+    python benchmarks/speed.py cold     PHOTOS [--network resnet50] [--rounds 9] [--minutes 3] [--save FILE.json]
+
+Weights are random, which changes no time. The idiom is ``torchvision.models.NETWORK().eval()``, fp32, eager, N C H W,
+with Pillow, Resize(256), CenterCrop(224), ToTensor and Normalize. Every contender is a process of its own; they take
+turns, so that what else the machine does meets all of them; ratios are of pairs, with a 95 % interval of their median.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+CORES = len(os.sched_getaffinity(0))
+SLICE = 1.0  # seconds of a turn
+BY_HAND = {  # what somebody would try who tunes a library: (setting, precision, batch)
+    "openvino": [(f"streams {s}, batch {b}", s, b) for s, b in itertools.product((1, CORES), (1, 4, 8, 16, 32))],
+    "compile": [(f"batch {b}", 1, b) for b in (1, 16, 32)],
+    "onnxruntime": [(f"batch {b}", 1, b) for b in (1, 8, 32)],
+}
+
+
+# ---------------------------------------------------------------------------------------- contenders, each in a process
+
+
+def idiom(network, setting):
+    import torch
+    import torchvision
+
+    model = getattr(torchvision.models, network)().eval()
+    x = torch.rand(setting["batch"], 3, 224, 224)
+
+    def ask():
+        with torch.inference_mode():
+            model(x)
+
+    return ask
+
+
+def openvino(network, setting):
+    sys.modules["openvino_telemetry"] = None
+    import openvino
+
+    core = openvino.Core()
+    graph = core.read_model(setting["file"])
+    graph.reshape([setting["batch"], 3, 224, 224])
+    how = {"INFERENCE_PRECISION_HINT": "f32" if setting["precision"] == "fp32" else "bf16"}
+    how |= {"NUM_STREAMS": setting["streams"], "INFERENCE_NUM_THREADS": CORES}
+    queue = openvino.AsyncInferQueue(core.compile_model(graph, "CPU", how), setting["streams"])
+    x = np.random.default_rng(0).random((setting["batch"], 3, 224, 224), np.float32)
+
+    def ask():
+        for _ in range(setting["streams"]):
+            queue.start_async([x], share_inputs=True)
+        queue.wait_all()
+
+    return ask
+
+
+def compiled(network, setting):
+    import torch
+    import torch._inductor.config as how
+    import torchvision
+
+    how.freezing = True
+    model = getattr(torchvision.models, network)().eval().to(memory_format=torch.channels_last)
+    x = torch.rand(setting["batch"], 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    fast = torch.compile(model)
+
+    def ask():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=setting["precision"] == "bf16"):
+            fast(x)
+
+    return ask
+
+
+def onnxruntime(network, setting):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = CORES
+    session = onnxruntime.InferenceSession(setting["file"], options, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).random((setting["batch"], 3, 224, 224), np.float32)
+    return lambda: session.run(None, {session.get_inputs()[0].name: x})
+
+
+def ours(network, setting):
+    """The engine that was kept for throughput, or the one for latency."""
+    from resnetkit.deliver.optimized import opened, read
+    from resnetkit.deliver.trial import answers
+
+    folder = Path(setting["folder"])
+    purpose = "latency" if setting["batch"] == 1 else "throughput"
+    engine = opened(folder, next(kept for kept in read(folder).kept if kept.purpose == purpose))
+    pixels = np.random.default_rng(0).integers(0, 256, (setting["batch"], 224, 224, 3), np.uint8)
+    return (lambda: engine(pixels)) if setting["batch"] == 1 else (lambda: answers(engine, pixels))
+
+
+CONTENDERS = {"idiom": idiom, "openvino": openvino, "compile": compiled, "onnxruntime": onnxruntime, "ours": ours}
+
+
+def serve(network, setting):
+    """Ready after the first call; then a line in (seconds) is a turn, and its pace comes back."""
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    setting = json.loads(setting)
+    ask = CONTENDERS[setting["who"]](network, setting)
+    for _ in range(2):
+        ask()
+    print("ready", file=told, flush=True)
+    per_call = setting["batch"] * (setting.get("streams", 1) if setting["who"] == "openvino" else 1)
+    for line in sys.stdin:
+        calls, begun = 0, time.perf_counter()
+        while calls < 2 or time.perf_counter() - begun < float(line):
+            ask()
+            calls += 1
+        print(calls * per_call / (time.perf_counter() - begun), file=told, flush=True)
+
+
+class Contender:
+    def __init__(self, network, **setting):
+        self.setting = setting
+        words = [sys.executable, __file__, "serve", network, json.dumps(setting)]
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        if self.process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"{setting} does not run")
+
+    def turn(self, seconds=SLICE):
+        """Pictures per second."""
+        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def best_of(network, settings):
+    """The fastest of these, each tried alone for two turns, and what all of them gave."""
+    found = []
+    for setting in settings:
+        try:
+            contender = Contender(network, **setting)
+        except RuntimeError:
+            continue
+        found.append((max(contender.turn(), contender.turn()), setting))
+        contender.close()
+    return max(found, key=lambda one: one[0]) if found else None
+
+
+def paired(first, second, rounds):
+    """(median pace of each, median ratio, its 95 % interval)."""
+    pairs = []
+    for number in range(rounds):
+        order = (first, second) if number % 2 else (second, first)
+        pace = {contender: contender.turn() for contender in order}
+        pairs.append((pace[first], pace[second]))
+    ratios = [a / b for a, b in pairs]
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
+    return {
+        "first": statistics.median(a for a, _ in pairs),
+        "second": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios),
+        "interval": [medians[49], medians[1949]],
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- by hand, once
+
+
+def artefacts(network, photos, work):
+    """The network of torchvision as OpenVINO and ONNX Runtime take it, fp32 and int8."""
+    sys.modules["openvino_telemetry"] = None
+    import nncf
+    import openvino
+    import torch
+    import torchvision
+    from onnxruntime import quantization
+
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, network)().eval()
+    program = torch.export.export(model, (torch.rand(2, 3, 224, 224),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    graph = openvino.convert_model(program)
+    openvino.save_model(graph, work / "fp32.xml", compress_to_fp16=False)
+    given = [x[None] for x in inputs(photos)]
+    openvino.save_model(nncf.quantize(graph, nncf.Dataset(given), subset_size=len(given)), work / "int8.xml", False)
+    torch.onnx.export(program, dynamo=True, verbose=False).save(str(work / "fp32.onnx"))
+
+    class Reader(quantization.CalibrationDataReader):
+        left = iter([{"x": x} for x in given[:50]])
+
+        def get_next(self):
+            return next(self.left, None)
+
+    how = {"quant_format": quantization.QuantFormat.QDQ, "per_channel": True}
+    quantization.quantize_static(str(work / "fp32.onnx"), str(work / "int8.onnx"), Reader(), **how)
+
+
+def inputs(photos):
+    """As the idiom prepares them: C H W, normalised."""
+    prepare = transform()
+    from PIL import Image
+
+    return [prepare(Image.open(path).convert("RGB")).numpy() for path in photos]
+
+
+def transform():
+    from torchvision import transforms as t
+
+    return t.Compose([t.Resize(256), t.CenterCrop(224), t.ToTensor(),
+                      t.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])  # fmt: skip
+
+
+def by_hand(network, work, precision, batch):
+    """The best of three libraries, tuned for batches of one or of 32 at most."""
+    found = []
+    for who, ways in BY_HAND.items():
+        if who == "onnxruntime" and precision == "bf16":
+            continue  # it has no bf16 on CPUs
+        if who == "compile" and precision == "int8":
+            continue  # its int8 path needs another quantiser, torchao's
+        ending = {"openvino": "xml", "onnxruntime": "onnx", "compile": ""}[who]
+        kind = "int8" if precision == "int8" else "fp32"
+        settings = [
+            {"who": who, "batch": b, "streams": s, "precision": precision, "file": str(work / f"{kind}.{ending}")}
+            for _, s, b in ways
+            if (b == 1 and s == 1 if batch == 1 else b * s <= batch)
+        ]
+        best = best_of(network, settings)
+        found += [best] if best else []
+        print(f"  {who}: {best[0]:.1f}/s, {say(best[1])}" if best else f"  {who}: does not run", flush=True)
+    return max(found, key=lambda one: one[0])[1]
+
+
+def say(setting):
+    return f"{setting['who']} {setting.get('precision', '')}, batch {setting['batch']} x {setting.get('streams', 1)}"
+
+
+def optimized(network, photos, work, precision, minutes):
+    """A model folder that was optimized for this precision."""
+    import torch
+
+    import resnetkit as rk
+
+    torch.manual_seed(0)
+    folder = rk.save(rk.build(network), work / f"{network}-{precision}")
+    names = ["int8", "int8-body"] if precision == "int8" else [precision]
+    found = rk.optimize(folder, data=photos, minutes=minutes, precisions=names)
+    for kept in found.kept:
+        print(f"  ours for {kept.purpose}: {kept.row.choice}, logits {kept.row.error:.1e}", flush=True)
+    return folder
+
+
+def engines(options, photos, work):
+    found = []
+    for network in options.network:
+        print(f"{network}: what people copy, at its better batch", flush=True)
+        plain = best_of(network, [{"who": "idiom", "batch": batch} for batch in (1, 16)])[1]
+        artefacts(network, photos, (made := Path(tempfile.mkdtemp(dir=work))))
+        for precision in ("bf16", "int8"):
+            folder = optimized(network, options.photos, made, precision, options.minutes)
+            for batch in (1, 32):
+                mine = Contender(network, who="ours", folder=str(folder), batch=batch)
+                rivals = {"idiom": plain if batch > 1 else {"who": "idiom", "batch": 1}}
+                rivals["by hand"] = by_hand(network, made, precision, batch)
+                for name, setting in rivals.items():
+                    other = Contender(network, **setting)
+                    row = paired(mine, other, options.rounds)
+                    other.close()
+                    print(f"{network} {precision} batch {batch}: ours {row['first']:.1f}/s, {name} ({say(setting)}) "
+                          f"{row['second']:.1f}/s, ratio {row['ratio']:.2f} "
+                          f"({row['interval'][0]:.2f} to {row['interval'][1]:.2f})", flush=True)  # fmt: skip
+                    found.append({"network": network, "precision": precision, "batch": batch, "beside": name,
+                                  "setting": say(setting), **row})  # fmt: skip
+                mine.close()
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- from files to labels
+
+IDIOM = """
+import sys, time, resource
+begun = time.perf_counter()
+import torch, torchvision
+from PIL import Image
+from torchvision import transforms as t
+network, weights, batch, *paths = sys.argv[1:]
+prepare = t.Compose([t.Resize(256), t.CenterCrop(224), t.ToTensor(),
+                     t.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+model = getattr(torchvision.models, network)()
+model.load_state_dict(torch.load(weights, weights_only=True))
+model.eval()
+ready, batch = time.perf_counter(), int(batch)
+with torch.inference_mode():
+    for i in range(0, len(paths), batch):
+        x = torch.stack([prepare(Image.open(path).convert("RGB")) for path in paths[i:i + batch]])
+        print(*model(x).softmax(1).argmax(1).tolist())
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(len(paths) / (time.perf_counter() - ready), peak / 1024, file=sys.stderr)
+"""
+
+
+def ran(words, **how):
+    """(seconds, peak MiB, stderr) of a process."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **how)
+    _, told = process.communicate()
+    if process.returncode not in (0,):
+        raise SystemExit(f"{words[:4]} gave {process.returncode}: {told}")
+    return time.perf_counter() - begun, told
+
+
+PEAK = (
+    "import resource, sys; from resnetkit.cli import main; code = main(sys.argv[1:]); "
+    "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024; "
+    "print('peak', peak, 'torch' in sys.modules, file=sys.stderr); "
+    "sys.exit(code)"
+)
+
+
+def ours_over(folder, paths, work):
+    """(seconds of the whole command, peak MiB, whether torch was imported)."""
+    words = [sys.executable, "-c", PEAK, "predict", *map(str, paths), "--model", str(folder), "--jsonl"]
+    seconds, told = ran(words, cwd=work)
+    peak, torch = told.split("peak ")[1].split()[:2]
+    return seconds, float(peak), torch == "True"
+
+
+def idiom_over(network, weights, batch, paths):
+    """(pictures per second once it is ready, seconds of the whole, peak MiB)."""
+    seconds, told = ran([sys.executable, "-c", IDIOM, network, str(weights), str(batch), *map(str, paths)])
+    pace, peak = map(float, told.split()[-2:])
+    return pace, seconds, peak
+
+
+def prepared(options, photos, work):
+    """Weights of torchvision as a file, and model folders optimized in int8 and bf16."""
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    weights = work / "weights.pth"
+    torch.save(getattr(torchvision.models, options.network[0])().state_dict(), weights)
+    folders = {p: optimized(options.network[0], options.photos, work, p, options.minutes) for p in ("int8", "bf16")}
+    return weights, folders
+
+
+def pictures(options, photos, work):
+    network = options.network[0]
+    weights, folders = prepared(options, photos, work)
+    paths = list(itertools.islice(itertools.cycle(photos), options.count))
+    few = paths[: max(64, options.count // 10)]  # the idiom's pace does not depend on how many there are
+    found = []
+    better = max((1, 16), key=lambda batch: idiom_over(network, weights, batch, few[:64])[0])
+    for precision, folder in folders.items():
+        alone = Contender(network, who="ours", folder=str(folder), batch=32)
+        rounds = []
+        for _ in range(3):
+            net = alone.turn(3.0)
+            seconds, peak, torch = ours_over(folder, paths, work)
+            pace, _, their_peak = idiom_over(network, weights, better, few)
+            rounds.append((len(paths) / seconds, pace, net, peak, their_peak))
+        alone.close()
+        mine, theirs, net, peak, their_peak = map(statistics.median, zip(*rounds, strict=True))
+        row = {"precision": precision, "ours": mine, "idiom": theirs, "batch": better, "network": net, "peak": peak}
+        row |= {"idiom_peak": their_peak, "ratio": mine / theirs, "efficiency": mine / net, "torch": torch}
+        print(f"{network} {precision}: {len(paths)} JPEGs to labels {mine:.1f}/s with start-up, the idiom at batch "
+              f"{better} {theirs:.1f}/s without, ratio {row['ratio']:.2f}; network alone {net:.1f}/s, efficiency "
+              f"{row['efficiency']:.2f}; peak {peak:.0f} MiB, the idiom's {their_peak:.0f}; torch imported: {torch}",
+              flush=True)  # fmt: skip
+        found.append(row)
+    return found
+
+
+def cold(options, photos, work):
+    network = options.network[0]
+    weights, folders = prepared(options, photos, work)
+    rows = []
+    for _ in range(options.rounds + 1):
+        _, theirs, their_peak = idiom_over(network, weights, 1, photos[:1])
+        rows.append([(theirs, their_peak), *[ours_over(folder, photos[:1], work)[:2] for folder in folders.values()]])
+    found = []
+    for place, precision in enumerate(folders, 1):
+        ratio = statistics.median(row[place][0] / row[0][0] for row in rows[1:])
+        row = {"precision": precision, "seconds": statistics.median(row[place][0] for row in rows[1:]), "ratio": ratio}
+        row |= {"idiom": statistics.median(row[0][0] for row in rows[1:]), "peak": rows[1][place][1]}
+        row |= {"idiom_peak": rows[1][0][1]}
+        print(f"{network} {precision}: one JPEG to its label, from nothing {row['seconds']:.2f} s, the idiom's script")
+        print(f"  {row['idiom']:.2f} s, ratio {ratio:.2f}; peak {row['peak']:.0f} and {row['idiom_peak']:.0f} MiB")
+        found.append(row)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("engines", "pictures", "cold"))
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--network", nargs="+", default=["resnet50"])
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+    photos = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    with tempfile.TemporaryDirectory() as work:
+        found = {"engines": engines, "pictures": pictures, "cold": cold}[options.what](options, photos, Path(work))
+    if options.save:
+        from resnetkit.doctor import environment
+
+        options.save.write_text(json.dumps({"environment": environment(), "found": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        serve(*sys.argv[2:])
+    else:
+        main()

@@ -1,0 +1,66 @@
+"""What `optimize` found, as a page: speed against agreement. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from resnetkit.deliver.optimized import CELLS, Kept, Optimized, Row, best_of_each, reference, told
+from resnetkit.pages import html
+from resnetkit.pages.chart import Dot, dots
+
+_PURPOSES = {
+    "latency": "one picture at a time",
+    "throughput": "many pictures",
+    "start": "from nothing to the first answer",
+}
+
+
+def optimized_page(name: str, found: Optimized) -> str:
+    """The whole page; every name in it is text, never markup."""
+    compared = [row for row in found.rows if row.error is not None and row.images_per_second]
+    sections = [
+        ("", html.figures(list(_kept(found)))),
+        ("Speed against agreement", _drawn(compared) + html.note(_HOW)) if compared else ("", ""),
+        ("The best of each engine", html.table(CELLS, map(told, best_of_each(found.rows)))),
+        ("Everything that was tried", html.table(CELLS, map(told, found.rows))),
+    ]
+    lead = f"Measured on {found.processor}; answers compared on {found.checked}."
+    return html.page(f"engines of {name}", lead, [section for section in sections if section[1]])
+
+
+_HOW = (
+    "Each dot is a way to compute: an engine, a precision, a batch and so many calls beside each other. Up is faster; "
+    "left is nearer to the logits of fp32 (the largest difference, as a share of the largest logit). Hollow ones were "
+    "left out. Hold the pointer over a dot to see which it is."
+)
+
+
+def _kept(found: Optimized) -> Iterator[tuple[str, str]]:
+    plain = reference(found.rows)
+    for kept in found.kept:
+        yield f"{kept.purpose}: {_PURPOSES[kept.purpose]}", f"{_figure(kept)} {kept.row.choice}"
+    if plain:
+        yield "eager fp32, as people run it", f"{plain.images_per_second or 0:,.1f} images/s, {plain.choice}"
+
+
+def _figure(kept: Kept) -> str:
+    row = kept.row
+    return {
+        "latency": f"{row.milliseconds or 0:,.2f} ms,",
+        "throughput": f"{row.images_per_second or 0:,.1f} images/s,",
+        "start": f"{row.seconds_to_start or 0:.2f} s,",
+    }[kept.purpose]
+
+
+def _drawn(rows: list[Row]) -> str:
+    placed = [
+        Dot(row.choice.name, row.error or 0.0, row.images_per_second or 0.0, _note(row), bool(row.why)) for row in rows
+    ]
+    across = "largest difference of a logit from fp32; images per second upwards"
+    return dots("images per second against the difference from fp32", across, placed)
+
+
+def _note(row: Row) -> str:
+    return f"{row.choice}: {row.images_per_second or 0:,.1f} images/s, {row.error or 0:.1e}" + f" ({row.why})" * bool(
+        row.why
+    )

@@ -1,0 +1,115 @@
+"""Which pictures engines are measured with: some to find the range of each map for int8, others to compare answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from resnetkit.architecture.card import Card, Preparation
+from resnetkit.data.pictures import Data, Files, Indices, Pictures
+from resnetkit.data.sources import open_data
+from resnetkit.deliver.inputs import expand
+from resnetkit.errors import DataError
+from resnetkit.images.decode import SUFFIXES, visible
+from resnetkit.images.prepare import Pixels
+from resnetkit.learn.evaluate import chosen_part, class_numbers
+from resnetkit.learn.pixels import PixelSource, Skipped, Tell
+from resnetkit.learn.recipe import Skip
+from resnetkit.tables import counted
+
+CALIBRATED = 300  # what NNCF takes by default: more pictures move the ranges of maps no further
+_MOST_CHECKED = 10_000
+_MOST_BYTES = 2**29
+_MADE = 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``checked`` pictures with their ``names``, their classes (``truth``) where these are known, and those that
+    ``ranges`` are measured with, none where there are no pictures. ``told`` says what they are.
+    """
+
+    checked: Pixels
+    names: Sequence[str]
+    told: str
+    truth: NDArray[np.int64] | None = None
+    ranges: Pixels | None = None
+
+
+def made(preparation: Preparation) -> Samples:
+    """Pictures that are drawn: enough to see that an engine computes the same, and not what photographs do to it."""
+    height, width = preparation.crop
+    draw = np.random.default_rng(0)
+    pixels = [_drawn(draw, height, width, len(preparation.mean)) for _ in range(_MADE)]
+    return Samples(np.stack(pixels), [f"made picture {i + 1}" for i in range(_MADE)], f"{_MADE} made pictures")
+
+
+def _drawn(draw: np.random.Generator, height: int, width: int, channels: int) -> Pixels:
+    """Soft patches of colour with some grain."""
+    coarse = draw.integers(0, 256, (5, 5, channels), dtype=np.uint8)
+    planes = [
+        Image.fromarray(coarse[..., i]).resize((width, height), Image.Resampling.BICUBIC) for i in range(channels)
+    ]
+    smooth = np.stack([np.asarray(plane) for plane in planes], 2)
+    return np.clip(smooth + draw.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def taken(source: str | Path, card: Card, trained: bool, tell: Tell | None = None) -> Samples:
+    """From data. What was held out in training is checked, and ranges come from what was not; classes are compared
+    where the network is ``trained``. A folder with pictures of no class will do, too.
+    """
+    data, part = _opened(source, card, tell)
+    ranged, checked = _divided(data, part, _most(card.preparation))
+    skipped = Skipped(data, Skip(1.0))
+    pixels = [PixelSource(pictures, card.preparation, skipped, keep=False) for pictures in (ranged, checked)]
+    ranges, _ = pixels[0].prepared(np.arange(len(ranged)))
+    found, good = pixels[1].prepared(np.arange(len(checked)))
+    if not len(good) or not len(ranges):
+        raise DataError("too few of these pictures can be read", where=str(source), fix=f"resnetkit check {source}")
+    truth = _truth(data, card, checked, good) if trained and data.classes else None
+    names = [checked.names[i] for i in good]
+    told = f"{counted(len(good), 'picture')} of {data.name}" + f", part {part}" * bool(data.classes)
+    told += ", with their classes" * (truth is not None)
+    return Samples(found.numpy(), names, told, truth, ranges.numpy())
+
+
+def _opened(source: str | Path, card: Card, tell: Tell | None) -> tuple[Data, str]:
+    """The data and the part to check with."""
+    folder = Path(source)
+    if folder.is_dir() and any(entry.name.lower().endswith(SUFFIXES) for entry in visible(folder)):
+        paths = tuple(Path(one.name) for one in expand([folder]))
+        names = tuple(path.relative_to(folder).as_posix() for path in paths)
+        return Data(str(source), (), {"all": Files(paths, names, np.zeros(len(paths), np.int64))}), "all"
+    return chosen_part(open_data(source, tell), card, None)
+
+
+def _divided(data: Data, part: str, most: int) -> tuple[Pictures, Pictures]:
+    """(for ranges, to check), evenly spread; of one part alone the two share no picture, unless there is but one."""
+    checked = data.parts[part]
+    if "train" in data.parts and part != "train":
+        return _spread(data.parts["train"], CALIBRATED), _spread(checked, most)
+    every = np.arange(len(checked))
+    ranged = np.unique(every[:: max(2, -(-len(every) // CALIBRATED))])
+    others = np.setdiff1d(every, ranged)
+    return checked.take(ranged), _spread(checked.take(others if len(others) else every), most)
+
+
+def _spread(pictures: Pictures, most: int) -> Pictures:
+    """At most so many of them."""
+    chosen: Indices = np.unique(np.linspace(0, len(pictures) - 1, min(most, len(pictures))).astype(np.int64))
+    return pictures.take(chosen)
+
+
+def _most(preparation: Preparation) -> int:
+    """How many pictures are compared: as many as fit, as they are kept in memory."""
+    return max(1, min(_MOST_CHECKED, _MOST_BYTES // (int(np.prod(preparation.crop)) * len(preparation.mean))))
+
+
+def _truth(data: Data, card: Card, checked: Pictures, good: Indices) -> NDArray[np.int64]:
+    numbers = class_numbers(data.classes, card.classes or len(card.labels)).numpy()
+    return np.asarray(numbers[checked.labels[good]])

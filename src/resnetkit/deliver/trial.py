@@ -1,0 +1,129 @@
+"""An engine in a process of its own: ``python -m resnetkit.deliver.trial FOLDER``. No torch.
+
+torch, OpenVINO and ONNX Runtime bring a team of threads each, which would fight for the cores in one process, and a
+library that crashes takes nothing along. Requests come as JSON, a line each, and are answered likewise; whatever
+libraries print goes to stderr. The end of the input is the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from resnetkit.deliver.engine import KINDS, Choice, Engine, Logits
+from resnetkit.errors import ResnetkitError
+from resnetkit.images.prepare import Pixels
+
+_LEAST_CALLS = 3  # in every measurement, however slow the engine is
+
+
+class Answering:
+    """What can be asked of the process, one method for each request. ``folder`` is a model folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engine: Engine | None = None
+
+    def make(self, engine: str, precision: str, artefact: str, pixels: str | None) -> None:
+        """The artefact of an engine, from the weights; ``pixels`` is a file that `numpy.save` wrote."""
+        from resnetkit.weights.store import load
+
+        given = None if pixels is None else np.load(pixels)
+        Path(artefact).mkdir(parents=True)
+        KINDS[engine].backend().make(load(self.folder), Path(artefact), precision, given)
+
+    def open(self, artefact: str, choice: dict[str, Any], pixels: str) -> None:
+        """The engine, which has then answered once."""
+        made = Choice(**choice)
+        self.engine = KINDS[made.engine].backend().open(self.folder, Path(artefact), made)
+        self.engine(np.load(pixels, mmap_mode="r")[: made.batch])
+
+    def answer(self, pixels: str, out: str) -> None:
+        """The logits of all pictures of a file, into another one."""
+        engine, given = self._engine(), np.load(pixels, mmap_mode="r")
+        np.save(out, answers(engine, given))
+
+    def time(self, pixels: str, seconds: float) -> dict[str, float]:
+        """Pictures per second, and the milliseconds of one call (the median)."""
+        return timed(self._engine(), np.load(pixels), seconds)
+
+    def _engine(self) -> Engine:
+        if self.engine is None:
+            raise ResnetkitError("nothing was opened")
+        return self.engine
+
+
+def answers(engine: Engine, pixels: Pixels) -> Logits:
+    """The logits of any number of pictures, as `choice.streams` threads ask for them."""
+    size = engine.choice.batch
+    chunks = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+    with ThreadPoolExecutor(engine.choice.streams) as pool:
+        return np.concatenate(list(pool.map(lambda chunk: engine(np.ascontiguousarray(chunk)), chunks)))
+
+
+def timed(engine: Engine, pixels: Pixels, seconds: float) -> dict[str, float]:
+    """Full batches for so many seconds, by as many threads as the engine has streams."""
+    batch = engine.choice.batch
+    enough = np.concatenate([pixels] * -(-2 * batch // len(pixels)))  # two different batches at least
+    starts = range(0, len(enough) - batch + 1, batch)
+    calls: list[float] = []
+    until = time.perf_counter() + seconds
+
+    def ask() -> None:
+        for done, start in enumerate(cycle(starts)):
+            if done >= _LEAST_CALLS and time.perf_counter() > until:
+                break
+            begun = time.perf_counter()
+            engine(enough[start : start + batch])
+            calls.append(time.perf_counter() - begun)
+
+    threads = [threading.Thread(target=ask) for _ in range(engine.choice.streams)]
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = time.perf_counter() - begun
+    return {"images_per_second": len(calls) * batch / taken, "milliseconds": 1000 * statistics.median(calls)}
+
+
+def main(folder: str) -> None:
+    """Answer until the input ends."""
+    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    answering = Answering(Path(folder))
+    for line in sys.stdin:
+        _tell(told, _answered(answering, json.loads(line)))
+
+
+def _answered(answering: Answering, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"found": getattr(answering, request.pop("do"))(**request)}
+    except ResnetkitError as error:
+        return {"why": ": ".join(filter(None, (error.what, error.fix)))}
+    except Exception as error:  # noqa: BLE001  libraries raise whatever they like, and it is a reason all the same
+        return {"why": _first_line(f"{type(error).__name__}: {error}")}
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:300] if lines else "it failed and does not say why"
+
+
+def _tell(stream: TextIO, answer: dict[str, Any]) -> None:
+    stream.write(json.dumps(answer) + "\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,442 @@
+"""`optimize`: what is tried, what is left out and why, what is kept, and that what is kept still holds."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import resnetkit as rk
+from resnetkit.deliver import engine, optimized
+from resnetkit.deliver import optimize as optimizing
+from resnetkit.deliver.agreement import Judge
+from resnetkit.deliver.engine import Choice, Kind
+from resnetkit.deliver.optimized import FILE, FOLDER, REPORT, Kept, Optimized, Row, serving, weights_digest
+from resnetkit.deliver.samples import made, taken
+from resnetkit.deliver.trial import answers, timed
+from resnetkit.deliver.trials import TrialError, trying
+from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, VerificationError, WeightsError
+from resnetkit.text import to_json
+
+from tiny import BASE
+
+HERE = Path(__file__).parent
+NAMES = ("daisy", "rose", "tulip")
+
+
+def trained(folder, seed=0):
+    """A network that says of itself that it was trained, with norms that do something."""
+    torch.manual_seed(seed)
+    model = rk.build(BASE, classes=NAMES)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 1.5)
+            module.running_mean.normal_(0, 0.1)
+    model.card = replace(model.card, origin="trained for this test")
+    return rk.save(model, folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- agreement
+
+
+def judge(**more):
+    logits = np.array([[4.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 2.0], [1.0, 0.9, 0.0]], np.float32)
+    return Judge(logits, ["a.png", "b.png", "c.png", "d.png"], **more)
+
+
+def test_the_error_is_a_share_of_the_largest_logit():
+    verdict = judge().judge(judge().logits + np.float32([[0], [0], [0.002], [0]]), "fp32")
+    assert (
+        verdict.error == pytest.approx(0.0005, rel=1e-3)
+        and verdict.same == 1.0
+        and verdict.lost is None
+        and not verdict.why
+    )
+
+
+def test_a_difference_is_told_with_its_picture():
+    verdict = judge().judge(judge().logits + np.float32([[0], [0], [0.4], [0]]), "bf16")
+    assert verdict.why == "logits differ by 0.1 of the largest (limit 0.05), most at c.png"
+
+
+def test_int8_is_judged_by_answers():
+    bent = judge().logits + np.float32([[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0.5, 0]])
+    assert judge().judge(bent, "int8").why == "only 75.0% of the answers are the same (limit 98%)"
+    right = judge(truth=np.array([0, 1, 2, 1]))
+    verdict = right.judge(bent, "int8")
+    assert verdict.lost == -25.0 and not verdict.why  # it is right where fp32 was wrong
+    wrong = judge(truth=np.array([0, 1, 2, 0]))
+    assert wrong.judge(bent, "int8").why == "it loses 25.00 points of accuracy (limit 0.2)"
+    assert not judge(truth=np.array([0, 1, 2, 0]), max_loss=25.0).judge(bent, "int8").why
+
+
+def test_answers_of_an_untrained_network_mean_nothing():
+    verdict = judge(trained=False).judge(judge().logits[:, ::-1], "int8")
+    assert verdict.same is None and verdict.why.startswith("logits differ by 1 of the largest (limit 0.2), most at")
+
+
+def test_what_is_not_finite_or_of_another_size_does_not_agree():
+    logits = judge().logits.copy()
+    logits[2, 1] = np.nan
+    assert judge().judge(logits, "int8").why == "its logits are not finite"
+    assert judge().judge(logits[:, :2], "int8").why == "it gives 4 x 2 logits for 4 x 3"
+
+
+# ------------------------------------------------------------------------------------------------------------ samples
+
+
+def card():
+    return rk.build(BASE, classes=NAMES).card
+
+
+def test_made_pictures_are_the_same_each_time_and_differ_from_each_other():
+    first, again = made(card().preparation), made(card().preparation)
+    assert (first.checked == again.checked).all() and first.checked.shape == (16, 16, 16, 3)
+    assert len({picture.tobytes() for picture in first.checked}) == 16 and first.ranges is None
+    assert first.checked.std() > 20
+
+
+def test_a_folder_of_classes_is_divided(pictures):
+    found = taken(pictures("data", NAMES, count=10), card(), trained=True)
+    assert len(found.checked) == 15 and len(found.ranges) == 15
+    assert not {p.tobytes() for p in found.checked} & {p.tobytes() for p in found.ranges}
+    assert found.truth.tolist() == [NAMES.index(name.split("/")[0]) for name in found.names]
+    assert "15 pictures of " in found.told and found.told.endswith(", part all, with their classes")
+
+
+def test_ranges_come_from_train_where_there_is_one(pictures):
+    pictures("data/train", NAMES, count=4)
+    found = taken(pictures("data/test", NAMES, count=3).parent, card(), trained=True)
+    assert len(found.ranges) == 12 and len(found.checked) == 9
+
+
+def test_pictures_without_classes_will_do(pictures):
+    folder = pictures("data", ["daisy"], count=5) / "daisy"
+    (folder / "bad.png").write_bytes(b"no picture")
+    found = taken(folder, card(), trained=True)
+    assert found.truth is None and len(found.checked) + len(found.ranges) == 5
+
+
+def test_classes_of_an_untrained_network_are_not_compared(pictures):
+    found = taken(pictures("data", ("cat", "dog")), card(), trained=False)
+    assert found.truth is None
+    with pytest.raises(rk.ResnetkitError, match="classes that the model has not: cat, dog"):
+        taken(pictures("data2", ("cat", "dog")), card(), trained=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- the trial
+
+
+class Counting:
+    def __init__(self, choice):
+        self.choice, self.sizes = choice, []
+
+    def __call__(self, pixels):
+        self.sizes.append(len(pixels))
+        return pixels.reshape(len(pixels), -1)[:, :3].astype(np.float32)
+
+
+def test_answers_come_in_order_and_in_batches():
+    pixels = np.arange(7 * 4 * 4 * 3, dtype=np.uint8).reshape(7, 4, 4, 3)
+    asked = Counting(Choice("x", "fp32", 3, 2))
+    assert (answers(asked, pixels) == pixels.reshape(7, -1)[:, :3]).all()
+    assert sorted(asked.sizes) == [1, 3, 3]
+
+
+def test_full_batches_are_timed_and_three_calls_at_least():
+    asked = Counting(Choice("x", "fp32", 4, 2))
+    found = timed(asked, np.zeros((3, 4, 4, 3), np.uint8), 0.0)
+    assert set(asked.sizes) == {4} and len(asked.sizes) == 6
+    assert found["images_per_second"] > 0 and found["milliseconds"] > 0
+
+
+# --------------------------------------------------------------------------------------------- engines that misbehave
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """The engines of tests/engines, in this process and in those that it starts."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE / "engines"), os.environ.get("PYTHONPATH", "")]))
+    found = importlib.util.spec_from_file_location("fakes", HERE / "engines" / "sitecustomize.py")
+    real = dict(engine.KINDS)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    yield module.FAKES
+    engine.KINDS.clear()
+    engine.KINDS.update(real)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(optimizing, "_PATIENCE", 100.0)
+    monkeypatch.setattr(optimizing, "_ROUNDS", 2)
+    monkeypatch.setattr(optimizing.Search, "slice", 0.1)
+
+
+def found_of(folder):
+    return json.loads((folder / FOLDER / FILE).read_text())
+
+
+def test_what_misbehaves_is_left_out_with_its_reason(tmp_path, pictures, fakes, quick):
+    folder = trained(tmp_path / "model")
+    heard = []
+    names = ("loud", "wrong", "dies", "raises", "absent")
+    found = rk.optimize(folder, data=pictures("data", NAMES, count=20), minutes=1, engines=names, watch=heard.append)
+    why = {}
+    for row in found.rows:
+        why.setdefault(row.choice.name, row.why)
+    assert {name for name, reason in why.items() if not reason} == {"loud-int8", "loud-fp32"}
+    assert why["loud-int8-body"] == "not needed, as int8 agrees"
+    assert why["wrong-fp32"].startswith("logits differ by 0.5 of the largest (limit 0.001), most at ")
+    assert why["dies-fp32"].startswith("its process was killed by SIGABRT")
+    assert why["raises-fp32"] == "ValueError: no such operation: Snake"
+    assert why["absent-fp32"] == "no_such_package is not installed: pip install 'resnetkit[openvino]'"
+    assert {row.choice.name for row in heard} == set(why)
+    assert {kept.purpose for kept in found.kept} == {"latency", "throughput", "start"}
+    for kept in found.kept:
+        assert kept.row.choice.engine == "loud" and not kept.row.why and kept.row.error is not None
+        assert kept.row.lost is not None and kept.row.seconds_to_start > 0
+    folders = {path.name for path in (folder / FOLDER).iterdir()}
+    assert folders == {FILE, REPORT, found.folder}
+    assert {path.name for path in (folder / FOLDER / found.folder).iterdir()} == {k.row.choice.name for k in found.kept}
+    page = (folder / FOLDER / REPORT).read_text()
+    assert "ValueError: no such operation: Snake" in page and "<svg" in page
+
+
+def test_a_later_search_takes_the_place_of_the_first(tmp_path, fakes, quick):
+    folder = trained(tmp_path / "model")
+    first = rk.optimize(folder, minutes=0.1, engines=("loud",))
+    assert "16 made pictures" in first.checked
+    assert {row.why for row in first.rows if row.choice.precision != "fp32"} == {
+        "int8 needs pictures to measure ranges with: --data DIR"
+    }
+    (folder / FOLDER / ".left.part").mkdir()
+    second = rk.optimize(folder, minutes=0.1, engines=("loud",))
+    assert {path.name for path in (folder / FOLDER).iterdir()} == {FILE, REPORT, second.folder}
+    assert optimized.read(folder) == second
+
+
+def test_nothing_is_kept_where_nothing_agrees_and_a_search_that_fails_leaves_the_first(
+    tmp_path, fakes, quick, monkeypatch
+):
+    folder = trained(tmp_path / "model")
+    found = rk.optimize(folder, minutes=0.1, engines=("wrong", "raises"))
+    assert found.kept == () and serving(folder, 10) == (None, "")
+    before = (folder / FOLDER / FILE).read_bytes()
+    monkeypatch.setattr(optimizing.Search, "again", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        rk.optimize(folder, minutes=0.1, engines=("raises",))
+    assert (folder / FOLDER / FILE).read_bytes() == before
+    assert {path.name for path in (folder / FOLDER).iterdir()} == {FILE, REPORT, found.folder}
+
+
+def test_a_kill_leaves_a_usable_folder(tmp_path, fakes):
+    folder = trained(tmp_path / "model")
+    words = [sys.executable, "-m", "resnetkit", "optimize", str(folder), "--engines", "sleeps"]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 30
+    while not list(folder.glob(f"{FOLDER}/.*.part/checked.npy")) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert optimized.read(folder) is None
+    assert rk.load(folder).card.labels == NAMES
+    assert serving(folder, 1) == (None, "")
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path, fakes):
+    folder = trained(tmp_path / "model")
+    np.save(tmp_path / "pixels.npy", np.zeros((1, 16, 16, 3), np.uint8))
+    with trying(folder, tmp_path) as trial, pytest.raises(TrialError, match="it took more than 1 seconds to open"):
+        trial.open(Choice("sleeps", "fp32"), tmp_path / "pixels.npy", 1.0)
+
+
+def test_a_process_that_dies_between_requests_says_how(tmp_path, fakes):
+    with trying(trained(tmp_path / "model"), tmp_path) as trial:
+        trial._process.kill()
+        trial._process.wait()
+        with pytest.raises(TrialError, match="its process was killed by SIGKILL"):
+            trial.time(tmp_path / "x.npy", 1.0, 5.0)
+
+
+# ------------------------------------------------------------------------------------------- with an engine that works
+
+
+def test_eager_alone_by_the_command_line(tmp_path, cli):
+    folder = trained(tmp_path / "model")
+    code, out, err = cli("optimize", folder, "--engines", "eager", "--precisions", "fp32", "--minutes", "0.02")
+    assert code == 0 and " times eager fp32" in out and "answers compared on 16 made pictures" in out
+    assert f"wrote {folder}/engines/report.html" in err and f"next: resnetkit predict PICTURES --model {folder}" in err
+    found = optimized.read(folder)
+    assert {row.choice.name for row in found.rows} == {"eager-fp32"}
+    assert {kept.purpose for kept in found.kept} == {"latency", "throughput", "start"}
+
+
+def test_json(tmp_path, cli, monkeypatch):
+    monkeypatch.setattr(optimizing.Search, "tried", lambda self, *names: [Row(Choice(*names[:2]), why="not today")])
+    code, out, _ = cli("optimize", trained(tmp_path / "model"), "--json")
+    found = json.loads(out)
+    assert code == 0 and found["schema"] == "resnetkit.optimize/1"
+    assert {row["why"] for row in found["rows"]} == {"not today"} and found["kept"] == []
+
+
+# ------------------------------------------------------------------------------------------------------- what is wrong
+
+
+def test_what_cannot_be_optimized(tmp_path, cli):
+    folder = trained(tmp_path / "model")
+    for words, told in (
+        ((folder, "--engines", "openvin"), "there is no engine called 'openvin'"),
+        ((folder, "--precisions", "fp16"), "there is no precision called 'fp16'"),
+        ((folder, "--minutes", "0"), "0 minutes cannot be kept to"),
+        ((folder, "--minutes", "nan"), "nan minutes cannot be kept to"),
+        (("resnet18",), "resnet18 is a name without weights"),
+        ((folder / "model.safetensors", "--network", "x"), "there is no option --network"),
+        ((tmp_path / "nowhere",), "there is no"),
+    ):
+        code, _, err = cli("optimize", *words)
+        assert code == 2 and told in err, err
+
+
+def test_a_weights_file_needs_a_folder_to_be(tmp_path, cli):
+    torchvision = pytest.importorskip("torchvision")
+    path = tmp_path / "weights.pth"
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), path)
+    code, _, err = cli("optimize", path)
+    assert (
+        code == 2 and "engines are kept in a model folder, and this is a file" in err and "--out NAME makes one" in err
+    )
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = rk.build(BASE, classes=NAMES)
+    with torch.no_grad():
+        model.stage1.block1.branch.conv1.weight[0, 0, 0, 0] = float("nan")
+    folder = rk.save(model, tmp_path / "model")
+    with pytest.warns(ResnetkitWarning, match="NaN"), pytest.raises(VerificationError) as caught:
+        rk.optimize(folder)
+    assert "so no answer could be compared" in str(caught.value) and "stage1.block1.branch.conv1.weight (1)" in str(
+        caught.value
+    )
+    assert not (folder / FOLDER).exists()
+
+
+# ---------------------------------------------------------------------------------------------------- what still holds
+
+
+def kept_in(folder, *rows, processor=None, weights=None):
+    """An ``engines.json`` as optimize writes it."""
+    kept = tuple(Kept("latency", row, ("numpy " + np.__version__,)) for row in rows)
+    found = Optimized(weights or weights_digest(folder), processor or optimized.here(), "abc", "a test", rows, kept)
+    (folder / FOLDER).mkdir(exist_ok=True)
+    (folder / FOLDER / FILE).write_text(to_json(found))
+    return found
+
+
+@pytest.fixture
+def known(monkeypatch):
+    for name in ("one", "two"):
+        monkeypatch.setitem(engine.KINDS, name, Kind("json", ("numpy",), ("fp32",), "one"))
+
+
+ONE = Row(Choice("one", "fp32"), images_per_second=10.0, milliseconds=100.0, seconds_to_start=0.5)
+TWO = Row(Choice("two", "fp32", 8), images_per_second=100.0, milliseconds=90.0, seconds_to_start=20.0)
+
+
+def test_what_is_soonest_done_depends_on_how_much_there_is(tmp_path, known):
+    folder = trained(tmp_path / "model")
+    kept_in(folder, ONE, TWO)
+    assert [serving(folder, n)[0].row.choice.engine for n in (1, 100, 300, 10_000)] == ["one", "one", "two", "two"]
+    assert serving(folder, 1, "two-fp32")[0].row == TWO
+
+
+def test_what_does_not_hold_any_more_is_not_used(tmp_path, known, monkeypatch):
+    folder = trained(tmp_path / "model")
+    kept_in(folder, ONE, processor="another one")
+    assert serving(folder, 1)[1].startswith("it was optimized for another machine (another one; this is ")
+    kept_in(folder, ONE, weights="0" * 80)
+    assert serving(folder, 1) == (None, f"its weights have changed since it was optimized; resnetkit optimize {folder}")
+    with pytest.raises(MachineError, match="its weights have changed"):
+        serving(folder, 1, "one-fp32")
+    found = kept_in(folder, ONE)
+    changed = replace(found, kept=(replace(found.kept[0], versions=("numpy 1.0",)),))
+    (folder / FOLDER / FILE).write_text(to_json(changed))
+    assert serving(folder, 1)[1].startswith(f"it was optimized with numpy 1.0, and there is numpy {np.__version__}")
+    lacking = replace(found, kept=(replace(found.kept[0], files=(("model.xml", "0" * 64),)),))
+    (folder / FOLDER / FILE).write_text(to_json(lacking))
+    assert serving(folder, 1)[1].startswith("a file of one-fp32 is missing or damaged: model.xml")
+    kept_in(folder, replace(ONE, choice=Choice("one", "../fp32")))
+    assert serving(folder, 1)[1].startswith("'one-../fp32' is no engine that is known here")
+    monkeypatch.setitem(engine.KINDS, "one", Kind("json", ("no_such_package",), ("fp32",), "one"))
+    kept_in(folder, ONE)
+    assert serving(folder, 1)[1].startswith("no_such_package is not installed: pip install 'resnetkit[one]'")
+
+
+def test_other_weights_of_the_same_size_are_others(tmp_path, known):
+    folder = trained(tmp_path / "model")
+    kept_in(folder, ONE)
+    assert serving(folder, 1)[0] is not None
+    other = trained(tmp_path / "other", seed=1)
+    shutil.copy(other / "model.safetensors", folder / "model.safetensors")
+    assert "its weights have changed" in serving(folder, 1)[1]
+
+
+def test_other_means_of_the_preparation_are_others(tmp_path, known):
+    folder = trained(tmp_path / "model")
+    kept_in(folder, ONE)
+    text = (folder / "config.json").read_text()
+    data = json.loads(text)
+    data["preparation"]["mean"] = [0.5, 0.5, 0.5]
+    (folder / "config.json").write_text(json.dumps(data))
+    assert "its weights have changed" in serving(folder, 1)[1]
+
+
+def test_a_damaged_file_is_told(tmp_path, known):
+    folder = trained(tmp_path / "model")
+    found = kept_in(folder, ONE)
+    path = folder / FOLDER / FILE
+    for damaged in (replace(found, folder="../.."), replace(found, folder=""),
+                    replace(found, kept=(replace(found.kept[0], files=(("../x", "0"),)),))):  # fmt: skip
+        path.write_text(to_json(damaged))
+        with pytest.raises(WeightsError, match="is damaged"):
+            serving(folder, 1)
+    path.write_text("{")
+    with pytest.raises(WeightsError) as caught:
+        serving(folder, 1)
+    assert f"fix: resnetkit optimize {folder}" in str(caught.value)
+
+
+def test_names_of_engines_are_suggested(tmp_path, known):
+    folder = trained(tmp_path / "model")
+    with pytest.raises(UsageError, match="this model was never optimized"):
+        serving(folder, 1, "one-fp32")
+    kept_in(folder, ONE)
+    with pytest.raises(UsageError) as caught:
+        serving(folder, 1, "one-fp23")
+    assert "there is no engine 'one-fp23' here" in str(caught.value) and "did you mean one-fp32?" in str(caught.value)
+
+
+def test_the_page_in_a_browser(tmp_path, browser):
+    from resnetkit.deliver.optimized_page import optimized_page
+
+    rows = (replace(ONE, error=1e-4), replace(TWO, error=0.3, why="<script>alert(1)</script>"))
+    found = Optimized("", "a <b>processor</b>", "abc", "</style>", rows, (Kept("latency", rows[0], ()),))
+    path = tmp_path / "page.html"
+    path.write_text(optimized_page("<i>net</i>", found))
+    said = []
+    page = browser.new_page()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file:") else None)
+    page.goto(path.as_uri())
+    assert page.title() == "engines of <i>net</i>" and not said
+    assert page.locator("circle[fill=none]").count() == 1 and page.locator("svg title").count() == 3
+    page.close()
