@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime sends usage data otherwise
 CORES = len(os.sched_getaffinity(0))
 SLICE = 1.0  # seconds of a turn
 BY_HAND = {  # what somebody would try who tunes a library: (setting, precision, batch)
