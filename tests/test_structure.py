@@ -46,7 +46,8 @@ TORCH_FREE = [
     "resnetkit.data.check_page", "resnetkit.learn.report", "resnetkit.learn.run", "resnetkit.learn.evaluation",
     "resnetkit.data.sources", "resnetkit.data.shards", "resnetkit.data.columns", "resnetkit.data.arrow", "resnetkit.data.parquet", "resnetkit.learn.workers", "resnetkit.weights.recognise", "resnetkit.weights.infer", "resnetkit.weights.envelope",
     "resnetkit.weights.libraries", "resnetkit.weights.hugging_face", "resnetkit.weights.fit", "resnetkit.commands.convert",
-    "resnetkit.deliver.inputs", "resnetkit.deliver.rows", "resnetkit.images.thumbnail",
+    "resnetkit.deliver.inputs", "resnetkit.deliver.rows", "resnetkit.deliver.engine", "resnetkit.deliver.optimized",
+    "resnetkit.deliver.stream", "resnetkit.deliver.part", "resnetkit.deliver.predict", "resnetkit.images.thumbnail",
 ]  # fmt: skip
 
 

@@ -141,6 +141,13 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def finish(part: Path, path: Path) -> None:
+    """What stands whole on the disk as ``part`` gets its final name."""
+    with _environment(path):
+        part.replace(path)
+        _sync(path.parent)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder beside ``path`` to fill; renamed to ``path``, which must not exist, if the body succeeds."""
