@@ -430,6 +430,12 @@ def test_rows_that_were_made_otherwise_are_refused(model, inbox, cli, tmp_path, 
     assert part.exists()
 
 
+def test_a_command_that_was_killed_before_its_first_row(model, inbox, cli, tmp_path):
+    (tmp_path / "a.csv.part").touch()
+    assert cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")[0] == 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.csv", "in box", "model"]
+
+
 def test_a_head_that_was_changed_is_refused(model, inbox, cli, tmp_path):
     part, _ = begun(tmp_path / "a.csv", cli, "predict", inbox / "00.png", "--model", model)
     part.write_text(part.read_text().replace("file,", "name,"))
@@ -561,7 +567,7 @@ def test_a_signal_ends_it_with_the_command_that_goes_on(model, inbox, cli, tmp_p
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_rows_stand_while_others_are_made(model, inbox, tmp_path):
+def test_rows_stand_while_others_are_made_by_one_command_alone(model, inbox, cli, tmp_path):
     out = tmp_path / "a.csv"
     process = subprocess.Popen(
         command("predict", *[inbox / "00.png"] * 400, "--model", model, "--out", out), env=SLOW, stdout=-3, stderr=-3
@@ -571,5 +577,8 @@ def test_rows_stand_while_others_are_made(model, inbox, tmp_path):
     assert process.poll() is None
     assert 20 <= rows_of(part) < 400
     assert not out.exists()
+    code, told, err = cli("predict", inbox / "00.png", "--model", model, "--out", out, "--resume")
+    assert (code, told) == (2, "")
+    assert err.endswith(f"error: another command is writing this\nwhere: {part}\nfix: wait for it, or stop it\n")
     process.kill()
     process.wait()

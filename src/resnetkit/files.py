@@ -141,6 +141,29 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Whether a file, made if it is not there, is this command's alone for as long as the body runs."""
+    with _environment(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield _locked(handle)
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # neither Windows nor every disk in a network can
+        return True
+    return True
+
+
 def finish(part: Path, path: Path) -> None:
     """What stands whole on the disk as ``part`` gets its final name."""
     with _environment(path):

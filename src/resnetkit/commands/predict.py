@@ -135,7 +135,8 @@ def _run(options: Options, ranks: Ranks) -> int:
         options = replace(options, top=min(options.top, len(server.card.labels)))
         if ranks.world == 1:
             say(f"engine: {server.engine.choice}{f', as {found.why}' if found.why else ''}")
-        seen = _answered(options, inputs, server, part, ranks)
+        with part.held() if part else contextlib.nullcontext():
+            seen = _answered(options, inputs, server, part, ranks)
     for note in passed_over(options.files):
         say(f"note: {note}")
     if seen.bad:
@@ -161,12 +162,9 @@ class Seen:
 
 def _answered(options: Options, inputs: Sequence[Input], server: Server, part: Part | None, ranks: Ranks) -> Seen:
     """Ask, and write what is answered."""
-    seen, write = Seen(), _WRITERS[_form(options)] if ranks.writes else _nothing
-    numbers, again = ranks.first(lambda: _left(options, inputs, server, part)) if options.out else (None, 0)
-    chosen = inputs if numbers is None else [inputs[i] for i in numbers]
-    if part:
-        seen.all, seen.bad = len(part.standing.names), part.standing.bad
-        write = _into(part)
+    write = _into(part) if part else _WRITERS[_form(options)] if ranks.writes else _nothing
+    numbers, again, *there = ranks.first(lambda: _left(options, inputs, server, part))
+    seen, chosen = Seen(*there), inputs if numbers is None else [inputs[i] for i in numbers]
     at_once = not ranks.writes or _form(options) not in ("table", "json")
     shown = not (sys.stdout.isatty() and (options.csv or options.jsonl))
     with (
@@ -232,16 +230,21 @@ def _found(options: Options, pictures: int, part: Part | None, ranks: Ranks) -> 
     return find(options.model, pictures, by, ranks)
 
 
-def _left(options: Options, inputs: Sequence[Input], server: Server, part: Part | None) -> tuple[list[int] | None, int]:
-    """The numbers of the inputs to look at, all where it is None; and of how many of them the rows stand."""
+def _left(
+    options: Options, inputs: Sequence[Input], server: Server, part: Part | None
+) -> tuple[list[int] | None, int, int, int]:
+    """The numbers of the inputs to look at, all where it is None; of how many of these the rows stand nevertheless; how
+    many rows stand, and how many of them are of files that could not be read.
+    """
     if part is None:
-        return None, 0
+        return None, 0, 0, 0
     choice, form = server.engine.choice, form_of(part.path.suffix, options.top)
     part.begin(MadeWith(server.model(), choice.name, choice.device, options.top, form.columns), form)
     if not part.standing.names:
-        return None, 0
-    say(f"resumed: {counted(len(part.standing.names), 'row')} of {len(inputs):,} stand in {part.part}")
-    return part.left(inputs, choice.batch)
+        return None, 0, 0, 0
+    there = len(part.standing.names)
+    say(f"resumed: {counted(there, 'row')} of {len(inputs):,} stand in {part.part}")
+    return *part.left(inputs, choice.batch), there, part.standing.bad
 
 
 # --------------------------------------------------------------------------------------------------------------- forms

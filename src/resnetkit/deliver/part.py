@@ -138,14 +138,26 @@ class Part:
         self.path, self.part = path, path.with_name(f"{path.name}.part")
         self.record = path.with_name(f"{path.name}.part.json")
         self._remove = f"remove {self.part.name} and {self.record.name}"
-        if self.part.exists() and not resume:
+        if self._begun() and not resume:
             fix = f"--resume goes on with it; or {self._remove}"
             raise UsageError("an earlier command left this unfinished", where=str(self.part), fix=fix)
         self.standing = Standing()
 
+    def _begun(self) -> bool:
+        """Whether any row stands; a command that was killed early leaves an empty file."""
+        return self.part.exists() and self.part.stat().st_size > 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else may write meanwhile; raises `UsageError` where somebody does."""
+        with files.held(self.part) as mine:
+            if not mine:
+                raise UsageError("another command is writing this", where=str(self.part), fix="wait for it, or stop it")
+            yield
+
     def made_with(self) -> MadeWith | None:
         """What the rows that stand were made with; None where none stand."""
-        if not self.part.exists():
+        if not self._begun():
             return None
         if not self.record.is_file():
             what = "nothing says what these rows were made with"
