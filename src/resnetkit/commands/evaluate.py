@@ -95,12 +95,13 @@ def _engine(options: Options, ranks: Ranks) -> Iterator[Logits | None]:
     from resnetkit.deliver.reference import of_tensors
 
     told = "" if options.precision == "fp32" else options.precision
-    if options.engine not in ("torch", "auto"):
-        options.weights.refuse(f"--engine {options.engine}")
-    found = find(options.model, _MANY, By(options.engine, options.device, told), ranks)
+    name = options.engine
+    if options.weights.words() and name != "torch":
+        options.weights.refuse(f"--engine {name}")
+    found = find(options.model, _MANY, By(name, options.device, told), ranks)
     if found.why:
         say(f"engine: torch {options.precision}, as {found.why}")
-    if not (found.folder and found.kept) or options.weights.words():
+    if not (found.folder and found.kept):
         yield None
         return
     engine = opened(found.folder, found.kept)

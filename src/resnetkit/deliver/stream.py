@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,18 +61,24 @@ class _Work:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, chunk: Sequence[Input]) -> list[Row]:
-        read: list[tuple[Input, Pixels | PictureError]] = []
-        for one in chunk:
-            if self.ended.is_set():
-                return []
-            read.append((one, attempt(partial(_open, self.preparation), one)))
+        read = [(one, self._read(one)) for one in chunk]
         good = [pixels for _, pixels in read if not isinstance(pixels, PictureError)]
         said = iter(self._asked(np.stack(good)) if good else ())
         return [(one, pixels if isinstance(pixels, PictureError) else next(said)) for one, pixels in read]
 
+    def _read(self, one: Input) -> Pixels | PictureError:
+        self._require_wanted()
+        return attempt(partial(_open, self.preparation), one)
+
     def _asked(self, pixels: Pixels) -> Numbers:
         with self.turn:
+            self._require_wanted()
             return self.ask(pixels)
+
+    def _require_wanted(self) -> None:
+        """Raise where nobody waits for this chunk any more, so that nobody hears of it."""
+        if self.ended.is_set():
+            raise CancelledError
 
 
 def _open(preparation: Preparation, one: Input) -> Pixels:
