@@ -59,6 +59,7 @@ def test_a_bad_file_is_a_row_and_exit_code_3(trained, cli, tmp_path):
     assert "(not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF))" in out.splitlines()[1]
     assert len(out.splitlines()) == 3
     assert err == (
+        "engine: torch fp32, batch 32 x 1\n"
         f"error: 1 of 2 files could not be read; their rows say why\nnext: resnetkit embed FILES --model {run}\n"
     )
 

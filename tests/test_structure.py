@@ -48,7 +48,8 @@ TORCH_FREE = [
     "resnetkit.weights.libraries", "resnetkit.weights.hugging_face", "resnetkit.weights.fit", "resnetkit.commands.convert",
     "resnetkit.deliver.inputs", "resnetkit.deliver.rows", "resnetkit.deliver.engine", "resnetkit.deliver.optimized",
     "resnetkit.deliver.agreement", "resnetkit.deliver.trial", "resnetkit.deliver.trials", "resnetkit.deliver.optimized_page",
-    "resnetkit.commands.optimize", "resnetkit.images.thumbnail",
+    "resnetkit.commands.optimize",
+    "resnetkit.deliver.stream", "resnetkit.deliver.part", "resnetkit.deliver.predict", "resnetkit.images.thumbnail",
 ]  # fmt: skip
 
 

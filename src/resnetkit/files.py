@@ -142,6 +142,36 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Whether a file, made if it is not there, is this command's alone for as long as the body runs."""
+    with _environment(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield _locked(handle)
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # neither Windows nor every disk in a network can
+        return True
+    return True
+
+
+def finish(part: Path, path: Path) -> None:
+    """What stands whole on the disk as ``part`` gets its final name."""
+    with _environment(path):
+        part.replace(path)
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder beside ``path`` to fill; renamed to ``path``, which must not exist, if the body succeeds."""
     with _environment(path):

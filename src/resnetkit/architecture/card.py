@@ -98,6 +98,13 @@ class Card:
         return self.classes or tuple(f"class {i}" for i in range(class_count(self.spec.head)))
 
 
+def labels_of(card: Card) -> tuple[str, ...]:
+    """What the classes are called; raises `UsageError` where there is no classifier."""
+    if not card.labels:
+        raise UsageError("this network has no classifier, so it names no class", where=card.name)
+    return card.labels
+
+
 def card_for(name: str, spec: Network, classes: tuple[str, ...] = ()) -> Card:
     """The card of a network that has not been trained; class names set the number of classes."""
     require(spec)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -11,15 +13,22 @@ from resnetkit.commands.output import counting, prose, results, say, table, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.together import TIMEOUT, together
 from resnetkit.data.pictures import listed
+from resnetkit.deliver.predict import By, find
 from resnetkit.learn.evaluation import Evaluation, told
 from resnetkit.learn.ranks import Ranks
+
+if TYPE_CHECKING:
+    from resnetkit.learn.device import Logits
+
+_MANY = 10_000  # pictures: what counts is how many in a second, not how soon the first
 
 
 @dataclass(frozen=True)
 class Options:
     """Count how often a model is right: exact counts, in fp32 unless told otherwise.
 
-    Examples: resnetkit evaluate runs/digits-resnet20-1 digits; resnetkit evaluate my-model/ flowers/ --part val --json
+    Examples: resnetkit evaluate runs/digits-resnet20-1 digits; resnetkit evaluate my-model/ flowers/ --part val --json;
+    resnetkit evaluate my-model/ flowers/ --engine openvino-int8
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -32,6 +41,8 @@ class Options:
     """What a picture that cannot be read is (error if nothing is said); skipped ones are named and counted."""
     max_bad: str = ""
     """How many may be skipped: 10% or 0.1 of all (1% if left out)."""
+    engine: Annotated[str, tyro.conf.arg(metavar="torch|auto|NAME")] = "torch"
+    """What computes: the network itself (torch), or what optimize has kept: the fastest (auto), or one of them."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """In what the network computes."""
     device: str = "auto"
@@ -52,7 +63,7 @@ def _run(options: Options, ranks: Ranks, device: str) -> int:
     from resnetkit.learn.evaluate import evaluate
 
     model = loaded(options.model, options.weights)
-    with counting("evaluating") as tell:
+    with _engine(options, ranks) as logits, counting("evaluating") as tell:
         found = evaluate(
             model,
             options.data,
@@ -63,6 +74,7 @@ def _run(options: Options, ranks: Ranks, device: str) -> int:
             max_bad=options.max_bad or None,
             tell=tell,
             ranks=ranks,
+            logits=logits,
         )
     if not model.card.classes:
         say("note: the classes of this model have no names; they are taken to be the data's, in alphabetical order")
@@ -74,6 +86,28 @@ def _run(options: Options, ranks: Ranks, device: str) -> int:
         say(line)
     then("resnetkit predict PICTURE", "--model", options.model, *options.weights.words())
     return 0
+
+
+@contextlib.contextmanager
+def _engine(options: Options, ranks: Ranks) -> Iterator[Logits | None]:
+    """What answers in place of the network; None where the network itself is asked."""
+    from resnetkit.deliver.optimized import opened
+    from resnetkit.deliver.reference import of_tensors
+
+    told = "" if options.precision == "fp32" else options.precision
+    name = options.engine
+    if options.weights.words() and name != "torch":
+        options.weights.refuse(f"--engine {name}")
+    found = find(options.model, _MANY, By(name, options.device, told), ranks)
+    if found.why:
+        say(f"engine: torch {options.precision}, as {found.why}")
+    if not (found.folder and found.kept):
+        yield None
+        return
+    engine = opened(found.folder, found.kept)
+    say(f"engine: {engine.choice}")
+    with of_tensors(engine) as logits:
+        yield logits
 
 
 def _record(found: Evaluation) -> dict[str, object]:

@@ -235,12 +235,14 @@ def _read(model: Network, images: str) -> Tensor:
     import numpy as np
     import torch
 
-    from resnetkit.deliver.inputs import decoded, expand
+    from resnetkit.deliver.inputs import expand
+    from resnetkit.deliver.stream import streamed
     from resnetkit.learn.device import ToInput
+    from resnetkit.learn.ranks import cores
 
     how, named = model.card.preparation, expand([images])
     chosen = named[:: max(1, len(named) // _MOST_IMAGES)][:_MOST_IMAGES]
-    read = [found for chunk in decoded(chosen, how, len(chosen)) for _, found in chunk]
+    read = [found for chunk in streamed(chosen, how, lambda pixels: pixels, 1, cores()) for _, found in chunk]
     bad = next((found for found in read if isinstance(found, PictureError)), None)
     if bad:
         raise bad

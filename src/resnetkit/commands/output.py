@@ -59,7 +59,15 @@ def say(line: str = "") -> None:
 
 def then(command: str, *words: str) -> None:
     """What one would do next: a command, and the words after it that a shell has to take as they are."""
-    say(" ".join([f"next: {command}", *map(shlex.quote, words)]))
+    say(" ".join([f"next: {command}", *map(quoted, words)]))
+
+
+def quoted(word: str) -> str:
+    """A word as a shell has to take it; what cannot be shown stands as its bytes, which bash, zsh and ksh read."""
+    if word.isprintable():
+        return shlex.quote(word)
+    shown = (chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in os.fsencode(word))
+    return f"$'{''.join(shown)}'"
 
 
 def output_file(name: str, *endings: str) -> Path:

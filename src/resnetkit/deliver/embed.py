@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from resnetkit import files as writing
-from resnetkit.deliver.inputs import Read, decoded, expand
+from resnetkit.deliver.inputs import expand
 from resnetkit.deliver.predict import BATCH, Named
+from resnetkit.deliver.reference import reference
 from resnetkit.deliver.rows import write_parquet
+from resnetkit.deliver.stream import streamed
 from resnetkit.errors import PictureError, UsageError
-from resnetkit.learn.device import Logits, Precision, answering, pick
+from resnetkit.learn.device import Precision
 from resnetkit.learn.pixels import Tell
 from resnetkit.network.layers import Network
 from resnetkit.weights.store import load
@@ -71,9 +72,9 @@ def embed(
         return found.mean((2, 3)) if found.ndim == 4 else found
 
     rows: list[NDArray[np.float32] | PictureError] = []
-    with answering(network, pick(device), precision, ask) as vectors:
-        for chunk in decoded(chosen, network.card.preparation, batch_size):
-            rows += _rows(chunk, vectors)
+    with reference(network, device, precision, batch_size, ask) as vectors:
+        for chunk in streamed(chosen, network.card.preparation, vectors, batch_size, 1):
+            rows += [row for _, row in chunk]
             if tell:
                 tell(len(rows), len(chosen))
     errors = tuple(row.what if isinstance(row, PictureError) else "" for row in rows)
@@ -83,12 +84,6 @@ def embed(
 def last_place(network: Network) -> str:
     """What the classifier sees: the pooled map, or the last stage where there is no head."""
     return "head.pool" if "head.pool" in network.places() else f"stage{len(network.card.spec.stages)}"
-
-
-def _rows(chunk: list[Read], vectors: Logits) -> list[NDArray[np.float32] | PictureError]:
-    good = [pixels for _, pixels in chunk if not isinstance(pixels, PictureError)]
-    made = iter(vectors(torch.from_numpy(np.stack(good))).numpy() if good else ())
-    return [pixels if isinstance(pixels, PictureError) else next(made) for _, pixels in chunk]
 
 
 def _table(rows: Sequence[NDArray[np.float32] | PictureError]) -> NDArray[np.float32]:

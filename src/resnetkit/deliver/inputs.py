@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from resnetkit.architecture.card import Preparation
-from resnetkit.errors import DataError, PictureError, UsageError
-from resnetkit.images.decode import SUFFIXES, attempt, files_below, other_kinds, pictures_below
-from resnetkit.images.prepare import Pixels, open_prepared
-from resnetkit.learn.ranks import cores
+from resnetkit.errors import DataError, UsageError
+from resnetkit.images.decode import SUFFIXES, files_below, other_kinds, pictures_below
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Input:
     """One picture: what it is called, and its bytes where they are here already."""
 
     name: str
     content: bytes | None = None
-
-
-Read = tuple[Input, Pixels | PictureError]
 
 
 def expand(named: Iterable[str | Path | Input]) -> list[Input]:
@@ -67,23 +59,3 @@ def _is(ask: Callable[[], bool]) -> bool:
         return ask()
     except (OSError, ValueError):
         return False
-
-
-def decoded(inputs: Sequence[Input], preparation: Preparation, chunk: int) -> Iterator[list[Read]]:
-    """Chunks of pictures, each decoded on all cores while the one before it is in use."""
-    pool = ThreadPoolExecutor(cores())
-    try:
-        chunks = [inputs[i : i + chunk] for i in range(0, len(inputs), chunk)]
-        read = partial(attempt, partial(_open, preparation))
-        waiting = [pool.submit(read, one) for one in chunks[0]] if chunks else []
-        for i, here in enumerate(chunks):
-            following = chunks[i + 1] if i + 1 < len(chunks) else ()
-            ahead = [pool.submit(read, one) for one in following]
-            yield [(one, future.result()) for one, future in zip(here, waiting, strict=True)]
-            waiting = ahead
-    finally:
-        pool.shutdown(cancel_futures=True)  # who interrupts does not wait for pictures that nobody will see
-
-
-def _open(preparation: Preparation, one: Input) -> Pixels:
-    return open_prepared(Path(one.name) if one.content is None else one.content, preparation)

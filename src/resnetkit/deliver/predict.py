@@ -1,28 +1,34 @@
-"""Files to labels."""
+"""Files to labels. Torch is imported where the network itself is asked, and nowhere else."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from resnetkit.deliver.inputs import Input, Read, decoded, expand
+from resnetkit.architecture.card import Card, labels_of, model_folder, read_card
+from resnetkit.deliver.engine import Engine, Logits
+from resnetkit.deliver.inputs import Input, expand
+from resnetkit.deliver.optimized import Kept, opened, serving, weights_digest
 from resnetkit.deliver.rows import Answer
-from resnetkit.errors import PictureError
-from resnetkit.learn.device import Logits, Precision, answering, classes_of, pick
-from resnetkit.learn.evaluate import digest, require_alike
-from resnetkit.learn.pixels import Tell
+from resnetkit.deliver.stream import Row, streamed
+from resnetkit.errors import PictureError, UsageError
 from resnetkit.learn.ranks import ALONE, Ranks
-from resnetkit.network.layers import Network
-from resnetkit.weights.store import load
+from resnetkit.text import to_json
+
+if TYPE_CHECKING:
+    from resnetkit.learn.pixels import Tell
+    from resnetkit.network.layers import Network
 
 Named = str | Path | Input
-BATCH = 32
+BATCH = 32  # of the network itself
 
 
 def predict(
@@ -30,46 +36,146 @@ def predict(
     model: str | os.PathLike[str] | Network,
     *,
     top: int = 5,
+    engine: str = "auto",
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: str = "",
     batch_size: int = BATCH,
     tell: Tell | None = None,
 ) -> list[Answer]:
     """An `Answer` for each file, in order; a folder or a pattern stands for the pictures in it, by name.
 
-    A file that cannot be read is a row with its reason, never an end of the others. ``tell`` hears (done, all).
+    A file that cannot be read is a row with its reason, never an end of the others. ``engine`` is what `optimize` has
+    kept in the model folder and is soonest done (``auto``), one of them by its name (``openvino-int8``), or ``torch``.
+    To name a ``device`` or a ``precision`` (fp32, bf16, auto) is to ask torch, ``batch_size`` pictures at once.
+    ``tell`` hears (done, all).
     """
-    network = model if isinstance(model, Network) else load(model)
     chosen = expand([files] if isinstance(files, Named) else files)
-    found = answers(chosen, network, top, device=device, precision=precision, batch_size=batch_size, tell=tell)
-    return list(found)
+    found = find(model, len(chosen), By(engine, device, precision))
+    with found.opened(lambda: _network(model), batch_size) as server:
+        return list(answers(chosen, server, top, tell=tell))
+
+
+def _network(model: str | os.PathLike[str] | Network) -> Network:
+    from resnetkit.weights.store import load
+
+    return load(model)
+
+
+# -------------------------------------------------------------------------------------------------------- who is asked
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who is to be asked, as a person says it; what is not said is left to what was optimized, or else to torch."""
+
+    engine: str = "auto"
+    device: str = "auto"
+    precision: str = ""
+
+    @property
+    def torch(self) -> bool:
+        """Whether only the network itself can be meant; raises `UsageError` where an engine is meant as well."""
+        told = self.device != "auto" or bool(self.precision)
+        if told and self.engine not in ("auto", "torch"):
+            raise UsageError(
+                f"{self.engine} has a device and a precision of its own",
+                where="--engine with --device or --precision",
+                fix="leave them out, or --engine torch",
+            )
+        return told or self.engine == "torch"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An engine and the card of its model. ``weights`` tells its weights from others."""
+
+    engine: Engine
+    card: Card
+    weights: Callable[[], str]
+
+    def model(self) -> str:
+        """A digest of everything that decides what is answered: weights, network, preparation, names."""
+        labels = "\0".join(self.card.labels)
+        told = [self.weights(), to_json(self.card.spec), to_json(self.card.preparation), labels]
+        return hashlib.sha256("\0".join(told).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Who is asked: what was ``kept`` in a model folder, or torch. ``why`` is said where that is not as it could be."""
+
+    by: By
+    folder: Path | None = None
+    kept: Kept | None = None
+    why: str = ""
+
+    @contextlib.contextmanager
+    def opened(self, load: Callable[[], Network], batch: int = BATCH, ranks: Ranks = ALONE) -> Iterator[Server]:
+        """It, for as long as the body runs; ``load`` is called for the network where torch is asked."""
+        if self.folder and self.kept:
+            card, folder = _able(read_card(self.folder)), self.folder
+            yield Server(opened(folder, self.kept), card, lambda: weights_digest(folder))
+        else:
+            with _by_torch(load(), self, batch, ranks) as server:
+                yield server
+
+
+def find(model: object, pictures: int, by: By, ranks: Ranks = ALONE) -> Found:
+    """Who is asked for so many pictures. Raises `UsageError` or `MachineError` for an engine that is not there."""
+    named = by.engine not in ("auto", "torch")
+    if named and ranks.world > 1:
+        what = f"{ranks.world} processes ask torch, and no engine"
+        raise UsageError(what, where=f"--engine {by.engine}", fix="one process, or --engine torch")
+    folder = model_folder(os.fspath(model)) if isinstance(model, str | os.PathLike) else None
+    if by.torch or ranks.world > 1:
+        return Found(by, folder)
+    if folder is None:
+        if named:
+            fix = "name a model folder or a run folder, or --engine torch"
+            raise UsageError("only a model folder has engines", where=f"--engine {by.engine}", fix=fix)
+        return Found(by)
+    return Found(by, folder, *serving(folder, pictures, by.engine))
+
+
+def _able(card: Card) -> Card:
+    """A card of what names classes of pictures; raises `UsageError` for any other."""
+    labels_of(card)
+    _ = card.preparation.colour
+    return card
+
+
+@contextlib.contextmanager
+def _by_torch(network: Network, found: Found, batch: int, ranks: Ranks) -> Iterator[Server]:
+    from resnetkit.deliver.reference import reference
+    from resnetkit.learn.device import as_precision
+    from resnetkit.learn.evaluate import digest, require_alike
+
+    precision = as_precision(found.by.precision or "fp32")
+    card = _able(network.card)
+    if ranks.world > 1:
+        require_alike(ranks, model=digest(network))
+    with reference(network, found.by.device, precision, batch) as engine:
+        yield Server(engine, card, lambda: weights_digest(found.folder) if found.folder else digest(network))
+
+
+# ----------------------------------------------------------------------------------------------------- what is answered
 
 
 def answers(
-    chosen: Sequence[Input],
-    network: Network,
-    top: int,
-    *,
-    device: str,
-    precision: Precision,
-    batch_size: int,
-    tell: Tell | None,
-    ranks: Ranks = ALONE,
-) -> Iterator[Answer]:
+    chosen: Sequence[Input], server: Server, top: int, *, tell: Tell | None = None, ranks: Ranks = ALONE
+) -> Generator[Answer, None, None]:
     """What `predict` gives for inputs that are expanded already, each answer as soon as it is there.
 
     Of W processes process r looks at the batches r, r + W ..., and each gets all answers, in order.
     """
-    classes_of(network)  # refuses a network that names none
-    if ranks.world > 1:
-        require_alike(ranks, model=digest(network))
-    stride, names, done = batch_size * ranks.world, network.card.labels, 0
-    starts = range(ranks.rank * batch_size, len(chosen), stride)
-    mine = [one for start in starts for one in chosen[start : start + batch_size]]
-    with answering(network, pick(device), precision) as logits:
-        chunks = decoded(mine, network.card.preparation, batch_size)
+    engine, card, batch = server.engine, server.card, server.engine.choice.batch
+    stride, done = batch * ranks.world, 0
+    starts = range(ranks.rank * batch, len(chosen), stride)
+    mine = chosen if ranks.world == 1 else [one for i in starts for one in chosen[i : i + batch]]
+    chunks = streamed(mine, card.preparation, engine, batch, engine.choice.streams)
+    with contextlib.closing(chunks):
         for _ in range(0, len(chosen), stride):
-            found = [astuple(answer) for answer in _answers(next(chunks, []), logits, names, top)]
+            found = [(made.file, made.top, made.error) for made in _answers(next(chunks, []), card.labels, top)]
             every = [
                 Answer(file, tuple(map(tuple, best)), why) for part in ranks.each(found) for file, best, why in part
             ]
@@ -91,13 +197,22 @@ def _text(content: bytes | None) -> str | None:
     return None if content is None else base64.b64encode(content).decode()
 
 
-def _answers(chunk: list[Read], logits: Logits, names: Sequence[str], top: int) -> Iterator[Answer]:
-    good = [pixels for _, pixels in chunk if not isinstance(pixels, PictureError)]
-    shares = iter(logits(torch.from_numpy(np.stack(good))).softmax(1)) if good else iter(())
-    for one, pixels in chunk:
-        if isinstance(pixels, PictureError):
-            yield Answer(one.name, error=pixels.what)
+def _answers(chunk: list[Row], names: Sequence[str], top: int) -> Iterator[Answer]:
+    for one, said in chunk:
+        if isinstance(said, PictureError):
+            yield Answer(one.name, error=said.what)
         else:
-            best = next(shares).topk(min(top, len(names)))
-            told = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            yield Answer(one.name, tuple((names[i], share) for share, i in told))
+            yield Answer(one.name, tuple((names[i], share) for i, share in most_probable(said, top)))
+
+
+def most_probable(logits: Logits, top: int) -> list[tuple[int, float]]:
+    """(class, probability) of the first ``top`` classes of one picture; of equal ones the lower comes first."""
+    exact = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a logit that is no number makes all shares none, and is told as it is
+        shares = np.exp(exact - exact.max())
+        shares /= shares.sum()
+    below = np.where(np.isnan(exact), np.inf, -exact)
+    last = np.partition(below, min(top, len(below)) - 1)[min(top, len(below)) - 1]
+    able = np.flatnonzero(below <= last)  # by class, and at least ``top`` of them
+    best = able[np.argsort(below[able], kind="stable")][:top]
+    return [(int(i), float(shares[i])) for i in best]

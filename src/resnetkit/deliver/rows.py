@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,24 +43,31 @@ def record(answer: Answer) -> dict[str, Any]:
     return {"file": answer.file, **first, "top": top, "error": answer.error or None}
 
 
-def json_lines(answers: Iterable[Answer], ascii_only: bool = False) -> Iterator[str]:
-    """A line for each answer."""
-    return (json.dumps(record(answer), ensure_ascii=ascii_only) for answer in answers)
+FIELDS = ("file", "label", "probability", "top", "error")  # of a line of JSON
 
 
-def csv_lines(answers: Iterable[Answer], top: int) -> Iterator[str]:
-    """A header and a line for each answer; a name with a line break in it is quoted and stays one cell."""
+def json_line(answer: Answer, ascii_only: bool = False) -> str:
+    """One document."""
+    return json.dumps(record(answer), ensure_ascii=ascii_only)
+
+
+def csv_columns(top: int) -> list[str]:
+    """What the cells of a line are."""
     more = [f"{column}_{i}" for i in range(2, top + 1) for column in ("label", "probability")]
-    yield _csv(["file", "label", "probability", *more, "error"])
-    for answer in answers:
-        cells = [cell for label, share in answer.top for cell in (label, f"{share:.6f}")]
-        yield _csv([answer.file, *cells, *[""] * (2 * top - len(cells)), answer.error])
+    return ["file", "label", "probability", *more, "error"]
+
+
+def csv_line(answer: Answer, top: int) -> str:
+    """A line; a name with a line break in it is quoted and stays one cell."""
+    cells = [cell for label, share in answer.top for cell in (label, f"{share:.6f}")]
+    return csv_cells([answer.file, *cells, *[""] * (2 * top - len(cells)), answer.error])
 
 
 _END = "\r\n"
 
 
-def _csv(cells: Sequence[str]) -> str:
+def csv_cells(cells: Sequence[str]) -> str:
+    """Cells as a line without its end."""
     line = io.StringIO()
     csv.writer(line, lineterminator=_END).writerow(cells)  # a name that holds a part of it is quoted
     return line.getvalue().removesuffix(_END)
@@ -89,21 +97,34 @@ def _column(values: Any) -> Any:
 
     if isinstance(values, np.ndarray) and values.shape[1]:
         return pyarrow.FixedSizeListArray.from_arrays(values.reshape(-1), values.shape[1])
-    return [_text(value) for value in values]
+    return [as_text(value) if isinstance(value, str) else value for value in values]
 
 
-def answer_columns(answers: Sequence[Answer]) -> dict[str, Sequence[Any]]:
-    """For Parquet."""
-    return {
-        "file": [answer.file for answer in answers],
-        "label": [answer.label or None for answer in answers],
-        "probability": [answer.probability for answer in answers],
-        "labels": [[label for label, _ in answer.top] for answer in answers],
-        "probabilities": [[share for _, share in answer.top] for answer in answers],
-        "error": [answer.error or None for answer in answers],
-    }
+_GROUP = 4096  # rows that are written at once
 
 
-def _text(value: Any) -> Any:
-    """Names of files need not be text, and Parquet holds nothing else."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+    """A Parquet file, whole or not at all, of answers as they come; raises `MachineError` without pyarrow."""
+    require_parquet()
+    import pyarrow
+    from pyarrow import parquet
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    types = [text, text, number, pyarrow.list_(text), pyarrow.list_(number), text]
+    names = ["file", "label", "probability", "labels", "probabilities", "error"]
+    schema, rows = pyarrow.schema(list(zip(names, types, strict=True))), iter(answers)
+    with files.replacing(path) as part, parquet.ParquetWriter(part, schema) as writer:
+        while some := list(itertools.islice(rows, _GROUP)):
+            columns = [list(column) for column in zip(*map(_parquet_row, some), strict=True)]
+            writer.write_table(pyarrow.table(columns, schema=schema))
+
+
+def _parquet_row(answer: Answer) -> tuple[Any, ...]:
+    labels, shares = [as_text(label) for label, _ in answer.top], [share for _, share in answer.top]
+    label, error = labels[0] if labels else None, as_text(answer.error) or None
+    return as_text(answer.file), label, answer.probability, labels, shares, error
+
+
+def as_text(word: str) -> str:
+    """Names of files need not be text, and files hold nothing else."""
+    return word.encode("utf-8", "backslashreplace").decode()

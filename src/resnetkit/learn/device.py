@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from resnetkit.architecture.card import Preparation
-from resnetkit.architecture.spec import class_count
+from resnetkit.architecture.card import Preparation, labels_of
 from resnetkit.errors import MachineError, UsageError, suggestion
 from resnetkit.images.prepare import scale_and_shift
 from resnetkit.network.layers import Network
@@ -106,7 +105,4 @@ def answering(
 
 def classes_of(network: Network) -> int:
     """How many classes a network tells apart; raises `UsageError` where it has no classifier."""
-    count = class_count(network.card.spec.head)
-    if not count:
-        raise UsageError("this network has no classifier, so it names no class", where=network.card.name)
-    return count
+    return len(labels_of(network.card))

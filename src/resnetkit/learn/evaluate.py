@@ -7,6 +7,7 @@ import math
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def evaluate(
     max_bad: str | float | None = None,
     tell: Tell | None = None,
     ranks: Ranks = ALONE,
+    logits: Logits | None = None,
 ) -> Evaluation:
     """Count how often ``model`` is right about ``data``, or about one ``part`` of it.
 
@@ -91,6 +93,7 @@ def evaluate(
     data has it, or ``val``, or all of it. Classes are matched by name. A picture that cannot be read is an error, or
     with ``bad_files="skip"`` it is left out and named, up to the share ``max_bad`` (0.01). Raises `DataError` where the
     data has a class that the model has not. Of several processes (``ranks``) each counts its part and gets the whole.
+    ``logits`` answers in place of the network: from pixels (N H W C, 8 bits) to N classes, fp32.
     """
     network = model if isinstance(model, Network) else load(model)
     standing = open_data(data, tell)
@@ -104,8 +107,8 @@ def evaluate(
         require_alike(ranks, pictures=fingerprint(alone), model=digest(network))
     source = PixelSource(alone.first, network.card.preparation, skipped, keep=False)
     labelled = ((pixels, numbers[source.labels[which]], which) for pixels, which in _told(source, tell, ranks))
-    with answering(network, pick(device), precision) as logits:
-        tally = count(logits, labelled, known).joined(ranks)
+    with nullcontext(logits) if logits else answering(network, pick(device), precision) as given:
+        tally = count(given, labelled, known).joined(ranks)
     tell_unreadable([source], ranks)
     made = found(network.card, str(data), chosen, tally, source, classes=network.card.classes or opened.classes)
     return replace(made, notes=notes)

@@ -1,0 +1,96 @@
+"""Does the memory of `resnetkit predict` grow with the number of pictures? 20,000 small ones, looked at from outside.
+
+    python benchmarks/flat_memory.py MODEL [--pictures 20000] [--out csv|jsonl|parquet] [--save FILE.json] [-- WORDS]
+
+The pictures are made in a temporary folder, all of them different. What the process holds (VmRSS) is read every 1,000
+rows of the file that it writes, and its peak at the end. WORDS, such as --engine torch, go to the command.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+EVERY = 1000
+
+
+def pictures(folder, count):
+    """Small JPEGs, a thousand in a folder."""
+    draw = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"{i // 1000:03}" / f"{i:06}.jpg"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(draw.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((64, 48)).save(path)
+
+
+def held(process):
+    """{VmRSS, VmHWM} of a process in MiB; nothing where it has ended."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    told = dict(line.split(":", 1) for line in lines)
+    return {name: int(told[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM") if name in told}
+
+
+def written(out):
+    """(bytes, file) of what is there by now: a part of ours, or the hidden one of Parquet."""
+    found = [out.with_name(f"{out.name}.part"), *out.parent.glob(f".{out.name}.*.part"), out]
+    return next((path for path in found if path.exists()), None)
+
+
+def watch(process, out, text):
+    """(rows, MiB) every 1,000 rows, and the peak. The rows of Parquet cannot be counted: there it is every second."""
+    seen, peak, rows, read, began = [], 0.0, 0, 0, time.monotonic()
+    while process.poll() is None:
+        now, path = held(process), written(out)
+        peak = max(peak, now.get("VmHWM", 0.0))
+        if text and path:
+            try:
+                with path.open("rb") as file:
+                    file.seek(read)
+                    content = file.read()
+            except OSError:  # it has got its final name meanwhile
+                content = b""
+            rows, read = rows + content.count(b"\n"), read + len(content)
+        mark = rows // EVERY * EVERY if text else int(time.monotonic() - began)
+        if "VmRSS" in now and (not seen or mark > seen[-1][0]):
+            seen.append((mark, now["VmRSS"]))
+        time.sleep(0.02)
+    return seen, peak
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--out", choices=("csv", "jsonl", "parquet"), default="csv")
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        pictures(Path(place) / "in", options.pictures)
+        out = Path(place) / f"labels.{options.out}"
+        words = ["predict", Path(place) / "in", "--model", options.model, "--out", out, *options.words]
+        process = subprocess.Popen([sys.executable, "-m", "resnetkit", *map(str, words)], text=True, stderr=-1)
+        seen, peak = watch(process, out, options.out != "parquet")
+        said = process.communicate()[1].splitlines()
+    print(said[0])
+    print("rows" if options.out != "parquet" else "seconds", "MiB", sep="\t")
+    for mark, size in seen:
+        print(mark, f"{size:.0f}", sep="\t")
+    print(f"peak: {peak:.0f} MiB; exit code {process.returncode}")
+    if options.save:
+        made = {"engine": said[0], "pictures": options.pictures, "out": options.out, "peak": peak, "held": seen}
+        options.save.write_text(json.dumps(made, indent=2) + "\n")
+    return process.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

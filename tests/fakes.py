@@ -1,0 +1,69 @@
+"""An engine of numpy, for tests: what it answers can be reckoned by hand. No torch.
+
+It answers a little otherwise for each size of a batch, so that who cuts batches otherwise is found out.
+"""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from resnetkit.deliver import engine, optimized
+from resnetkit.text import to_json
+
+CHOICE = engine.Choice("fake", "int8", 4, 2)
+asked = []  # sizes of batches
+
+
+class Fake:
+    def __init__(self, choice, classes):
+        self.choice, self.classes = choice, classes
+        self.slow = float(os.environ.get("FAKE_SECONDS", "0"))
+        self._turn = threading.Semaphore(choice.streams)
+
+    def __call__(self, pixels):
+        assert self._turn.acquire(blocking=False), "more ask at once than there are streams"
+        assert 0 < len(pixels) <= self.choice.batch
+        time.sleep(self.slow)
+        asked.append(len(pixels))
+        self._turn.release()
+        return logits(pixels, self.classes)
+
+
+def logits(pixels, classes):
+    means = pixels.reshape(len(pixels), -1).mean(1) / 32
+    return np.stack([np.sin(means + k) * 3 + 0.01 * k * len(pixels) for k in range(classes)], 1).astype(np.float32)
+
+
+def open(folder, artefact, choice):
+    return Fake(choice, len(optimized.read_card(folder).labels))
+
+
+def installed(kinds=engine.KINDS):
+    kinds["fake"] = engine.Kind("fakes", ("numpy",), ("int8", "fp32"))
+
+
+def optimize(folder, *choices):
+    """Write what `resnetkit optimize` would have."""
+    rows = [optimized.Row(choice, images_per_second=1000.0 + i) for i, choice in enumerate(choices or (CHOICE,))]
+    versions = engine.KINDS["fake"].versions()
+    kept = tuple(optimized.Kept("throughput", row, versions) for row in rows)
+    digest = optimized.weights_digest(folder)
+    made = optimized.Optimized(digest, optimized.here(), "f1", "noise", tuple(rows), kept)
+    (folder / "engines").mkdir(exist_ok=True)
+    (folder / "engines" / "engines.json").write_text(to_json(made))
+
+
+if __name__ == "__main__":  # the command line with the engine: python tests/fakes.py predict ...
+    sys.path.insert(0, str(Path(__file__).parent))
+    from resnetkit.cli import main
+
+    import fakes
+
+    fakes.installed()
+    code = main(sys.argv[1:])
+    assert "torch" not in sys.modules or "FAKE_TORCH" in os.environ
+    sys.exit(code)

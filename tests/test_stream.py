@@ -1,0 +1,605 @@
+"""`predict` by an engine: the pipeline, who is asked, and files that can be gone on with."""
+
+import csv
+import io
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import resnetkit as rk
+from resnetkit.architecture.card import read_card
+from resnetkit.deliver import engine
+from resnetkit.deliver.inputs import Input
+from resnetkit.deliver.part import Csv, JsonLines, Part
+from resnetkit.deliver.predict import most_probable
+from resnetkit.deliver.stream import streamed
+from resnetkit.errors import PictureError, UsageError
+from resnetkit.images.prepare import open_prepared
+from resnetkit.weights.store import save
+
+import fakes
+from tiny import BASE
+
+NAMES = ("daisy", "rose, red", 'tu"lip')
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def kinds(monkeypatch):
+    monkeypatch.setattr(engine, "KINDS", engine.KINDS)
+    monkeypatch.setitem(engine.KINDS, "fake", None)
+    fakes.installed()
+    fakes.asked.clear()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    torch.manual_seed(0)
+    return save(rk.build(BASE, classes=NAMES), tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.fixture
+def model(saved, tmp_path):
+    """A model folder with an engine."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in saved.iterdir():
+        os.link(path, folder / path.name)
+    fakes.optimize(folder)
+    return folder
+
+
+def picture(path, seed):
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8) // (seed % 5 + 1)).save(
+        path
+    )
+
+
+@pytest.fixture
+def inbox(tmp_path):
+    """Pictures whose names are not made for computers, and some that are none."""
+    folder = tmp_path / "in box"
+    folder.mkdir()
+    odd = ["line\nbreak.png", 'quote",.png', "\U0001f33c.png", os.fsdecode(b"caf\xe9.png"), "r\rn.png"]
+    for i, name in enumerate([*odd, *(f"{i:02}.png" for i in range(18))]):
+        picture(folder / name, i)
+    for name in ("03b.png", "z.png"):
+        (folder / name).write_bytes(b"no picture")
+    return folder
+
+
+def prepared(model, path):
+    return open_prepared(path, read_card(model).preparation)
+
+
+# ---------------------------------------------------------------------------------------------------------- the pipeline
+
+
+def flow(model, inputs, ask, batch=4, streams=2):
+    return streamed([Input(str(one)) for one in inputs], read_card(model).preparation, ask, batch, streams)
+
+
+def test_rows_come_in_order_and_no_more_ask_at_once_than_may(model, inbox):
+    files, made = sorted(inbox.iterdir()), fakes.Fake(fakes.CHOICE, 3)
+    chunks = list(flow(model, files, made))
+    assert [one.name for chunk in chunks for one, _ in chunk] == [str(path) for path in files]
+    assert [len(chunk) for chunk in chunks] == [4] * 6 + [1]
+    for chunk in chunks:
+        good = [prepared(model, one.name) for one, said in chunk if not isinstance(said, PictureError)]
+        assert len(good) == sum(not isinstance(said, PictureError) for _, said in chunk)
+        for (_, said), expected in zip(
+            [pair for pair in chunk if not isinstance(pair[1], PictureError)],
+            fakes.logits(np.stack(good), 3) if good else (),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(said, expected)
+
+
+def test_what_cannot_be_read_asks_nothing(model, inbox):
+    found = list(flow(model, [inbox / "z.png"] * 5, lambda pixels: pytest.fail("asked"), 5))
+    assert [said.what for _, said in found[0]] == ["not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)"] * 5
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("a bug")])
+def test_an_error_of_a_worker_is_raised(model, inbox, error):
+    def ask(pixels):
+        raise error
+
+    with pytest.raises(type(error)):
+        list(flow(model, sorted(inbox.iterdir()), ask))
+
+
+def test_only_a_few_chunks_are_on_their_way_and_who_leaves_ends_it(model, inbox, monkeypatch):
+    from resnetkit.deliver import stream
+
+    monkeypatch.setattr(stream, "cores", lambda: 2)
+    threads, answered = threading.active_count(), []
+    chunks = flow(model, [inbox / "00.png"] * 4000, lambda pixels: answered.append(1) or pixels)
+    for _ in range(10):
+        next(chunks)
+    time.sleep(0.2)
+    assert len(answered) <= 10 + 4
+    chunks.close()
+    assert len(answered) <= 10 + 4
+    assert threading.active_count() == threads
+
+
+def test_pictures_are_decoded_while_the_network_computes(model, inbox, monkeypatch):
+    """With one stream and two workers the second chunk is read before the first one is answered."""
+    from resnetkit.deliver import stream
+
+    monkeypatch.setattr(stream, "cores", lambda: 2)
+    read, seen, open_ = threading.Semaphore(0), [], stream._open
+    monkeypatch.setattr(stream, "_open", lambda preparation, one: (open_(preparation, one), read.release())[0])
+
+    def ask(pixels):
+        if not seen:
+            seen.append([read.acquire(timeout=10) for _ in range(4)])
+        return pixels
+
+    list(flow(model, [inbox / "00.png"] * 4, ask, 2, 1))
+    assert seen == [[True] * 4]
+
+
+def test_who_waits_for_a_turn_gives_it_up_where_nobody_waits_for_him(model, inbox, monkeypatch):
+    from resnetkit.deliver import stream
+
+    monkeypatch.setattr(stream, "cores", lambda: 3)
+    asked, leave = [], threading.Event()
+
+    def ask(pixels):
+        asked.append(len(pixels))
+        if len(asked) > 1:
+            assert leave.wait(10)
+        return pixels
+
+    chunks = flow(model, [inbox / "00.png"] * 40, ask, 1, 1)
+    next(chunks)
+    while len(asked) < 2:
+        time.sleep(0.001)
+    threading.Timer(0.2, leave.set).start()
+    chunks.close()
+    assert len(asked) == 2
+
+
+# ------------------------------------------------------------------------------------------------------- what is probable
+
+
+def test_probabilities_are_those_of_torch():
+    draw = torch.Generator().manual_seed(0)
+    for row in torch.randn(50, 11, generator=draw) * 5:
+        best = row.double().softmax(0).topk(4)
+        found = most_probable(row.numpy(), 4)
+        assert [i for i, _ in found] == best.indices.tolist()
+        np.testing.assert_allclose([share for _, share in found], best.values.numpy(), rtol=1e-12)
+
+
+def test_of_equal_classes_the_lower_comes_first():
+    assert [i for i, _ in most_probable(np.array([1, 3, 3, 2, 3], np.float32), 2)] == [1, 2]
+    assert [i for i, _ in most_probable(np.zeros(9, np.float32), 20)] == list(range(9))
+    found = most_probable(np.array([np.nan, 1, 2], np.float32), 2)
+    assert [i for i, _ in found] == [2, 1]
+    assert np.isnan([share for _, share in found]).all()
+    assert most_probable(np.array([-1e30, 1e30], np.float32), 2) == [(1, 1.0), (0, 0.0)]
+
+
+# ---------------------------------------------------------------------------------------------------------- who is asked
+
+
+def by_hand(model, path):
+    """What the fake engine says of a picture alone."""
+    logits = fakes.logits(prepared(model, path)[None], 3)[0].astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    return NAMES[int(shares.argmax())], float(shares.max())
+
+
+def test_an_engine_answers_where_there_is_one(model, inbox):
+    (answer,) = rk.predict(inbox / "05.png", model)
+    assert (answer.label, answer.probability) == (
+        by_hand(model, inbox / "05.png")[0],
+        pytest.approx(by_hand(model, inbox / "05.png")[1]),
+    )
+    assert fakes.asked == [1]
+    assert rk.predict(inbox / "05.png", model, engine="fake-int8") == [answer]
+    by_torch = rk.predict(inbox / "05.png", rk.load(model))
+    fakes.asked.clear()
+    for told in ({"engine": "torch"}, {"device": "cpu"}, {"precision": "fp32"}, {"engine": "torch", "device": "cpu"}):
+        assert rk.predict(inbox / "05.png", model, **told) == by_torch
+    assert rk.predict(inbox / "05.png", model / "model.safetensors") == [answer]
+    assert fakes.asked == [1]
+
+
+@pytest.mark.parametrize(
+    ("of", "told", "what"),
+    [
+        ("model", {"engine": "fake-int8", "device": "cpu"}, "fake-int8 has a device and a precision of its own"),
+        ("model", {"engine": "fake-int8", "precision": "bf16"}, "fake-int8 has a device and a precision of its own"),
+        ("model", {"engine": "fake-int4"}, "there is no engine 'fake-int4' here"),
+        ("network", {"engine": "fake-int8"}, "only a model folder has engines"),
+        ("saved", {"engine": "fake-int8"}, "this model was never optimized"),
+        ("model", {"precision": "fp8"}, "there is no precision called 'fp8'"),
+    ],
+)
+def test_an_engine_that_cannot_be_meant(model, saved, inbox, of, told, what):
+    with pytest.raises(UsageError, match=what):
+        rk.predict(inbox / "00.png", {"model": model, "saved": saved, "network": rk.load(saved)}[of], **told)
+    assert fakes.asked == []
+
+
+def test_the_engine_that_is_soonest_done_is_taken(model, inbox, cli):
+    one = engine.Choice("fake", "fp32", 2, 1)
+    fakes.optimize(model, fakes.CHOICE, one)
+    assert "engine: fake fp32, batch 2 x 1\n" in cli("predict", inbox, "--model", model)[2]
+    assert set(fakes.asked) == {2, 1}
+    err = cli("predict", inbox, "--model", model, "--engine", "fake-int8")[2]
+    assert err.splitlines()[0] == "engine: fake int8, batch 4 x 2"
+
+
+def test_it_is_said_who_computes_and_why(model, saved, inbox, cli, monkeypatch):
+    words = ("predict", inbox / "00.png", "--model")
+    assert cli(*words, saved)[2].splitlines()[0] == "engine: torch fp32, batch 32 x 1"
+    assert cli(*words, model, "--engine", "torch")[2].splitlines()[0] == "engine: torch fp32, batch 32 x 1"
+    assert cli(*words, model, "--precision", "bf16")[2].splitlines()[0] == "engine: torch bf16, batch 32 x 1"
+    code, _, err = cli(*words, model, "--network", "resnet18")
+    assert (code, err.splitlines()[0]) == (2, "error: a model folder says itself what is in it")
+    monkeypatch.setattr(engine.Kind, "versions", lambda kind: ("numpy 9",))
+    line = cli(*words, model)[2].splitlines()[0]
+    assert line.startswith("engine: torch fp32, batch 32 x 1, as it was optimized with numpy ")
+    assert line.endswith(f"; resnetkit optimize {model}")
+    code, out, err = cli(*words, model, "--engine", "fake-int8")
+    assert (code, out) == (5, "")
+    assert err.startswith("error: it was optimized with numpy ")
+    assert fakes.asked == []
+
+
+def command(*words):
+    return [sys.executable, str(HERE / "fakes.py"), *map(str, words)]
+
+
+def test_an_engine_needs_no_torch(model, inbox):
+    """fakes.py looks at the modules that are there when the command has ended."""
+    for form in ("--csv", "--jsonl"):
+        done = subprocess.run(
+            command("predict", inbox / "00.png", "--model", model, form), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines()[0] == "engine: fake int8, batch 4 x 2"
+        found = (
+            csv.DictReader(io.StringIO(done.stdout)) if form == "--csv" else map(json.loads, done.stdout.splitlines())
+        )
+        assert [row["label"] for row in found] == [by_hand(model, inbox / "00.png")[0]]
+    code = f"""
+import sys; sys.path.insert(0, {str(HERE)!r})
+import fakes, resnetkit as rk; fakes.installed()
+print(rk.predict({str(inbox / "00.png")!r}, {str(model)!r})[0].label)
+assert "torch" not in sys.modules"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (by_hand(model, inbox / "00.png")[0] + "\n", "")
+
+
+def test_evaluation_counts_what_an_engine_says(model, pictures, cli):
+    data = pictures("flowers", sorted(NAMES[:2]), 9)
+    code, out, err = cli("evaluate", model, data, "--engine", "fake-int8", "--json", "--part", "all")
+    assert code == 0, err
+    assert err.splitlines()[0] == "engine: fake int8, batch 4 x 2"
+    files = sorted(data.rglob("*.png"))  # eighteen at once, so batches of four and one of two
+    found, pixels = json.loads(out), np.stack([prepared(model, path) for path in files])
+    answers = [NAMES[i] for start in range(0, 18, 4) for i in fakes.logits(pixels[start : start + 4], 3).argmax(1)]
+    assert found["n"] == 18
+    assert found["correct"] == sum(path.parent.name == answer for path, answer in zip(files, answers, strict=True))
+    assert sorted(fakes.asked) == [2, 4, 4, 4, 4]
+    code, _, err = cli("evaluate", model, data, "--engine", "fake-int8", "--device", "cpu")
+    assert (code, err.splitlines()[0]) == (2, "error: fake-int8 has a device and a precision of its own")
+    fakes.asked.clear()
+    assert cli("evaluate", model, data)[0] == 0
+    assert fakes.asked == []
+    assert "engine: fake int8" in cli("evaluate", model, data, "--engine", "auto")[2]
+
+
+# -------------------------------------------------------------------------------------------------------- files of rows
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_file_holds_what_is_printed(model, inbox, cli, tmp_path, ending):
+    words = ("predict", inbox, "--model", model, "--top", 2)
+    _, printed, told = cli(*words, f"--{ending}")
+    code, out, err = cli(*words, "--out", tmp_path / f"a.{ending}")
+    assert (code, out) == (3, f"wrote 25 rows to {tmp_path / 'a'}.{ending}\n")
+    assert err == told
+    assert (tmp_path / f"a.{ending}").read_bytes().decode() == printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{ending}", "in box", "model"]
+    code, _, err = cli(*words, "--out", tmp_path / f"a.{ending}", "--resume")
+    assert (code, err.splitlines()[0]) == (2, "error: this file exists already")
+
+
+def test_parquet_is_written_as_answers_come(model, inbox, cli, tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from resnetkit.deliver import rows
+
+    monkeypatch.setattr(rows, "_GROUP", 10)
+    rows_ = [
+        json.loads(line) for line in cli("predict", inbox, "--model", model, "--top", 2, "--jsonl")[1].splitlines()
+    ]
+    assert cli("predict", inbox, "--model", model, "--top", 2, "--out", tmp_path / "a.parquet")[0] == 3
+    found = parquet.ParquetFile(tmp_path / "a.parquet")
+    assert [found.metadata.row_group(i).num_rows for i in range(found.metadata.num_row_groups)] == [10, 10, 5]
+    table = found.read().to_pylist()
+    assert [row["label"] for row in table] == [row["label"] for row in rows_]
+    assert [row["error"] for row in table] == [row["error"] for row in rows_]
+    assert [[round(share, 6) for share in row["probabilities"]] for row in table] == [
+        [best["probability"] for best in row["top"]] for row in rows_
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "in box", "model"]
+
+
+def begun(path, cli, *words):
+    """A part as a kill leaves it: what a whole run writes, and what it was made with."""
+    from resnetkit.deliver import part
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part.files, "finish", lambda part, path: None)
+        patch.setattr(part.Path, "unlink", lambda path, **_: None)
+        cli(*words, "--out", path)
+    assert not path.exists()
+    return path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_wherever_a_file_is_cut_it_becomes_the_whole(model, inbox, cli, tmp_path, ending):
+    words = ("predict", inbox / "*.png", inbox / "05.png", inbox / "05.png", "--model", model, "--top", 2)
+    out = tmp_path / f"a.{ending}"
+    part, record = begun(out, cli, *words)
+    made, whole = record.read_bytes(), part.read_bytes()
+    draw = random.Random(0)
+    cuts = [0, 1, len(whole), len(whole) - 1, *draw.sample(range(len(whole)), 14)]
+    for cut in cuts:
+        part.write_bytes(whole[:cut])
+        record.write_bytes(made)
+        code, told, err = cli(*words, "--out", out, "--resume")
+        assert (code, told) == (3, f"wrote 27 rows to {out}\n"), err
+        assert out.read_bytes() == whole, cut
+        assert "error: 2 of 27 files could not be read; their rows say why\n" in err
+        assert not part.exists()
+        assert not record.exists()
+        out.unlink()
+
+
+def test_rows_after_pages_that_the_disk_lost_are_made_again(model, inbox, cli, tmp_path):
+    words = ("predict", inbox, "--model", model)
+    for ending in ("csv", "jsonl"):
+        part, _ = begun(tmp_path / f"a.{ending}", cli, *words)
+        whole = part.read_bytes()
+        part.write_bytes(whole[:700] + b"\0" * 60 + whole[760:])
+        assert cli(*words, "--out", tmp_path / f"a.{ending}", "--resume")[0] == 3
+        assert (tmp_path / f"a.{ending}").read_bytes() == whole
+
+
+def test_rows_that_stand_are_not_asked_again(model, inbox, cli, tmp_path):
+    files = [inbox / f"{i:02}.png" for i in range(10)]
+    part, _ = begun(tmp_path / "a.csv", cli, "predict", *files, "--model", model)
+    part.write_text("".join(part.read_text().splitlines(keepends=True)[:7]))  # the head and six rows
+    fakes.asked.clear()
+    err = cli("predict", *files, "--model", model, "--out", tmp_path / "a.csv", "--resume")[2]
+    assert sorted(fakes.asked) == [2, 4]  # rows 5 to 8, as two of them are still to come, and 9 and 10
+    assert f"resumed: 6 rows of 10 stand in {part}\n" in err
+
+
+def test_other_files_than_before(model, inbox, cli, tmp_path):
+    """Each row that stands takes one input of its name away, wherever that is now."""
+    one, two, three = (inbox / f"{i:02}.png" for i in (1, 2, 3))
+    begun(tmp_path / "a.csv", cli, "predict", one, two, two, inbox / "z.png", "--model", model)
+    now = (inbox / "z.png", three, two, one, two, two, one)
+    code, out, _ = cli("predict", *now, "--model", model, "--out", tmp_path / "a.csv", "--resume")
+    assert (code, out) == (3, f"wrote 7 rows to {tmp_path / 'a.csv'}\n")
+    rows = list(csv.reader((tmp_path / "a.csv").read_text().splitlines()))
+    assert [row[0] for row in rows[1:]] == list(map(str, (one, two, two, inbox / "z.png", three, two, one)))
+
+
+def test_nothing_to_go_on_with_is_a_beginning(model, inbox, cli, tmp_path):
+    assert cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv", "--resume")[0] == 0
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 2
+
+
+def test_rows_that_were_made_otherwise_are_refused(model, inbox, cli, tmp_path, saved):
+    out = tmp_path / "a.jsonl"
+    part, record = begun(out, cli, "predict", inbox / "00.png", "--model", model)
+    remove = "remove a.jsonl.part and a.jsonl.part.json"
+    words = ("predict", inbox / "00.png", "--out", out)
+    code, _, err = cli(*words, "--model", model)
+    assert (code, err) == (
+        2,
+        f"error: an earlier command left this unfinished\nwhere: {part}\nfix: --resume goes on with it; or {remove}\n",
+    )
+    for told, where in {
+        ("--model", model, "--top", 2): "top: 1 then, 2 now",
+        ("--model", model, "--engine", "torch"): "engine: fake-int8 then, torch-fp32 now",
+        ("--model", model, "--precision", "bf16"): "engine: fake-int8 then, torch-bf16 now",
+    }.items():
+        code, printed, err = cli(*words, *told, "--resume")
+        assert (code, printed) == (2, "")
+        assert f"error: the rows of {part} were made otherwise\nwhere: {where}\n" in err
+        assert err.endswith(f"fix: say the same as then; or {remove}\n")
+    other = save(rk.build(BASE, classes=[*NAMES[:2], "lily"]), tmp_path / "other")
+    fakes.optimize(other)
+    code, _, err = cli(*words, "--model", other, "--resume")
+    assert code == 2
+    assert "where: model: " in err
+    record.write_text(record.read_text().replace('"error"', '"reason"'))
+    assert (
+        "where: columns: file, label, probability, top, reason then, " in cli(*words, "--model", model, "--resume")[2]
+    )
+    record.unlink()
+    code, _, err = cli(*words, "--model", model, "--resume")
+    assert (code, err) == (
+        2,
+        f"error: nothing says what these rows were made with\nwhere: {record} is missing\nfix: {remove}\n",
+    )
+    record.write_text("{")
+    assert cli(*words, "--model", model, "--resume")[0] == 2
+    assert part.exists()
+
+
+def test_a_command_that_was_killed_before_its_first_row(model, inbox, cli, tmp_path):
+    (tmp_path / "a.csv.part").touch()
+    assert cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")[0] == 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.csv", "in box", "model"]
+
+
+def test_a_head_that_was_changed_is_refused(model, inbox, cli, tmp_path):
+    part, _ = begun(tmp_path / "a.csv", cli, "predict", inbox / "00.png", "--model", model)
+    part.write_text(part.read_text().replace("file,", "name,"))
+    code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv", "--resume")
+    assert code == 2
+    assert f"error: this does not begin as it was begun\nwhere: {part}\n" in err
+
+
+def test_who_answered_before_answers_again(model, inbox, cli, tmp_path):
+    """What was begun by torch goes on by torch, though an engine was made meanwhile; and the other way round."""
+    words = ("predict", inbox, "--model", model, "--out", tmp_path / "a.csv")
+    begun(tmp_path / "a.csv", cli, *words[:-2], "--engine", "torch")
+    code, _, err = cli(*words, "--resume")
+    assert (code, err.splitlines()[0]) == (3, "engine: torch fp32, batch 32 x 1")
+    begun(tmp_path / "b.csv", cli, *words[:-2])
+    fakes.optimize(model, fakes.CHOICE, engine.Choice("fake", "fp32", 1, 1))
+    assert "engine: fake int8," in cli(*words[:-1], tmp_path / "b.csv", "--resume")[2]
+
+
+WRONG = {
+    "--out a.csv --csv": "error: one form at a time\nwhere: --csv --out\nfix: --csv\n",
+    "--out a.txt": "error: what is written here is .csv or .jsonl or .parquet\nwhere: a.txt\nfix: call it a.csv\n",
+    "--resume": "error: only rows of .csv and .jsonl can be gone on with\nwhere: --resume with --out\n",
+    "--resume --out a.parquet": "error: only rows of .csv and .jsonl can be gone on with\nwhere: --resume with --out a.parquet\nfix: --out labels.csv --resume\n",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_words(words, model, inbox, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("predict", inbox, "--model", model, *words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith(WRONG[words])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in box", "model"]
+
+
+def test_one_picture_from_standard_input_cannot_be_gone_on_with(model, inbox, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((inbox / "00.png").read_bytes())))
+    code, _, err = cli("predict", "-", "--model", model, "--out", tmp_path / "a.csv", "--resume")
+    assert (code, err.splitlines()[0]) == (2, "error: one picture from standard input cannot be gone on with")
+
+
+def test_names_of_any_letters_come_back(tmp_path):
+    from resnetkit.deliver.rows import Answer, as_text
+
+    names = ['"', '""', "\n", "\r\n", '\n"\n', "a,b", os.fsdecode(b"\xff"), "\\udcff", " ", "\u2028", "'"]
+    told = [Answer(name, (("x", 1 / 3),)) for name in names] + [Answer("bad", error='no "\n')]
+    for form in (Csv(1), JsonLines()):
+        text = "".join(as_text(form.line(answer)) + "\n" for answer in told).encode()
+        assert [(name, bad) for _, name, bad in form.rows(io.BytesIO(text))] == [
+            *((as_text(name), False) for name in names), ("bad", True)
+        ]  # fmt: skip
+        for cut in range(len(text)):
+            found = list(form.rows(io.BytesIO(text[:cut])))
+            assert sum(size for size, *_ in found) <= cut
+            assert text[: sum(size for size, *_ in found)].decode().endswith(("\n", ""))
+            assert [name for _, name, _ in found] == [as_text(answer.file) for answer in told[: len(found)]]
+
+
+def test_an_error_names_the_command_that_goes_on(model, inbox, cli, tmp_path, monkeypatch):
+    def fail(self, pixels):
+        raise MemoryError
+
+    monkeypatch.setattr(fakes.Fake, "__call__", fail)
+    code, _, err = cli("predict", inbox, "--model", model, "--out", tmp_path / "a.csv")
+    assert code == 5
+    last = f"this goes on where it ended: resnetkit predict {shlex.quote(str(inbox))} --model {model} --out {tmp_path / 'a.csv'} --resume"
+    assert err.splitlines()[-1] == last
+
+
+# ------------------------------------------------------------------------------------------------------------------ kills
+
+
+SLOW = os.environ | {"FAKE_SECONDS": "0.02"}
+
+
+def rows_of(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def waited(path, rows, process):
+    """Until so many lines stand."""
+    while rows_of(path) < rows and process.poll() is None:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_killed_anywhere_it_becomes_the_whole(model, inbox, cli, tmp_path, ending):
+    files = [*sorted(inbox.iterdir()) * 3, inbox / "00.png"]
+    words = ("predict", *files, "--model", model, "--top", 3)
+    assert cli(*words, "--out", tmp_path / f"whole.{ending}")[0] == 3
+    out = tmp_path / f"a.{ending}"
+    part, draw = out.with_name(out.name + ".part"), random.Random(ending)
+    kills = 0
+    for _ in range(6):
+        process = subprocess.Popen(command(*words, "--out", out, "--resume"), env=SLOW, stdout=-3, stderr=-3)
+        waited(part, rows_of(part) + draw.randrange(1, 20), process)
+        time.sleep(draw.random() * 0.03)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        if out.exists():
+            break
+    assert kills >= 2
+    if not out.exists():
+        done = subprocess.run(command(*words, "--out", out, "--resume"), check=False, capture_output=True)
+        assert done.returncode == 3, done.stderr
+    assert out.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
+    assert not part.exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_with_the_command_that_goes_on(model, inbox, cli, tmp_path, number, code):
+    files = [*sorted(inbox.iterdir()) * 4]
+    words = ("predict", *files, "--model", model)
+    cli(*words, "--out", tmp_path / "whole.csv")
+    out, part = tmp_path / "a.csv", tmp_path / "a.csv.part"
+    process = subprocess.Popen(command(*words, "--out", out), env=SLOW, stdout=-1, stderr=-1, text=True)
+    waited(part, 9, process)
+    process.send_signal(number)
+    told, err = process.communicate(timeout=20)
+    assert (process.returncode, told) == (code, ""), err
+    assert part.exists()
+    first, last = err.splitlines()[0], err[err.index("stopped; ") :]
+    assert first == "engine: fake int8, batch 4 x 2"
+    assert len(last.splitlines()) == 1
+    shell = f'resnetkit() {{ {shlex.join(command())} "$@"; }}; {last.removeprefix("stopped; this goes on: ")}'
+    done = subprocess.run(["bash", "-c", shell], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, f"wrote 100 rows to {out}\n"), done.stderr
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_rows_stand_while_others_are_made_by_one_command_alone(model, inbox, cli, tmp_path):
+    out = tmp_path / "a.csv"
+    process = subprocess.Popen(
+        command("predict", *[inbox / "00.png"] * 400, "--model", model, "--out", out), env=SLOW, stdout=-3, stderr=-3
+    )
+    part = Part(out, True).part
+    waited(part, 20, process)
+    assert process.poll() is None
+    assert 20 <= rows_of(part) < 400
+    assert not out.exists()
+    code, told, err = cli("predict", inbox / "00.png", "--model", model, "--out", out, "--resume")
+    assert (code, told) == (2, "")
+    assert err.endswith(f"error: another command is writing this\nwhere: {part}\nfix: wait for it, or stop it\n")
+    process.kill()
+    process.wait()
