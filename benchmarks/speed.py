@@ -3,10 +3,12 @@
     python benchmarks/speed.py engines  PHOTOS [--network resnet50 ...] [--minutes 3] [--rounds 15] [--save FILE.json]
     python benchmarks/speed.py pictures PHOTOS [--network resnet50] [--count 2000] [--minutes 3] [--save FILE.json]
     python benchmarks/speed.py cold     PHOTOS [--network resnet50] [--rounds 9] [--minutes 3] [--save FILE.json]
+    python benchmarks/speed.py accuracy DATA --network WEIGHTS ... [--minutes 3] [--save FILE.json]
 
-Weights are random, which changes no time. The idiom is ``torchvision.models.NETWORK().eval()``, fp32, eager, N C H W,
-with Pillow, Resize(256), CenterCrop(224), ToTensor and Normalize. Every contender is a process of its own; they take
-turns, so that what else the machine does meets all of them; ratios are of pairs, with a 95 % interval of their median.
+Weights are random, which changes no time; accuracy is of trained ones. The idiom is the network of torchvision in
+evaluation mode: fp32, eager, N C H W, with Pillow, Resize(256), CenterCrop(224), ToTensor and Normalize. Every
+contender is a process of its own; they take turns, so that what else the machine does meets all of them; ratios are
+of pairs, with a 95 % interval of their median.
 """
 
 import argparse
@@ -27,8 +29,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime sends usage data otherw
 CORES = len(os.sched_getaffinity(0))
 SLICE = 1.0  # seconds of a turn
 BY_HAND = {  # what somebody would try who tunes a library: (setting, precision, batch)
-    "openvino": [(f"streams {s}, batch {b}", s, b) for s, b in itertools.product((1, CORES), (1, 4, 8, 16, 32))],
-    "compile": [(f"batch {b}", 1, b) for b in (1, 16, 32)],
+    "openvino": [(f"streams {s}, batch {b}", s, b) for s, b in itertools.product((1, CORES), (1, 4, 8, 16))],
+    "compile": [(f"batch {b}", 1, b) for b in (1, 32)],
     "onnxruntime": [(f"batch {b}", 1, b) for b in (1, 8, 32)],
 }
 
@@ -379,7 +381,15 @@ def pictures(options, photos, work):
             rounds.append((len(paths) / seconds, pace, net, peak, their_peak))
         alone.close()
         mine, theirs, net, peak, their_peak = map(statistics.median, zip(*rounds, strict=True))
-        row = {"precision": precision, "ours": mine, "idiom": theirs, "batch": better, "network": net, "peak": peak}
+        row = {
+            "network": network,
+            "precision": precision,
+            "ours": mine,
+            "idiom": theirs,
+            "batch": better,
+            "alone": net,
+            "peak": peak,
+        }
         row |= {"idiom_peak": their_peak, "ratio": mine / theirs, "efficiency": mine / net, "torch": torch}
         print(f"{network} {precision}: {len(paths)} JPEGs to labels {mine:.1f}/s with start-up, the idiom at batch "
               f"{better} {theirs:.1f}/s without, ratio {row['ratio']:.2f}; network alone {net:.1f}/s, efficiency "
@@ -399,7 +409,12 @@ def cold(options, photos, work):
     found = []
     for place, precision in enumerate(folders, 1):
         ratio = statistics.median(row[place][0] / row[0][0] for row in rows[1:])
-        row = {"precision": precision, "seconds": statistics.median(row[place][0] for row in rows[1:]), "ratio": ratio}
+        row = {
+            "network": network,
+            "precision": precision,
+            "seconds": statistics.median(row[place][0] for row in rows[1:]),
+            "ratio": ratio,
+        }
         row |= {"idiom": statistics.median(row[0][0] for row in rows[1:]), "peak": rows[1][place][1]}
         row |= {"idiom_peak": rows[1][0][1]}
         print(f"{network} {precision}: one JPEG to its label, from nothing {row['seconds']:.2f} s, the idiom's script")
@@ -408,9 +423,33 @@ def cold(options, photos, work):
     return found
 
 
+def accuracy(options, photos, work):
+    """Exact counts of trained networks, by the plain network and by each precision of OpenVINO."""
+    import resnetkit as rk
+
+    found = []
+    for number, weights in enumerate(options.network):
+        for precision in ("int8", "bf16"):
+            folder = work / f"{number}-{precision}"
+            rk.optimize(weights, out=folder, data=options.photos, minutes=options.minutes, engines=["openvino"],
+                        precisions=[precision])  # fmt: skip
+            found += [counted(folder, options.photos, name) for name in ("torch", f"openvino-{precision}")]
+            print(f"{Path(weights).name} {precision}: {found[-2]['correct']:,} in fp32, {found[-1]['correct']:,} of "
+                  f"{found[-1]['n']:,}", flush=True)  # fmt: skip
+            found[-2:] = [{**row, "weights": Path(weights).name} for row in found[-2:]]
+    return found
+
+
+def counted(folder, data, engine):
+    words = [sys.executable, "-m", "resnetkit", "evaluate", folder, data, "--engine", engine, "--json"]
+    told = subprocess.run(list(map(str, words)), check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    told = json.loads(told.stdout)
+    return {"engine": engine, "correct": told["correct"], "n": told["n"]}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("engines", "pictures", "cold"))
+    parser.add_argument("what", choices=("engines", "pictures", "cold", "accuracy"))
     parser.add_argument("photos", type=Path)
     parser.add_argument("--network", nargs="+", default=["resnet50"])
     parser.add_argument("--count", type=int, default=2000)
@@ -420,7 +459,7 @@ def main():
     options = parser.parse_args()
     photos = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     with tempfile.TemporaryDirectory() as work:
-        found = {"engines": engines, "pictures": pictures, "cold": cold}[options.what](options, photos, Path(work))
+        found = globals()[options.what](options, photos, Path(work))
     if options.save:
         from resnetkit.doctor import environment
 

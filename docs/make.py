@@ -13,6 +13,7 @@ import io
 import json
 import re
 import shlex
+import statistics
 import sys
 from pathlib import Path
 
@@ -26,7 +27,10 @@ from resnetkit.explain.picture import picture
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("explain", "training", "models", "data", "weights", "surgery", "exactness")),
+    *(
+        f"docs/{name}.md"
+        for name in ("explain", "training", "models", "data", "weights", "surgery", "exactness", "speed")
+    ),
 )
 COMPARED = ("vgg19", "plain34", "resnet34")
 PICTURES = ("resnet18", "resnet50", "plain34", "resnet34", "resnet20")
@@ -234,7 +238,85 @@ def _lost(ends: list) -> str:
     return "; ".join(filter(None, (lost, f"{torn} checkpoints could not be read" if torn else "")))
 
 
+def machine(found: dict) -> str:
+    """What the figures are of."""
+    here = found["environment"]
+    return f"\n{here['processor']}, {here['cores']} cores ({', '.join(here['features'])}).\n"
+
+
+def speed_engines(found: dict) -> str:
+    rows = ["| network | in | pictures | ours, images/s | beside | images/s | ratio (95 %) |"]
+    rows.append("| --- | --- | ---: | ---: | --- | ---: | ---: |")
+    rows += [
+        f"| {row['network']} | {row['precision']} | {row['batch']} | {row['first']:.1f} | "
+        f"{'the idiom: eager fp32' if row['beside'] == 'idiom' else row['setting']} | {row['second']:.1f} | "
+        f"**{row['ratio']:.2f}** ({row['interval'][0]:.2f} to {row['interval'][1]:.2f}) |"
+        for row in found["found"]
+    ]
+    return "\n".join(rows) + "\n" + machine(found)
+
+
+def speed_pictures(found: dict) -> str:
+    rows = ["| `resnetkit predict`, 2,000 JPEGs | images/s | the idiom | ratio | of the network alone | peak memory |"]
+    rows.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    rows += [
+        f"| {row['network']}, {row['precision']} | {row['ours']:.1f} | {row['idiom']:.1f} (batch {row['batch']}) | "
+        f"**{row['ratio']:.1f}** | {row['efficiency']:.2f} | {peaks(row)} |"
+        for row in found["found"]
+    ]
+    return "\n".join(rows) + "\n" + machine(found)
+
+
+def peaks(row: dict) -> str:
+    return f"{row['peak']:.0f} MiB, the idiom's {row['idiom_peak']:.0f}"
+
+
+def speed_cold(found: dict) -> str:
+    rows = ["| one JPEG, from starting Python | seconds | the idiom's script | ratio | peak memory |"]
+    rows.append("| --- | ---: | ---: | ---: | ---: |")
+    rows += [
+        f"| {row['network']}, {row['precision']} | {row['seconds']:.2f} | {row['idiom']:.2f} | "
+        f"**{row['ratio']:.2f}** | {peaks(row)} |"
+        for row in found["found"]
+    ]
+    return "\n".join(rows) + "\n" + machine(found)
+
+
+def speed_accuracy(found: dict) -> str:
+    rows = ["| weights | engine | right of 10,000 | points |", "| --- | --- | ---: | ---: |"]
+    plain = {row["weights"]: row["correct"] for row in found["found"] if row["engine"] == "torch"}
+    told = {(row["weights"], row["engine"]): row for row in found["found"]}
+    rows += [
+        f"| {weights} | {'the network, fp32' if engine == 'torch' else engine} | {row['correct']:,} | "
+        f"{100 * (row['correct'] - plain[weights]) / row['n']:+.2f} |"
+        for (weights, engine), row in told.items()
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def preparing(found: dict) -> str:
+    ways = {"decode": "Pillow, full decode alone", "idiom": "the idiom: full decode, resize, crop", "ours": "ours"}
+    rows = ["| photographs | " + " | ".join(ways.values()) + " | faster than the idiom | mean difference, levels |"]
+    rows.append("| --- |" + " ---: |" * (len(ways) + 2))
+    for name in ("as they are", "4000x3000"):
+        part = found[name]
+        spent = {way: statistics.median(part["ms"][way]) for way in ways}
+        ratio = statistics.median(a / b for a, b in zip(part["ms"]["idiom"], part["ms"]["ours"], strict=True))
+        levels = part["levels"]
+        rows.append(
+            f"| {part['pictures']}, {name} | "
+            + " | ".join(f"{spent[way]:.2f} ms" for way in ways)
+            + f" | **{ratio:.2f}** | {levels['mean']:.2f}, at most {levels['largest_mean']:.2f} for one picture |"
+        )
+    return "\n".join(rows) + "\n"
+
+
 TABLES = {
+    "speed-engines.json": speed_engines,
+    "speed-pictures.json": speed_pictures,
+    "speed-cold.json": speed_cold,
+    "speed-accuracy.json": speed_accuracy,
+    "preparing.json": preparing,
     "kills.json": kills,
     "reading.json": reading,
     "dilation.json": dilation,

@@ -11,7 +11,8 @@ from PIL import Image
 from resnetkit.architecture.card import Preparation
 from resnetkit.data.pictures import divide, fingerprint
 from resnetkit.data.sources import open_data
-from resnetkit.deliver.inputs import Input, decoded
+from resnetkit.deliver.inputs import Input
+from resnetkit.deliver.stream import streamed
 from resnetkit.errors import DataError, UsageError
 from resnetkit.images.prepare import open_prepared
 from resnetkit.learn.augment import moved
@@ -177,7 +178,11 @@ def test_evaluation_predictions_and_rows_see_the_same_pixels(tmp_path):
     table = {"image": [path.read_bytes() for path in paths], "label": data.first.labels.tolist()}
     parquet.write_table(pyarrow.table(table), tmp_path / "rows.parquet")
     rows = open_data(tmp_path / "rows.parquet")
-    predicted = [read for chunk in decoded([Input(str(path)) for path in paths], how, 3) for _, read in chunk]
+    predicted = [
+        read
+        for chunk in streamed([Input(str(path)) for path in paths], how, lambda asked: asked, 3, 2)
+        for _, read in chunk
+    ]
     for one in (data, rows):
         for keep in (True, False):
             source = PixelSource(one.first, how, Skipped(one, Error()), keep=keep)
