@@ -100,7 +100,10 @@ def open(folder: Path, artefact: Path, choice: Choice) -> Engine:  # noqa: A001 
     taken = compiled.get_property("INFERENCE_PRECISION_HINT")
     if taken.get_type_name() != precision:  # it takes another one without a word
         raise _no_bf16()
-    return OpenVino(choice, compiled)
+    engine = OpenVino(choice, compiled)
+    # Its Python part sets itself up in the first call, and hangs for ever where two threads make that at once.
+    engine(np.zeros((1, *model.input().get_shape()[1:]), np.uint8))
+    return engine
 
 
 def _multiplied_in(core: Any, precision: str) -> str:
