@@ -145,7 +145,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def held(path: Path) -> Iterator[bool]:
     """Whether a file, made if it is not there, is this command's alone for as long as the body runs."""
     with _environment(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
     try:
         yield _locked(handle)
     finally:

@@ -47,6 +47,11 @@ def raising(*_):
     raise ValueError("no such operation: Snake\nand much more")
 
 
+def slow(logits):
+    time.sleep(0.05)
+    return logits
+
+
 class Raises:
     make = staticmethod(raising)
 
@@ -54,15 +59,25 @@ class Raises:
 class Sleeps(bent(None)):
     @staticmethod
     def open(folder, artefact, choice):
+        if choice.batch > 1:
+            time.sleep(1000)
+        return REAL["openvino"].backend().open(folder, artefact, choice)
+
+
+class Hangs(Sleeps):
+    @staticmethod
+    def make(network, artefact, precision, pixels):
         time.sleep(1000)
 
 
 BACKENDS = {
     "loud": bent(loud),
+    "slow": bent(slow),
     "wrong": bent(lambda logits: logits * 1.5),
     "dies": bent(lambda logits: os.abort()),
     "raises": Raises,
     "sleeps": Sleeps,
+    "hangs": Hangs,
 }
 
 
@@ -71,10 +86,11 @@ class Kind(engine.Kind):
         return BACKENDS[self.module]
 
 
-CUTS = ((1, False), (4, True))
+CUTS = ((1, None), (4, 1))
 FAKES = {
     "loud": Kind("loud", ("openvino",), ("int8", "int8-body", "fp32"), cuts=CUTS),
     **{name: Kind(name, ("openvino",), ("fp32",), cuts=CUTS) for name in BACKENDS if name != "loud"},
+    "devices": Kind("loud", ("openvino",), ("fp32",), cuts=CUTS, devices=("cpu", "cuda")),
     "absent": Kind("loud", ("no_such_package",), ("fp32",), "openvino"),
 }
 engine.KINDS.clear()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from resnetkit.architecture.card import model_folder
 from resnetkit.commands.output import results, rewrites_lines, say, table, then
+from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.deliver.agreement import MAX_LOSS
-from resnetkit.deliver.optimized import CELLS, FOLDER, REPORT, Kept, Optimized, Row, best_of_each, reference, told
+from resnetkit.deliver.optimized import FOLDER, HEADINGS, REPORT, Optimized, Row, best_of_each, cells, plain
+from resnetkit.deliver.optimized_page import PURPOSES, figure
+from resnetkit.errors import UsageError
+from resnetkit.learn.signals import listening
 from resnetkit.text import to_data
 
 
@@ -41,64 +44,80 @@ class Options:
     """Which to try: int8, int8-body (stem and head wider), bf16, fp32; all if left out."""
     json: bool = False
     """One JSON document instead of a table."""
+    weights: Weights = AS_TOLD
 
 
 def run(options: Options) -> int:
     from resnetkit.deliver.optimize import optimize
 
-    with _watching() as watch:
-        found = optimize(
-            options.model,
-            data=options.data or None,
-            out=options.out or None,
-            minutes=options.minutes,
-            max_loss=options.max_loss,
-            engines=options.engines,
-            precisions=options.precisions,
-            watch=watch,
-        )
+    with listening() as asked, _watching() as (watch, tell):
+        try:
+            found = optimize(
+                loaded(options.model, options.weights) if options.out else _as_it_stands(options),
+                data=options.data or None,
+                out=options.out or None,
+                minutes=options.minutes,
+                max_loss=options.max_loss,
+                engines=options.engines,
+                precisions=options.precisions,
+                watch=watch,
+                tell=tell,
+            )
+        except KeyboardInterrupt:
+            say("stopped; what was kept before stays")
+            return asked.exit_code
+    folder = options.out or options.model
     if options.json:
-        results("optimize", model=options.model, **to_data(found))
+        results("optimize", model=folder, **to_data(found))
     else:
         _show(found)
-    folder = options.out or options.model
-    say(f"wrote {model_folder(folder) or Path(folder)}/{FOLDER}/{REPORT}")
+    say(f"wrote {model_folder(folder) or folder}/{FOLDER}/{REPORT}")
     then("resnetkit predict PICTURES", "--model", folder)
     return 0
 
 
+def _as_it_stands(options: Options) -> str:
+    if options.weights.words():
+        what = "a model folder says itself what is in it"
+        raise UsageError(
+            what, where=" ".join(options.weights.words()), fix="leave it out, or name an --out for weights"
+        )
+    return options.model
+
+
 def _show(found: Optimized) -> None:
-    table(CELLS, [told(row) for row in best_of_each(found.rows)], left=2, drop=("ms a batch", "same"))
+    rows = [cells(row) for row in best_of_each(found.rows)]
+    table(HEADINGS, rows, left=2, drop=("ms a call", "same", "s to start"))
     print(f"answers compared on {found.checked}")
-    plain = reference(found.rows)
+    compared = plain(found.rows)
     for kept in found.kept:
-        print(f"{kept.purpose:<11}{_told(kept, plain)}")
+        line = f"{kept.purpose + ':':<12}{kept.row.choice}, {figure(kept)} {PURPOSES[kept.purpose]}"
+        print(line + _times(kept.row, compared) * (kept.purpose == "throughput"))
 
 
-def _told(kept: Kept, plain: Row | None) -> str:
-    """A winner in a line, with how many times faster than the plain way it is."""
-    row = kept.row
-    if kept.purpose == "start":
-        return f"{row.choice}: {row.seconds_to_start or 0:.2f} s from nothing to the first answer"
-    if kept.purpose == "latency":
-        return f"{row.choice}: {row.milliseconds or 0:.2f} ms"
-    times = (row.images_per_second or 0) / plain.images_per_second if plain and plain.images_per_second else 0
-    return f"{row.choice}: {row.images_per_second or 0:,.1f} images/s" + f", {times:.1f} times eager fp32" * bool(times)
+def _times(row: Row, compared: Row | None) -> str:
+    """How many times faster than the plain way, which was measured beside it."""
+    if compared is None or not compared.images_per_second:
+        return ""
+    return f", {(row.images_per_second or 0) / compared.images_per_second:.1f} times eager fp32"
 
 
 @contextlib.contextmanager
-def _watching() -> Iterator[Callable[[Row], None]]:
-    """A line for each way that was tried: the last one alone on a terminal, where they would fill it."""
+def _watching() -> Iterator[tuple[Callable[[Row], None], Callable[[int, int], None]]]:
+    """Of rows and of pictures read: a line for each way that was tried, on a terminal the last one alone."""
     if not rewrites_lines():
-        yield lambda row: say(_line(row))
+        yield lambda row: say(_line(row)), lambda done, total: None
         return
     from rich.console import Console
     from rich.markup import escape
 
-    with Console(stderr=True).status("trying engines") as status:
-        yield lambda row: status.update(f"tried {escape(_line(row))}")
+    with Console(stderr=True).status("looking at the model") as status:
+        yield (
+            lambda row: status.update(f"trying engines; last: {escape(_line(row))}"),
+            lambda done, total: status.update(f"reading pictures  {done:,}/{total:,}"),
+        )
 
 
 def _line(row: Row) -> str:
     speed = f"{row.images_per_second:,.1f} images/s" if row.images_per_second else ""
-    return f"{row.choice}: {', '.join(filter(None, (speed, row.why)))}"
+    return f"{row.choice if speed else row.choice.name}: {', '.join(filter(None, (speed, row.why)))}"

@@ -35,13 +35,14 @@ class Agreement:
 class Judge:
     """What answers are compared with: logits in fp32 (N K), the names of the pictures, and their classes if known.
 
-    Answers of a network that was not ``trained`` mean nothing, so that only its logits are compared.
+    Where ``answers`` mean nothing, as those of a network that was not trained and those about made pictures, only the
+    logits are compared.
     """
 
     logits: Logits
     names: Sequence[str]
     truth: NDArray[np.int64] | None = None
-    trained: bool = True
+    answers: bool = True
     max_loss: float = MAX_LOSS
 
     def judge(self, found: Logits, precision: str) -> Agreement:
@@ -52,29 +53,28 @@ class Judge:
         if not np.isfinite(apart).all():
             return Agreement(None, why="its logits are not finite")
         error = float(apart.max() / max(float(np.abs(self.logits).max()), 1e-30))
-        same, lost = self._answers(found)
+        same, fewer = self._answers(found) if self.answers else (None, None)
         where = self.names[int(apart.argmax())]
-        return Agreement(error, same, lost, "; ".join(self._faults(precision, error, same, lost, where)))
+        lost = None if fewer is None else 100 * fewer / len(found)
+        return Agreement(error, same, lost, "; ".join(self._faults(precision, error, same, fewer, where)))
 
-    def _answers(self, found: Logits) -> tuple[float | None, float | None]:
-        """(share of the same answers, points lost)."""
-        if not self.trained:
-            return None, None
+    def _answers(self, found: Logits) -> tuple[float, int | None]:
+        """(share of the same answers, how many fewer are right)."""
         ours, theirs = self.logits.argmax(1), found.argmax(1)
         same = float((ours == theirs).mean())
         if self.truth is None:
             return same, None
-        right = int((ours == self.truth).sum()) - int((theirs == self.truth).sum())
-        return same, 100 * right / len(self.truth)
+        return same, int((ours == self.truth).sum()) - int((theirs == self.truth).sum())
 
-    def _faults(self, precision: str, error: float, same: float | None, lost: float | None, where: str) -> list[str]:
+    def _faults(self, precision: str, error: float, same: float | None, fewer: int | None, where: str) -> list[str]:
         limit = _MOST_ERROR.get(precision, _MOST_ERROR_UNTRAINED if same is None else np.inf)
-        faults = []
+        faults, n = [], len(self.names)
         if error > limit:
             faults.append(f"logits differ by {error:.2g} of the largest (limit {limit:g}), most at {where}")
-        if lost is not None and lost > self.max_loss + 1e-9:
-            faults.append(f"it loses {lost:.2f} points of accuracy (limit {self.max_loss:g})")
-        if lost is None and same is not None and same < _LEAST_SAME:
+        if fewer is not None and fewer > n * self.max_loss / 100 + 1e-9:
+            told = f"it is right {fewer:,} times fewer of {n:,}"
+            faults.append(f"{told}: {100 * fewer / n:.2f} points (limit {self.max_loss:g})")
+        if fewer is None and same is not None and same < _LEAST_SAME:
             faults.append(f"only {same:.1%} of the answers are the same (limit {_LEAST_SAME:.0%})")
         return faults
 

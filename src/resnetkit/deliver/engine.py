@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -41,8 +40,8 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """Engine and precision: what has an artefact of its own."""
-        return f"{self.engine}-{self.precision}"
+        """Engine, precision, and the device where it is not the processor: what has an artefact of its own."""
+        return "-".join([self.engine, self.precision, *[self.device] * (self.device != "cpu")])
 
     @property
     def threads(self) -> int:
@@ -75,8 +74,9 @@ class Backend(Protocol):
         """The engine of a model folder, from its artefact."""
 
 
-# (pictures in a call, whether there is a call on each core instead of all cores on one)
-_CUTS = ((1, False), (4, True), (16, False), (1, True), (8, True), (32, False), (32, True), (4, False))
+# (pictures in a call, cores that work on it; None: all of them), what helps most often first
+_CUTS = ((1, None), (4, 1), (16, None), (1, 1), (8, 1), (8, 4), (32, None), (32, 1), (4, None))
+_OF_A_GPU = (1, 32, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Kind:
     precisions: tuple[str, ...]
     extra: str = ""
     makes: tuple[str, ...] = ()
-    cuts: tuple[tuple[int, bool], ...] = _CUTS
+    cuts: tuple[tuple[int, int | None], ...] = _CUTS
     devices: tuple[str, ...] = ("cpu",)
 
     def require(self, making: bool = False) -> None:
@@ -99,25 +99,40 @@ class Kind:
 
     def versions(self) -> tuple[str, ...]:
         """``openvino 2026.4.1``, of what runs it."""
-        return tuple(f"{package} {metadata.version(package)}" for package in self.packages)
+        return tuple(f"{package} {_version(package)}" for package in self.packages)
 
     def backend(self) -> Backend:
         """Its module, imported now."""
         return cast(Backend, importlib.import_module(self.module))
 
-    def ways(self, choice: Choice) -> Iterator[Choice]:
-        """How its work can be cut on this machine, what helps most often first."""
-        for batch, beside in self.cuts:
-            if not beside or (cores() > 1 and choice.device == "cpu"):
-                yield replace(choice, batch=batch, streams=cores() if beside else 1)
+    def ways(self, choice: Choice) -> list[Choice]:
+        """How its work can be cut on this machine."""
+        if choice.device != "cpu":
+            return [replace(choice, batch=batch) for batch in _OF_A_GPU]
+        all_of_them = cores()
+        cut = [
+            replace(choice, batch=batch, streams=max(1, all_of_them // (each or all_of_them)))
+            for batch, each in self.cuts
+        ]
+        return list(dict.fromkeys(cut))
+
+
+def _version(package: str) -> str:
+    """Of a module, which may come with a distribution of another name (onnxruntime-gpu)."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return str(getattr(importlib.import_module(package), "__version__", "of no version"))
 
 
 _HERE = "resnetkit.deliver.engines"
 KINDS: dict[str, Kind] = {  # what others are compared with, then the most promising first
-    "eager": Kind(f"{_HERE}.eager", ("torch",), ("fp32", "bf16"), devices=("cpu", "cuda")),
+    "eager": Kind(
+        f"{_HERE}.eager", ("torch",), ("fp32", "bf16"), cuts=((1, None), (16, None), (4, 1)), devices=("cpu", "cuda")
+    ),
     "openvino": Kind(f"{_HERE}.openvino", ("openvino",), ("int8", "int8-body", "bf16", "fp32"), "openvino", ("nncf",)),
     "compiled": Kind(
-        f"{_HERE}.compiled", ("torch",), ("bf16", "fp32"), cuts=((16, False), (1, False)), devices=("cpu", "cuda")
+        f"{_HERE}.compiled", ("torch",), ("bf16", "fp32"), cuts=((1, None), (16, None)), devices=("cpu", "cuda")
     ),
     "onnxruntime": Kind(
         f"{_HERE}.onnx_runtime", ("onnxruntime",), ("int8", "int8-body", "fp32"), "onnx", ("onnx", "onnxscript")

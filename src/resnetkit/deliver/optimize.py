@@ -13,14 +13,14 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from resnetkit import files
-from resnetkit.architecture.card import model_folder
+from resnetkit.architecture.card import CARD_FILE, model_folder
 from resnetkit.deliver.agreement import MAX_LOSS, Judge
 from resnetkit.deliver.engine import KINDS, Choice, Logits
 from resnetkit.deliver.optimized import (
@@ -33,6 +33,7 @@ from resnetkit.deliver.optimized import (
     Row,
     digest,
     here,
+    plain,
     weights_digest,
 )
 from resnetkit.deliver.optimized_page import optimized_page
@@ -45,17 +46,17 @@ from resnetkit.network.layers import Network
 from resnetkit.text import to_json
 from resnetkit.weights.store import load, nonfinite, save
 
-_SHARE_OF_FINALS = 0.25
+_SHARE_OF_FINALS, _SHARE_OF_REFERENCE = 0.25, 0.05
 _ROUNDS = 5
 _PATIENCE = 30.0  # seconds that any request gets, however little is left
 _LOOKED_AT, _HOPELESS = 3, 0.3  # ways of an engine before it is given up, and the share of the best that is too little
-_TIMED = 32  # pictures that speed is measured with
+_TIMED = 32  # pictures that speed is measured with, and at once in the reference
 
 Watch = Callable[[Row], None]
 
 
 def optimize(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Network,
     *,
     data: str | Path | None = None,
     out: str | Path | None = None,
@@ -66,36 +67,36 @@ def optimize(
     watch: Watch | None = None,
     tell: Tell | None = None,
 ) -> Optimized:
-    """Try engines, precisions, batches and streams on this machine for so many ``minutes``, and keep the best.
+    """Try engines, precisions, batches and streams on this machine for about so many ``minutes``, and keep the best.
 
     They are kept in the model folder, or in the new one ``out`` for other weights; ``data`` (with classes, or a folder
     of pictures alone) is what answers are compared on, and int8 needs it. With classes an engine may lose ``max_loss``
-    points of accuracy. ``engines`` and ``precisions`` name those to try. ``watch`` hears of each
-    `Row`, ``tell`` of pictures read.
+    points of accuracy. ``engines`` and ``precisions`` name those to try. ``watch`` hears of each `Row`, ``tell`` of
+    pictures read (done, all).
 
-    Raises `UsageError` for a model that holds no weights or is no folder, `VerificationError` for one with numbers that
-    are not finite.
+    Raises `UsageError` for a model that holds no weights or is no folder, and while another search works in it;
+    `VerificationError` for weights that are not finite, and where nothing works and agrees: what was kept before stays.
     """
-    _require(engines, precisions, minutes)
+    _require(engines, precisions, minutes, max_loss)
     folder = _folder(model, out)
-    network = load(folder)
-    classes_of(network)
-    _require_finite(network, folder)
-    trained = network.card.origin != "not trained"
-    samples = taken(data, network.card, trained, tell) if data is not None else made(network.card.preparation)
-    judge = Judge(_logits(network, samples), samples.names, samples.truth, trained, max_loss)
-    files.sweep(folder / FOLDER)
-    name = secrets.token_hex(4)
-    with files.new_folder(folder / FOLDER / name) as work:
-        search = Search(folder, work, samples, judge, time.monotonic() + 60 * minutes, 60 * minutes, watch or _nobody)
-        rows = [row for wanted in _wanted(engines, precisions) for row in search.tried(*wanted)]
-        rows = search.again(rows)
-        kept = [_kept(work, purpose, row) for purpose, row in chosen(rows).items()]
-        _tidy(work, {one.row.choice.name for one in kept})
-    found = Optimized(weights_digest(folder), here(), name, samples.told, tuple(rows), tuple(kept))
-    files.write_text(folder / FOLDER / FILE, to_json(found))
-    files.write_text(folder / FOLDER / REPORT, optimized_page(network.card.name, found))
-    _remove_others(folder / FOLDER, name)
+    with files.held(folder / CARD_FILE) as mine:
+        if not mine:
+            what = "another optimize is at work on this model"
+            raise UsageError(what, where=str(folder), fix="wait for it, or stop it")
+        _require_sound(folder)
+        weights, name = weights_digest(folder), secrets.token_hex(4)
+        files.sweep(folder / FOLDER)
+        with files.new_folder(folder / FOLDER / name) as work:
+            clock, heard = Clock(60 * minutes), watch or _nobody
+            search, checked = _begun(folder, work, clock, data=data, max_loss=max_loss, watch=heard, tell=tell)
+            rows = search.again([row for choice in _wanted(engines, precisions) for row in search.tried(choice)])
+            kept = [_kept(work, name, purpose, row) for purpose, row in chosen(rows).items()]
+            _require_kept(folder, kept, rows, weights)
+            _tidy(work, {one.row.choice.name for one in kept})
+        found = Optimized(weights, here(), checked, tuple(rows), tuple(kept))
+        files.write_text(folder / FOLDER / FILE, to_json(found))
+        files.write_text(folder / FOLDER / REPORT, optimized_page(folder.name, found))
+        _remove_others(folder / FOLDER, name)
     return found
 
 
@@ -106,7 +107,7 @@ def _nobody(row: Row) -> None:
 PRECISIONS = tuple(dict.fromkeys(precision for kind in KINDS.values() for precision in kind.precisions))
 
 
-def _require(engines: Sequence[str], precisions: Sequence[str], minutes: float) -> None:
+def _require(engines: Sequence[str], precisions: Sequence[str], minutes: float, max_loss: float) -> None:
     for what, names, known in (("engine", engines, tuple(KINDS)), ("precision", precisions, PRECISIONS)):
         for name in names:
             if name not in known:
@@ -114,21 +115,31 @@ def _require(engines: Sequence[str], precisions: Sequence[str], minutes: float) 
                 raise UsageError(f"there is no {what} called {name!r}", where=f"--{what}s", fix=fix)
     if not 0 < minutes <= 24 * 60:
         raise UsageError(f"{minutes:g} minutes cannot be kept to", where="--minutes", fix="--minutes 5")
+    if not 0 <= max_loss <= 100:
+        raise UsageError(f"{max_loss:g} points cannot be lost", where="--max-loss", fix="--max-loss 0.2")
 
 
-def _folder(model: str | os.PathLike[str], out: str | Path | None) -> Path:
+def _folder(model: str | os.PathLike[str] | Network, out: str | Path | None) -> Path:
     """The model folder that is optimized."""
+    if out is not None and Path(out).exists():
+        fix = f"resnetkit optimize {out}, if that is the model; or another name"
+        raise UsageError("this folder exists already", where=str(out), fix=fix)
     if out is not None:
-        return save(load(model), out)
-    folder = model_folder(model if isinstance(model, str) else Path(model))
+        return save(model if isinstance(model, Network) else load(model), out)
+    folder = None if isinstance(model, Network) else model_folder(model if isinstance(model, str) else Path(model))
     if folder is None:
         load(model)  # says what is wrong with it, if anything is
-        what = "engines are kept in a model folder, and this is a file"
-        raise UsageError(what, where=str(model), fix="--out NAME makes one")
+        where = type(model).__name__ if isinstance(model, Network) else str(model)
+        raise UsageError(
+            "engines are kept in a model folder, and this is none", where=where, fix="--out NAME makes one"
+        )
     return folder
 
 
-def _require_finite(network: Network, folder: Path) -> None:
+def _require_sound(folder: Path) -> None:
+    """Raise for a network whose answers could not be compared."""
+    network = load(folder)
+    classes_of(network)
     strange = nonfinite({key: value for key, value in network.state_dict().items() if value.is_floating_point()})
     if strange:
         told = [f"{key} ({count:,})" for key, count in strange.items()][:5]
@@ -136,77 +147,130 @@ def _require_finite(network: Network, folder: Path) -> None:
         raise VerificationError(what, where=[str(folder), *told], fix="train again, or take an earlier checkpoint")
 
 
-def _logits(network: Network, samples: Samples) -> Logits:
-    """In fp32, by the network itself."""
-    with answering(network, torch.device("cpu")) as logits:
-        chunks = range(0, len(samples.checked), _TIMED)
-        return np.concatenate([logits(torch.from_numpy(samples.checked[i : i + _TIMED])).numpy() for i in chunks])
+def _require_kept(folder: Path, kept: Sequence[Kept], rows: Sequence[Row], weights: str) -> None:
+    """Raise where there is nothing to keep, or what was measured is not what stands there."""
+    if not kept:
+        reasons = {row.choice.name: f"{row.choice.name}: {row.why}" for row in rows if row.why}
+        what = "no engine works here and agrees with fp32; what was kept before stays"
+        raise VerificationError(what, where=list(reasons.values()), fix="more --minutes, other --data, or more engines")
+    if weights_digest(folder) != weights:
+        what = "the weights changed while engines were tried"
+        raise UsageError(what, where=str(folder), fix="optimize again when they stay as they are")
 
 
-def _wanted(engines: Sequence[str], precisions: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(engine, precision, device), in the order of the table."""
+def _wanted(engines: Sequence[str], precisions: Sequence[str]) -> Iterator[Choice]:
+    """A choice for each engine, device and precision, in the order of the table."""
     gpu = torch.cuda.is_available()
     for name in engines or KINDS:
         kind = KINDS[name]
         for device in kind.devices if gpu else kind.devices[:1]:
             for precision in kind.precisions:
                 if not precisions or precision in precisions:
-                    yield name, precision, device
+                    yield Choice(name, precision, device=device)
+
+
+# -------------------------------------------------------------------------------------------------------- what is given
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time that a search may take, in seconds."""
+
+    budget: float
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float:
+        """Of the first round."""
+        return self.begun + (1 - _SHARE_OF_FINALS) * self.budget - time.monotonic()
+
+    @property
+    def patience(self) -> float:
+        """For one request: none may take all that is left."""
+        return max(_PATIENCE, self.left / 2)
+
+    @property
+    def slice(self) -> float:
+        """Of one measurement."""
+        return min(2.0, max(0.2, self.budget / 150))
+
+
+def _begun(
+    folder: Path,
+    work: Path,
+    clock: Clock,
+    *,
+    data: str | Path | None,
+    max_loss: float,
+    watch: Watch,
+    tell: Tell | None,
+) -> tuple[Search, str]:
+    """A search, and what its pictures are. Neither network nor pictures stay in this process."""
+    network = load(folder)
+    trained = network.card.origin != "not trained"
+    samples = made(network.card.preparation) if data is None else taken(data, network.card, trained, tell)
+    begun = time.monotonic()
+    logits = _logits(network, samples, begun + _SHARE_OF_REFERENCE * clock.budget)
+    took, n = time.monotonic() - begun, len(logits)
+    np.save(work / _CHECKED, samples.checked[:n])
+    np.save(work / _TIMED_FILE, samples.checked[:_TIMED])
+    if samples.ranges is not None:
+        np.save(work / _RANGES, samples.ranges)
+    truth = None if samples.truth is None else samples.truth[:n]
+    judge = Judge(logits, samples.names[:n], truth, trained and data is not None, max_loss)
+    return Search(folder, work, judge, clock, watch, 3 * took), samples.told(n)
+
+
+_CHECKED, _TIMED_FILE, _RANGES = "checked.npy", "timed.npy", "ranges.npy"
+
+
+def _logits(network: Network, samples: Samples, until: float) -> Logits:
+    """In fp32, by the network itself, of as many pictures as there is time for."""
+    found = []
+    with answering(network, torch.device("cpu")) as logits:
+        for start in range(0, len(samples.checked), _TIMED):
+            found.append(logits(torch.from_numpy(samples.checked[start : start + _TIMED])).numpy())
+            if time.monotonic() > until:
+                break
+    return np.concatenate(found)
+
+
+# ----------------------------------------------------------------------------------------------------------- the search
 
 
 @dataclass
 class Search:
-    """What all trials have in common. ``until`` is when the time (``budget``, in seconds) is over."""
+    """What all trials have in common. Pictures lie in ``work``; to compare their answers may take ``judging`` seconds.
+
+    ``best`` is the most images per second so far, ``agreed`` has the names of choices that agree with fp32.
+    """
 
     folder: Path
     work: Path
-    samples: Samples
     judge: Judge
-    until: float
-    budget: float
+    clock: Clock
     watch: Watch
+    judging: float
     best: float = 0.0
+    agreed: set[str] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.checked, self.ranges, self.timed = (
-            self.work / name for name in ("checked.npy", "ranges.npy", "timed.npy")
-        )
-        np.save(self.checked, self.samples.checked)
-        np.save(self.timed, self.samples.checked[:_TIMED])
-        if self.samples.ranges is not None:
-            np.save(self.ranges, self.samples.ranges)
-        self.agreed: set[str] = set()
-
-    @property
-    def left(self) -> float:
-        """Seconds of the first round."""
-        return self.until - time.monotonic() - _SHARE_OF_FINALS * self.budget
-
-    @property
-    def patience(self) -> float:
-        """How long a request may take."""
-        return max(_PATIENCE, self.left)
-
-    @property
-    def slice(self) -> float:
-        """Seconds of one measurement."""
-        return min(2.0, max(0.2, self.budget / 150))
-
-    def tried(self, name: str, precision: str, device: str) -> list[Row]:
+    def tried(self, choice: Choice) -> list[Row]:
         """A row for each way that an engine can cut its work; one row that says why, where it cannot be used."""
-        choice = Choice(name, precision, device=device)
         why = self._why_not(choice)
-        rows = [Row(choice, why=why)] if why else self._tried(choice)
-        for row in rows:
-            self.watch(row)
+        try:
+            rows = [Row(choice, why=why)] if why else self._tried(choice)
+        except TrialError as error:
+            rows = [Row(choice, why=str(error))]
+        if rows[0].why:  # those that were measured and agree have been heard of
+            self.watch(rows[0])
         return rows
 
     def _why_not(self, choice: Choice) -> str:
-        if choice.precision == "int8-body" and f"{choice.engine}-int8" in self.agreed:
+        if choice.precision == "int8-body" and replace(choice, precision="int8").name in self.agreed:
             return "not needed, as int8 agrees"
-        if choice.precision.startswith("int8") and self.samples.ranges is None:
+        if choice.precision.startswith("int8") and not self._ranges.exists():
             return "int8 needs pictures to measure ranges with: --data DIR"
-        if self.left <= 0:
+        if self.clock.left <= 0:
             return "not tried, as the time was over (--minutes)"
         try:
             KINDS[choice.engine].require(making=True)
@@ -214,83 +278,100 @@ class Search:
             return f"{error.what}: {error.fix}"
         return ""
 
+    @property
+    def _ranges(self) -> Path:
+        return self.work / _RANGES
+
+    @property
+    def _timed_pixels(self) -> Path:
+        return self.work / _TIMED_FILE
+
     def _tried(self, choice: Choice) -> list[Row]:
         with trying(self.folder, self.work) as trial:
-            try:
-                trial.make(choice.engine, choice.precision, self._ranges(choice), self.patience)
-            except TrialError as error:
-                return [Row(choice, why=str(error))]
+            trial.make(choice, self._ranges if choice.precision.startswith("int8") else None, self.clock.patience)
             rows = list(self._timed(trial, KINDS[choice.engine].ways(choice)))
             able = [row for row in rows if not row.why]
-            return rows if not able else self._judged(trial, rows, fastest(able).choice)
-
-    def _ranges(self, choice: Choice) -> Path | None:
-        return self.ranges if choice.precision.startswith("int8") else None
-
-    def _timed(self, trial: Trial, ways: Iterable[Choice]) -> Iterator[Row]:
-        """Until one fails, the time is over, or it is clear that none of them can win."""
-        for number, choice in enumerate(ways, 1):
-            try:
-                trial.open(choice, self.timed, self.patience)
-                speed, milliseconds = trial.time(self.timed, self.slice, self.patience)
-            except TrialError as error:
-                yield Row(choice, why=str(error))
-                return
-            self.best = max(self.best, speed)
-            yield Row(choice, speed, milliseconds)
-            if self.left <= 0 or (number >= _LOOKED_AT and speed < _HOPELESS * self.best):
-                return
-
-    def _judged(self, trial: Trial, rows: Sequence[Row], choice: Choice) -> list[Row]:
-        """The rows with the verdict on the engine, as it answers in one of these ways."""
-        judged = self._verdict(trial, Row(choice))
+            if not able:
+                return rows
+            best = Row(fastest(able).choice)
+            judged = self._judged_anew(best) if rows[-1].why else self._verdict(trial, best)
         if not judged.why:
             self.agreed.add(choice.name)
         error, same, lost = judged.error, judged.same, judged.lost
         return [replace(row, error=error, same=same, lost=lost, why=row.why or judged.why) for row in rows]
 
+    def _timed(self, trial: Trial, ways: Iterable[Choice]) -> Iterator[Row]:
+        """Until one fails, the time is over, or it is clear that none of them can win."""
+        for number, choice in enumerate(ways, 1):
+            try:
+                trial.open(choice, self._timed_pixels, self.clock.patience)
+                speed, milliseconds = trial.time(self._timed_pixels, self.clock.slice, self.clock.patience)
+            except TrialError as error:
+                yield Row(choice, why=str(error))
+                return
+            self.best = max(self.best, speed)
+            row = Row(choice, speed, milliseconds)
+            self.watch(row)
+            yield row
+            if self.clock.left <= 0 or (number >= _LOOKED_AT and speed < _HOPELESS * self.best):
+                return
+
+    def _judged_anew(self, row: Row) -> Row:
+        """In a process that nothing has failed in."""
+        with trying(self.folder, self.work) as trial:
+            return self._verdict(trial, row)
+
     def _verdict(self, trial: Trial, row: Row) -> Row:
+        patience = max(self.clock.patience, self.judging)
         try:
-            trial.open(row.choice, self.timed, self.patience)
-            found = self.judge.judge(trial.answers(self.checked, self.patience), row.choice.precision)
+            if trial.opened != row.choice:
+                trial.open(row.choice, self._timed_pixels, patience)
+            found = self.judge.judge(trial.answers(self.work / _CHECKED, patience), row.choice.precision)
         except TrialError as error:
             return replace(row, why=str(error))
         return replace(row, error=found.error, same=found.same, lost=found.lost, why=found.why)
 
     def again(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows, of which the best have been measured again, side by side, and checked as they are."""
+        """The rows, of which the best have been opened anew, checked as they are, and measured side by side."""
         with contextlib.ExitStack() as stack:
-            finals = {row.choice: (stack.enter_context(trying(self.folder, self.work)), row) for row in finalists(rows)}
-            measured = self._side_by_side([self._opened(trial, row) for trial, row in finals.values()])
-        known = {row.choice: row for row in measured}
+            opened = [self._opened(stack, row) for row in finalists(rows)]
+            measured = self._side_by_side([(trial, row) for trial, row in opened if trial and not row.why])
+        known = {row.choice: row for row in [*(row for _, row in opened), *measured]}
         return [known.get(row.choice, row) for row in rows]
 
-    def _opened(self, trial: Trial, row: Row) -> tuple[Trial, Row]:
+    def _opened(self, stack: contextlib.ExitStack, row: Row) -> tuple[Trial | None, Row]:
+        """One at a time, so that each starts alone."""
         try:
-            start = trial.open(row.choice, self.timed, self.patience)
+            trial = stack.enter_context(trying(self.folder, self.work))
+            start = trial.open(row.choice, self._timed_pixels, self.clock.patience)
         except TrialError as error:
-            return trial, replace(row, why=str(error))
+            return None, replace(row, why=str(error))
         return trial, self._verdict(trial, replace(row, seconds_to_start=start))
 
     def _side_by_side(self, opened: Sequence[tuple[Trial, Row]]) -> list[Row]:
-        able = [(trial, row) for trial, row in opened if not row.why]
-        seconds = max(0.2, min(2 * self.slice, _SHARE_OF_FINALS * self.budget / (_ROUNDS * max(1, len(able)))))
-        found: dict[Choice, list[tuple[float, float]]] = {row.choice: [] for _, row in able}
+        each = _SHARE_OF_FINALS * self.clock.budget / (_ROUNDS * max(1, len(opened)))
+        seconds = max(0.2, min(2 * self.clock.slice, each))
+        found: dict[Choice, list[tuple[float, float]]] = {row.choice: [] for _, row in opened}
         failed: dict[Choice, str] = {}
-        for _ in range(_ROUNDS):
-            for trial, row in able:
+        for number in range(_ROUNDS):
+            for i in range(len(opened)):
+                trial, row = opened[(i + number) % len(opened)]
                 try:
-                    found[row.choice].append(trial.time(self.timed, seconds, self.patience))
+                    if row.choice not in failed:
+                        found[row.choice].append(trial.time(self._timed_pixels, seconds, self.clock.patience))
                 except TrialError as error:
                     failed[row.choice] = str(error)
-        return [_median(replace(row, why=row.why or failed.get(row.choice, "")), found) for _, row in opened]
+        return [_median(replace(row, why=failed.get(row.choice, "")), found[row.choice]) for _, row in opened]
 
 
-def _median(row: Row, found: dict[Choice, list[tuple[float, float]]]) -> Row:
-    if row.why or not found.get(row.choice):
+def _median(row: Row, found: Sequence[tuple[float, float]]) -> Row:
+    if row.why or not found:
         return row
-    speeds, times = zip(*found[row.choice], strict=True)
+    speeds, times = zip(*found, strict=True)
     return replace(row, images_per_second=statistics.median(speeds), milliseconds=statistics.median(times))
+
+
+# ------------------------------------------------------------------------------------------------------- what is chosen
 
 
 def fastest(rows: Sequence[Row]) -> Row:
@@ -305,11 +386,14 @@ def quickest(rows: Sequence[Row]) -> list[Row]:
 
 
 def finalists(rows: Sequence[Row]) -> list[Row]:
-    """The three fastest, the two quickest, and the fastest of each engine, as they start at different times."""
+    """The three fastest, the two quickest, the fastest of each engine, as they start at different times, and what
+    all of them are compared with.
+    """
     able = [row for row in rows if not row.why]
     ranked = sorted(able, key=lambda row: -(row.images_per_second or 0.0))
     of_each = {row.choice.engine: row for row in reversed(ranked)}
-    picked = [*ranked[:3], *quickest(able)[:2], *of_each.values()]
+    compared = plain(able)
+    picked = [*ranked[:3], *quickest(able)[:2], *of_each.values(), *([compared] if compared else [])]
     return list({row.choice: row for row in picked}.values())
 
 
@@ -318,16 +402,16 @@ def chosen(rows: Sequence[Row]) -> dict[Purpose, Row]:
     able = [row for row in rows if not row.why and row.seconds_to_start is not None]
     if not able:
         return {}
-    soonest = min(able, key=lambda row: (row.seconds_to_start or 0.0) + (row.milliseconds or 0.0) / 1000)
+    soonest = min(able, key=lambda row: row.seconds_to_start or 0.0)
     best: dict[Purpose, Row] = {"throughput": fastest(able), "start": soonest}
     return {"latency": quickest(able)[0], **best} if quickest(able) else best
 
 
-def _kept(work: Path, purpose: Purpose, row: Row) -> Kept:
+def _kept(work: Path, name: str, purpose: Purpose, row: Row) -> Kept:
     artefact = work / row.choice.name
-    names = sorted(path.name for path in artefact.iterdir() if path.is_file()) if artefact.is_dir() else []
-    digests = tuple((name, digest(artefact / name)) for name in names)
-    return Kept(purpose, row, KINDS[row.choice.engine].versions(), digests)
+    made = sorted(path for path in artefact.iterdir() if path.is_file()) if artefact.is_dir() else []
+    digests = tuple((path.name, digest(path)) for path in made)
+    return Kept(purpose, row, KINDS[row.choice.engine].versions(), name, digests)
 
 
 def _tidy(work: Path, kept: set[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,6 @@ from resnetkit.text import from_data, parse_json, read_text, to_json
 
 Purpose = Literal["latency", "throughput", "start"]
 FOLDER, FILE, REPORT = "engines", "engines.json", "report.html"
-_AGAIN = "resnetkit optimize {folder}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A way to compute that was chosen: what for, and the digests of its files."""
+    """A way to compute that was chosen: what for, with which versions, and the digests of its files."""
 
     purpose: Purpose
     row: Row
     versions: tuple[str, ...]
+    folder: str
     files: tuple[tuple[str, str], ...] = ()
 
 
@@ -61,7 +62,6 @@ class Optimized:
 
     weights: str
     processor: str
-    folder: str
     checked: str
     rows: tuple[Row, ...]
     kept: tuple[Kept, ...]
@@ -70,7 +70,20 @@ class Optimized:
 
 def here() -> str:
     """The processor and its cores: figures and choices are of it alone."""
-    return f"{processor()}, {platform.machine()}, {cores()} cores"
+    return ", ".join(filter(None, (processor(), platform.machine(), f"{cores()} cores", *abilities())))
+
+
+_DECIDES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+def abilities() -> tuple[str, ...]:
+    """Of these the ones that the processor has: a machine of the same name may be given fewer."""
+    try:
+        told = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return ()
+    flags = set(next((line.split() for line in told.splitlines() if line.startswith("flags")), ()))
+    return tuple(name for name in _DECIDES if name in flags)
 
 
 def weights_digest(folder: Path) -> str:
@@ -87,35 +100,48 @@ def digest(path: Path) -> str:
 
 
 def best_of_each(rows: Sequence[Row]) -> list[Row]:
-    """Of each engine and precision the row with the most images per second, fastest first; then those left out."""
-    best: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        known = best.setdefault((row.choice.name, row.choice.device), row)
-        if (not row.why, row.images_per_second or 0) > (not known.why, known.images_per_second or 0):
-            best[row.choice.name, row.choice.device] = row
-    return sorted(best.values(), key=lambda row: (bool(row.why), -(row.images_per_second or 0)))
+    """Of each engine and precision the row with the most images per second, fastest first; then those left out.
+
+    Those that were measured side by side come before those that were not.
+    """
+
+    def rank(row: Row) -> tuple[bool, bool, float]:
+        return not row.why, row.seconds_to_start is not None, row.images_per_second or 0.0
+
+    best: dict[str, Row] = {}
+    for row in sorted(rows, key=rank):
+        best[row.choice.name] = row
+    return sorted(best.values(), key=lambda row: (bool(row.why), -(row.images_per_second or 0.0)))
 
 
-def reference(rows: Sequence[Row]) -> Row | None:
-    """What people run who do nothing about it: eager, in fp32, at its better batch."""
-    plain = [row for row in rows if row.choice.name == "eager-fp32" and row.choice.streams == 1 and not row.why]
-    return max(plain, key=lambda row: row.images_per_second or 0.0, default=None)
+def plain(rows: Sequence[Row]) -> Row | None:
+    """What others are compared with: eager, in fp32, all cores on one call, at its better batch."""
+    found = [row for row in rows if row.choice.name == "eager-fp32" and row.choice.streams == 1 and not row.why]
+    return max(found, key=lambda row: (row.seconds_to_start is not None, row.images_per_second or 0.0), default=None)
 
 
-def told(row: Row) -> tuple[str, ...]:
-    """As cells: engine, precision, batch, images/s, ms, start, error, agreement, what was found."""
+def cells(row: Row) -> tuple[str, ...]:
+    """Of a row of a table, under `HEADINGS`."""
     choice = row.choice
     place = "" if choice.device == "cpu" else f" on {choice.device}"
-    agreed = "" if row.same is None else f"{row.same:.2%}"
-    points = "" if row.lost is None else f"{-row.lost:+.2f}"
-    speed = "" if row.images_per_second is None else f"{row.images_per_second:,.1f}"
-    once = "" if row.milliseconds is None else f"{row.milliseconds:,.2f}"
-    error = "" if row.error is None else f"{row.error:.1e}"
-    way = f"{choice.batch} x {choice.streams}" if speed else ""
-    return (f"{choice.engine}{place}", choice.precision, way, speed, once, error, agreed, points, row.why)
+    figures = (
+        _figure(row.images_per_second, ",.1f"),
+        _figure(row.milliseconds, ",.2f"),
+        _figure(row.seconds_to_start, ".2f"),
+        _figure(row.error, ".1e"),
+        _figure(row.same, ".2%"),
+        _figure(None if row.lost is None else -row.lost, "+z.2f"),
+    )
+    way = f"{choice.batch} x {choice.streams}" * bool(row.images_per_second)
+    return (f"{choice.engine}{place}", choice.precision, way, *figures, row.why)
 
 
-CELLS = ("engine", "precision", "batch x streams", "images/s", "ms a batch", "logits", "same", "points", "left out")
+HEADINGS = ("engine", "precision", "batch x streams", "images/s", "ms a call", "s to start", "logits", "same", "points",
+            "left out")  # fmt: skip
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def read(folder: Path) -> Optimized | None:
@@ -123,14 +149,13 @@ def read(folder: Path) -> Optimized | None:
     path = folder / FOLDER / FILE
     if not path.is_file():
         return None
-    again = _AGAIN.format(folder=folder)
     try:
         found = from_data(Optimized, parse_json(read_text(path, "this file"), str(path)), str(path))
-        for name in (found.folder, *(name for kept in found.kept for name, _ in kept.files)):
+        for name in (name for kept in found.kept for name in (kept.folder, *dict(kept.files))):
             if not _PLAIN.fullmatch(name):
-                raise TextError(f"{path} is damaged", [Fault("folder, files", repr(name), "plain names")])
+                raise TextError(f"{path} is damaged", [Fault("kept", repr(name), "plain names of folder and files")])
     except UsageError as error:
-        raise WeightsError(error.what, where=[str(path), *error.where], fix=again) from None
+        raise WeightsError(error.what, where=[str(path), *error.where], fix=again(folder)) from None
     return found
 
 
@@ -144,60 +169,66 @@ def serving(folder: Path, pictures: int, wanted: str = "auto") -> tuple[Kept | N
     error: `UsageError` for one that was not kept, `MachineError` for one that cannot run here any more.
     """
     found = read(folder)
-    if wanted == "auto" and (found is None or not found.kept):
+    if wanted == "auto" and found is None:
         return None, ""
     if found is None:
-        raise UsageError("this model was never optimized", where=str(folder), fix=_AGAIN.format(folder=folder))
+        raise UsageError("this model was never optimized", where=str(folder), fix=again(folder))
     chosen = [kept for kept in found.kept if wanted in ("auto", kept.row.choice.name)]
     if not chosen:
         names = sorted({kept.row.choice.name for kept in found.kept})
         raise UsageError(f"there is no engine {wanted!r} here", where=str(folder), fix=suggestion(wanted, names))
-    reasons = [_not_any_more(folder, found, kept) for kept in chosen]
-    able = [kept for kept, why in zip(chosen, reasons, strict=True) if not why]
-    if able:
-        return min(able, key=lambda kept: seconds(kept.row, pictures)), ""
+    why = _not_any_more(folder, found)
+    for kept in () if why else sorted(chosen, key=lambda kept: seconds(kept.row, pictures)):
+        lacking = _lacking(folder, kept)
+        if not lacking:
+            return kept, ""
+        why = why or lacking
     if wanted == "auto":
-        return None, f"{reasons[0]}; {_AGAIN.format(folder=folder)}"
-    raise MachineError(reasons[0], where=str(folder), fix=_AGAIN.format(folder=folder))
+        return None, f"{why}; {again(folder)}"
+    raise MachineError(why, where=str(folder), fix=again(folder))
+
+
+def again(folder: Path) -> str:
+    """The command that makes what is missing."""
+    return f"resnetkit optimize {shlex.quote(str(folder))} --data PICTURES"
 
 
 def seconds(row: Row, pictures: int) -> float:
-    """How long a way to compute takes for so many pictures, from nothing."""
-    return (row.seconds_to_start or 0.0) + pictures / (row.images_per_second or 1e-9)
+    """How long a way to compute takes for so many pictures, from nothing: full calls, one on each stream at once."""
+    calls = -(-pictures // (row.choice.batch * row.choice.streams))
+    return (row.seconds_to_start or 0.0) + calls * (row.milliseconds or 0.0) / 1000
 
 
-def _not_any_more(folder: Path, found: Optimized, kept: Kept) -> str:
-    """Why what was measured does not hold here and now; empty where it does."""
-    choice = kept.row.choice
-    kind = KINDS.get(choice.engine)
-    if kind is None or choice.precision not in kind.precisions:  # both become the name of a folder
-        return f"{choice.name!r} is no engine that is known here"
+def _not_any_more(folder: Path, found: Optimized) -> str:
+    """Why nothing that was measured holds here and now; empty where it does."""
     if found.processor != here():
         return f"it was optimized for another machine ({found.processor}; this is {here()})"
+    return "its weights have changed since it was optimized" * (found.weights != weights_digest(folder))
+
+
+def _lacking(folder: Path, kept: Kept) -> str:
+    """Why one of them cannot be used; empty where it can."""
+    choice = kept.row.choice
+    kind = KINDS.get(choice.engine)
+    if kind is None or choice.precision not in kind.precisions or choice.device not in kind.devices:  # a folder's name
+        return f"{choice.name!r} is no engine that is known here"
     try:
         kind.require()
     except MachineError as error:
         return f"{error.what}: {error.fix}"
     if kind.versions() != kept.versions:
         return f"it was optimized with {' '.join(kept.versions)}, and there is {' '.join(kind.versions())}"
-    if found.weights != weights_digest(folder):
-        return "its weights have changed since it was optimized"
-    lacking = [name for name, known in kept.files if not _whole(place(folder, found, choice) / name, known)]
-    return f"a file of {choice.name} is missing or damaged: {lacking[0]}" if lacking else ""
+    place = _place(folder, kept.folder, choice)
+    bad = [name for name, known in kept.files if not (place / name).is_file() or digest(place / name) != known]
+    return f"a file of {choice.name} is missing or damaged: {bad[0]}" if bad else ""
 
 
-def _whole(path: Path, known: str) -> bool:
-    return path.is_file() and digest(path) == known
-
-
-def place(folder: Path, found: Optimized, choice: Choice) -> Path:
+def _place(folder: Path, name: str, choice: Choice) -> Path:
     """Where the artefact of a choice lies."""
-    return folder / FOLDER / found.folder / choice.name
+    return folder / FOLDER / name / choice.name
 
 
 def opened(folder: Path, kept: Kept) -> Engine:
     """The engine of what `serving` gave."""
-    found = read(folder)
-    assert found is not None  # noqa: S101  for the type checker
     choice = kept.row.choice
-    return KINDS[choice.engine].backend().open(folder, place(folder, found, choice), choice)
+    return KINDS[choice.engine].backend().open(folder, _place(folder, kept.folder, choice), choice)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from resnetkit.deliver.optimized import CELLS, Kept, Optimized, Row, best_of_each, reference, told
+from resnetkit.deliver.optimized import HEADINGS, Kept, Optimized, Row, best_of_each, cells, plain
 from resnetkit.pages import html
 from resnetkit.pages.chart import Dot, dots
 
-_PURPOSES = {
+PURPOSES = {
     "latency": "one picture at a time",
     "throughput": "many pictures",
     "start": "from nothing to the first answer",
@@ -21,8 +21,8 @@ def optimized_page(name: str, found: Optimized) -> str:
     sections = [
         ("", html.figures(list(_kept(found)))),
         ("Speed against agreement", _drawn(compared) + html.note(_HOW)) if compared else ("", ""),
-        ("The best of each engine", html.table(CELLS, map(told, best_of_each(found.rows)))),
-        ("Everything that was tried", html.table(CELLS, map(told, found.rows))),
+        ("The best of each engine", html.table(HEADINGS, map(cells, best_of_each(found.rows)))),
+        ("Everything that was tried", html.table(HEADINGS, map(cells, found.rows))),
     ]
     lead = f"Measured on {found.processor}; answers compared on {found.checked}."
     return html.page(f"engines of {name}", lead, [section for section in sections if section[1]])
@@ -36,19 +36,23 @@ _HOW = (
 
 
 def _kept(found: Optimized) -> Iterator[tuple[str, str]]:
-    plain = reference(found.rows)
     for kept in found.kept:
-        yield f"{kept.purpose}: {_PURPOSES[kept.purpose]}", f"{_figure(kept)} {kept.row.choice}"
-    if plain:
-        yield "eager fp32, as people run it", f"{plain.images_per_second or 0:,.1f} images/s, {plain.choice}"
+        yield f"{kept.purpose}: {PURPOSES[kept.purpose]}", f"{figure(kept)}, {kept.row.choice}"
+    compared = plain(found.rows)
+    if compared:
+        yield (
+            "to compare: eager fp32, norms folded",
+            f"{compared.images_per_second or 0:,.1f} images/s, {compared.choice}",
+        )
 
 
-def _figure(kept: Kept) -> str:
+def figure(kept: Kept) -> str:
+    """What a choice was made for, with its unit."""
     row = kept.row
     return {
-        "latency": f"{row.milliseconds or 0:,.2f} ms,",
-        "throughput": f"{row.images_per_second or 0:,.1f} images/s,",
-        "start": f"{row.seconds_to_start or 0:.2f} s,",
+        "latency": f"{row.milliseconds or 0:,.2f} ms",
+        "throughput": f"{row.images_per_second or 0:,.1f} images/s",
+        "start": f"{row.seconds_to_start or 0:.2f} s",
     }[kept.purpose]
 
 
@@ -61,6 +65,5 @@ def _drawn(rows: list[Row]) -> str:
 
 
 def _note(row: Row) -> str:
-    return f"{row.choice}: {row.images_per_second or 0:,.1f} images/s, {row.error or 0:.1e}" + f" ({row.why})" * bool(
-        row.why
-    )
+    why = f" ({row.why})" * bool(row.why)
+    return f"{row.choice}: {row.images_per_second or 0:,.1f} images/s, {row.error or 0:.1e}{why}"

@@ -15,7 +15,7 @@ from resnetkit.data.pictures import Data, Files, Indices, Pictures
 from resnetkit.data.sources import open_data
 from resnetkit.deliver.inputs import expand
 from resnetkit.errors import DataError
-from resnetkit.images.decode import SUFFIXES, visible
+from resnetkit.images.decode import SUFFIXES, is_folder, pictures_below, visible
 from resnetkit.images.prepare import Pixels
 from resnetkit.learn.evaluate import chosen_part, class_numbers
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell
@@ -24,21 +24,26 @@ from resnetkit.tables import counted
 
 CALIBRATED = 300  # what NNCF takes by default: more pictures move the ranges of maps no further
 _MOST_CHECKED = 10_000
-_MOST_BYTES = 2**29
+_MOST_BYTES = 2**28
 _MADE = 16
 
 
 @dataclass(frozen=True)
 class Samples:
     """``checked`` pictures with their ``names``, their classes (``truth``) where these are known, and those that
-    ``ranges`` are measured with, none where there are no pictures. ``told`` says what they are.
+    ``ranges`` are measured with, none where there are no pictures. They are in no order, so that any first part of them
+    will do. ``source`` says where they are from.
     """
 
     checked: Pixels
     names: Sequence[str]
-    told: str
+    source: str
     truth: NDArray[np.int64] | None = None
     ranges: Pixels | None = None
+
+    def told(self, n: int) -> str:
+        """What the first ``n`` of them are."""
+        return f"{counted(n, 'picture')} {self.source}" + ", with their classes" * (self.truth is not None)
 
 
 def made(preparation: Preparation) -> Samples:
@@ -46,7 +51,7 @@ def made(preparation: Preparation) -> Samples:
     height, width = preparation.crop
     draw = np.random.default_rng(0)
     pixels = [_drawn(draw, height, width, len(preparation.mean)) for _ in range(_MADE)]
-    return Samples(np.stack(pixels), [f"made picture {i + 1}" for i in range(_MADE)], f"{_MADE} made pictures")
+    return Samples(np.stack(pixels), [f"made picture {i + 1}" for i in range(_MADE)], "that are made here")
 
 
 def _drawn(draw: np.random.Generator, height: int, width: int, channels: int) -> Pixels:
@@ -66,43 +71,52 @@ def taken(source: str | Path, card: Card, trained: bool, tell: Tell | None = Non
     data, part = _opened(source, card, tell)
     ranged, checked = _divided(data, part, _most(card.preparation))
     skipped = Skipped(data, Skip(1.0))
-    pixels = [PixelSource(pictures, card.preparation, skipped, keep=False) for pictures in (ranged, checked)]
+    pixels = [PixelSource(pictures, card.preparation, skipped, tell=tell) for pictures in (ranged, checked)]
     ranges, _ = pixels[0].prepared(np.arange(len(ranged)))
     found, good = pixels[1].prepared(np.arange(len(checked)))
     if not len(good) or not len(ranges):
         raise DataError("too few of these pictures can be read", where=str(source), fix=f"resnetkit check {source}")
     truth = _truth(data, card, checked, good) if trained and data.classes else None
     names = [checked.names[i] for i in good]
-    told = f"{counted(len(good), 'picture')} of {data.name}" + f", part {part}" * bool(data.classes)
-    told += ", with their classes" * (truth is not None)
-    return Samples(found.numpy(), names, told, truth, ranges.numpy())
+    where = f"of {data.name}" + f", part {part}" * bool(data.classes)
+    return Samples(found.numpy(), names, where, truth, ranges.numpy())
 
 
 def _opened(source: str | Path, card: Card, tell: Tell | None) -> tuple[Data, str]:
     """The data and the part to check with."""
     folder = Path(source)
-    if folder.is_dir() and any(entry.name.lower().endswith(SUFFIXES) for entry in visible(folder)):
+    if folder.is_dir() and _holds_pictures_alone(folder):
         paths = tuple(Path(one.name) for one in expand([folder]))
         names = tuple(path.relative_to(folder).as_posix() for path in paths)
         return Data(str(source), (), {"all": Files(paths, names, np.zeros(len(paths), np.int64))}), "all"
     return chosen_part(open_data(source, tell), card, None)
 
 
+def _holds_pictures_alone(folder: Path) -> bool:
+    """Pictures of no class: none lies in a folder below."""
+    entries = visible(folder)
+    loose = any(entry.name.lower().endswith(SUFFIXES) for entry in entries)
+    return loose and not any(next(pictures_below(Path(e.path)), None) for e in entries if is_folder(e))
+
+
 def _divided(data: Data, part: str, most: int) -> tuple[Pictures, Pictures]:
-    """(for ranges, to check), evenly spread; of one part alone the two share no picture, unless there is but one."""
+    """(for ranges, to check); of one part alone the two share no picture, unless there is but one."""
     checked = data.parts[part]
     if "train" in data.parts and part != "train":
-        return _spread(data.parts["train"], CALIBRATED), _spread(checked, most)
-    every = np.arange(len(checked))
-    ranged = np.unique(every[:: max(2, -(-len(every) // CALIBRATED))])
-    others = np.setdiff1d(every, ranged)
-    return checked.take(ranged), _spread(checked.take(others if len(others) else every), most)
+        return _drawn_from(data.parts["train"], CALIBRATED), _drawn_from(checked, most)
+    every = _mixed(len(checked))
+    count = min(CALIBRATED, max(1, len(every) // 2))
+    return checked.take(every[:count]), checked.take(every[count : count + most] if len(every) > 1 else every)
 
 
-def _spread(pictures: Pictures, most: int) -> Pictures:
-    """At most so many of them."""
-    chosen: Indices = np.unique(np.linspace(0, len(pictures) - 1, min(most, len(pictures))).astype(np.int64))
-    return pictures.take(chosen)
+def _drawn_from(pictures: Pictures, most: int) -> Pictures:
+    """At most so many of them, from all over."""
+    return pictures.take(_mixed(len(pictures))[:most])
+
+
+def _mixed(n: int) -> Indices:
+    """Their numbers in an order that is the same each time."""
+    return np.random.default_rng(0).permutation(n)
 
 
 def _most(preparation: Preparation) -> int:

@@ -2,13 +2,14 @@
 
 torch, OpenVINO and ONNX Runtime bring a team of threads each, which would fight for the cores in one process, and a
 library that crashes takes nothing along. Requests come as JSON, a line each, and are answered likewise; whatever
-libraries print goes to stderr. The end of the input is the end.
+libraries print goes to stderr. The end of the input is the end, whatever the process does at that time.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import statistics
 import sys
 import threading
@@ -72,38 +73,48 @@ def answers(engine: Engine, pixels: Pixels) -> Logits:
 
 
 def timed(engine: Engine, pixels: Pixels, seconds: float) -> dict[str, float]:
-    """Full batches for so many seconds, by as many threads as the engine has streams."""
-    batch = engine.choice.batch
+    """Full batches for so many seconds, by as many threads as the engine has streams; each has asked once before."""
+    batch, streams = engine.choice.batch, engine.choice.streams
     enough = np.concatenate([pixels] * -(-2 * batch // len(pixels)))  # two different batches at least
     starts = range(0, len(enough) - batch + 1, batch)
-    calls: list[float] = []
-    until = time.perf_counter() + seconds
+    ready = threading.Barrier(streams)
 
-    def ask() -> None:
-        for done, start in enumerate(cycle(starts)):
-            if done >= _LEAST_CALLS and time.perf_counter() > until:
-                break
+    def ask() -> list[tuple[float, float]]:
+        """When each call began and ended."""
+        calls: list[tuple[float, float]] = []
+        engine(enough[:batch])
+        ready.wait()
+        until = time.perf_counter() + seconds
+        for start in cycle(starts):
             begun = time.perf_counter()
+            if len(calls) >= _LEAST_CALLS and begun > until:
+                return calls
             engine(enough[start : start + batch])
-            calls.append(time.perf_counter() - begun)
+            calls.append((begun, time.perf_counter()))
+        return calls
 
-    threads = [threading.Thread(target=ask) for _ in range(engine.choice.streams)]
-    begun = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    taken = time.perf_counter() - begun
-    return {"images_per_second": len(calls) * batch / taken, "milliseconds": 1000 * statistics.median(calls)}
+    with ThreadPoolExecutor(streams) as pool:
+        each = [one.result() for one in [pool.submit(ask) for _ in range(streams)]]
+    speed = sum(len(calls) * batch / (calls[-1][1] - calls[0][0]) for calls in each)  # none waits for another's end
+    milliseconds = 1000 * statistics.median(end - begun for calls in each for begun, end in calls)
+    return {"images_per_second": speed, "milliseconds": milliseconds}
 
 
 def main(folder: str) -> None:
     """Answer until the input ends."""
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    answering = Answering(Path(folder))
+    answering, requests = Answering(Path(folder)), queue.SimpleQueue[str]()
+    threading.Thread(target=_listen, args=[requests], daemon=True).start()
+    while True:
+        _tell(told, _answered(answering, json.loads(requests.get())))
+
+
+def _listen(requests: queue.SimpleQueue[str]) -> None:
+    """Whoever asks may be killed while an engine works, or hangs: then nobody waits for it."""
     for line in sys.stdin:
-        _tell(told, _answered(answering, json.loads(line)))
+        requests.put(line)
+    os._exit(0)
 
 
 def _answered(answering: Answering, request: dict[str, Any]) -> dict[str, Any]:

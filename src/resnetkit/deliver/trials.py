@@ -28,32 +28,37 @@ class TrialError(Exception):
 
 
 class Trial:
-    """A process that makes, opens, asks and times engines of a model folder. Each request raises `TrialError`."""
+    """A process that makes, opens, asks and times engines of a model folder.
+
+    Each request raises `TrialError` where it fails, and after one that is not answered in time the process is gone.
+    """
 
     def __init__(self, folder: Path, work: Path) -> None:
         self._work = work
+        self.opened: Choice | None = None
         self._told = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self._begun = time.perf_counter()
         self._process = subprocess.Popen(  # noqa: S603  this very program
-            [sys.executable, "-m", "resnetkit.deliver.trial", str(folder)],
+            [sys.executable, "-P", "-m", "resnetkit.deliver.trial", str(folder)],  # -P: nothing of the working folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._told,
             start_new_session=True,  # an interrupt reaches this process, which then ends that one
         )
 
-    def make(self, engine: str, precision: str, pixels: Path | None, patience: float) -> None:
+    def make(self, choice: Choice, pixels: Path | None, patience: float) -> None:
         """The artefact of an engine."""
         given = None if pixels is None else str(pixels)
-        place = str(self._work / f"{engine}-{precision}")
-        self._ask(patience, do="make", engine=engine, precision=precision, artefact=place, pixels=given)
+        what = {"engine": choice.engine, "precision": choice.precision, "artefact": str(self._work / choice.name)}
+        self._ask(patience, do="make", pixels=given, **what)
 
     def open(self, choice: Choice, pixels: Path, patience: float) -> float:
-        """An engine that has answered once; how long that took, from the start of the process if it is the first."""
-        begun, self._begun = self._begun or time.perf_counter(), 0.0
+        """An engine that has answered once; seconds since the process was begun."""
+        self.opened = None
         place = str(self._work / choice.name)
         self._ask(patience, do="open", artefact=place, choice=asdict(choice), pixels=str(pixels))
-        return time.perf_counter() - begun
+        self.opened = choice
+        return time.perf_counter() - self._begun
 
     def answers(self, pixels: Path, patience: float) -> Logits:
         """The logits of all pictures of a file."""
@@ -76,6 +81,7 @@ class Trial:
         except OSError:
             raise TrialError(self._end()) from None
         if not select.select([self._process.stdout], [], [], max(patience, 0.0))[0]:
+            self._kill()  # else its late answer would be taken for that to the next request
             raise TrialError(f"it took more than {patience:.0f} seconds to {request['do']}")
         line = self._process.stdout.readline()
         if not line:
@@ -100,12 +106,15 @@ class Trial:
 
     def close(self) -> None:
         """The process ends, with all that it has started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._kill()
         for stream in (self._process.stdin, self._process.stdout, self._told):
             with contextlib.suppress(OSError):
                 stream.close()  # type: ignore[union-attr]
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def _signal(number: int) -> str:
@@ -117,8 +126,11 @@ def _signal(number: int) -> str:
 
 @contextlib.contextmanager
 def trying(folder: Path, work: Path) -> Iterator[Trial]:
-    """A `Trial` that ends with the body."""
-    trial = Trial(folder, work)
+    """A `Trial` that ends with the body; raises `TrialError` where no process can be started."""
+    try:
+        trial = Trial(folder, work)
+    except OSError as error:
+        raise TrialError(f"no process could be started: {error.strerror}") from None
     try:
         yield trial
     finally:
