@@ -100,36 +100,45 @@ def onnxruntime(network, setting):
 
 
 def ours(network, setting):
-    """The engine that was kept for throughput, or the one for latency."""
+    """The engine that was kept for throughput, or the one for latency; on all its streams, as predict asks it."""
     from resnetkit.deliver.optimized import opened, read
-    from resnetkit.deliver.trial import answers
+    from resnetkit.deliver.trial import timed
 
     folder = Path(setting["folder"])
     purpose = "latency" if setting["batch"] == 1 else "throughput"
     engine = opened(folder, next(kept for kept in read(folder).kept if kept.purpose == purpose))
-    pixels = np.random.default_rng(0).integers(0, 256, (setting["batch"], 224, 224, 3), np.uint8)
-    return (lambda: engine(pixels)) if setting["batch"] == 1 else (lambda: answers(engine, pixels))
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * engine.choice.batch, 224, 224, 3), np.uint8)
+    return lambda seconds: timed(engine, pixels, seconds)["images_per_second"]
+
+
+def turns(ask, per_call):
+    """A function that asks for so many seconds, and gives pictures per second."""
+
+    def turn(seconds):
+        calls, begun = 0, time.perf_counter()
+        while calls < 2 or time.perf_counter() - begun < seconds:
+            ask()
+            calls += 1
+        return calls * per_call / (time.perf_counter() - begun)
+
+    return turn
 
 
 CONTENDERS = {"idiom": idiom, "openvino": openvino, "compile": compiled, "onnxruntime": onnxruntime, "ours": ours}
 
 
 def serve(network, setting):
-    """Ready after the first call; then a line in (seconds) is a turn, and its pace comes back."""
+    """Ready after the first turn; then a line in (seconds) is a turn, and its pace comes back."""
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     setting = json.loads(setting)
-    ask = CONTENDERS[setting["who"]](network, setting)
-    for _ in range(2):
-        ask()
+    made = CONTENDERS[setting["who"]](network, setting)
+    at_once = setting["batch"] * (setting.get("streams", 1) if setting["who"] == "openvino" else 1)
+    turn = made if setting["who"] == "ours" else turns(made, at_once)
+    turn(0.0)
     print("ready", file=told, flush=True)
-    per_call = setting["batch"] * (setting.get("streams", 1) if setting["who"] == "openvino" else 1)
     for line in sys.stdin:
-        calls, begun = 0, time.perf_counter()
-        while calls < 2 or time.perf_counter() - begun < float(line):
-            ask()
-            calls += 1
-        print(calls * per_call / (time.perf_counter() - begun), file=told, flush=True)
+        print(turn(float(line)), file=told, flush=True)
 
 
 class Contender:
@@ -374,13 +383,15 @@ def pictures(options, photos, work):
     for precision, folder in folders.items():
         alone = Contender(network, who="ours", folder=str(folder), batch=32)
         rounds = []
-        for _ in range(3):
+        for _ in range(options.rounds):
             net = alone.turn(3.0)
             seconds, peak, torch = ours_over(folder, paths, work)
             pace, _, their_peak = idiom_over(network, weights, better, few)
             rounds.append((len(paths) / seconds, pace, net, peak, their_peak))
         alone.close()
         mine, theirs, net, peak, their_peak = map(statistics.median, zip(*rounds, strict=True))
+        ratio = statistics.median(own / other for own, other, *_ in rounds)
+        efficiency = statistics.median(own / alone for own, _, alone, *_ in rounds)
         row = {
             "network": network,
             "precision": precision,
@@ -390,7 +401,7 @@ def pictures(options, photos, work):
             "alone": net,
             "peak": peak,
         }
-        row |= {"idiom_peak": their_peak, "ratio": mine / theirs, "efficiency": mine / net, "torch": torch}
+        row |= {"idiom_peak": their_peak, "ratio": ratio, "efficiency": efficiency, "torch": torch}
         print(f"{network} {precision}: {len(paths)} JPEGs to labels {mine:.1f}/s with start-up, the idiom at batch "
               f"{better} {theirs:.1f}/s without, ratio {row['ratio']:.2f}; network alone {net:.1f}/s, efficiency "
               f"{row['efficiency']:.2f}; peak {peak:.0f} MiB, the idiom's {their_peak:.0f}; torch imported: {torch}",

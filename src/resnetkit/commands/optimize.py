@@ -14,7 +14,7 @@ from resnetkit.commands.output import results, rewrites_lines, say, table, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.deliver.agreement import MAX_LOSS
 from resnetkit.deliver.optimized import FOLDER, HEADINGS, REPORT, Optimized, Row, best_of_each, cells, plain
-from resnetkit.deliver.optimized_page import PURPOSES, figure
+from resnetkit.deliver.optimized_page import figure
 from resnetkit.errors import UsageError
 from resnetkit.learn.signals import listening
 from resnetkit.text import to_data
@@ -91,8 +91,8 @@ def _show(found: Optimized) -> None:
     print(f"answers compared on {found.checked}")
     compared = plain(found.rows)
     for kept in found.kept:
-        line = f"{kept.purpose + ':':<12}{kept.row.choice}, {figure(kept)} {PURPOSES[kept.purpose]}"
-        print(line + _times(kept.row, compared) * (kept.purpose == "throughput"))
+        faster = _times(kept.row, compared) * (kept.purpose == "throughput")
+        print(f"{kept.purpose + ':':<12}{kept.row.choice}: {figure(kept)}{faster}")
 
 
 def _times(row: Row, compared: Row | None) -> str:

@@ -8,7 +8,7 @@ from resnetkit.deliver.optimized import HEADINGS, Kept, Optimized, Row, best_of_
 from resnetkit.pages import html
 from resnetkit.pages.chart import Dot, dots
 
-PURPOSES = {
+_PURPOSES = {
     "latency": "one picture at a time",
     "throughput": "many pictures",
     "start": "from nothing to the first answer",
@@ -18,26 +18,34 @@ PURPOSES = {
 def optimized_page(name: str, found: Optimized) -> str:
     """The whole page; every name in it is text, never markup."""
     compared = [row for row in found.rows if row.error is not None and row.images_per_second]
+    best = best_of_each(found.rows)
+    left_out = [row for row in best if row.why]
     sections = [
         ("", html.figures(list(_kept(found)))),
         ("Speed against agreement", _drawn(compared) + html.note(_HOW)) if compared else ("", ""),
-        ("The best of each engine", html.table(HEADINGS, map(cells, best_of_each(found.rows)))),
-        ("Everything that was tried", html.table(HEADINGS, map(cells, found.rows))),
+        ("The best of each engine", _table([row for row in best if row.images_per_second])),
+        *[("Left out", html.items(f"{row.choice.name}: {row.why}" for row in left_out))] * bool(left_out),
+        ("Everything that was tried", _table([row for row in found.rows if row.images_per_second])),
     ]
     lead = f"Measured on {found.processor}; answers compared on {found.checked}."
     return html.page(f"engines of {name}", lead, [section for section in sections if section[1]])
 
 
 _HOW = (
-    "Each dot is a way to compute: an engine, a precision, a batch and so many calls beside each other. Up is faster; "
+    "Each dot is a way to compute: an engine, a precision, a batch, and so many calls beside each other. Up is faster; "
     "left is nearer to the logits of fp32 (the largest difference, as a share of the largest logit). Hollow ones were "
     "left out. Hold the pointer over a dot to see which it is."
 )
 
 
+def _table(rows: list[Row]) -> str:
+    """Without the reasons, which stand in a list of their own."""
+    return html.table(HEADINGS[:-1], (cells(row)[:-1] for row in rows))
+
+
 def _kept(found: Optimized) -> Iterator[tuple[str, str]]:
     for kept in found.kept:
-        yield f"{kept.purpose}: {PURPOSES[kept.purpose]}", f"{figure(kept)}, {kept.row.choice}"
+        yield f"{kept.purpose}: {_PURPOSES[kept.purpose]}", f"{figure(kept)}, {kept.row.choice}"
     compared = plain(found.rows)
     if compared:
         yield (
@@ -58,9 +66,10 @@ def figure(kept: Kept) -> str:
 
 def _drawn(rows: list[Row]) -> str:
     placed = [
-        Dot(row.choice.name, row.error or 0.0, row.images_per_second or 0.0, _note(row), bool(row.why)) for row in rows
+        Dot(row.choice.engine, row.error or 0.0, row.images_per_second or 0.0, _note(row), bool(row.why))
+        for row in rows
     ]
-    across = "largest difference of a logit from fp32; images per second upwards"
+    across = "images/s, by the largest difference of a logit from fp32"
     return dots("images per second against the difference from fp32", across, placed)
 
 
