@@ -3,6 +3,7 @@
 It answers a little otherwise for each size of a batch, so that who cuts batches otherwise is found out.
 """
 
+import hashlib
 import os
 import sys
 import threading
@@ -46,14 +47,18 @@ def installed(kinds=engine.KINDS):
     kinds["fake"] = engine.Kind("fakes", ("numpy",), ("int8", "fp32"))
 
 
-def optimize(folder, *choices):
-    """Write what `resnetkit optimize` would have."""
+def optimize(folder, *choices, content=b"ranges"):
+    """Write what `resnetkit optimize` would have; ``content`` is what an artefact holds."""
     rows = [optimized.Row(choice, images_per_second=1000.0 + i) for i, choice in enumerate(choices or (CHOICE,))]
     versions = engine.KINDS["fake"].versions()
-    kept = tuple(optimized.Kept("throughput", row, versions) for row in rows)
+    files = (("model.bin", hashlib.sha256(content).hexdigest()),)
+    kept = tuple(optimized.Kept("throughput", row, versions, files) for row in rows)
     digest = optimized.weights_digest(folder)
     made = optimized.Optimized(digest, optimized.here(), "f1", "noise", tuple(rows), kept)
-    (folder / "engines").mkdir(exist_ok=True)
+    for row in rows:
+        artefact = optimized.place(folder, made, row.choice)
+        artefact.mkdir(parents=True, exist_ok=True)
+        (artefact / "model.bin").write_bytes(content)
     (folder / "engines" / "engines.json").write_text(to_json(made))
 
 

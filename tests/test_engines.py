@@ -19,9 +19,9 @@ import pytest
 import torch
 
 import resnetkit
-from resnetkit.architecture.spec import EfficientChannels
+from resnetkit.architecture.spec import EfficientChannels, SqueezeExcite
 from resnetkit.deliver.engine import KINDS, Choice, padded
-from resnetkit.deliver.engines import compiled, eager, onnx_runtime, openvino, quiet, served
+from resnetkit.deliver.engines import compiled, eager, onnx_runtime, openvino, quiet, ranges, served
 from resnetkit.errors import MachineError, UsageError
 from resnetkit.images.prepare import prepare
 from resnetkit.learn.device import answering, gains_by_bf16
@@ -31,13 +31,22 @@ from resnetkit.weights.store import save
 
 from tiny import BASE, TINY
 
-BLURRED_ECA = [replace(stage, attention=(EfficientChannels(),)) for stage in TINY["blurred"].stages]
+
+def once(spec, *attention):
+    """With one block in a stage, and attention of a kind in each."""
+    kinds = attention or [stage.attention for stage in spec.stages]
+    stages = zip(spec.stages, kinds, strict=True)
+    return replace(spec, stages=tuple(replace(stage, blocks=1, attention=kind) for stage, kind in stages))
+
+
+SMALL = once(BASE)
 VARIANTS = {
-    "basic, SE, SiLU, grey": replace(TINY["attention"], activation="silu", input=(1, 15, 17)),
-    "bottleneck, ECA, blur": replace(TINY["blurred"], stages=tuple(BLURRED_ECA)),
-    "pre-activation, option A": TINY["pre-a"],
-    "pre-activation, option D, group norm": TINY["pre-d"],
-    "VGG": TINY["vgg"],
+    "bottleneck, SE, ECA, SiLU, blur, grey": replace(
+        once(TINY["blurred"], (SqueezeExcite(4),), (EfficientChannels(),)), activation="silu", input=(1, 15, 17)
+    ),
+    "pre-activation, option A": once(TINY["pre-a"]),
+    "pre-activation, option D, group norm": once(TINY["pre-d"]),
+    "VGG": once(TINY["vgg"]),
 }
 OFF = {"fp32": 1e-4, "bf16": 5e-2, "int8": 0.2, "int8-body": 0.2}
 needs_bf16 = pytest.mark.skipif(not gains_by_bf16(torch.device("cpu")), reason="this processor has no bf16")
@@ -109,7 +118,7 @@ def variant(request):
 
 @pytest.fixture(scope="module")
 def base():
-    return network_of(BASE)
+    return network_of(SMALL)
 
 
 def test_openvino(tmp_path, variant):
@@ -166,11 +175,13 @@ def test_int8(tmp_path, base, kind, rounded, precision):
     assert OFF["fp32"] < apart(engine(pixels), wanted) <= OFF[precision]
     assert apart(engine(pixels[:5]), wanted[:5]) <= OFF[precision]
     ends = precision == "int8"  # the first convolution and the classifier
-    assert rounded(tmp_path / f"any-{precision}") == [ends, *[True] * 9, ends]
+    assert rounded(tmp_path / f"any-{precision}") == [ends, *[True] * 5, ends]
 
 
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "option A" not in name], indirect=True)
 @pytest.mark.parametrize("kind", [openvino, onnx_runtime])
 def test_int8_of_every_kind_of_network(tmp_path, variant, kind):
+    """Option A has no product of its own to be rounded."""
     model, pixels, wanted = variant
     engine = made(tmp_path, kind, model, Choice("any", "int8", 8), pixels)
     assert OFF["fp32"] < apart(engine(pixels), wanted) <= OFF["int8"]
@@ -186,8 +197,8 @@ def test_int8_needs_pictures(tmp_path, base, kind, pixels):
 
 
 def test_ranges_are_measured_on_three_hundred_pictures_at_most():
-    assert len(openvino.require_pixels("int8-body", np.zeros((301, 1, 1, 1), np.uint8))) == 300
-    assert openvino.require_pixels("fp32", np.zeros((301, 1, 1, 1), np.uint8)) is None
+    assert len(ranges.require_pixels("int8-body", np.zeros((301, 1, 1, 1), np.uint8))) == 300
+    assert ranges.require_pixels("fp32", np.zeros((301, 1, 1, 1), np.uint8)) is None
 
 
 def test_pixels_are_prepared_as_pictures_are(tmp_path):
@@ -213,9 +224,9 @@ def test_a_picture_that_must_not_be_written_is_no_warning(tmp_path, pictures):
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
+def opened(tmp_path_factory, base):
     """Engines of one network with two streams: openvino, onnxruntime, eager."""
-    place, model = tmp_path_factory.mktemp("engines"), network_of(TINY["bottleneck"])
+    place, model = tmp_path_factory.mktemp("engines"), base
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("resnetkit.deliver.engine.cores", lambda: 2)
         choices = {kind: Choice(kind, "fp32", 4, 2) for kind in ("openvino", "onnxruntime", "eager")}
@@ -315,7 +326,7 @@ def compiler(monkeypatch, tmp_path_factory):
 
 @needs_bf16
 def test_compiled(tmp_path, compiler):
-    model = network_of(replace(BASE, stages=(replace(BASE.stages[1], blocks=1),)))
+    model = network_of(replace(SMALL, stages=SMALL.stages[:1]))
     pixels = pictures_for(model.card, 4)
     wanted = answers(model, pixels)
     engines = {}
@@ -374,6 +385,16 @@ class Processor:
 
     def input(self):
         return self
+
+    def get_shape(self):
+        return [1, 1, 1, 1]
+
+    def create_infer_request(self):
+        return types.SimpleNamespace(infer=lambda given, share_inputs: None, get_output_tensor=lambda: self)
+
+    @property
+    def data(self):
+        return np.zeros((1, 5), np.float32)
 
     def get_partial_shape(self):
         return [None, *[types.SimpleNamespace(get_length=lambda: 1)] * 3]
@@ -441,28 +462,33 @@ def look():
                     loud.append(to)
         except OSError:
             pass
-        time.sleep(0.002)
+        time.sleep(0.005)
 sys.dont_write_bytecode = True
 sys.addaudithook(hook)
 import torch
 before = list(loud)
 loud.clear()
 threading.Thread(target=look, daemon=True).start()
+import functools
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from tiny import BASE
-from resnetkit.architecture.spec import EfficientChannels
 from resnetkit.deliver.engine import KINDS, Choice
-from resnetkit.deliver.engines import quiet
+from resnetkit.deliver.engines import quiet, served
 from resnetkit.network.build import build
 if sys.argv[1] == "loud":
     quiet._block = lambda: None
-network, pixels = build(BASE), np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-for kind in ("openvino", "onnxruntime"):
-    backend, artefact = KINDS[kind].backend(), Path(sys.argv[2], kind)
-    artefact.mkdir()
-    backend.make(network, artefact, "int8", pixels)
-    backend.open(artefact, artefact, Choice(kind, "int8", 4))(pixels)
+    quiet.quietly("nncf"), quiet.quietly("onnxruntime")
+else:
+    network = build(replace(BASE, stages=(replace(BASE.stages[0], blocks=1),)))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    served.exported = functools.cache(served.exported)
+    for kind in ("openvino", "onnxruntime"):
+        backend, artefact = KINDS[kind].backend(), Path(sys.argv[2], kind)
+        artefact.mkdir()
+        backend.make(network, artefact, "int8", pixels)
+        backend.open(artefact, artefact, Choice(kind, "int8", 2))(pixels)
 time.sleep(0.3)
 alive = False
 telemetry = [name for name, module in sys.modules.items() if name.startswith("openvino_telemetry") and module]
@@ -472,7 +498,10 @@ sys.stderr.write(json.dumps({"loud": loud, "telemetry": telemetry}) + "\\n")
 
 
 def watched(tmp_path, how):
-    """What int8 engines do from their making to their answers: events, files in the home folder, stdout."""
+    """What engines in int8 do from their making to their answers: events, files in the home folder, stdout.
+
+    The loud ones are only imported, which is enough.
+    """
     home, artefact, away = (tmp_path / name for name in ("home", "artefact", "away"))
     for folder in (home, artefact, away):
         folder.mkdir()
@@ -569,8 +598,8 @@ print("answered")
 
 
 @pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
-def test_opening_needs_no_torch_and_the_first_to_ask_may_be_many(tmp_path, kind):
-    KINDS[kind].backend().make(build(BASE), tmp_path, "fp32", None)
+def test_opening_needs_no_torch_and_the_first_to_ask_may_be_many(tmp_path, base, kind):
+    KINDS[kind].backend().make(base, tmp_path, "fp32", None)
     path = str(Path(resnetkit.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", OPENED, kind, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60,

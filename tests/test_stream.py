@@ -2,15 +2,18 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +23,14 @@ from PIL import Image
 
 import resnetkit as rk
 from resnetkit.architecture.card import read_card
-from resnetkit.deliver import engine
+from resnetkit.deliver import engine, optimized, stream
 from resnetkit.deliver.inputs import Input
 from resnetkit.deliver.part import Csv, JsonLines, Part
 from resnetkit.deliver.predict import most_probable
 from resnetkit.deliver.stream import streamed
-from resnetkit.errors import PictureError, UsageError
+from resnetkit.errors import MachineError, PictureError, ResnetkitError, UsageError, WeightsError
 from resnetkit.images.prepare import open_prepared
+from resnetkit.learn import workers
 from resnetkit.weights.store import save
 
 import fakes
@@ -122,8 +126,6 @@ def test_an_error_of_a_worker_is_raised(model, inbox, error):
 
 
 def test_only_a_few_chunks_are_on_their_way_and_who_leaves_ends_it(model, inbox, monkeypatch):
-    from resnetkit.deliver import stream
-
     monkeypatch.setattr(stream, "cores", lambda: 2)
     threads, answered = threading.active_count(), []
     chunks = flow(model, [inbox / "00.png"] * 4000, lambda pixels: answered.append(1) or pixels)
@@ -138,8 +140,6 @@ def test_only_a_few_chunks_are_on_their_way_and_who_leaves_ends_it(model, inbox,
 
 def test_pictures_are_decoded_while_the_network_computes(model, inbox, monkeypatch):
     """With one stream and two workers the second chunk is read before the first one is answered."""
-    from resnetkit.deliver import stream
-
     monkeypatch.setattr(stream, "cores", lambda: 2)
     read, seen, open_ = threading.Semaphore(0), [], stream._open
     monkeypatch.setattr(stream, "_open", lambda preparation, one: (open_(preparation, one), read.release())[0])
@@ -154,24 +154,146 @@ def test_pictures_are_decoded_while_the_network_computes(model, inbox, monkeypat
 
 
 def test_who_waits_for_a_turn_gives_it_up_where_nobody_waits_for_him(model, inbox, monkeypatch):
-    from resnetkit.deliver import stream
-
     monkeypatch.setattr(stream, "cores", lambda: 3)
-    asked, leave = [], threading.Event()
+    asked, first, held, leave = [], threading.Event(), threading.Event(), threading.Event()
 
     def ask(pixels):
         asked.append(len(pixels))
-        if len(asked) > 1:
+        if first.is_set():
+            held.set()
             assert leave.wait(10)
         return pixels
 
     chunks = flow(model, [inbox / "00.png"] * 40, ask, 1, 1)
     next(chunks)
-    while len(asked) < 2:
-        time.sleep(0.001)
+    first.set()
+    assert held.wait(10)
+    before = len(asked)
     threading.Timer(0.2, leave.set).start()
     chunks.close()
-    assert len(asked) == 2
+    assert len(asked) == before
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_the_same_threads_ask_from_the_first_chunk_to_the_last(model, inbox, streams):
+    """Torch keeps a team of threads for each that asks, OpenVINO a request."""
+    who, all_ = [], threading.Barrier(streams)
+
+    def ask(pixels):
+        if len(who) < streams:
+            who.append(threading.get_ident())
+            all_.wait(10)
+        who.append(threading.get_ident())
+        return pixels
+
+    assert len(list(flow(model, [inbox / "00.png"] * 30, ask, 1, streams))) == 30
+    assert len(set(who)) == len(set(who[:streams])) == streams
+    assert threading.get_ident() not in who
+
+
+def test_where_no_thread_can_be_started_the_loop_does_all_itself(model, inbox, monkeypatch):
+    expected = list(flow(model, sorted(inbox.iterdir()), lambda pixels: pixels))
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    found = list(flow(model, sorted(inbox.iterdir()), lambda pixels: pixels))
+    assert [[one for one, _ in chunk] for chunk in found] == [[one for one, _ in chunk] for chunk in expected]
+    for (_, ours), (_, theirs) in zip(*(itertools.chain(*chunks) for chunks in (found, expected)), strict=True):
+        assert str(ours) == str(theirs) if isinstance(theirs, PictureError) else np.array_equal(ours, theirs)
+
+
+def test_what_no_picture_should_cause_names_the_picture(model, inbox, monkeypatch):
+    causes = [MemoryError(), ZeroDivisionError("a bug")]
+
+    def fail(preparation, one):
+        raise causes.pop()
+
+    monkeypatch.setattr(stream, "_open", fail)
+    with pytest.raises(ResnetkitError) as caught:
+        list(flow(model, [inbox / "00.png"], lambda pixels: pixels))
+    assert type(caught.value) is ResnetkitError
+    assert str(caught.value) == (
+        f"error: a picture could not be prepared: ZeroDivisionError: a bug\nwhere: {inbox / '00.png'}\n"
+        "fix: please report it, with this picture"
+    )
+    with pytest.raises(MemoryError):
+        list(flow(model, [inbox / "00.png"], lambda pixels: pixels))
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """05.png is on a disk that does not answer; an event that is set as soon as it is asked for."""
+    begun, never, open_ = threading.Event(), threading.Event(), stream._open
+
+    def read(preparation, one):
+        if one.name.endswith("05.png"):
+            begun.set()
+            never.wait(60)
+        return open_(preparation, one)
+
+    monkeypatch.setattr(stream, "_open", read)
+    monkeypatch.setattr(stream, "_GRACE", 0.1)
+    yield begun
+    never.set()
+
+
+def test_a_reading_that_does_not_end_is_an_error_that_names_the_picture(model, inbox, hanging, monkeypatch):
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    begun, rows = time.monotonic(), []
+    with pytest.raises(MachineError) as caught:
+        rows += (len(chunk) for chunk in flow(model, [inbox / f"{i:02}.png" for i in range(9)], lambda pixels: pixels))
+    assert 0.5 <= time.monotonic() - begun < 10
+    assert rows == [4]
+    assert str(caught.value).startswith(
+        f"error: reading took more than 0 seconds\nwhere: {inbox / '05.png'}\nfix: look"
+    )
+
+
+def test_pictures_that_take_long_together_are_waited_for(model, inbox, monkeypatch):
+    open_ = stream._open
+    monkeypatch.setattr(stream, "_open", lambda *words: (time.sleep(0.1), open_(*words))[1])
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    (chunk,) = flow(model, [inbox / "00.png"] * 12, lambda pixels: pixels, 12)
+    assert len(chunk) == 12
+
+
+def test_who_leaves_does_not_wait_for_a_reading_that_hangs(model, inbox, hanging):
+    chunks = flow(model, [inbox / "00.png", inbox / "05.png"] * 8, lambda pixels: pixels, 1)
+    next(chunks)
+    assert hanging.wait(10)
+    begun = time.monotonic()
+    chunks.close()
+    assert time.monotonic() - begun < 5
+
+
+HANGING = """
+import sys, threading, time
+sys.path.insert(0, {here!r})
+import fakes
+fakes.installed()
+from resnetkit.cli import main
+from resnetkit.deliver import stream
+def hang(preparation, one):
+    print("hangs", flush=True)
+    threading.Event().wait(60)
+stream._open = hang
+sys.exit(main({words!r}))
+"""
+
+
+def test_ctrl_c_ends_a_command_whose_reading_hangs(model, inbox, tmp_path):
+    words = ["predict", str(inbox / "00.png"), "--model", str(model), "--out", str(tmp_path / "a.csv")]
+    code = HANGING.format(here=str(HERE), words=words)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "hangs\n"
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert time.monotonic() - begun < 10
+    assert process.returncode == 130
+    assert "stopped; this goes on: resnetkit predict " in err
 
 
 # ------------------------------------------------------------------------------------------------------- what is probable
@@ -262,6 +384,112 @@ def test_it_is_said_who_computes_and_why(model, saved, inbox, cli, monkeypatch):
     assert (code, out) == (5, "")
     assert err.startswith("error: it was optimized with numpy ")
     assert fakes.asked == []
+
+
+@pytest.mark.parametrize("content", ["{", '{"format": 2}'])
+def test_a_list_of_engines_that_cannot_be_read_ends_nothing_but_what_names_one(model, inbox, cli, content):
+    (model / "engines" / "engines.json").write_text(content)
+    words = ("predict", inbox / "00.png", "--model", model)
+    code, out, err = cli(*words, "--csv")
+    assert (code, len(out.splitlines())) == (0, 2)
+    line = err.splitlines()[0]
+    assert line.startswith("engine: torch fp32, batch 32 x 1, as ")
+    assert str(model / "engines" / "engines.json") in line
+    assert line.endswith(f"; resnetkit optimize {model}")
+    assert rk.predict(inbox / "00.png", model) == rk.predict(inbox / "00.png", model, engine="torch")
+    assert cli(*words, "--engine", "fake-int8")[0] == WeightsError.exit_code
+    with pytest.raises(WeightsError):
+        rk.predict(inbox / "00.png", model, engine="fake-int8")
+
+
+def test_an_engine_that_cannot_be_opened_ends_nothing_but_what_names_it(model, inbox, pictures, cli, monkeypatch):
+    def fail(folder, artefact, choice):
+        raise MachineError("this processor does not multiply in bf16", fix="an engine in fp32 or int8")
+
+    monkeypatch.setattr(fakes, "open", fail)
+    why = "as fake-int8 cannot be opened: this processor does not multiply in bf16"
+    data = pictures("flowers", sorted(NAMES[:2]), 9)
+    code, out, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert err.splitlines()[0] == f"engine: torch fp32, batch 32 x 1, {why}"
+    code, _, err = cli("evaluate", model, data, "--engine", "auto")
+    assert (code, err.splitlines()[0]) == (0, f"engine: torch fp32, {why}")
+    told = "error: this processor does not multiply in bf16\nfix: an engine in fp32 or int8\n"
+    for words in (("predict", inbox / "00.png", "--model", model), ("evaluate", model, data)):
+        assert cli(*words, "--engine", "fake-int8")[::2] == (MachineError.exit_code, told)
+
+
+def test_an_error_while_an_engine_answers_is_one(model, inbox, monkeypatch):
+    """Not a reason to ask torch: rows of two engines would be mixed."""
+
+    def fail(self, pixels):
+        raise MachineError("out of memory")
+
+    monkeypatch.setattr(fakes.Fake, "__call__", fail)
+    with pytest.raises(MachineError, match="out of memory"):
+        rk.predict(inbox / "00.png", model)
+
+
+def test_an_engine_is_of_a_model_as_it_stands(model, saved, inbox, pictures, cli):
+    data, weights = pictures("flowers", sorted(NAMES[:2]), 9), saved / "model.safetensors"
+    for words in (("predict", inbox / "00.png", "--model", weights), ("evaluate", weights, data)):
+        code, out, err = cli(*words, "--engine", "fake-int8", "--network", "resnet20", "--input-channels", 1)
+        assert (code, out) == (2, "")
+        assert err == (
+            "error: an engine is of a model folder as it stands\n"
+            "where: --engine fake-int8\n       --network resnet20 --input-channels 1\n"
+            "fix: leave --network resnet20 --input-channels 1 out, or --engine torch\n"
+        )
+
+
+@pytest.fixture
+def switches():
+    """What torch multiplies in, and with how many threads, set to what no engine sets them to."""
+    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(3)
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    yield lambda: (torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+    torch.set_num_threads(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_prediction_leaves_the_switches_of_torch_as_they_were(model, inbox, pictures, cli, monkeypatch, switches):
+    from resnetkit.deliver.engines import eager
+
+    eager_one = engine.Choice("eager", "fp32", 2, 1)
+    monkeypatch.setattr(engine.Choice, "threads", 1)
+    monkeypatch.setattr(optimized, "_not_any_more", lambda *_: "")
+    fakes.optimize(model, eager_one)
+    seen, call = [], eager.Eager.__call__
+    monkeypatch.setattr(eager.Eager, "__call__", lambda self, pixels: (seen.append(switches()), call(self, pixels))[1])
+    before = switches()
+    rk.predict(inbox / "00.png", model)
+    assert cli("evaluate", model, pictures("flowers", sorted(NAMES[:2]), 9), "--engine", "eager-fp32")[0] == 0
+    assert set(seen) == {(1, True, "high")}  # of the processor nothing but the threads
+    assert switches() == before
+
+    def fail(pixels):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(eager.Eager, "__call__", lambda self, pixels: fail(pixels))
+    with pytest.raises(ZeroDivisionError):
+        rk.predict(inbox / "00.png", model)
+    assert switches() == before
+
+
+def test_fp32_on_a_gpu_is_no_tf32(switches):
+    from resnetkit.deliver.engines.switches import multiply_exactly, put_back
+
+    before = switches()
+    for precision, device in (("bf16", "cuda"), ("fp32", "cpu")):
+        multiply_exactly(precision, device)
+        assert switches() == before
+    with put_back():
+        multiply_exactly("fp32", "cuda")
+        assert switches() == (3, False, "highest")
+    assert switches() == before
 
 
 def command(*words):
@@ -449,6 +677,34 @@ def test_rows_that_were_made_otherwise_are_refused(model, inbox, cli, tmp_path, 
     record.write_text("{")
     assert cli(*words, "--model", model, "--resume")[0] == 2
     assert part.exists()
+
+
+@pytest.mark.parametrize("again", [{"content": b"other ranges"}, {"choices": [replace(fakes.CHOICE, batch=2)]}])
+def test_rows_of_an_engine_that_was_made_again_are_not_mixed(model, inbox, cli, tmp_path, again):
+    """It has the same name, for the same weights."""
+    words = ("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")
+    part, record = begun(tmp_path / "a.csv", cli, *words[:-2])
+    assert json.loads(record.read_text())["engine"] == "fake-int8"
+    fakes.optimize(model, *again.pop("choices", ()), **again)
+    code, out, err = cli(*words, "--resume")
+    assert (code, out) == (2, "")
+    assert re.search(
+        rf"error: the rows of {re.escape(str(part))} were made otherwise\n"
+        r"where: artefact: [0-9a-f]{37}\.\.\. then, [0-9a-f]{37}\.\.\. now\nfix: ",
+        err,
+    )
+    fakes.optimize(model)
+    assert cli(*words, "--resume")[0] == 0
+
+
+def test_rows_of_torch_know_no_artefact(model, saved, inbox, cli, tmp_path):
+    words = ("predict", inbox / "00.png", "--model", model, "--engine", "torch", "--out", tmp_path / "a.csv")
+    _, record = begun(tmp_path / "a.csv", cli, *words[:-2])
+    fakes.optimize(model, content=b"other ranges")
+    made = json.loads(record.read_text())
+    assert made.pop("artefact") == ""
+    record.write_text(json.dumps(made))
+    assert cli(*words, "--resume")[0] == 0
 
 
 def test_a_command_that_was_killed_before_its_first_row(model, inbox, cli, tmp_path):

@@ -13,7 +13,7 @@ from resnetkit.commands.output import counting, prose, results, say, table, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.together import TIMEOUT, together
 from resnetkit.data.pictures import listed
-from resnetkit.deliver.predict import By, find
+from resnetkit.deliver.predict import By, Found, find
 from resnetkit.learn.evaluation import Evaluation, told
 from resnetkit.learn.ranks import Ranks
 
@@ -62,8 +62,9 @@ def run(options: Options) -> int:
 def _run(options: Options, ranks: Ranks, device: str) -> int:
     from resnetkit.learn.evaluate import evaluate
 
+    asked = _found(options, ranks)
     model = loaded(options.model, options.weights)
-    with _engine(options, ranks) as logits, counting("evaluating") as tell:
+    with _answering(asked, options) as logits, counting("evaluating") as tell:
         found = evaluate(
             model,
             options.data,
@@ -88,26 +89,27 @@ def _run(options: Options, ranks: Ranks, device: str) -> int:
     return 0
 
 
+def _found(options: Options, ranks: Ranks) -> Found:
+    """Who is asked."""
+    told = "" if options.precision == "fp32" else options.precision
+    by = By(options.engine, options.device, told).about(options.weights.words())
+    return find(options.model, _MANY, by, ranks)
+
+
 @contextlib.contextmanager
-def _engine(options: Options, ranks: Ranks) -> Iterator[Logits | None]:
+def _answering(found: Found, options: Options) -> Iterator[Logits | None]:
     """What answers in place of the network; None where the network itself is asked."""
-    from resnetkit.deliver.optimized import opened
     from resnetkit.deliver.reference import of_tensors
 
-    told = "" if options.precision == "fp32" else options.precision
-    name = options.engine
-    if options.weights.words() and name != "torch":
-        options.weights.refuse(f"--engine {name}")
-    found = find(options.model, _MANY, By(name, options.device, told), ranks)
-    if found.why:
-        say(f"engine: torch {options.precision}, as {found.why}")
-    if not (found.folder and found.kept):
-        yield None
-        return
-    engine = opened(found.folder, found.kept)
-    say(f"engine: {engine.choice}")
-    with of_tensors(engine) as logits:
-        yield logits
+    with found.engine() as (engine, why):
+        if why:
+            say(f"engine: torch {options.precision}, as {why}")
+        if engine is None:
+            yield None
+            return
+        say(f"engine: {engine.choice}")
+        with of_tensors(engine) as logits:
+            yield logits
 
 
 def _record(found: Evaluation) -> dict[str, object]:

@@ -134,7 +134,7 @@ def _run(options: Options, ranks: Ranks) -> int:
     with found.opened(lambda: loaded(options.model, options.weights), predicting.BATCH, ranks) as server:
         options = replace(options, top=min(options.top, len(server.card.labels)))
         if ranks.world == 1:
-            say(f"engine: {server.engine.choice}{f', as {found.why}' if found.why else ''}")
+            say(f"engine: {server.engine.choice}{f', as {server.why}' if server.why else ''}")
         with part.held() if part else contextlib.nullcontext():
             seen = _answered(options, inputs, server, part, ranks)
     for note in passed_over(options.files):
@@ -223,11 +223,7 @@ def _found(options: Options, pictures: int, part: Part | None, ranks: Ranks) -> 
     if before and by == By():
         name = "torch" if before.engine.startswith("torch-") else before.engine
         by = replace(by, engine=name)
-    if options.weights.words() and not by.torch:
-        if by.engine != "auto":
-            options.weights.refuse(f"--engine {by.engine}")
-        by = replace(by, engine="torch")  # what was optimized is the model as it stands
-    return find(options.model, pictures, by, ranks)
+    return find(options.model, pictures, by.about(options.weights.words()), ranks)
 
 
 def _left(
@@ -239,7 +235,8 @@ def _left(
     if part is None:
         return None, 0, 0, 0
     choice, form = server.engine.choice, form_of(part.path.suffix, options.top)
-    part.begin(MadeWith(server.model(), choice.name, choice.device, options.top, form.columns), form)
+    made = MadeWith(server.model(), choice.name, choice.device, options.top, form.columns, server.artefact())
+    part.begin(made, form)
     if not part.standing.names:
         return None, 0, 0, 0
     there = len(part.standing.names)

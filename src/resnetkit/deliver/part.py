@@ -118,6 +118,7 @@ class MadeWith:
     device: str
     top: int
     columns: tuple[str, ...]
+    artefact: str = ""
     format: Literal[1] = 1
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from resnetkit.architecture.card import Card, labels_of, model_folder, read_card
-from resnetkit.deliver.engine import Engine, Logits
+from resnetkit.deliver.engine import KINDS, Engine, Logits
+from resnetkit.deliver.engines.switches import put_back
 from resnetkit.deliver.inputs import Input, expand
 from resnetkit.deliver.optimized import Kept, opened, serving, weights_digest
 from resnetkit.deliver.rows import Answer
 from resnetkit.deliver.stream import Row, streamed
-from resnetkit.errors import PictureError, UsageError
+from resnetkit.errors import MachineError, PictureError, UsageError, WeightsError
 from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.text import to_json
 
@@ -84,20 +86,47 @@ class By:
             )
         return told or self.engine == "torch"
 
+    def about(self, words: Sequence[str]) -> By:
+        """The same where ``words`` say how the weights are to be read: what was optimized is the model as it stands."""
+        if not words or self.torch:
+            return self
+        if self.engine != "auto":
+            raise UsageError(
+                "an engine is of a model folder as it stands",
+                where=[f"--engine {self.engine}", " ".join(words)],
+                fix=f"leave {' '.join(words)} out, or --engine torch",
+            )
+        return replace(self, engine="torch")
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """An engine and the card of its model. ``weights`` tells its weights from others."""
+    """An engine and the card of its model. ``weights`` tells its weights from others.
+
+    ``kept`` is what it was made of, if it is not torch; ``why`` is why it is not as it could be.
+    """
 
     engine: Engine
     card: Card
     weights: Callable[[], str]
+    kept: Kept | None = None
+    why: str = ""
 
     def model(self) -> str:
         """A digest of everything that decides what is answered: weights, network, preparation, names."""
         labels = "\0".join(self.card.labels)
-        told = [self.weights(), to_json(self.card.spec), to_json(self.card.preparation), labels]
-        return hashlib.sha256("\0".join(told).encode("utf-8", "backslashreplace")).hexdigest()
+        return _digest(self.weights(), to_json(self.card.spec), to_json(self.card.preparation), labels)
+
+    def artefact(self) -> str:
+        """A digest of what tells an engine from others of its name; empty of torch, which needs the model alone.
+
+        One that was made again has other ranges, or other batches.
+        """
+        return _digest(to_json(self.kept.row.choice), *itertools.chain(*self.kept.files)) if self.kept else ""
+
+
+def _digest(*told: str) -> str:
+    return hashlib.sha256("\0".join(told).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +141,34 @@ class Found:
     @contextlib.contextmanager
     def opened(self, load: Callable[[], Network], batch: int = BATCH, ranks: Ranks = ALONE) -> Iterator[Server]:
         """It, for as long as the body runs; ``load`` is called for the network where torch is asked."""
-        if self.folder and self.kept:
-            card, folder = _able(read_card(self.folder)), self.folder
-            yield Server(opened(folder, self.kept), card, lambda: weights_digest(folder))
-        else:
-            with _by_torch(load(), self, batch, ranks) as server:
-                yield server
+        with self.engine() as (engine, why):
+            if engine and self.folder:
+                folder = self.folder
+                yield Server(engine, _able(read_card(folder)), lambda: weights_digest(folder), self.kept)
+                return
+        with _by_torch(load(), self, batch, ranks) as server:
+            yield replace(server, why=why)
+
+    @contextlib.contextmanager
+    def engine(self) -> Iterator[tuple[Engine | None, str]]:
+        """What was kept, for as long as the body runs; None and a sentence why not, where the network itself is asked.
+
+        Raises `MachineError` for one that was named and cannot be opened.
+        """
+        if not (self.folder and self.kept):
+            yield None, self.why
+            return
+        choice = self.kept.row.choice
+        with put_back() if "torch" in KINDS[choice.engine].packages else contextlib.nullcontext():
+            yield self._opened(self.folder, self.kept)
+
+    def _opened(self, folder: Path, kept: Kept) -> tuple[Engine | None, str]:
+        try:
+            return opened(folder, kept), ""
+        except MachineError as error:
+            if self.by.engine != "auto":
+                raise
+            return None, f"{kept.row.choice.name} cannot be opened: {error.what}"
 
 
 def find(model: object, pictures: int, by: By, ranks: Ranks = ALONE) -> Found:
@@ -134,7 +185,12 @@ def find(model: object, pictures: int, by: By, ranks: Ranks = ALONE) -> Found:
             fix = "name a model folder or a run folder, or --engine torch"
             raise UsageError("only a model folder has engines", where=f"--engine {by.engine}", fix=fix)
         return Found(by)
-    return Found(by, folder, *serving(folder, pictures, by.engine))
+    try:
+        return Found(by, folder, *serving(folder, pictures, by.engine))
+    except WeightsError as error:  # the list of engines is damaged, or newer than this
+        if named:
+            raise
+        return Found(by, folder, why=f"{error.what}; {error.fix}")
 
 
 def _able(card: Card) -> Card:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnetkit.deliver.engine import Choice, Engine
+from resnetkit.deliver.engines.switches import multiply_exactly, put_back
 from resnetkit.images.prepare import Pixels
 from resnetkit.learn.device import Logits, Precision, answering, pick, resolve
+from resnetkit.learn.workers import Pool
 from resnetkit.network.layers import Network
 
 NAME, BATCH = "torch", 32
@@ -22,14 +24,13 @@ NAME, BATCH = "torch", 32
 
 @dataclass(frozen=True)
 class Reference:
-    """`answering` as an engine. One thread computes, whoever asks: torch keeps a team of threads for each that does."""
+    """`answering` as an engine. One thread asks, and always the same: torch keeps a team of threads for each."""
 
     choice: Choice
     logits: Logits
-    thread: ThreadPoolExecutor
 
     def __call__(self, pixels: Pixels) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self.thread.submit(self.logits, torch.from_numpy(pixels)).result().numpy()
+        found: NDArray[np.float32] = self.logits(torch.from_numpy(pixels)).numpy()
         return found
 
 
@@ -44,18 +45,23 @@ def reference(
     """The engine of a network, for as long as the body runs. ``ask`` is another question than for its answer."""
     place = pick(device)
     low = resolve(precision, place)
-    with answering(network, place, low, ask) as logits, ThreadPoolExecutor(1) as thread:
-        yield Reference(Choice(NAME, low, batch, 1, place.type), logits, thread)
+    with put_back(), answering(network, place, low, ask) as logits:
+        multiply_exactly(low, place.type)
+        yield Reference(Choice(NAME, low, batch, 1, place.type), logits)
 
 
 @contextlib.contextmanager
 def of_tensors(engine: Engine) -> Iterator[Logits]:
     """An engine as evaluation asks: tensors in and out, any number of pictures at once, on all streams."""
-    batch = engine.choice.batch
-    with ThreadPoolExecutor(engine.choice.streams) as pool:
+    batch, pool = engine.choice.batch, Pool(engine.choice.streams)
 
-        def logits(pixels: Tensor) -> Tensor:
-            parts = [pixels[i : i + batch].numpy() for i in range(0, len(pixels), batch)]
-            return torch.from_numpy(np.concatenate(list(pool.map(engine, parts))))
+    def logits(pixels: Tensor) -> Tensor:
+        parts = [pixels[i : i + batch].numpy() for i in range(0, len(pixels), batch)]
+        asked = [pool.submit(partial(engine, part)) for part in parts]
+        return torch.from_numpy(np.concatenate([answer.result() for answer in asked]))
 
+    try:
         yield logits
+    finally:
+        pool.end()
+        pool.join()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnetkit import kinds
-from resnetkit.errors import DataError, PictureError
+from resnetkit.errors import DataError, PictureError, ResnetkitError
 from resnetkit.images import jpeg
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -38,6 +38,7 @@ _WHITE = (255, 255, 255)
 # Pillow warns of large pictures and odd EXIF; both are decided here. Switching warnings off and on around each picture
 # would race between threads, as the switch belongs to the process.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+_REPORT = "please report it, with this picture"
 _MADE_BY_PROGRAMS = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
 
 
@@ -94,6 +95,17 @@ def attempt(read: Callable[[T], Result], source: T) -> Result | PictureError:
         return read(source)
     except PictureError as error:
         return error
+
+
+def attempt_named(read: Callable[[T], Result], name: Callable[[T], str], source: T) -> Result | PictureError:
+    """The same; what no picture should cause is an error that has its ``name``."""
+    try:
+        return attempt(read, source)
+    except MemoryError:
+        raise
+    except Exception as error:
+        what = f"a picture could not be prepared: {type(error).__name__}: {error}"
+        raise ResnetkitError(what, where=name(source), fix=_REPORT) from error
 
 
 def decode(source: str | Path | bytes, colour: str = "RGB", shorter: int = 0) -> Image.Image:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from resnetkit.architecture.card import Preparation
 from resnetkit.data.pictures import Data, Indices, Pictures
-from resnetkit.errors import DataError, MachineError, PictureError, ResnetkitError, UsageError
-from resnetkit.images.decode import attempt
+from resnetkit.errors import DataError, MachineError, PictureError, UsageError
+from resnetkit.images.decode import attempt_named
 from resnetkit.images.prepare import Pixels, enough, prepare, random_crop
 from resnetkit.learn.ranks import ALONE, Ranks, cores, launched
 from resnetkit.learn.recipe import BadFiles, Skip
@@ -82,7 +82,6 @@ class Skipped:
         return DataError(what, where=told + more, fix=fix if isinstance(self.policy, Skip) else _NONE + fix)
 
 
-_REPORT = "please report it, with this picture"
 _NONE = "repair or remove them, as none was skipped (--bad-files skip); "
 
 
@@ -182,19 +181,10 @@ class PixelSource:
     def _attempts(self, read: Callable[[int], Pixels], numbers: list[int]) -> Iterator[Pixels | PictureError]:
         """In order; what no picture should cause is an error that names the picture."""
         try:
-            yield from each(partial(self._named, read), numbers, self.workers)
+            yield from each(partial(attempt_named, read, self.pictures.where), numbers, self.workers)
         except StuckError as error:
             where = self.pictures.where(numbers[error.place])
             raise MachineError(error.what, where=where, fix=error.fix) from None
-
-    def _named(self, read: Callable[[int], Pixels], i: int) -> Pixels | PictureError:
-        try:
-            return attempt(read, i)
-        except MemoryError:
-            raise
-        except Exception as error:
-            what = f"a picture could not be prepared: {type(error).__name__}: {error}"
-            raise ResnetkitError(what, where=self.pictures.where(i), fix=_REPORT) from error
 
     def _read_all(self, tell: Tell | None) -> Tensor:
         """Every picture at its number; what stands at the number of an unreadable one is never used."""

@@ -8,9 +8,12 @@ Python, so they run beside each other. They are daemons: one that hangs in a rea
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from queue import SimpleQueue
 from typing import TypeVar
 
 from resnetkit.errors import MachineError
@@ -24,8 +27,8 @@ PATIENCE = 120.0  # seconds for one picture: the largest that is read takes a fe
 class StuckError(MachineError):
     """A picture whose reading does not end; ``place`` is its place among the items."""
 
-    def __init__(self, place: int) -> None:
-        super().__init__(f"reading took more than {PATIENCE:.0f} seconds", fix=_DISK)
+    def __init__(self, place: int, where: str | Sequence[str] = ()) -> None:
+        super().__init__(f"reading took more than {PATIENCE:.0f} seconds", where=where, fix=_DISK)
         self.place = place
 
 
@@ -67,14 +70,59 @@ def _result(future: Future[Result], place: int) -> Result:
         raise StuckError(place) from None
 
 
-def _started(work: Callable[[], None], count: int) -> bool:
-    """Whether a thread runs; a machine that gives fewer than asked for is slower, and the results are the same."""
+def _started(work: Callable[[], None], count: int) -> list[threading.Thread]:
+    """Those that run; a machine that gives fewer than asked for is slower, and the results are the same."""
+    threads: list[threading.Thread] = []
     for number in range(count):
+        thread = threading.Thread(target=work, name=f"reader {number + 1}", daemon=True)
         try:
-            threading.Thread(target=work, name=f"reader {number + 1}", daemon=True).start()
+            thread.start()
         except RuntimeError:  # the limit of the system or of a container
-            return number > 0
-    return count > 0
+            break
+        threads.append(thread)
+    return threads
+
+
+class Pool:
+    """So many threads that do what is submitted, first come, first served; where none can be started, who submits."""
+
+    def __init__(self, count: int) -> None:
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._ended, self._lock = threading.Event(), threading.Lock()
+        self._threads = _started(self._work, count)
+
+    def submit(self, task: Callable[[], Result]) -> Future[Result]:
+        """What will be its result."""
+        found: Future[Result] = Future()
+        settle = partial(_settle, found, self._unless_ended, task)
+        with self._lock:  # nothing comes behind the end
+            if self._threads and not self._ended.is_set():
+                self._tasks.put(settle)
+                return found
+        settle()
+        return found
+
+    def end(self) -> None:
+        """Begin nothing more: what waits to be begun has a `CancelledError` as its result."""
+        with self._lock:
+            self._ended.set()
+            for _ in self._threads:
+                self._tasks.put(None)
+
+    def join(self, patience: float | None = None) -> None:
+        """Wait for what was begun before the `end`, so many seconds at most."""
+        until = None if patience is None else time.monotonic() + patience
+        for thread in self._threads:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+
+    def _work(self) -> None:
+        while task := self._tasks.get():
+            task()
+
+    def _unless_ended(self, task: Callable[[], Result]) -> Result:
+        if self._ended.is_set():
+            raise CancelledError
+        return task()
 
 
 def ahead(tasks: Sequence[Callable[[], Result]], workers: int) -> Iterator[Result]:

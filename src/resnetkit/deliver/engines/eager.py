@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resnetkit.deliver.engine import Choice, Engine, Logits
+from resnetkit.deliver.engines.switches import multiply_exactly
 from resnetkit.images.prepare import Pixels
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def open(folder: Path, artefact: Path, choice: Choice) -> Engine:  # noqa: A001 
 
 
 def served(folder: Path, choice: Choice) -> tuple[Served, torch.device]:
-    """The network of a model folder on its device, in its precision; torch uses the threads of the choice from now on.
+    """The network of a model folder on its device, in its precision; torch has the threads of the choice from now on.
 
     What learns and what was there before folding is gone; an engine in bf16 keeps no fp32 but scale and shift.
     """
@@ -68,5 +69,6 @@ def served(folder: Path, choice: Choice) -> tuple[Served, torch.device]:
     if choice.precision == "bf16" and not gains_by_bf16(device):
         raise MachineError("this processor does not multiply in bf16", fix="an engine in fp32 or int8")
     torch.set_num_threads(choice.threads)
+    multiply_exactly(choice.precision, choice.device)
     made = Served(load(folder), torch.bfloat16 if choice.precision == "bf16" else torch.float32)
     return made.to(device).to(memory_format=torch.channels_last).eval(), device

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnetkit.deliver.engine import Choice, Engine, Logits
-from resnetkit.deliver.engines.openvino import require_pixels
 from resnetkit.deliver.engines.quiet import quietly, silence
+from resnetkit.deliver.engines.ranges import require_pixels
 from resnetkit.images.prepare import Pixels
 
 if TYPE_CHECKING:

@@ -13,18 +13,18 @@ import numpy as np
 
 from resnetkit.deliver.engine import Choice, Engine, Logits, padded
 from resnetkit.deliver.engines.quiet import quietly, silence
-from resnetkit.errors import MachineError, UsageError
+from resnetkit.deliver.engines.ranges import require_pixels
+from resnetkit.errors import MachineError
 from resnetkit.images.prepare import Pixels
 
 if TYPE_CHECKING:
     from resnetkit.network.layers import Network
 
 _MODEL = "model.xml"
-MEASURED = 300  # pictures that int8 takes its ranges from, as nncf advises
 
 
 def make(network: Network, artefact: Path, precision: str, pixels: Pixels | None) -> None:
-    """``model.xml`` and ``model.bin``; weights are fp32, or int8 measured on the first `MEASURED` of ``pixels``."""
+    """``model.xml`` and ``model.bin``; weights are fp32, or int8 measured on the first of ``pixels``."""
     measured = require_pixels(precision, pixels)
     openvino = quietly("openvino")
     from resnetkit.deliver.engines.served import exported
@@ -36,15 +36,6 @@ def make(network: Network, artefact: Path, precision: str, pixels: Pixels | None
         if measured is not None:
             model = _quantised(model, precision, measured, network.card.spec.activation)
         openvino.save_model(model, artefact / _MODEL, compress_to_fp16=False)
-
-
-def require_pixels(precision: str, pixels: Pixels | None) -> Pixels | None:
-    """What int8 measures, None for other precisions; raises `UsageError` where there is nothing to measure."""
-    if not precision.startswith("int8"):
-        return None
-    if pixels is None or not len(pixels):
-        raise UsageError("int8 needs pictures to measure ranges", fix="--data DIR")
-    return pixels[:MEASURED]
 
 
 def _quantised(model: Any, precision: str, pixels: Pixels, activation: str) -> Any:
