@@ -13,6 +13,7 @@ from PIL import Image
 from resnetkit.architecture.card import Card, Preparation
 from resnetkit.data.pictures import Data, Files, Indices, Pictures
 from resnetkit.data.sources import open_data
+from resnetkit.deliver.engines.ranges import MEASURED
 from resnetkit.deliver.inputs import expand
 from resnetkit.errors import DataError
 from resnetkit.images.decode import SUFFIXES, is_folder, pictures_below, visible
@@ -22,7 +23,6 @@ from resnetkit.learn.pixels import PixelSource, Skipped, Tell
 from resnetkit.learn.recipe import Skip
 from resnetkit.tables import counted
 
-CALIBRATED = 300  # what NNCF takes by default: more pictures move the ranges of maps no further
 _MOST_CHECKED = 10_000
 _MOST_BYTES = 2**28
 _MADE = 16
@@ -103,9 +103,9 @@ def _divided(data: Data, part: str, most: int) -> tuple[Pictures, Pictures]:
     """(for ranges, to check); of one part alone the two share no picture, unless there is but one."""
     checked = data.parts[part]
     if "train" in data.parts and part != "train":
-        return _drawn_from(data.parts["train"], CALIBRATED), _drawn_from(checked, most)
+        return _drawn_from(data.parts["train"], MEASURED), _drawn_from(checked, most)
     every = _mixed(len(checked))
-    count = min(CALIBRATED, max(1, len(every) // 2))
+    count = min(MEASURED, max(1, len(every) // 2))
     return checked.take(every[:count]), checked.take(every[count : count + most] if len(every) > 1 else every)
 
 
