@@ -47,16 +47,20 @@ def installed(kinds=engine.KINDS):
     kinds["fake"] = engine.Kind("fakes", ("numpy",), ("int8", "fp32"))
 
 
+def _row(choice, speed):
+    return optimized.Row(choice, speed, 1000 * choice.batch * choice.streams / speed)
+
+
 def optimize(folder, *choices, content=b"ranges"):
     """Write what `resnetkit optimize` would have; ``content`` is what an artefact holds."""
-    rows = [optimized.Row(choice, images_per_second=1000.0 + i) for i, choice in enumerate(choices or (CHOICE,))]
+    rows = [_row(choice, 1000.0 + i) for i, choice in enumerate(choices or (CHOICE,))]
     versions = engine.KINDS["fake"].versions()
     files = (("model.bin", hashlib.sha256(content).hexdigest()),)
-    kept = tuple(optimized.Kept("throughput", row, versions, files) for row in rows)
+    kept = tuple(optimized.Kept("throughput", row, versions, "f1", files) for row in rows)
     digest = optimized.weights_digest(folder)
-    made = optimized.Optimized(digest, optimized.here(), "f1", "noise", tuple(rows), kept)
+    made = optimized.Optimized(digest, optimized.here(), "noise", tuple(rows), kept)
     for row in rows:
-        artefact = optimized.place(folder, made, row.choice)
+        artefact = optimized.place(folder, "f1", row.choice)
         artefact.mkdir(parents=True, exist_ok=True)
         (artefact / "model.bin").write_bytes(content)
     (folder / "engines" / "engines.json").write_text(to_json(made))

@@ -379,7 +379,7 @@ def test_it_is_said_who_computes_and_why(model, saved, inbox, cli, monkeypatch):
     monkeypatch.setattr(engine.Kind, "versions", lambda kind: ("numpy 9",))
     line = cli(*words, model)[2].splitlines()[0]
     assert line.startswith("engine: torch fp32, batch 32 x 1, as it was optimized with numpy ")
-    assert line.endswith(f"; resnetkit optimize {model}")
+    assert line.endswith(f"; {optimized.again(model)}")
     code, out, err = cli(*words, model, "--engine", "fake-int8")
     assert (code, out) == (5, "")
     assert err.startswith("error: it was optimized with numpy ")
@@ -395,7 +395,7 @@ def test_a_list_of_engines_that_cannot_be_read_ends_nothing_but_what_names_one(m
     line = err.splitlines()[0]
     assert line.startswith("engine: torch fp32, batch 32 x 1, as ")
     assert str(model / "engines" / "engines.json") in line
-    assert line.endswith(f"; resnetkit optimize {model}")
+    assert line.endswith(f"; {optimized.again(model)}")
     assert rk.predict(inbox / "00.png", model) == rk.predict(inbox / "00.png", model, engine="torch")
     assert cli(*words, "--engine", "fake-int8")[0] == WeightsError.exit_code
     with pytest.raises(WeightsError):
@@ -460,7 +460,7 @@ def test_prediction_leaves_the_switches_of_torch_as_they_were(model, inbox, pict
 
     eager_one = engine.Choice("eager", "fp32", 2, 1)
     monkeypatch.setattr(engine.Choice, "threads", 1)
-    monkeypatch.setattr(optimized, "_not_any_more", lambda *_: "")
+    monkeypatch.setattr(optimized, "_lacking", lambda *_: "")
     fakes.optimize(model, eager_one)
     seen, call = [], eager.Eager.__call__
     monkeypatch.setattr(eager.Eager, "__call__", lambda self, pixels: (seen.append(switches()), call(self, pixels))[1])

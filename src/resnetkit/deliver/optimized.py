@@ -218,12 +218,12 @@ def _lacking(folder: Path, kept: Kept) -> str:
         return f"{error.what}: {error.fix}"
     if kind.versions() != kept.versions:
         return f"it was optimized with {' '.join(kept.versions)}, and there is {' '.join(kind.versions())}"
-    place = _place(folder, kept.folder, choice)
-    bad = [name for name, known in kept.files if not (place / name).is_file() or digest(place / name) != known]
+    artefact = place(folder, kept.folder, choice)
+    bad = [name for name, known in kept.files if not (artefact / name).is_file() or digest(artefact / name) != known]
     return f"a file of {choice.name} is missing or damaged: {bad[0]}" if bad else ""
 
 
-def _place(folder: Path, name: str, choice: Choice) -> Path:
+def place(folder: Path, name: str, choice: Choice) -> Path:
     """Where the artefact of a choice lies."""
     return folder / FOLDER / name / choice.name
 
@@ -231,4 +231,4 @@ def _place(folder: Path, name: str, choice: Choice) -> Path:
 def opened(folder: Path, kept: Kept) -> Engine:
     """The engine of what `serving` gave."""
     choice = kept.row.choice
-    return KINDS[choice.engine].backend().open(folder, _place(folder, kept.folder, choice), choice)
+    return KINDS[choice.engine].backend().open(folder, place(folder, kept.folder, choice), choice)
