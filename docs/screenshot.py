@@ -1,6 +1,7 @@
 """Pictures of pages for the documentation; needs Chromium.
 
 python docs/screenshot.py RUN        the report of a run
+python docs/screenshot.py MODEL/engines    what optimize found
 python docs/screenshot.py            the page of ResNet-50, wide and narrow
 """
 
@@ -30,7 +31,9 @@ def shoot(html: Path, out: Path, width: int, height: int) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        shoot(Path(sys.argv[1]) / "report.html", PICTURES / "report.png", 960, 1180)
+        folder = Path(sys.argv[1])
+        out, height = ("engines.png", 760) if folder.name == "engines" else ("report.png", 1180)
+        shoot(folder / "report.html", PICTURES / out, 960, height)
         sys.exit()
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "page.html"
