@@ -311,7 +311,17 @@ def preparing(found: dict) -> str:
     return "\n".join(rows) + "\n"
 
 
+def flat(found: dict) -> str:
+    first, last = found["held"][1], found["held"][-1]
+    return (
+        f"| rows | MiB held |\n| ---: | ---: |\n| {first[0]:,} | {first[1]:.0f} |\n| {last[0]:,} | {last[1]:.0f} |\n\n"
+        f"`resnetkit predict` of {found['pictures']:,} small JPEGs ({found['engine'].removeprefix('engine: ')}); "
+        f"at most {found['peak']:.0f} MiB.\n"
+    )
+
+
 TABLES = {
+    "flat-memory.json": flat,
     "speed-engines.json": speed_engines,
     "speed-pictures.json": speed_pictures,
     "speed-cold.json": speed_cold,

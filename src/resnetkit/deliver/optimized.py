@@ -102,15 +102,9 @@ def digest(path: Path) -> str:
 def best_of_each(rows: Sequence[Row]) -> list[Row]:
     """Of each engine and precision the row with the most images per second, fastest first; then those left out.
 
-    Those that were measured side by side come before those that were not.
+    What was measured in the last round, side by side, has seconds to start; the others were looked at once.
     """
-
-    def rank(row: Row) -> tuple[bool, bool, float]:
-        return not row.why, row.seconds_to_start is not None, row.images_per_second or 0.0
-
-    best: dict[str, Row] = {}
-    for row in sorted(rows, key=rank):
-        best[row.choice.name] = row
+    best = {row.choice.name: row for row in sorted(rows, key=lambda row: (not row.why, row.images_per_second or 0.0))}
     return sorted(best.values(), key=lambda row: (bool(row.why), -(row.images_per_second or 0.0)))
 
 

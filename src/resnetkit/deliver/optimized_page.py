@@ -23,7 +23,7 @@ def optimized_page(name: str, found: Optimized) -> str:
     sections = [
         ("", html.figures(list(_kept(found)))),
         ("Speed against agreement", _drawn(compared) + html.note(_HOW)) if compared else ("", ""),
-        ("The best of each engine", _table([row for row in best if row.images_per_second])),
+        ("The best of each engine", _table([row for row in best if row.images_per_second]) + html.note(_TWICE)),
         *[("Left out", html.items(f"{row.choice.name}: {row.why}" for row in left_out))] * bool(left_out),
         ("Everything that was tried", _table([row for row in found.rows if row.images_per_second])),
     ]
@@ -36,6 +36,9 @@ _HOW = (
     "left is nearer to the logits of fp32 (the largest difference, as a share of the largest logit). Hollow ones were "
     "left out. Hold the pointer over a dot to see which it is."
 )
+
+
+_TWICE = "Ways with seconds to start were measured twice, the second time side by side; the others were looked at once."
 
 
 def _table(rows: list[Row]) -> str:
