@@ -15,6 +15,7 @@ import re
 import shlex
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from resnetkit.architecture.catalog import ROWS
@@ -244,27 +245,34 @@ def machine(found: dict) -> str:
     return f"\n{here['processor']}, {here['cores']} cores ({', '.join(here['features'])}).\n"
 
 
+def table(headings: str, form: str, found: list, said: Callable[[dict], str]) -> str:
+    """Of Markdown: the cells of its head, how each column lies, and what is said of each row."""
+    lines = [headings, form, *map(said, found)]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
 def speed_engines(found: dict) -> str:
-    rows = ["| network | in | pictures | ours, images/s | beside | images/s | ratio (95 %) |"]
-    rows.append("| --- | --- | ---: | ---: | --- | ---: | ---: |")
-    rows += [
-        f"| {row['network']} | {row['precision']} | {row['batch']} | {row['first']:.1f} | "
-        f"{'the idiom: eager fp32' if row['beside'] == 'idiom' else row['setting']} | {row['second']:.1f} | "
-        f"**{row['ratio']:.2f}** ({row['interval'][0]:.2f} to {row['interval'][1]:.2f}) |"
-        for row in found["found"]
-    ]
-    return "\n".join(rows) + "\n" + machine(found)
+    def said(row: dict) -> str:
+        beside = "the idiom: eager fp32" if row["beside"] == "idiom" else row["setting"]
+        low, high = row["interval"]
+        return (
+            f"{row['network']} | {row['precision']} | {row['batch']} | {row['first']:.1f} | {beside} | "
+            f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f})"
+        )
+
+    head = "network | in | pictures | ours, images/s | beside | images/s | ratio (95 %)"
+    return table(head, "--- | --- | ---: | ---: | --- | ---: | ---:", found["found"], said) + machine(found)
 
 
 def speed_pictures(found: dict) -> str:
-    rows = ["| `resnetkit predict`, 2,000 JPEGs | images/s | the idiom | ratio | of the network alone | peak memory |"]
-    rows.append("| --- | ---: | ---: | ---: | ---: | ---: |")
-    rows += [
-        f"| {row['network']}, {row['precision']} | {row['ours']:.1f} | {row['idiom']:.1f} (batch {row['batch']}) | "
-        f"**{row['ratio']:.1f}** | {row['efficiency']:.2f} | {peaks(row)} |"
-        for row in found["found"]
-    ]
-    return "\n".join(rows) + "\n" + machine(found)
+    def said(row: dict) -> str:
+        return (
+            f"{row['network']}, {row['precision']} | {row['ours']:.1f} | {row['idiom']:.1f} (batch {row['batch']}) | "
+            f"**{row['ratio']:.1f}** | {row['efficiency']:.2f} | {peaks(row)}"
+        )
+
+    head = "`resnetkit predict`, 2,000 JPEGs | images/s | the idiom | ratio | of the network alone | peak memory"
+    return table(head, "--- | ---: | ---: | ---: | ---: | ---:", found["found"], said) + machine(found)
 
 
 def peaks(row: dict) -> str:
@@ -272,51 +280,47 @@ def peaks(row: dict) -> str:
 
 
 def speed_cold(found: dict) -> str:
-    rows = ["| one JPEG, from starting Python | seconds | the idiom's script | ratio | peak memory |"]
-    rows.append("| --- | ---: | ---: | ---: | ---: |")
-    rows += [
-        f"| {row['network']}, {row['precision']} | {row['seconds']:.2f} | {row['idiom']:.2f} | "
-        f"**{row['ratio']:.2f}** | {peaks(row)} |"
-        for row in found["found"]
-    ]
-    return "\n".join(rows) + "\n" + machine(found)
+    def said(row: dict) -> str:
+        who, pace = f"{row['network']}, {row['precision']}", f"{row['seconds']:.2f} | {row['idiom']:.2f}"
+        return f"{who} | {pace} | **{row['ratio']:.2f}** | {peaks(row)}"
+
+    head = "one JPEG, from starting Python | seconds | the idiom's script | ratio | peak memory"
+    return table(head, "--- | ---: | ---: | ---: | ---:", found["found"], said) + machine(found)
 
 
 def speed_accuracy(found: dict) -> str:
-    rows = ["| weights | engine | right of 10,000 | points |", "| --- | --- | ---: | ---: |"]
     plain = {row["weights"]: row["correct"] for row in found["found"] if row["engine"] == "torch"}
-    told = {(row["weights"], row["engine"]): row for row in found["found"]}
-    rows += [
-        f"| {weights} | {'the network, fp32' if engine == 'torch' else engine} | {row['correct']:,} | "
-        f"{100 * (row['correct'] - plain[weights]) / row['n']:+.2f} |"
-        for (weights, engine), row in told.items()
-    ]
-    return "\n".join(rows) + "\n"
+    once = {(row["weights"], row["engine"]): row for row in found["found"]}
+
+    def said(row: dict) -> str:
+        engine = "the network, fp32" if row["engine"] == "torch" else row["engine"]
+        points = 100 * (row["correct"] - plain[row["weights"]]) / row["n"]
+        return f"{row['weights']} | {engine} | {row['correct']:,} | {points:+.2f}"
+
+    return table("weights | engine | right of 10,000 | points", "--- | --- | ---: | ---:", list(once.values()), said)
 
 
 def preparing(found: dict) -> str:
     ways = {"decode": "Pillow, full decode alone", "idiom": "the idiom: full decode, resize, crop", "ours": "ours"}
-    rows = ["| photographs | " + " | ".join(ways.values()) + " | faster than the idiom | mean difference, levels |"]
-    rows.append("| --- |" + " ---: |" * (len(ways) + 2))
-    for name in ("as they are", "4000x3000"):
-        part = found[name]
-        spent = {way: statistics.median(part["ms"][way]) for way in ways}
+
+    def said(part: dict) -> str:
+        spent = " | ".join(f"{statistics.median(part['ms'][way]):.2f} ms" for way in ways)
         ratio = statistics.median(a / b for a, b in zip(part["ms"]["idiom"], part["ms"]["ours"], strict=True))
-        levels = part["levels"]
-        rows.append(
-            f"| {part['pictures']}, {name} | "
-            + " | ".join(f"{spent[way]:.2f} ms" for way in ways)
-            + f" | **{ratio:.2f}** | {levels['mean']:.2f}, at most {levels['largest_mean']:.2f} for one picture |"
-        )
-    return "\n".join(rows) + "\n"
+        levels = f"{part['levels']['mean']:.2f}, at most {part['levels']['largest_mean']:.2f} for one picture"
+        return f"{part['pictures']}, {part['name']} | {spent} | **{ratio:.2f}** | {levels}"
+
+    parts = [{"name": name, **found[name]} for name in ("as they are", "4000x3000")]
+    head = f"photographs | {' | '.join(ways.values())} | faster than the idiom | mean difference, levels"
+    return table(head, "--- | ---: | ---: | ---: | ---: | ---:", parts, said)
 
 
 def flat(found: dict) -> str:
-    first, last = found["held"][1], found["held"][-1]
+    rows = table(
+        "rows | MiB held", "---: | ---:", [found["held"][1], found["held"][-1]], lambda at: f"{at[0]:,} | {at[1]:.0f}"
+    )
+    who = found["engine"].removeprefix("engine: ")
     return (
-        f"| rows | MiB held |\n| ---: | ---: |\n| {first[0]:,} | {first[1]:.0f} |\n| {last[0]:,} | {last[1]:.0f} |\n\n"
-        f"`resnetkit predict` of {found['pictures']:,} small JPEGs ({found['engine'].removeprefix('engine: ')}); "
-        f"at most {found['peak']:.0f} MiB.\n"
+        f"{rows}\n`resnetkit predict` of {found['pictures']:,} small JPEGs ({who}); at most {found['peak']:.0f} MiB.\n"
     )
 
 

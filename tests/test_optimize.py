@@ -23,7 +23,7 @@ from resnetkit.deliver.agreement import Judge
 from resnetkit.deliver.engine import Choice, Kind
 from resnetkit.deliver.optimized import FILE, FOLDER, REPORT, Kept, Optimized, Row, serving, weights_digest
 from resnetkit.deliver.samples import made, taken
-from resnetkit.deliver.trial import answers, timed
+from resnetkit.deliver.trial import timed
 from resnetkit.deliver.trials import TrialError, trying
 from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, VerificationError, WeightsError
 from resnetkit.text import to_json
@@ -156,7 +156,8 @@ class Counting:
 def test_answers_come_in_order_and_in_batches():
     pixels = np.arange(7 * 4 * 4 * 3, dtype=np.uint8).reshape(7, 4, 4, 3)
     asked = Counting(Choice("x", "fp32", 3, 2))
-    assert (answers(asked, pixels) == pixels.reshape(7, -1)[:, :3]).all()
+    with engine.whole(asked) as logits:
+        assert (logits(pixels) == pixels.reshape(7, -1)[:, :3]).all()
     assert sorted(asked.sizes) == [1, 3, 3]
 
 

@@ -156,22 +156,27 @@ def test_pictures_are_decoded_while_the_network_computes(model, inbox, monkeypat
 def test_who_waits_for_a_turn_gives_it_up_where_nobody_waits_for_him(model, inbox, monkeypatch):
     monkeypatch.setattr(stream, "cores", lambda: 3)
     asked, first, held, leave = [], threading.Event(), threading.Event(), threading.Event()
+    open_ = stream._open
 
     def ask(pixels):
         asked.append(len(pixels))
-        if first.is_set():
+        first.set()
+        if len(asked) == 2:
             held.set()
             assert leave.wait(10)
         return pixels
 
-    chunks = flow(model, [inbox / "00.png"] * 40, ask, 1, 1)
+    def read(preparation, one):
+        assert one.name.endswith("00.png") or first.wait(10)
+        return open_(preparation, one)
+
+    monkeypatch.setattr(stream, "_open", read)
+    chunks = flow(model, [inbox / "00.png", *[inbox / "01.png"] * 39], ask, 1, 1)
     next(chunks)
-    first.set()
     assert held.wait(10)
-    before = len(asked)
     threading.Timer(0.2, leave.set).start()
     chunks.close()
-    assert len(asked) == before
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("streams", [1, 3])

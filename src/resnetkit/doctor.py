@@ -81,12 +81,26 @@ def _system() -> str:
 
 def processor() -> str:
     """What the processor is called. `platform.processor` would start a process, too."""
+    return _told_of_it("model name") or platform.machine()
+
+
+_DECIDES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+def abilities() -> tuple[str, ...]:
+    """Those that decide how fast it multiplies: a machine of the same name may be given fewer. No torch."""
+    flags = _told_of_it("flags").split()
+    return tuple(name for name in _DECIDES if name in flags)
+
+
+def _told_of_it(what: str) -> str:
+    """What the system says of the first processor; empty where it says nothing."""
     try:
         told = _PROCESSORS.read_text("utf-8", "replace")
     except OSError:
-        told = ""
-    name = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
-    return name[1].strip() if name else platform.machine()
+        return ""
+    found = re.search(rf"^{what}\s*:\s*(.+)$", told, re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def decodable(formats: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -18,6 +19,12 @@ def cache_folder() -> Path:
 
     told = os.environ.get("RESNETKIT_CACHE")
     return Path(told) if told else user_cache_path("resnetkit", appauthor=False)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of what a file holds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

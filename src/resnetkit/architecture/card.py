@@ -74,6 +74,9 @@ class Training:
     epochs: int
 
 
+_UNTRAINED = "not trained"
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """Everything about a model that is not a tensor; ``config.json`` of a model folder.
@@ -85,12 +88,17 @@ class Card:
     spec: Network
     preparation: Preparation
     classes: tuple[str, ...] = ()
-    origin: str = "not trained"
+    origin: str = _UNTRAINED
     training: Training | None = None
     licence: str = ""
     figures: tuple[Figure, ...] = ()
     assumed: tuple[str, ...] = ()
     format: Literal[1] = 1
+
+    @property
+    def trained(self) -> bool:
+        """Whether its weights come from anywhere, so that its answers mean something."""
+        return self.origin != _UNTRAINED
 
     @property
     def labels(self) -> tuple[str, ...]:

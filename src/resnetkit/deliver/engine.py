@@ -5,9 +5,12 @@ Shapes: pixels are N H W C, 8 bits, as `images.prepare` makes them; logits are N
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 from resnetkit.errors import extra_missing
 from resnetkit.images.prepare import Pixels
 from resnetkit.learn.ranks import cores
+from resnetkit.learn.workers import Pool
 
 if TYPE_CHECKING:
     from resnetkit.network.layers import Network
@@ -138,6 +142,23 @@ KINDS: dict[str, Kind] = {  # what others are compared with, then the most promi
         f"{_HERE}.onnx_runtime", ("onnxruntime",), ("int8", "int8-body", "fp32"), "onnx", ("onnx", "onnxscript")
     ),
 }
+
+
+@contextlib.contextmanager
+def whole(engine: Engine) -> Iterator[Callable[[Pixels], Logits]]:
+    """An engine for any number of pictures at once, whose calls all its streams share; the same threads for all."""
+    batch, pool = engine.choice.batch, Pool(engine.choice.streams)
+
+    def logits(pixels: Pixels) -> Logits:
+        starts = range(0, len(pixels), batch)
+        asked = [pool.submit(partial(engine, np.ascontiguousarray(pixels[i : i + batch]))) for i in starts]
+        return np.concatenate([answer.result() for answer in asked])
+
+    try:
+        yield logits
+    finally:
+        pool.end()
+        pool.join()
 
 
 def padded(pixels: Pixels, batch: int) -> Pixels:

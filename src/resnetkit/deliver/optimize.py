@@ -31,7 +31,6 @@ from resnetkit.deliver.optimized import (
     Optimized,
     Purpose,
     Row,
-    digest,
     here,
     plain,
     weights_digest,
@@ -40,6 +39,7 @@ from resnetkit.deliver.optimized_page import optimized_page
 from resnetkit.deliver.samples import Samples, made, taken
 from resnetkit.deliver.trials import Trial, TrialError, trying
 from resnetkit.errors import MachineError, UsageError, VerificationError, suggestion
+from resnetkit.files import digest
 from resnetkit.learn.device import answering, classes_of
 from resnetkit.learn.pixels import Tell
 from resnetkit.network.layers import Network
@@ -207,7 +207,7 @@ def _begun(
 ) -> tuple[Search, str]:
     """A search, and what its pictures are. Neither network nor pictures stay in this process."""
     network = load(folder)
-    trained = network.card.origin != "not trained"
+    trained = network.card.trained
     samples = made(network.card.preparation) if data is None else taken(data, network.card, trained, tell)
     begun = time.monotonic()
     logits = _logits(network, samples, begun + _SHARE_OF_REFERENCE * clock.budget)

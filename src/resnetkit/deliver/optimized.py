@@ -17,8 +17,9 @@ from typing import Literal
 
 from resnetkit.architecture.card import WEIGHTS_FILE, read_card
 from resnetkit.deliver.engine import KINDS, Choice, Engine
-from resnetkit.doctor import processor
+from resnetkit.doctor import abilities, processor
 from resnetkit.errors import Fault, MachineError, TextError, UsageError, WeightsError, suggestion
+from resnetkit.files import digest
 from resnetkit.learn.ranks import cores
 from resnetkit.text import from_data, parse_json, read_text, to_json
 
@@ -73,30 +74,11 @@ def here() -> str:
     return ", ".join(filter(None, (processor(), platform.machine(), f"{cores()} cores", *abilities())))
 
 
-_DECIDES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-
-
-def abilities() -> tuple[str, ...]:
-    """Of these the ones that the processor has: a machine of the same name may be given fewer."""
-    try:
-        told = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-    except OSError:
-        return ()
-    flags = set(next((line.split() for line in told.splitlines() if line.startswith("flags")), ()))
-    return tuple(name for name in _DECIDES if name in flags)
-
-
 def weights_digest(folder: Path) -> str:
     """Of everything that decides the logits: the weights, the network and how pictures are prepared."""
     card = read_card(folder)
     found = hashlib.sha256(to_json(card.spec).encode() + to_json(card.preparation).encode())
     return found.hexdigest()[:16] + digest(folder / WEIGHTS_FILE)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def best_of_each(rows: Sequence[Row]) -> list[Row]:

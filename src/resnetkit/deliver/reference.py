@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnetkit.deliver.engine import Choice, Engine
+from resnetkit.deliver.engine import Choice, Engine, whole
 from resnetkit.deliver.engines.switches import multiply_exactly, put_back
 from resnetkit.images.prepare import Pixels
 from resnetkit.learn.device import Logits, Precision, answering, pick, resolve
-from resnetkit.learn.workers import Pool
 from resnetkit.network.layers import Network
 
-NAME, BATCH = "torch", 32
+NAME = "torch"
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class Reference:
 @contextlib.contextmanager
 def reference(
     network: Network,
-    device: str = "auto",
-    precision: Precision = "fp32",
-    batch: int = BATCH,
+    device: str,
+    precision: Precision,
+    batch: int,
     ask: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Reference]:
     """The engine of a network, for as long as the body runs. ``ask`` is another question than for its answer."""
@@ -52,16 +50,6 @@ def reference(
 
 @contextlib.contextmanager
 def of_tensors(engine: Engine) -> Iterator[Logits]:
-    """An engine as evaluation asks: tensors in and out, any number of pictures at once, on all streams."""
-    batch, pool = engine.choice.batch, Pool(engine.choice.streams)
-
-    def logits(pixels: Tensor) -> Tensor:
-        parts = [pixels[i : i + batch].numpy() for i in range(0, len(pixels), batch)]
-        asked = [pool.submit(partial(engine, part)) for part in parts]
-        return torch.from_numpy(np.concatenate([answer.result() for answer in asked]))
-
-    try:
-        yield logits
-    finally:
-        pool.end()
-        pool.join()
+    """An engine as evaluation asks: tensors in and out."""
+    with whole(engine) as logits:
+        yield lambda pixels: torch.from_numpy(logits(pixels.numpy()))

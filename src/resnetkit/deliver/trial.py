@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from resnetkit.deliver.engine import KINDS, Choice, Engine, Logits
+from resnetkit.deliver.engine import KINDS, Choice, Engine, whole
 from resnetkit.errors import ResnetkitError
 from resnetkit.images.prepare import Pixels
 
@@ -51,8 +51,8 @@ class Answering:
 
     def answer(self, pixels: str, out: str) -> None:
         """The logits of all pictures of a file, into another one."""
-        engine, given = self._engine(), np.load(pixels, mmap_mode="r")
-        np.save(out, answers(engine, given))
+        with whole(self._engine()) as logits:
+            np.save(out, logits(np.load(pixels, mmap_mode="r")))
 
     def time(self, pixels: str, seconds: float) -> dict[str, float]:
         """Pictures per second, and the milliseconds of one call (the median)."""
@@ -62,14 +62,6 @@ class Answering:
         if self.engine is None:
             raise ResnetkitError("nothing was opened")
         return self.engine
-
-
-def answers(engine: Engine, pixels: Pixels) -> Logits:
-    """The logits of any number of pictures, as `choice.streams` threads ask for them."""
-    size = engine.choice.batch
-    chunks = [pixels[start : start + size] for start in range(0, len(pixels), size)]
-    with ThreadPoolExecutor(engine.choice.streams) as pool:
-        return np.concatenate(list(pool.map(lambda chunk: engine(np.ascontiguousarray(chunk)), chunks)))
 
 
 def timed(engine: Engine, pixels: Pixels, seconds: float) -> dict[str, float]:

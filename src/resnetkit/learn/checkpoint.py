@@ -183,7 +183,7 @@ def _verify(folder: Path) -> None:
         path, entry = folder / name, told.get(name)
         if not isinstance(entry, dict) or not path.is_file():
             raise WeightsError(f"{name} is missing", where=str(path))
-        if path.stat().st_size != entry.get("bytes") or _digest(path) != entry.get("sha256"):
+        if path.stat().st_size != entry.get("bytes") or files.digest(path) != entry.get("sha256"):
             raise WeightsError(f"{name} is not as it was written", where=str(path))
 
 
@@ -198,11 +198,6 @@ def _manifest(path: Path) -> dict[str, object]:
         what = f"this checkpoint has format {str(found.get('format'))[:20]}, and {FORMAT} is read here"
         raise WeightsError(what, where=str(path), fix="resume with the version that wrote it")
     return dict(found["files"])
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_model(found: Checkpoint, plan: Plan, where: Path) -> None:

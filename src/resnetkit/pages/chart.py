@@ -98,9 +98,17 @@ _LEAST = 1e-9  # stands for no difference at all
 
 
 def _key(index: int, name: str) -> str:
-    x, y = _LEFT + 185.0 * (index % _KEYS), 14.0 + _KEY_HEIGHT * (index // _KEYS)
+    x, y = _key_place(index)
     mark = element("circle", cx=x + 9, cy=y, r=4, fill=_COLOURS[index % len(_COLOURS)])
-    return element("g", mark, words(_short(name, 21), x + 24, y + 4, fill=_INK))
+    return element("g", mark, _key_name(name, x, y))
+
+
+def _key_place(index: int) -> tuple[float, float]:
+    return _LEFT + 185.0 * (index % _KEYS), 14.0 + _KEY_HEIGHT * (index // _KEYS)
+
+
+def _key_name(name: str, x: float, y: float) -> str:
+    return words(_short(name, 21), x + 24, y + 4, fill=_INK)
 
 
 def _dot(index: int, x: float, y: float, dot: Dot) -> str:
@@ -116,12 +124,12 @@ def _tick(value: float, y: float) -> tuple[str, str]:
 
 def _line(index: int, name: str, points: Sequence[tuple[float, float]]) -> str:
     colour, dash = _COLOURS[index % len(_COLOURS)], {"stroke_dasharray": "6 4"} if index >= len(_COLOURS) else {}
-    x, y = _LEFT + 185.0 * (index % _KEYS), 14.0 + _KEY_HEIGHT * (index // _KEYS)
+    x, y = _key_place(index)
     key = element("line", x1=x, x2=x + 18, y1=y, y2=y, stroke=colour, stroke_width=3, **dash)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     line = element("polyline", points=path, fill="none", stroke=colour, stroke_width=2, **dash)
     dots = [element("circle", cx=x, cy=y, r=2.5, fill=colour) for x, y in points] if len(points) <= 40 else []
-    return element("g", key, words(_short(name, 21), x + 24, y + 4, fill=_INK), line, *dots)
+    return element("g", key, _key_name(name, x, y), line, *dots)
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
