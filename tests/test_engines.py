@@ -156,7 +156,15 @@ def rounded_in_openvino(artefact):
     """For each convolution and matrix product in order, whether its input is rounded to 8 bits."""
     graph = quiet.quietly("openvino").Core().read_model(artefact / "model.xml")
     nodes = [node for node in graph.get_ordered_ops() if node.get_type_name() in ("Convolution", "MatMul")]
-    return [node.input_value(0).get_node().get_type_name() == "FakeQuantize" for node in nodes]
+    return [before_moves(node) == "FakeQuantize" for node in nodes]
+
+
+def before_moves(node):
+    """What made the input of a node, before it was put into another order."""
+    node = node.input_value(0).get_node()
+    while node.get_type_name() in ("Transpose", "Reshape"):
+        node = node.input_value(0).get_node()
+    return node.get_type_name()
 
 
 def rounded_in_onnx(artefact):

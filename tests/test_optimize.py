@@ -281,7 +281,7 @@ def test_each_device_has_its_own(tmp_path, fakes, quick, monkeypatch):
 
 
 def search(folder, work, judge):
-    return optimizing.Search(folder, work, judge, optimizing.Clock(10.0), lambda row: None, 1.0)
+    return optimizing.Search(folder, work, judge, optimizing.Clock(200.0), lambda row: None, 1.0)
 
 
 def prepared(folder, work):
@@ -295,12 +295,12 @@ def prepared(folder, work):
 
 
 def test_ways_that_worked_stay_where_a_later_one_hangs(tmp_path, fakes, monkeypatch):
-    monkeypatch.setattr(optimizing, "_PATIENCE", 20.0)
-    began = prepared(trained(tmp_path / "model"), tmp_path)
-    monkeypatch.setattr(optimizing.Clock, "patience", 10.0)
+    began, heard = prepared(trained(tmp_path / "model"), tmp_path), []
+    began.watch, began.judging = heard.append, 100.0
+    monkeypatch.setattr(optimizing.Clock, "patience", property(lambda self: 2.0 if heard else 100.0))
     first, second = began.tried(Choice("sleeps", "fp32"))
     assert not first.why and first.error < 1e-4 and first.images_per_second > 0
-    assert second.why == "it took more than 10 seconds to open"
+    assert second.why == "it took more than 2 seconds to open"
 
 
 def test_each_of_the_last_round_starts_alone(tmp_path, fakes, quick):

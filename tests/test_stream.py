@@ -153,6 +153,14 @@ def test_pictures_are_decoded_while_the_network_computes(model, inbox, monkeypat
     assert seen == [[True] * 4]
 
 
+def test_a_handful_of_pictures_is_read_on_all_cores(model, inbox, monkeypatch):
+    monkeypatch.setattr(stream, "cores", lambda: 3)
+    together, open_ = threading.Barrier(3), stream._open
+    monkeypatch.setattr(stream, "_open", lambda *words: (together.wait(10), open_(*words))[1])
+    (chunk,) = flow(model, [inbox / "00.png"] * 3, lambda pixels: pixels, 32, 1)
+    assert [said.shape for _, said in chunk] == [(16, 16, 3)] * 3
+
+
 def test_who_waits_for_a_turn_gives_it_up_where_nobody_waits_for_him(model, inbox, monkeypatch):
     monkeypatch.setattr(stream, "cores", lambda: 3)
     asked, first, held, leave = [], threading.Event(), threading.Event(), threading.Event()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,12 @@ from resnetkit.deliver.inputs import Input
 from resnetkit.errors import PictureError
 from resnetkit.images.decode import attempt_named
 from resnetkit.images.prepare import Pixels, open_prepared
-from resnetkit.learn import workers
 from resnetkit.learn.ranks import cores
-from resnetkit.learn.workers import Pool, StuckError
+from resnetkit.learn.workers import Pool, patiently, settle
 
 Numbers = NDArray[Any]
 Ask = Callable[[Pixels], Numbers]
 Row = tuple[Input, Numbers | PictureError]
-_AHEAD = 2  # chunks of each reader that are on their way: one in its hands, one that waits to be read
 _GRACE = 1.0  # seconds in which readers leave the pictures that nobody will see; one that hangs is left alone
 
 
@@ -36,75 +33,71 @@ def streamed(
 ) -> Generator[list[Row], None, None]:
     """What ``ask`` says of each input, or why it cannot be read, in order, ``batch`` inputs at once.
 
-    Each reader takes the next chunk, decodes it and waits for its answer, while others decode on the same cores. The
-    same ``streams`` threads ask from the first chunk to the last, as libraries keep something for each that does. A
-    chunk without a picture asks nothing. An error of a thread is raised in its turn; a picture that is not read in
-    `workers.PATIENCE` is a `MachineError`.
+    Pictures are read one by one, so that a few large ones keep all cores busy, and a chunk of them is asked about as
+    soon as it is there, while others are read on the same cores. The same ``streams`` threads ask from the first chunk
+    to the last, as libraries keep something for each that does. A chunk without a picture asks nothing. An error of a
+    thread is raised in its turn; a picture that is not read in `workers.PATIENCE` is a `MachineError`.
     """
     count = max(cores(), streams)
-    readers, askers = Pool(count), Pool(streams)
-    work, waiting = _Work(preparation, ask, askers), deque[tuple[_Chunk, Future[list[Row]]]]()
+    # each that asks has a chunk in hand and one to go on with, each that reads likewise a picture
+    on_their_way = 2 * streams + math.ceil(2 * count / batch)
+    work, waiting = _Work(preparation, ask, Pool(count), Pool(streams)), deque[_Chunk]()
     try:
         for start in range(0, len(inputs), batch):
-            chunk = _Chunk(inputs[start : start + batch])
-            waiting.append((chunk, readers.submit(partial(work, chunk))))
-            if len(waiting) >= _AHEAD * count:
-                yield _result(*waiting.popleft())
+            waiting.append(_Chunk(inputs[start : start + batch], work))
+            if len(waiting) >= on_their_way:
+                yield waiting.popleft().rows()
         while waiting:
-            yield _result(*waiting.popleft())
+            yield waiting.popleft().rows()
     finally:
-        work.ended.set()
-        for pool in (readers, askers):
-            pool.end()
-        readers.join(_GRACE)
-        askers.join()  # who computes comes to an end, and a process that ended before would tear its library down
-
-
-@dataclass
-class _Chunk:
-    """Some inputs on their way; ``reading`` is which of them is read now, and since when."""
-
-    inputs: Sequence[Input]
-    reading: tuple[int, float] | None = None
-
-    def watched(self) -> Iterator[Input]:
-        """Each of them, to be read before the next is asked for."""
-        for place, one in enumerate(self.inputs):
-            self.reading = (place, time.monotonic())
-            yield one
-        self.reading = None
-
-    def patience(self) -> float:
-        """How many seconds are left to what is read now; raises `MachineError` where there are none."""
-        if self.reading is None:
-            return workers.PATIENCE
-        place, since = self.reading
-        left = since + workers.PATIENCE - time.monotonic()
-        if left <= 0:
-            raise StuckError(place, self.inputs[place].name)
-        return left
+        work.end()
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What a reader does with a chunk."""
+    """What is done with each picture and each chunk, and by whom."""
 
     preparation: Preparation
     ask: Ask
+    readers: Pool
     askers: Pool
-    ended: Event = field(default_factory=Event)
 
-    def __call__(self, chunk: _Chunk) -> list[Row]:
-        read = [(one, self._read(one)) for one in chunk.watched()]
-        good = [pixels for _, pixels in read if not isinstance(pixels, PictureError)]
-        said = iter(self.askers.submit(partial(self.ask, np.stack(good))).result() if good else ())
-        return [(one, pixels if isinstance(pixels, PictureError) else next(said)) for one, pixels in read]
-
-    def _read(self, one: Input) -> Pixels | PictureError:
-        """Raises `CancelledError` where nobody waits for it any more, so that nobody hears of that."""
-        if self.ended.is_set():
-            raise CancelledError
+    def read(self, one: Input) -> Pixels | PictureError:
         return attempt_named(partial(_open, self.preparation), _name, one)
+
+    def end(self) -> None:
+        for pool in (self.readers, self.askers):
+            pool.end()
+        self.readers.join(_GRACE)
+        self.askers.join()  # who computes comes to an end, and a process that ended before would tear its library down
+
+
+class _Chunk:
+    """Some inputs on their way. Each is read by itself; whoever reads the last one hands them to those who ask."""
+
+    def __init__(self, inputs: Sequence[Input], work: _Work) -> None:
+        self._inputs, self._work = inputs, work
+        self._pixels: list[Pixels | PictureError | None] = [None] * len(inputs)
+        self._left = iter(reversed(range(len(inputs))))  # how many are unread; a step of it no thread interrupts
+        self._said: Future[Iterable[Numbers]] = Future()
+        self._read = [work.readers.submit(partial(self._one, place)) for place in range(len(inputs))]
+
+    def _one(self, place: int) -> None:
+        self._pixels[place] = self._work.read(self._inputs[place])
+        if next(self._left) == 0:
+            good = [pixels for pixels in self._pixels if isinstance(pixels, np.ndarray)]
+            task = partial(self._work.ask, np.stack(good)) if good else list
+            self._work.askers.submit(partial(settle, self._said, task))
+
+    def rows(self) -> list[Row]:
+        """As soon as they are there; raises what reading or asking has raised."""
+        for one, read in zip(self._inputs, self._read, strict=True):
+            patiently(read, one, _name)
+        said = iter(self._said.result())
+        return [
+            (one, pixels if isinstance(pixels, PictureError) else next(said))
+            for one, pixels in zip(self._inputs, self._pixels, strict=True)
+        ]
 
 
 def _name(one: Input) -> str:
@@ -113,13 +106,3 @@ def _name(one: Input) -> str:
 
 def _open(preparation: Preparation, one: Input) -> Pixels:
     return open_prepared(Path(one.name) if one.content is None else one.content, preparation)
-
-
-def _result(chunk: _Chunk, future: Future[list[Row]]) -> list[Row]:
-    """As soon as it is there, while its reading goes on."""
-    while True:
-        try:
-            return future.result(chunk.patience())
-        except TimeoutError:
-            if future.done():  # the asking itself failed so
-                return future.result()

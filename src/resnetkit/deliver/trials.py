@@ -36,6 +36,7 @@ class Trial:
     def __init__(self, folder: Path, work: Path) -> None:
         self._work = work
         self.opened: Choice | None = None
+        self._killed = False
         self._told = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self._begun = time.perf_counter()
         self._process = subprocess.Popen(  # noqa: S603  this very program
@@ -95,6 +96,7 @@ class Trial:
         """Why the process ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
+        self._kill()
         code = self._process.returncode
         how = f"was killed by {_signal(-code)}" if code and code < 0 else f"ended with {code}"
         return f"its process {how}{self._last_words()}"
@@ -112,6 +114,10 @@ class Trial:
                 stream.close()  # type: ignore[union-attr]
 
     def _kill(self) -> None:
+        """Once: the number of a process that was waited for may soon be another's."""
+        if self._killed:
+            return
+        self._killed = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

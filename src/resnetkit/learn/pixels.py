@@ -18,12 +18,12 @@ from torch import Tensor
 
 from resnetkit.architecture.card import Preparation
 from resnetkit.data.pictures import Data, Indices, Pictures
-from resnetkit.errors import DataError, MachineError, PictureError, UsageError
+from resnetkit.errors import DataError, PictureError, UsageError
 from resnetkit.images.decode import attempt_named
 from resnetkit.images.prepare import Pixels, enough, prepare, random_crop
 from resnetkit.learn.ranks import ALONE, Ranks, cores, launched
 from resnetkit.learn.recipe import BadFiles, Skip
-from resnetkit.learn.workers import MOST, StuckError, ahead, each
+from resnetkit.learn.workers import MOST, ahead, each
 
 EVALUATED = 128  # pictures in a batch of an evaluation: several processes share few, too
 _SHOWN = 20
@@ -180,11 +180,8 @@ class PixelSource:
 
     def _attempts(self, read: Callable[[int], Pixels], numbers: list[int]) -> Iterator[Pixels | PictureError]:
         """In order; what no picture should cause is an error that names the picture."""
-        try:
-            yield from each(partial(attempt_named, read, self.pictures.where), numbers, self.workers)
-        except StuckError as error:
-            where = self.pictures.where(numbers[error.place])
-            raise MachineError(error.what, where=where, fix=error.fix) from None
+        where = self.pictures.where
+        yield from each(partial(attempt_named, read, where), numbers, self.workers, where)
 
     def _read_all(self, tell: Tell | None) -> Tensor:
         """Every picture at its number; what stands at the number of an unreadable one is never used."""

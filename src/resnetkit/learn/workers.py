@@ -24,50 +24,50 @@ MOST = 1024
 PATIENCE = 120.0  # seconds for one picture: the largest that is read takes a few, also from a slow disk
 
 
-class StuckError(MachineError):
-    """A picture whose reading does not end; ``place`` is its place among the items."""
-
-    def __init__(self, place: int, where: str | Sequence[str] = ()) -> None:
-        super().__init__(f"reading took more than {PATIENCE:.0f} seconds", where=where, fix=_DISK)
-        self.place = place
-
-
 _DISK = "look after the disk or the network that it is read from; resnetkit check reads every picture once"
 
 
-def each(read: Callable[[T], Result], items: Sequence[T], workers: int) -> Iterator[Result]:
-    """``read`` of each item, in order; with 0 workers, or where no thread can be started, by the caller itself."""
+def each(
+    read: Callable[[T], Result], items: Sequence[T], workers: int, where: Callable[[T], str] = str
+) -> Iterator[Result]:
+    """``read`` of each item, in order; with 0 workers, or where no thread can be started, by the caller itself.
+
+    Raises `MachineError` for an item whose reading does not end; ``where`` names it.
+    """
     found: list[Future[Result]] = [Future() for _ in items]
     places = iter(range(len(items)))
 
     def work() -> None:
         for place in places:  # the next one that nobody has: asking is one step that no thread interrupts
-            _settle(found[place], read, items[place])
+            settle(found[place], partial(read, items[place]))
 
     if not _started(work, min(workers, len(items))):
         yield from map(read, items)
         return
     try:
-        for place, future in enumerate(found):
-            yield _result(future, place)
+        for item, future in zip(items, found, strict=True):
+            yield patiently(future, item, where)
     finally:
         deque(places, 0)  # what nobody waits for is not begun
 
 
-def _settle(future: Future[Result], read: Callable[[T], Result], item: T) -> None:
+def settle(future: Future[Result], task: Callable[[], Result]) -> None:
+    """Do it, and give ``future`` what comes of it."""
     try:
-        future.set_result(read(item))
+        future.set_result(task())
     except BaseException as error:  # noqa: BLE001  whoever asks for the result gets it
         future.set_exception(error)
 
 
-def _result(future: Future[Result], place: int) -> Result:
+def patiently(future: Future[Result], item: T, where: Callable[[T], str]) -> Result:
+    """What was read of an item; raises `MachineError` where that takes more than `PATIENCE` from now on."""
     try:
         return future.result(PATIENCE)
     except TimeoutError:
         if future.done():  # the reading itself failed so
             return future.result()
-        raise StuckError(place) from None
+        what = f"reading took more than {PATIENCE:.0f} seconds"
+        raise MachineError(what, where=where(item), fix=_DISK) from None
 
 
 def _started(work: Callable[[], None], count: int) -> list[threading.Thread]:
@@ -94,12 +94,12 @@ class Pool:
     def submit(self, task: Callable[[], Result]) -> Future[Result]:
         """What will be its result."""
         found: Future[Result] = Future()
-        settle = partial(_settle, found, self._unless_ended, task)
+        begin = partial(settle, found, partial(self._unless_ended, task))
         with self._lock:  # nothing comes behind the end
             if self._threads and not self._ended.is_set():
-                self._tasks.put(settle)
+                self._tasks.put(begin)
                 return found
-        settle()
+        begin()
         return found
 
     def end(self) -> None:
@@ -144,6 +144,6 @@ def ahead(tasks: Sequence[Callable[[], Result]], workers: int) -> Iterator[Resul
 def _begun(task: Callable[[], Result]) -> Future[Result]:
     """A task in a thread of its own, or done at once where none can be started."""
     found: Future[Result] = Future()
-    if not _started(lambda: _settle(found, lambda run: run(), task), 1):
-        _settle(found, lambda run: run(), task)
+    if not _started(partial(settle, found, task), 1):
+        settle(found, task)
     return found

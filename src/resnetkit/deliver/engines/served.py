@@ -1,10 +1,11 @@
 """The module that every engine is made of: pixels in, logits out.
 
-Shapes: pixels are N H W C, 8 bits; inside it is N C H W; logits are N K, fp32.
+Shapes: pixels are N H W C, 8 bits; the network sees N C H W; logits are N K, fp32.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,19 +21,22 @@ class Served(nn.Module):
     """A network with its norms folded, and before it what `images.prepare` leaves to the network.
 
     Pixels are scaled and shifted in fp32 whatever ``dtype`` the network has. It cannot be folded into the first
-    convolution, whose padding is of zeros after the shift.
+    convolution, whose padding is of zeros after the shift. A row of the picture is one row of numbers until then, with
+    a scale and a shift for each: three numbers at a time are what no vector unit is made for, and where a library
+    computes in channels-last order, as most do, what comes behind is no work.
     """
 
     def __init__(self, network: Network, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        scale, shift = scale_and_shift(network.card.preparation)
-        self.scale, self.shift = (nn.Buffer(torch.from_numpy(value)[:, None, None]) for value in (scale, shift))
-        self.dtype = dtype
+        how = network.card.preparation
+        self.scale, self.shift = (nn.Buffer(torch.from_numpy(np.tile(v, how.crop[1]))) for v in scale_and_shift(how))
+        self.channels, self.dtype = len(how.mean), dtype
         self.network = folded(network).to("cpu", dtype).eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        return self.network(x.to(self.dtype)).float()  # type: ignore[no-any-return]
+        x = (pixels.flatten(2).float() * self.scale + self.shift).to(self.dtype)
+        x = torch.unflatten(x, 2, (-1, self.channels)).permute(0, 3, 1, 2)
+        return self.network(x).float()  # type: ignore[no-any-return]
 
 
 def example(card: Card, batch: int) -> Tensor:
