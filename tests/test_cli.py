@@ -1,5 +1,6 @@
 """The command line as a person meets it: results, wrong words, exit codes."""
 
+import importlib
 import json
 import re
 import shlex
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from resnetkit.architecture.spec import Network
-from resnetkit.cli import main
+from resnetkit.cli import VERBS, main
 from resnetkit.doctor import Trial, extras, missing
 from resnetkit.network.build import build
 from resnetkit.text import from_toml, to_toml
@@ -301,13 +302,38 @@ def test_an_interrupt(monkeypatch, capsys):
 
 def test_version_and_help_of_every_verb(cli):
     from resnetkit import __version__
-    from resnetkit.cli import VERBS
 
     assert cli("--version") == (0, __version__ + "\n", "")
     for verb in VERBS:
         code, out, _ = cli(verb, "--help")
         assert code == 0
         assert "Examples: resnetkit " + verb in " ".join(out.split())
+
+
+@pytest.mark.parametrize("columns", ["80", "50"])
+def test_the_commands_of_help_can_be_copied(cli, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    for verb in VERBS:
+        out = cli(verb, "--help")[1]
+        shown = out.split("Examples:\n")[1].split("\n\n")[0]
+        assert all(re.match(r"  \S|      \S", line) for line in shown.splitlines()), shown
+        doc = importlib.import_module(f"resnetkit.commands.{verb}").Options.__doc__
+        meant = " ".join(doc.split("Examples: ")[1].split()).split("; ")
+        assert [shlex.split(line) for line in shown.replace("\\\n", "").splitlines()] == list(map(shlex.split, meant))
+        cut = re.findall(r"(--\S+) \\\n +(\S)", shown)
+        assert not [option for option, begins in cut if begins not in "->"], shown  # an option keeps its value
+
+
+def test_help_says_what_an_option_takes_and_no_empty_default(cli):
+    for verb in VERBS:
+        out = cli(verb, "--help")[1]
+        assert not re.search(r"\(default:\s*(''|None|False)?\s*\)|\b(STR|INT|FLOAT)\b|│ +│", out), out
+    told = {verb: " ".join(cli(verb, "--help")[1].split()) for verb in ("optimize", "predict", "train", "embed")}
+    assert "--data DIR Pictures" in told["optimize"] and "--out DIR A new model" in told["optimize"]
+    assert "--engines NAME [NAME ...]" in told["optimize"] and "(default: 5)" in told["optimize"]
+    assert "--out FILE A .csv" in told["predict"] and "--top NUMBER" in told["predict"]
+    assert "--set KEY=VALUE" in told["train"] and "(repeatable)" in told["train"] and "--out DIR" in told["train"]
+    assert "(default: vectors.npz)" in told["embed"]
 
 
 def test_classes_that_differ(cli, tmp_path, pictures):

@@ -17,7 +17,7 @@ MODULES = {
 }
 # each layer may use itself and what stands before it
 LAYERS = ["errors", "kinds", "text", "tables", "files", "architecture", "images", "pages", "data", "network", "surgery", "weights", "explain", "doctor", "learn",
-          "deliver", "commands", "cli", "__main__"]  # fmt: skip
+          "deliver", "commands", "cli_help", "cli", "__main__"]  # fmt: skip
 NARROW = {  # what a layer uses is less than its place allows
     "kinds": set(),
     "images": {"errors", "kinds", "architecture"},
@@ -27,7 +27,8 @@ NARROW = {  # what a layer uses is less than its place allows
     "surgery": {"errors", "tables", "architecture", "network"},
     "explain": {"errors", "tables", "architecture", "images", "pages", "network", "weights"},
     "doctor": set(),
-    "cli": {"errors"},
+    "cli_help": set(),
+    "cli": {"errors", "cli_help"},
 }
 TORCH_FREE = [
     "resnetkit", "resnetkit.errors", "resnetkit.kinds", "resnetkit.text", "resnetkit.files", "resnetkit.architecture.spec",
@@ -39,7 +40,7 @@ TORCH_FREE = [
     "resnetkit.weights.addresses",
     "resnetkit.explain.words", "resnetkit.explain.differences", "resnetkit.explain.compare", "resnetkit.explain.figure",
     "resnetkit.weights.dialects", "resnetkit.weights.fit", "resnetkit.learn.recipe", "resnetkit.learn.state", "resnetkit.learn.signals",
-    "resnetkit.learn.recipes", "resnetkit.learn.tracker", "resnetkit.learn.trackers", "resnetkit.deliver.engines.quiet", "resnetkit.deliver.engines.ranges", "resnetkit.deliver.engines.switches", "resnetkit.deliver.engines.openvino", "resnetkit.deliver.engines.onnx_runtime", "resnetkit.images.distort", "resnetkit.learn.ranks", "resnetkit.learn.settings", "resnetkit.data.pictures", "resnetkit.cli", "resnetkit.doctor",
+    "resnetkit.learn.recipes", "resnetkit.learn.tracker", "resnetkit.learn.trackers", "resnetkit.deliver.engines.quiet", "resnetkit.deliver.engines.ranges", "resnetkit.deliver.engines.switches", "resnetkit.deliver.engines.openvino", "resnetkit.deliver.engines.onnx_runtime", "resnetkit.images.distort", "resnetkit.learn.ranks", "resnetkit.learn.settings", "resnetkit.data.pictures", "resnetkit.cli", "resnetkit.cli_help", "resnetkit.doctor",
     "resnetkit.commands.explain", "resnetkit.commands.models", "resnetkit.commands.train",
     "resnetkit.commands.evaluate", "resnetkit.commands.predict", "resnetkit.commands.doctor",
     "resnetkit.commands.check", "resnetkit.commands.together", "resnetkit.commands.report", "resnetkit.commands.embed", "resnetkit.data.check",

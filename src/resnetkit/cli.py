@@ -196,6 +196,8 @@ def parse(options: type[T], prog: str, words: Sequence[str]) -> T | None:
     """The options of a verb; None where help was asked for and printed. Raises `UsageError`."""
     import tyro
 
+    from resnetkit import cli_help
+
     page, told = _Page(coloured=_takes_colours()), _Page()
     known = {*_names(options), "--help"}
     strange = [word for word in words if word.startswith("--") and word.split("=")[0].replace("_", "-") not in known]
@@ -204,7 +206,15 @@ def parse(options: type[T], prog: str, words: Sequence[str]) -> T | None:
     try:
         with contextlib.redirect_stdout(page), contextlib.redirect_stderr(told):
             config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-            parsed, unknown = tyro.cli(options, prog=prog, args=words, return_unknown_args=True, config=config)
+            with cli_help.rules():
+                parsed, unknown = tyro.cli(
+                    options,
+                    prog=prog,
+                    description=cli_help.about(options),
+                    args=words,
+                    return_unknown_args=True,
+                    config=config,
+                )
     except SystemExit as stop:
         if not stop.code:
             print(_laid_out(page.getvalue()))
@@ -256,15 +266,17 @@ def _laid_out(page: str) -> str:
     lines = page.splitlines()
     frames = next((i for i, line in enumerate(lines) if "╭" in line), len(lines))
     above = [_CODES.sub("", line).rstrip() for line in lines[:frames]]
-    text = "\n".join([*map(_paragraph, above), *lines[frames:]])
+    framed = [line for line in lines[frames:] if _CODES.sub("", line).strip("│ ")]
+    text = "\n".join([*map(_paragraph, above), *framed])
     return text if "utf" in (sys.stdout.encoding or "utf").lower() else text.translate(_PLAIN_FRAMES)
 
 
 def _paragraph(line: str) -> str:
     """A line above the frames; commands to copy stand on lines of their own."""
     if line.startswith("Examples: "):
-        commands = line.removeprefix("Examples: ").split("; ")
-        return "\n".join(["Examples:", *(_wrapped(f"  {command}", "    ") for command in commands)])
+        from resnetkit.cli_help import commands
+
+        return "\n".join(["Examples:", *commands(line.removeprefix("Examples: "))])
     return _wrapped(line, "  " * line.startswith("usage: "))
 
 
