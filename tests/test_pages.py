@@ -1,5 +1,6 @@
 """Pages and charts: text is text, nothing is loaded, and a real browser shows them without a complaint."""
 
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -13,6 +14,9 @@ from resnetkit.architecture.card import Training, card_for
 from resnetkit.data.check import Checked, Look, Twins
 from resnetkit.data.check_page import check_page
 from resnetkit.data.pictures import Data, Files
+from resnetkit.deliver.engine import Choice
+from resnetkit.deliver.optimized import Kept, Optimized, Row
+from resnetkit.deliver.optimized_page import name_of, optimized_page
 from resnetkit.images.thumbnail import thumbnail
 from resnetkit.learn.evaluation import Answers, Evaluation
 from resnetkit.learn.recipe import Recipe
@@ -168,3 +172,73 @@ def test_several_runs_on_one_page():
 )
 def test_the_sign_test(a, b, p):
     assert sign_test(a, b) == sign_test(b, a) == pytest.approx(p, rel=0.02)
+
+
+# ------------------------------------------------------------------------------------------------- the page of engines
+
+
+def engines(same=0.99):
+    slow = Row(Choice("eager", "fp32"), 100.0, 10.0, 2.0, 1e-7, same)
+    fast = Row(Choice("openvino", "int8", 32, 2), 650.0, 98.0, 0.5, 0.2, same)
+    bad = Row(Choice("openvino", "bf16"), 300.0, 3.3, None, 0.5, same, why="logits differ")
+    kept = tuple(Kept(purpose, row, (), "abc") for purpose, row in (("throughput", fast), ("start", fast)))
+    return Optimized("", "a processor", "16 pictures", (slow, fast, bad), kept)
+
+
+def test_a_chart_of_dots_says_by_itself_what_is_what():
+    placed = [chart.Dot("one", 1e-7, 10, "a", kind="fp32"), chart.Dot("two", 0.1, 40, "b", True, "int8"),
+              chart.Dot("two", 0.1, 40, "c", kind="fp32", mark="start")]  # fmt: skip
+    root = ET.fromstring(f"<div>{chart.dots('a chart', ('apart', 'images/s'), placed)}</div>")
+    keys, plot = root.findall("div"), root.find("{*}svg")
+    assert [[span.find("svg").tail for span in key] for key in keys] == [
+        ["one", "two"],
+        ["fp32", "int8", "left out", "kept"],
+    ]
+    said = [text.text for text in plot.findall(".//{*}text")]
+    assert {"apart", "images/s", "start", "1e-7"} <= set(said)
+    marks = [
+        (svg.get("x"), svg.get("y"), [child.tag.rpartition("}")[2] for child in svg]) for svg in plot.findall("{*}svg")
+    ]
+    assert marks == [("2%", "241.5", ["circle"]), ("98%", "30", ["path"]), ("98%", "30", ["circle", "circle"])]
+
+
+def test_marks_of_dots_near_each_other_stand_apart():
+    placed = [chart.Dot("one", 0.1, y, "", mark=name) for y, name in ((40, "high"), (39.9, "middle"), (39.8, "low"))]
+    root = ET.fromstring(f"<div>{chart.dots('a chart', ('x', 'y'), placed)}</div>")
+    places = sorted(
+        float(text.get("y")) for text in root.findall(".//{*}text") if text.text in ("high", "middle", "low")
+    )
+    assert len(places) == 3 and all(lower - upper > 15.9 for upper, lower in itertools.pairwise(places))
+
+
+def test_the_page_of_engines_is_for_every_screen(tmp_path, browser):
+    path = tmp_path / "engines.html"
+    path.write_text(optimized_page("net", engines()))
+    for width in (1280, 400):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        plot, body = page.locator("svg.plot").bounding_box(), page.locator("p.lead").bounding_box()
+        assert plot["width"] > body["width"] - 65 and plot["height"] == 360
+        assert page.locator("thead").first.locator("th").all_text_contents()[:2] == ["engine", "images/s"]
+        assert page.locator("svg.plot text", has_text="throughput, start").count() == 1
+        page.close()
+
+
+def test_the_page_of_engines_tells_how_much_faster_and_what_was_judged():
+    said = optimized_page("net", engines()).replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "<dd>650.0 images/s</dd>" in said and "many pictures, openvino int8, batch 32 x 2, 6.5 times eager fp32" in said
+    )
+    assert "by its logits alone" not in said and '<th scope="col">same</th>' in said
+    alone = optimized_page("net", engines(same=None))
+    assert "by its logits alone" in alone and '<th scope="col">same</th>' not in alone
+
+
+def test_a_model_folder_in_a_run_has_the_name_of_the_run(tmp_path, monkeypatch):
+    for run in ("digits-1", "other"):
+        (tmp_path / run / "model").mkdir(parents=True)
+    (tmp_path / "digits-1" / "run.toml").touch()
+    assert [name_of(tmp_path / run / "model") for run in ("digits-1", "other")] == ["digits-1", "model"]
+    monkeypatch.chdir(tmp_path / "digits-1" / "model")
+    assert name_of(Path()) == "digits-1"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
+from typing import Any
 
-from resnetkit.pages.svg import document, element, title, words
+from resnetkit.pages.svg import document, element, plot, title, words
 
 _COLOURS = (
     "var(--one, #2563eb)",
@@ -55,52 +57,139 @@ def lines(
 
 @dataclass(frozen=True)
 class Dot:
-    """A place in `dots`: hollow where it is ``open``; ``note`` shows when one points at it."""
+    """A place in `dots`: coloured by its ``group``, shaped by its ``kind``, hollow where it is ``open``.
+
+    ``note`` shows when one points at it; one with a ``mark`` has a ring around it, and the mark beside it.
+    """
 
     group: str
     x: float
     y: float
     note: str
     open: bool = False
+    kind: str = ""
+    mark: str = ""
 
 
-def dots(label: str, across: str, placed: Sequence[Dot]) -> str:
-    """Points by the magnitude of x (a decade is as wide as the next) and by y, with a colour for each group."""
-    groups = list(dict.fromkeys(dot.group for dot in placed))
-    decades = [math.log10(max(dot.x, _LEAST)) for dot in placed] or [0.0]
+PLOT_STYLE = """
+svg.plot { height: 360px; width: calc(100% - 60px); margin-left: 48px; overflow: visible; }
+svg.plot svg { overflow: visible; }
+.key { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; margin: .5rem 0; font-size: .85rem; }
+.key span { display: inline-flex; align-items: center; gap: .35rem; white-space: nowrap; }
+"""
+_TALL, _HIGH, _LOW, _SHARE = (
+    360.0,
+    30.0,
+    312.0,
+    84.0,
+)  # of a plot: its height, where y ends and begins, its part of 100 %
+_MARKS = (  # what is drawn, around (0, 0)
+    "circle",
+    "M-4.5,-4.5h9v9h-9z",
+    "M0,-6L5.5,4.5H-5.5z",
+    "M0,-6.5L6.5,0L0,6.5L-6.5,0z",
+    "M0,6L5.5,-4.5H-5.5z",
+)
+
+
+def dots(label: str, axes: tuple[str, str], placed: Sequence[Dot]) -> str:
+    """Points by the magnitude of x (a decade is as wide as the next) and by y, under a key to colours and shapes.
+
+    ``axes`` names x and y. The picture is as wide as its frame; its page has `PLOT_STYLE`.
+    """
+    groups, kinds = (
+        list(dict.fromkeys(names)) for names in zip(*((dot.group, dot.kind) for dot in placed), strict=True)
+    )
+    decades = [math.log10(max(dot.x, _LEAST)) for dot in placed]
     first, last = math.floor(min(decades)), math.ceil(max(*decades, math.floor(min(decades)) + 1))
-    ticks = _ticks(0.0, max((dot.y for dot in placed), default=1.0))
-    top = _TOP + _KEY_HEIGHT * math.ceil(len(groups) / _KEYS)
-    bottom = top + _DEPTH
+    ticks = _ticks(0.0, max(dot.y for dot in placed))
 
-    def right(decade: float) -> float:
-        return _LEFT + 8 + (decade - first) / (last - first) * (_RIGHT - _LEFT - 16)
+    def across(decade: float) -> float:
+        return 2 + (decade - first) / (last - first) * 96
 
     def up(y: float) -> float:
-        return bottom - y / ticks[-1] * _DEPTH
+        return _LOW - y / ticks[-1] * (_LOW - _HIGH)
 
-    grid = [mark for tick in ticks for mark in _tick(tick, up(tick))]
-    scale = [
-        words(f"{10.0**decade:.0e}".replace("e-0", "e-").replace("e+0", "e"), right(decade), bottom + 18, fill=_SOFT,
-              text_anchor="middle")
-        for decade in range(first, last + 1)
-    ]  # fmt: skip
-    named = [_key(i, name) for i, name in enumerate(groups)]
+    grid = [mark for tick in ticks for mark in _rule(tick, up(tick))]
+    each = 1 if last - first <= _MOST_DECADES else 2
+    scale = [_decade(decade, across(decade)) for decade in range(first, last + 1, each)]
+    names = [
+        words(axes[1], -_LEFT, 12.0, fill=_SOFT),
+        words(axes[0], "50%", _LOW + 42, fill=_SOFT, text_anchor="middle"),
+    ]
     drawn = [
-        _dot(groups.index(dot.group), right(decade), up(dot.y), dot)
+        _dot(_colour(groups, dot), kinds.index(dot.kind), across(decade), up(dot.y), dot)
         for decade, dot in zip(decades, placed, strict=True)
     ]
-    middle = words(across, (_LEFT + _RIGHT) / 2, bottom + 36, fill=_SOFT, text_anchor="middle")
-    return document(_WIDTH, bottom + 46, label, *grid, *scale, middle, *named, *drawn)
+    marked = _labels([(across(decade), up(dot.y), dot.mark) for decade, dot in zip(decades, placed, strict=True)])
+    return _keys(groups, kinds, placed) + plot(_TALL, label, *grid, *scale, *names, *drawn, *marked)
 
 
 _LEAST = 1e-9  # stands for no difference at all
+_MOST_DECADES = 6  # whose figures stand beside each other on a telephone
 
 
-def _key(index: int, name: str) -> str:
-    x, y = _key_place(index)
-    mark = element("circle", cx=x + 9, cy=y, r=4, fill=_COLOURS[index % len(_COLOURS)])
-    return element("g", mark, _key_name(name, x, y))
+def _colour(groups: Sequence[str], dot: Dot) -> str:
+    return _COLOURS[groups.index(dot.group) % len(_COLOURS)]
+
+
+def _rule(value: float, y: float) -> tuple[str, str]:
+    rule = element("line", x1=0, x2="100%", y1=y, y2=y, stroke=_LINE)
+    return rule, words(f"{value:,g}", -6.0, y + 4, fill=_SOFT, text_anchor="end")
+
+
+def _decade(decade: int, x: float) -> str:
+    told = f"{10.0**decade:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return words(told, f"{x:.4g}%", _LOW + 20, fill=_SOFT, text_anchor="middle")
+
+
+def _dot(colour: str, kind: int, x: float, y: float, dot: Dot) -> str:
+    look = {"fill": "none", "stroke": colour, "stroke_width": 1.5} if dot.open else {"fill": colour}
+    ring = [element("circle", r=9.5, fill="var(--paper, #ffffff)", stroke=_INK, stroke_width=1.5)] * bool(dot.mark)
+    shape = _mark(_MARKS[kind % len(_MARKS)], title(dot.note), **look)
+    return element("svg", *ring, shape, x=f"{x:.4g}%", y=y, overflow="visible")
+
+
+def _mark(form: str, *inside: str, **look: Any) -> str:
+    return element("circle", *inside, r=5, **look) if form == "circle" else element("path", *inside, d=form, **look)
+
+
+def _labels(placed: Sequence[tuple[float, float, str]]) -> list[str]:
+    """Marks beside their dots, on the side where there is room, none over another; the lowest stands where it is."""
+    made, free = [], math.inf
+    for x, y, mark in sorted((one for one in placed if one[2]), key=lambda one: -one[1]):
+        free = min(y + 4, free - 16)
+        side = {"dx": -14, "text_anchor": "end"} if x > 50 else {"dx": 14}
+        halo = {"stroke": "var(--paper, #ffffff)", "stroke_width": 3, "paint_order": "stroke"}
+        made.append(words(mark, f"{x:.4g}%", free, fill=_INK, font_weight=600, **halo, **side))
+    return made
+
+
+_Key = tuple[str, dict[str, Any], str]  # a name, and the look and the form of its mark
+
+
+def _keys(groups: Sequence[str], kinds: Sequence[str], placed: Sequence[Dot]) -> str:
+    """What colours and shapes mean, as lines that break where they must."""
+    colours: list[_Key] = [(name, {"fill": _COLOURS[i % len(_COLOURS)]}, _MARKS[0]) for i, name in enumerate(groups)]
+    shapes: list[_Key] = [(name, {"fill": _INK}, _MARKS[i % len(_MARKS)]) for i, name in enumerate(kinds)]
+    hollow: list[_Key] = [("left out", {"fill": "none", "stroke": _INK}, _HOLLOW)] * any(dot.open for dot in placed)
+    ring: list[_Key] = [("kept", {"fill": "none", "stroke": _INK, "stroke_width": 1.5}, _RING)] * any(
+        dot.mark for dot in placed
+    )
+    return "".join(_key_row(row) for row in (colours, [one for one in [*shapes, *hollow, *ring] if one[0]]) if row)
+
+
+_HOLLOW = "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z"
+_RING = "M-8,0a8,8 0 1,0 16,0a8,8 0 1,0 -16,0z"
+
+
+def _key_row(row: Sequence[_Key]) -> str:
+    shown = [
+        element("span", element("svg", _mark(form, **look), width=20, height=20, viewBox="-10 -10 20 20"),
+                escape(name))
+        for name, look, form in row
+    ]  # fmt: skip
+    return element("div", *shown, class_="key")
 
 
 def _key_place(index: int) -> tuple[float, float]:
@@ -109,12 +198,6 @@ def _key_place(index: int) -> tuple[float, float]:
 
 def _key_name(name: str, x: float, y: float) -> str:
     return words(_short(name, 21), x + 24, y + 4, fill=_INK)
-
-
-def _dot(index: int, x: float, y: float, dot: Dot) -> str:
-    colour = _COLOURS[index % len(_COLOURS)]
-    look = {"fill": "none", "stroke": colour, "stroke_width": 1.5} if dot.open else {"fill": colour}
-    return element("circle", title(dot.note), cx=x, cy=y, r=4.5, **look)
 
 
 def _tick(value: float, y: float) -> tuple[str, str]:

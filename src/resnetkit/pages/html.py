@@ -31,6 +31,7 @@ th:first-child, td:first-child { text-align: left; } th { color: var(--soft); fo
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 dl div { background: var(--fill); border-radius: .5rem; padding: .6rem .8rem; }
 dt { color: var(--soft); font-size: .8rem; } dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
+dd.more { color: var(--soft); font-size: .8rem; font-weight: 400; }
 svg { display: block; max-width: 100%; height: auto; } .scroll svg { max-width: none; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem 1.5rem; }
 .charts h3 { font-size: .95rem; margin: .25rem 0; }
@@ -98,6 +99,15 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def figures(pairs: Iterable[tuple[str, str]]) -> str:
     """A few large numbers with their names."""
     return "<dl>" + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs) + "</dl>"
+
+
+def cards(found: Iterable[tuple[str, str, str]]) -> str:
+    """A few large numbers: (what it is, the number, what it is of, in small letters)."""
+    shown = [
+        f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd><dd class="more">{escape(more)}</dd></div>'
+        for k, v, more in found
+    ]
+    return f"<dl>{''.join(shown)}</dl>"
 
 
 def charts(drawn: Iterable[tuple[str, str]]) -> str:
