@@ -239,10 +239,11 @@ def _lost(ends: list) -> str:
     return "; ".join(filter(None, (lost, f"{torn} checkpoints could not be read" if torn else "")))
 
 
-def machine(found: dict) -> str:
-    """What the figures are of."""
+def machine(found: dict, *, whole: bool = False) -> str:
+    """What the figures are of; the ``whole`` of what its processor is able to, once on a page."""
     here = found["environment"]
-    return f"\n{here['processor']}, {here['cores']} cores ({', '.join(here['features'])}).\n"
+    able = f" ({', '.join(here['features'])})" if whole else ""
+    return f"\n{here['processor']}, {here['cores']} cores{able}.\n"
 
 
 def table(headings: str, form: str, found: list, said: Callable[[dict], str]) -> str:
@@ -251,41 +252,50 @@ def table(headings: str, form: str, found: list, said: Callable[[dict], str]) ->
     return "".join(f"| {line} |\n" for line in lines)
 
 
+PLAIN = "plain torchvision, eager fp32"
+
+
 def speed_engines(found: dict) -> str:
     def said(row: dict) -> str:
-        beside = "the idiom: eager fp32" if row["beside"] == "idiom" else row["setting"]
+        beside = PLAIN if row["beside"] == "idiom" else row["setting"]
         low, high = row["interval"]
         return (
             f"{row['network']} | {row['precision']} | {row['batch']} | {row['first']:.1f} | {beside} | "
             f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f})"
         )
 
-    head = "network | in | pictures | ours, images/s | beside | images/s | ratio (95 %)"
-    return table(head, "--- | --- | ---: | ---: | --- | ---: | ---:", found["found"], said) + machine(found)
+    head = "network | precision | batch | ours, images/s | compared with | its images/s | times as fast (95 %)"
+    return table(head, "--- | --- | ---: | ---: | --- | ---: | ---:", found["found"], said) + machine(found, whole=True)
 
 
 def speed_pictures(found: dict) -> str:
     def said(row: dict) -> str:
         return (
             f"{row['network']}, {row['precision']} | {row['ours']:.1f} | {row['idiom']:.1f} (batch {row['batch']}) | "
-            f"**{row['ratio']:.1f}** | {row['efficiency']:.2f} | {peaks(row)}"
+            f"**{row['ratio']:.1f}** | {100 * row['efficiency']:.0f} % | {peaks(row)}"
         )
 
-    head = "`resnetkit predict`, 2,000 JPEGs | images/s | the idiom | ratio | of the network alone | peak memory"
-    return table(head, "--- | ---: | ---: | ---: | ---: | ---:", found["found"], said) + machine(found)
+    head = (
+        f"`resnetkit predict`, 2,000 JPEGs | images/s | {PLAIN} | times faster | share of the network's own speed | "
+        "peak memory, MiB | plain torchvision's"
+    )
+    return table(head, "--- | ---: | ---: | ---: | ---: | ---: | ---:", found["found"], said) + machine(found)
 
 
 def peaks(row: dict) -> str:
-    return f"{row['peak']:.0f} MiB, the idiom's {row['idiom_peak']:.0f}"
+    return f"{row['peak']:.0f} | {row['idiom_peak']:.0f}"
 
 
 def speed_cold(found: dict) -> str:
     def said(row: dict) -> str:
         who, pace = f"{row['network']}, {row['precision']}", f"{row['seconds']:.2f} | {row['idiom']:.2f}"
-        return f"{who} | {pace} | **{row['ratio']:.2f}** | {peaks(row)}"
+        return f"{who} | {pace} | **{1 / row['ratio']:.1f}** | {peaks(row)}"
 
-    head = "one JPEG, from starting Python | seconds | the idiom's script | ratio | peak memory"
-    return table(head, "--- | ---: | ---: | ---: | ---:", found["found"], said) + machine(found)
+    head = (
+        "one JPEG, from starting Python | seconds | a plain torchvision script | times faster | peak memory, MiB | "
+        "the script's"
+    )
+    return table(head, "--- | ---: | ---: | ---: | ---: | ---:", found["found"], said) + machine(found)
 
 
 def speed_accuracy(found: dict) -> str:
@@ -301,7 +311,7 @@ def speed_accuracy(found: dict) -> str:
 
 
 def preparing(found: dict) -> str:
-    ways = {"decode": "Pillow, full decode alone", "idiom": "the idiom: full decode, resize, crop", "ours": "ours"}
+    ways = {"decode": "Pillow, full decode alone", "idiom": "the usual way: full decode, resize, crop", "ours": "ours"}
 
     def said(part: dict) -> str:
         spent = " | ".join(f"{statistics.median(part['ms'][way]):.2f} ms" for way in ways)
@@ -310,7 +320,7 @@ def preparing(found: dict) -> str:
         return f"{part['pictures']}, {part['name']} | {spent} | **{ratio:.2f}** | {levels}"
 
     parts = [{"name": name, **found[name]} for name in ("as they are", "4000x3000")]
-    head = f"photographs | {' | '.join(ways.values())} | faster than the idiom | mean difference, levels"
+    head = f"photographs | {' | '.join(ways.values())} | times faster than the usual way | mean difference, levels"
     return table(head, "--- | ---: | ---: | ---: | ---: | ---:", parts, said)
 
 
