@@ -264,7 +264,9 @@ def speed_engines(found: dict) -> str:
             f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f})"
         )
 
-    head = "network | precision | batch | ours, images/s | compared with | its images/s | times as fast (95 %)"
+    head = (
+        "network | precision | pictures at once | ours, images/s | compared with | its images/s | times as fast (95 %)"
+    )
     return table(head, "--- | --- | ---: | ---: | --- | ---: | ---:", found["found"], said) + machine(found, whole=True)
 
 

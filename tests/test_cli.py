@@ -334,6 +334,7 @@ def test_help_says_what_an_option_takes_and_no_empty_default(cli):
     assert "--out FILE A .csv" in told["predict"] and "--top NUMBER" in told["predict"]
     assert "--set KEY=VALUE" in told["train"] and "(repeatable)" in told["train"] and "--out DIR" in told["train"]
     assert "(default: vectors.npz)" in told["embed"]
+    assert "--part {train,val,test,all} " in " ".join(cli("evaluate", "--help")[1].split())
 
 
 def test_classes_that_differ(cli, tmp_path, pictures):

@@ -12,7 +12,7 @@ import re
 import shutil
 import textwrap
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
@@ -98,6 +98,9 @@ def _option(field: Field[Any], hint: Any, told: str | None, given: Any) -> Struc
 
 def _taken(name: str, kind: Any, told: str, several: bool) -> str | None:
     """What stands for the value of an option; None where its type says it best."""
+    for one in get_args(kind):
+        if get_origin(one) is Literal:  # or None, which nobody can type
+            return f"{{{','.join(get_args(one))}}}"
     inner = get_args(kind)[0] if get_origin(kind) is tuple else kind
     if inner not in (str, int, float):
         return None
