@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from resnetkit.deliver.optimized import HEADINGS, Kept, Optimized, Row, best_of_each, cells, plain
+from resnetkit.deliver.optimized import HEADINGS, Kept, Optimized, Row, best_of_each, cells, left_out, plain
 from resnetkit.pages import html
 from resnetkit.pages.chart import Dot, dots
 
@@ -18,14 +18,14 @@ _PURPOSES = {
 def optimized_page(name: str, found: Optimized) -> str:
     """The whole page; every name in it is text, never markup."""
     compared = [row for row in found.rows if row.error is not None and row.images_per_second]
-    best = best_of_each(found.rows)
-    left_out = [row for row in best if row.why]
+    best = best_of_each(found)
+    reasons = left_out(best)
     sections = [
         ("", html.figures(list(_kept(found)))),
         ("Speed against agreement", _drawn(compared) + html.note(_HOW)) if compared else ("", ""),
-        ("The best of each engine", _table([row for row in best if row.images_per_second]) + html.note(_TWICE)),
-        *[("Left out", html.items(f"{row.choice.name}: {row.why}" for row in left_out))] * bool(left_out),
-        ("Everything that was tried", _table([row for row in found.rows if row.images_per_second])),
+        ("The best of each engine", _table(found, best) + html.note(_TWICE)),
+        *[("Left out", html.items(reasons))] * bool(reasons),
+        ("Everything that was tried", _table(found, found.rows)),
     ]
     lead = f"Measured on {found.processor}; answers compared on {found.checked}."
     return html.page(f"engines of {name}", lead, [section for section in sections if section[1]])
@@ -41,9 +41,9 @@ _HOW = (
 _TWICE = "Ways with seconds to start were measured twice, the second time side by side; the others were looked at once."
 
 
-def _table(rows: list[Row]) -> str:
-    """Without the reasons, which stand in a list of their own."""
-    return html.table(HEADINGS[:-1], (cells(row)[:-1] for row in rows))
+def _table(found: Optimized, rows: Sequence[Row]) -> str:
+    """Of what was measured; the reasons stand in a list of their own."""
+    return html.table(HEADINGS, (cells(row, found.kept) for row in rows if row.images_per_second))
 
 
 def _kept(found: Optimized) -> Iterator[tuple[str, str]]:
