@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from resnetkit.architecture.card import model_folder
-from resnetkit.commands.output import results, rewrites_lines, say, table, then
+from resnetkit.commands.output import prose, results, rewrites_lines, say, table, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.deliver.agreement import MAX_LOSS
 from resnetkit.deliver.optimized import (
@@ -126,9 +126,9 @@ _ALIKE = 0.9
 def _show(found: Optimized) -> None:
     best = best_of_each(found)
     rows = [cells(row, found.kept) for row in best if row.images_per_second]
-    table(HEADINGS, rows, drop=("same", "ms a call"), last=("batch x streams",))
+    table(HEADINGS, rows, drop=("same", "ms a call", "s to start", "points"))
     for reason in left_out(best):
-        print(f"left out: {reason}")
+        prose(f"left out: {reason}")
     print(f"answers compared on {found.checked}")
     compared = plain(found.rows)
     for kept in found.kept:
@@ -140,7 +140,7 @@ def _times(row: Row, compared: Row | None) -> str:
     """How many times faster than the plain way, which was measured beside it."""
     if compared is None or not compared.images_per_second:
         return ""
-    return f", {(row.images_per_second or 0) / compared.images_per_second:.1f} times eager fp32"
+    return f", {(row.images_per_second or 0) / compared.images_per_second:.1f} times {compared.choice}"
 
 
 @contextlib.contextmanager
@@ -150,17 +150,21 @@ def _watching() -> Iterator[tuple[Callable[[Row], None], Callable[[int, int], No
         yield lambda row: say(_line(row)), lambda done, total: None
         return
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
     with Console(stderr=True).status("looking at the model") as status:
+
+        def show(line: str) -> None:
+            status.update(Text(line, no_wrap=True, overflow="ellipsis"))
+
         yield (
-            lambda row: status.update(f"{_stage(row)}; last: {escape(_line(row))}"),
-            lambda done, total: status.update(f"reading pictures  {done:,}/{total:,}"),
+            lambda row: show(f"{_stage(row)}; last: {_line(row)}"),
+            lambda done, total: show(f"reading pictures  {done:,}/{total:,}"),
         )
 
 
 def _stage(row: Row) -> str:
-    return "trying engines" if row.seconds_to_start is None else "measuring the best once more, side by side"
+    return "trying engines" if row.seconds_to_start is None else "measuring the best once more"
 
 
 def _line(row: Row) -> str:

@@ -131,7 +131,7 @@ def _wanted(engines: Sequence[str], precisions: Sequence[str], data: str | Path 
 
     Raises `UsageError` or `MachineError` where, of what was named, nothing can be tried.
     """
-    gpu, kinds = torch.cuda.is_available(), {name: KINDS[name] for name in engines or KINDS}
+    gpu, kinds = torch.cuda.is_available(), {name: KINDS[name] for name in KINDS if not engines or name in engines}
     choices = [
         Choice(name, precision, device=device)
         for name, kind in kinds.items()
