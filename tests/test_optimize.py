@@ -76,8 +76,19 @@ def test_int8_is_judged_by_answers():
     verdict = right.judge(bent, "int8")
     assert verdict.lost == -25.0 and not verdict.why  # it is right where fp32 was wrong
     wrong = judge(truth=np.array([0, 1, 2, 0]))
-    assert wrong.judge(bent, "int8").why == "it is right 1 times fewer of 4: 25.00 points (limit 0.2)"
+    assert wrong.judge(bent, "int8").why == "1 fewer of 4 pictures are right, 25.00 points (--max-loss 0.2)"
     assert not judge(truth=np.array([0, 1, 2, 0]), max_loss=25.0).judge(bent, "int8").why
+
+
+def test_where_logits_have_a_limit_one_answer_may_change():
+    near = np.array([[1.0, 0.999], [1.0, 0.999], [0.0, 9.0]], np.float32)
+    two = Judge(near, ["a", "b", "c"], np.array([0, 0, 1]))
+    once, twice = near.copy(), near.copy()
+    once[0] = twice[:2] = [0.999, 1.0]
+    assert not two.judge(once, "bf16").why and two.judge(once, "bf16").lost == pytest.approx(100 / 3)
+    assert two.judge(twice, "bf16").why == "2 fewer of 3 pictures are right, 66.67 points (--max-loss 0.2)"
+    assert two.first(1).judge(once[:1], "bf16").lost == 100.0
+    assert two.first(1).judge(once, "bf16").why == "it gives 3 x 2 logits for 1 x 2"
 
 
 def test_answers_that_mean_nothing_are_not_compared():
@@ -112,7 +123,9 @@ def test_a_folder_of_classes_is_divided(pictures):
     assert not {p.tobytes() for p in found.checked} & {p.tobytes() for p in found.ranges}
     assert found.truth.tolist() == [NAMES.index(name.split("/")[0]) for name in found.names]
     assert found.names != sorted(found.names)  # any first part of them has all classes
-    assert found.told(9).startswith("9 pictures of ") and found.told(9).endswith(", part all, with their classes")
+    assert found.told(9).startswith("9 of 15 pictures of ")
+    assert found.told(9).endswith(", part all, with their classes (one is 11 points)")
+    assert found.told(15).startswith("15 pictures of ") and found.told(15).endswith(" (one is 6.7 points)")
 
 
 def test_ranges_come_from_train_where_there_is_one(pictures):
@@ -210,7 +223,9 @@ def test_what_misbehaves_is_left_out_with_its_reason(tmp_path, pictures, fakes, 
     assert why["raises-fp32"] == "ValueError: no such operation: Snake"
     assert why["absent-fp32"] == "no_such_package is not installed: pip install 'resnetkit[openvino]'"
     assert {row.choice.name for row in heard} == set(why)
-    assert [row.choice.name for row in heard].count("loud-int8") == 2  # as each is measured
+    first = [row for row in heard if row.seconds_to_start is None]
+    assert [row.choice.name for row in first].count("loud-int8") == 2  # as each is measured
+    assert {row.choice.engine for row in heard if row.seconds_to_start} == {"loud"}  # once more
     assert {kept.purpose for kept in found.kept} == {"latency", "throughput", "start"}
     for kept in found.kept:
         assert kept.row.choice.engine == "loud" and not kept.row.why and kept.row.error is not None
@@ -247,7 +262,7 @@ def test_a_search_that_keeps_nothing_leaves_what_was_kept(tmp_path, fakes, quick
     assert "wrong-fp32: logits differ by 0.5" in told and "absent-fp32: no_such_package is not installed" in told
     monkeypatch.setattr(optimizing.Search, "again", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        rk.optimize(folder, minutes=0.1, engines=("absent",))
+        rk.optimize(folder, minutes=0.1, engines=("raises",))
     assert (folder / FOLDER / FILE).read_bytes() == before
     assert {path.name for path in (folder / FOLDER).iterdir()} == {FILE, REPORT, found.kept[0].folder}
 
@@ -265,6 +280,40 @@ def test_weights_that_change_meanwhile_are_refused(tmp_path, fakes, quick, monke
     with pytest.raises(UsageError, match="the weights changed while engines were tried"):
         rk.optimize(folder, minutes=0.1, engines=("loud",))
     assert optimized.read(folder) is None
+
+
+def test_only_what_was_made_here_is_removed(tmp_path, fakes, quick):
+    folder = trained(tmp_path / "model")
+    (folder / FOLDER / "notes").mkdir(parents=True)
+    (folder / FOLDER / "0123abcd").mkdir()
+    found = rk.optimize(folder, minutes=0.1, engines="loud")
+    assert {path.name for path in (folder / FOLDER).iterdir()} == {FILE, REPORT, "notes", found.kept[0].folder}
+
+
+def test_engines_behind_a_link_are_not_touched(tmp_path, fakes):
+    folder, shared = trained(tmp_path / "model"), tmp_path / "shared"
+    (shared / "0123abcd").mkdir(parents=True)
+    (shared / ".draft.part").write_text("mine")
+    (folder / FOLDER).symlink_to(shared)
+    with pytest.raises(UsageError) as caught:
+        rk.optimize(folder, engines="loud")
+    assert caught.value.what == "engines cannot be kept here, as a link stands there"
+    assert (caught.value.where, caught.value.fix) == (
+        (str(folder / FOLDER),),
+        "remove the link; a new folder takes its place",
+    )
+    assert {path.name for path in shared.iterdir()} == {"0123abcd", ".draft.part"}
+    (folder / FOLDER).unlink()
+    (folder / FOLDER / FILE).mkdir(parents=True)
+    with pytest.raises(UsageError, match="engines cannot be kept here, as something else stands there"):
+        rk.optimize(folder, engines="loud")
+
+
+def test_a_search_that_cannot_begin_leaves_nothing(tmp_path, fakes):
+    folder = trained(tmp_path / "model")
+    with pytest.raises(rk.ResnetkitError):
+        rk.optimize(folder, data=tmp_path / "nowhere", engines="loud")
+    assert not (folder / FOLDER).exists()
 
 
 def test_one_search_at_a_time(tmp_path):
@@ -344,7 +393,7 @@ def test_a_search_that_is_stopped_or_killed_leaves_a_usable_folder(tmp_path, fak
     while any(Path(f"/proc/{child}").exists() for child in trial) and time.monotonic() < until:
         time.sleep(0.05)
     assert trial and not any(Path(f"/proc/{child}").exists() for child in trial)
-    assert rk.load(folder).card.labels == NAMES and serving(folder, 1) == (None, "")
+    assert rk.load(folder).card.labels == NAMES and serving(folder, 1) == ([], "")
 
 
 def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path, fakes):
@@ -368,7 +417,9 @@ def test_a_process_that_dies_between_requests_says_how(tmp_path, fakes):
 def test_eager_alone_by_the_command_line(tmp_path, cli):
     folder = trained(tmp_path / "model")
     code, out, err = cli("optimize", folder, "--engines", "eager", "--precisions", "fp32", "--minutes", "0.02")
-    assert code == 0 and " times eager fp32" in out and "answers compared on 16 pictures that are made here" in out
+    assert (
+        code == 0 and " times eager-fp32, batch " in out and "answers compared on 16 pictures that are made here" in out
+    )
     assert f"wrote {folder}/engines/report.html" in err and f"next: resnetkit predict PICTURES --model {folder}" in err
     found = optimized.read(folder)
     assert {row.choice.name for row in found.rows} == {"eager-fp32"}
@@ -411,6 +462,12 @@ def test_what_cannot_be_optimized(tmp_path, cli):
     for words, told in (
         ((folder, "--engines", "openvin"), "there is no engine called 'openvin'"),
         ((folder, "--precisions", "fp16"), "there is no precision called 'fp16'"),
+        ((folder, "--engines", "eager,openvino"), "fix: divide them by spaces: eager openvino"),
+        ((folder, "--engines", "eager", "--precisions", "int8"), "no engine computes in int8\nwhere: --precisions"),
+        (
+            (folder, "--precisions", "int8"),
+            "int8 needs pictures to measure ranges with\nwhere: --precisions\nfix: --data",
+        ),
         ((folder, "--minutes", "0"), "0 minutes cannot be kept to"),
         ((folder, "--minutes", "nan"), "nan minutes cannot be kept to"),
         ((folder, "--max-loss", "nan"), "nan points cannot be lost"),
@@ -459,8 +516,8 @@ TWO = Row(Choice("two", "fp32", 4, 2), images_per_second=100.0, milliseconds=80.
 def test_what_is_soonest_done_depends_on_how_much_there_is(tmp_path, known):
     folder = trained(tmp_path / "model")
     kept_in(folder, ONE, TWO)
-    assert [serving(folder, n)[0].row.choice.engine for n in (1, 100, 300, 10_000)] == ["one", "one", "two", "two"]
-    assert serving(folder, 1, "two-fp32")[0].row == TWO
+    assert [serving(folder, n)[0][0].row.choice.engine for n in (1, 100, 300, 10_000)] == ["one", "one", "two", "two"]
+    assert serving(folder, 1, "two-fp32")[0][0].row == TWO
     assert optimized.seconds(TWO, 9) == pytest.approx(20.16)  # two calls on each stream, as the last one is padded
 
 
@@ -469,7 +526,7 @@ def test_what_does_not_hold_any_more_is_not_used(tmp_path, known, monkeypatch):
     kept_in(folder, ONE, processor="another one")
     assert serving(folder, 1)[1].startswith("it was optimized for another machine (another one; this is ")
     kept_in(folder, ONE, weights="0" * 80)
-    assert serving(folder, 1) == (None, f"its weights have changed since it was optimized; {optimized.again(folder)}")
+    assert serving(folder, 1) == ([], f"its weights have changed since it was optimized; {optimized.again(folder)}")
     with pytest.raises(MachineError, match="its weights have changed"):
         serving(folder, 1, "one-fp32")
     found = kept_in(folder, ONE)
@@ -486,10 +543,123 @@ def test_what_does_not_hold_any_more_is_not_used(tmp_path, known, monkeypatch):
     assert serving(folder, 1)[1].startswith("no_such_package is not installed: pip install 'resnetkit[one]'")
 
 
+def test_what_an_engine_lacks_has_a_fix_of_its_own(tmp_path, known, monkeypatch):
+    folder = trained(tmp_path / "model")
+    kept_in(folder, ONE)
+    monkeypatch.setitem(engine.KINDS, "one", Kind("json", ("no_such_package",), ("fp32",), "one"))
+    with pytest.raises(MachineError) as caught:
+        serving(folder, 1, "one-fp32")
+    assert (caught.value.what, caught.value.fix) == (
+        "no_such_package is not installed",
+        "pip install 'resnetkit[one]'",
+    )
+
+
+def test_who_was_tried_and_not_kept_is_told_so(tmp_path, known):
+    folder = trained(tmp_path / "model")
+    found = kept_in(folder, ONE)
+    rows = (ONE, TWO, Row(Choice("two", "int8"), why="it is wrong"))
+    (folder / FOLDER / FILE).write_text(to_json(replace(found, rows=rows)))
+    for name, what, fix in (
+        ("two-fp32", "two-fp32 agrees, but others that were kept are faster", "--engine one-fp32, torch or auto"),
+        ("two-int8", "two-int8 was left out: it is wrong", "--engine one-fp32, torch or auto"),
+        ("one-fp", "there is no engine 'one-fp' here", "did you mean one-fp32?"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            serving(folder, 1, name)
+        assert (caught.value.what, caught.value.fix) == (what, fix)
+
+
+def test_a_list_without_anything_kept_asks_torch(tmp_path):
+    folder = trained(tmp_path / "model")
+    kept_in(folder)
+    assert serving(folder, 1) == ([], f"nothing was kept; {optimized.again(folder)}")
+    with pytest.raises(UsageError, match="this model was never optimized"):
+        serving(folder, 1, "one-fp32")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("batch", -1, "kept.0.row.choice.batch: came -1; allowed: 1 to 1024"),
+        ("batch", 0, "kept.0.row.choice.batch: came 0; allowed: 1 to 1024"),
+        ("streams", 10**6, "kept.0.row.choice.streams: came 1000000; allowed: 1 to 1024"),
+        ("milliseconds", -2.0, "kept.0.row.milliseconds: came -2.0; allowed: 0 or more"),
+        ("folder", "../abc", "kept.0: came '../abc'; allowed: plain names of folder and files"),
+        ("folder", "a" * 101, f"kept.0: came '{'a' * 101}'; allowed: plain names of folder and files"),
+    ],
+)
+def test_what_optimize_would_not_have_written_is_damaged(tmp_path, known, field, value, told):
+    folder = trained(tmp_path / "model")
+    kept_in(folder, ONE)
+    data = json.loads((folder / FOLDER / FILE).read_text())
+    (kept,) = data["kept"]
+    place = next(part for part in (kept, kept["row"], kept["row"]["choice"]) if field in part)
+    place[field] = value
+    (folder / FOLDER / FILE).write_text(json.dumps(data))
+    with pytest.raises(WeightsError) as caught:
+        serving(folder, 1)
+    assert caught.value.where[1:] == (told,) and caught.value.fix == optimized.again(folder)
+
+
+def test_what_is_no_list_of_engines_is_told(tmp_path):
+    folder = trained(tmp_path / "model")
+    for make in (
+        lambda: (folder / FOLDER).write_text("a file"),
+        lambda: (folder / FOLDER / FILE).mkdir(parents=True),
+        lambda: os.mkfifo(folder / FOLDER / FILE),
+        lambda: (folder / FOLDER / FILE).symlink_to(FILE),
+    ):
+        make()
+        with pytest.raises(WeightsError, match="this is no file that can be read"):
+            serving(folder, 1)
+        if (folder / FOLDER).is_dir():
+            shutil.rmtree(folder / FOLDER)
+            (folder / FOLDER).mkdir()
+        else:
+            (folder / FOLDER).unlink()
+    (folder / FOLDER).rmdir()
+    assert serving(folder, 1) == ([], "")
+
+
+def test_weights_that_are_gone_are_told(tmp_path, known):
+    folder = trained(tmp_path / "model")
+    kept_in(folder, ONE)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match="the weights cannot be read: No such file or directory"):
+        serving(folder, 1)
+
+
+def test_the_table_has_what_was_kept_then_the_best_of_each():
+    lucky = Row(Choice("one", "fp32", 16), images_per_second=99.0)
+    out = [Row(Choice(name, "int8"), why="it was late") for name in ("one", "two")]
+    rows = (lucky, ONE, replace(TWO, choice=Choice("two", "fp32", 8)), TWO, *out)
+    found = Optimized("", "", "", rows, (Kept("latency", TWO, (), "a"), Kept("start", TWO, (), "a")))
+    assert optimized.best_of_each(found) == [TWO, ONE, *out]
+    assert optimized.left_out(rows) == ["one-int8, two-int8: it was late"]
+    assert optimized.cells(TWO, found.kept) == (
+        "two-fp32", "100.0", "4 x 2", "80.00", "20.00", "", "", "", "latency, start",
+    )  # fmt: skip
+    assert optimized.cells(ONE, found.kept)[-1] == ""
+
+
+def test_a_search_that_found_less_says_what_was_there(tmp_path, cli, known, monkeypatch):
+    folder = trained(tmp_path / "model")
+    found = kept_in(folder, TWO)
+    (folder / FOLDER / FILE).write_text(to_json(replace(found, kept=(replace(found.kept[0], purpose="throughput"),))))
+    row = Row(Choice("eager", "fp32"), 10.0, 100.0, 2.0, 1e-6)
+    monkeypatch.setattr(optimizing.Search, "tried", lambda self, choice: [replace(row, choice=choice)])
+    monkeypatch.setattr(optimizing.Search, "again", lambda self, rows: rows)
+    code, _, err = cli("optimize", folder, "--engines", "eager")
+    assert code == 0
+    assert "note: two-fp32, kept before, gave 100.0 images/s; this search has not found it, or not kept it\n" in err
+    assert "note:" not in cli("optimize", folder, "--engines", "eager")[2]
+
+
 def test_other_weights_of_the_same_size_are_others(tmp_path, known):
     folder = trained(tmp_path / "model")
     kept_in(folder, ONE)
-    assert serving(folder, 1)[0] is not None
+    assert serving(folder, 1)[0]
     other = trained(tmp_path / "other", seed=1)
     shutil.copy(other / "model.safetensors", folder / "model.safetensors")
     assert "its weights have changed" in serving(folder, 1)[1]

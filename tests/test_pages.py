@@ -228,7 +228,7 @@ def test_the_page_of_engines_is_for_every_screen(tmp_path, browser):
 def test_the_page_of_engines_tells_how_much_faster_and_what_was_judged():
     said = optimized_page("net", engines()).replace("\N{NO-BREAK SPACE}", " ")
     assert (
-        "<dd>650.0 images/s</dd>" in said and "many pictures, openvino int8, batch 32 x 2, 6.5 times eager fp32" in said
+        "<dd>650.0 images/s</dd>" in said and "many pictures, openvino-int8, batch 32 x 2, 6.5 times eager fp32" in said
     )
     assert "by its logits alone" not in said and '<th scope="col">same</th>' in said
     alone = optimized_page("net", engines(same=None))

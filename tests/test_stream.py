@@ -376,10 +376,10 @@ def test_an_engine_that_cannot_be_meant(model, saved, inbox, of, told, what):
 def test_the_engine_that_is_soonest_done_is_taken(model, inbox, cli):
     one = engine.Choice("fake", "fp32", 2, 1)
     fakes.optimize(model, fakes.CHOICE, one)
-    assert "engine: fake fp32, batch 2 x 1\n" in cli("predict", inbox, "--model", model)[2]
+    assert "engine: fake-fp32, batch 2 x 1\n" in cli("predict", inbox, "--model", model)[2]
     assert set(fakes.asked) == {2, 1}
     err = cli("predict", inbox, "--model", model, "--engine", "fake-int8")[2]
-    assert err.splitlines()[0] == "engine: fake int8, batch 4 x 2"
+    assert err.splitlines()[0] == "engine: fake-int8, batch 4 x 2"
 
 
 def test_it_is_said_who_computes_and_why(model, saved, inbox, cli, monkeypatch):
@@ -424,12 +424,38 @@ def test_an_engine_that_cannot_be_opened_ends_nothing_but_what_names_it(model, i
     data = pictures("flowers", sorted(NAMES[:2]), 9)
     code, out, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
     assert (code, len(out.splitlines())) == (0, 2)
-    assert err.splitlines()[0] == f"engine: torch fp32, batch 32 x 1, {why}"
+    fix = "an engine in fp32 or int8"
+    assert err.splitlines()[0] == f"engine: torch fp32, batch 32 x 1, {why}; {fix}"
     code, _, err = cli("evaluate", model, data, "--engine", "auto")
-    assert (code, err.splitlines()[0]) == (0, f"engine: torch fp32, {why}")
-    told = "error: this processor does not multiply in bf16\nfix: an engine in fp32 or int8\n"
+    assert (code, err.splitlines()[0]) == (0, f"engine: torch fp32, {why}; {fix}")
+    told = f"error: fake-int8 cannot be opened: this processor does not multiply in bf16\nwhere: {model}\nfix: {fix}\n"
     for words in (("predict", inbox / "00.png", "--model", model), ("evaluate", model, data)):
         assert cli(*words, "--engine", "fake-int8")[::2] == (MachineError.exit_code, told)
+
+
+def test_what_a_library_raises_as_it_opens_is_told_in_a_line(model, inbox, cli, monkeypatch):
+    monkeypatch.setattr(fakes, "open", lambda *_: (_ for _ in ()).throw(RuntimeError("no such file: a.onnx\nat C++")))
+    code, out, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
+    why = "fake-int8 cannot be opened: no such file: a.onnx"
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert err.splitlines()[0] == f"engine: torch fp32, batch 32 x 1, as {why}; {optimized.again(model)}"
+    code, _, err = cli("predict", inbox / "00.png", "--model", model, "--engine", "fake-int8")
+    assert (code, err) == (5, f"error: {why}\nwhere: {model}\nfix: {optimized.again(model)}\n")
+
+
+def test_where_one_cannot_be_opened_the_next_is_asked(model, inbox, cli, monkeypatch):
+    open_ = fakes.open
+    fakes.optimize(model, fakes.CHOICE, engine.Choice("fake", "fp32", 2, 1))
+
+    def fail(folder, artefact, choice):
+        if choice.precision == "fp32":
+            raise MachineError("its memory is gone")
+        return open_(folder, artefact, choice)
+
+    monkeypatch.setattr(fakes, "open", fail)
+    code, _, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
+    assert code == 0
+    assert err.splitlines()[0] == "engine: fake-int8, batch 4 x 2, as fake-fp32 cannot be opened: its memory is gone"
 
 
 def test_an_error_while_an_engine_answers_is_one(model, inbox, monkeypatch):
@@ -516,7 +542,7 @@ def test_an_engine_needs_no_torch(model, inbox):
             command("predict", inbox / "00.png", "--model", model, form), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert done.stderr.splitlines()[0] == "engine: fake int8, batch 4 x 2"
+        assert done.stderr.splitlines()[0] == "engine: fake-int8, batch 4 x 2"
         found = (
             csv.DictReader(io.StringIO(done.stdout)) if form == "--csv" else map(json.loads, done.stdout.splitlines())
         )
@@ -534,7 +560,7 @@ def test_evaluation_counts_what_an_engine_says(model, pictures, cli):
     data = pictures("flowers", sorted(NAMES[:2]), 9)
     code, out, err = cli("evaluate", model, data, "--engine", "fake-int8", "--json", "--part", "all")
     assert code == 0, err
-    assert err.splitlines()[0] == "engine: fake int8, batch 4 x 2"
+    assert err.splitlines()[0] == "engine: fake-int8, batch 4 x 2"
     files = sorted(data.rglob("*.png"))  # eighteen at once, so batches of four and one of two
     found, pixels = json.loads(out), np.stack([prepared(model, path) for path in files])
     answers = [NAMES[i] for start in range(0, 18, 4) for i in fakes.logits(pixels[start : start + 4], 3).argmax(1)]
@@ -546,7 +572,7 @@ def test_evaluation_counts_what_an_engine_says(model, pictures, cli):
     fakes.asked.clear()
     assert cli("evaluate", model, data)[0] == 0
     assert fakes.asked == []
-    assert "engine: fake int8" in cli("evaluate", model, data, "--engine", "auto")[2]
+    assert "engine: fake-int8" in cli("evaluate", model, data, "--engine", "auto")[2]
 
 
 # -------------------------------------------------------------------------------------------------------- files of rows
@@ -742,7 +768,7 @@ def test_who_answered_before_answers_again(model, inbox, cli, tmp_path):
     assert (code, err.splitlines()[0]) == (3, "engine: torch fp32, batch 32 x 1")
     begun(tmp_path / "b.csv", cli, *words[:-2])
     fakes.optimize(model, fakes.CHOICE, engine.Choice("fake", "fp32", 1, 1))
-    assert "engine: fake int8," in cli(*words[:-1], tmp_path / "b.csv", "--resume")[2]
+    assert "engine: fake-int8," in cli(*words[:-1], tmp_path / "b.csv", "--resume")[2]
 
 
 WRONG = {
@@ -849,7 +875,7 @@ def test_a_signal_ends_it_with_the_command_that_goes_on(model, inbox, cli, tmp_p
     assert (process.returncode, told) == (code, ""), err
     assert part.exists()
     first, last = err.splitlines()[0], err[err.index("stopped; ") :]
-    assert first == "engine: fake int8, batch 4 x 2"
+    assert first == "engine: fake-int8, batch 4 x 2"
     assert len(last.splitlines()) == 1
     shell = f'resnetkit() {{ {shlex.join(command())} "$@"; }}; {last.removeprefix("stopped; this goes on: ")}'
     done = subprocess.run(["bash", "-c", shell], check=False, capture_output=True, text=True)

@@ -101,13 +101,13 @@ def _answering(found: Found, options: Options) -> Iterator[Logits | None]:
     """What answers in place of the network; None where the network itself is asked."""
     from resnetkit.deliver.reference import of_tensors
 
-    with found.engine() as (engine, why):
-        if why:
-            say(f"engine: torch {options.precision}, as {why}")
+    with found.engine() as (engine, _, why):
+        who = f"torch {options.precision}" if engine is None else str(engine.choice)
+        if engine or why:
+            say(f"engine: {who}{f', as {why}' if why else ''}")
         if engine is None:
             yield None
             return
-        say(f"engine: {engine.choice}")
         with of_tensors(engine) as logits:
             yield logits
 

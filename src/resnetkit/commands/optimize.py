@@ -10,12 +10,24 @@ from typing import Annotated
 import tyro
 
 from resnetkit.architecture.card import model_folder
-from resnetkit.commands.output import results, rewrites_lines, say, table, then
+from resnetkit.commands.output import prose, results, rewrites_lines, say, table, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.deliver.agreement import MAX_LOSS
-from resnetkit.deliver.optimized import FOLDER, HEADINGS, REPORT, Optimized, Row, best_of_each, cells, plain
+from resnetkit.deliver.optimized import (
+    FOLDER,
+    HEADINGS,
+    REPORT,
+    Optimized,
+    Row,
+    best_of_each,
+    cells,
+    left_out,
+    plain,
+    read,
+    throughput,
+)
 from resnetkit.deliver.optimized_page import figure
-from resnetkit.errors import UsageError
+from resnetkit.errors import ResnetkitError, UsageError
 from resnetkit.learn.signals import listening
 from resnetkit.text import to_data
 
@@ -50,6 +62,7 @@ class Options:
 def run(options: Options) -> int:
     from resnetkit.deliver.optimize import optimize
 
+    before = _before(options.out or options.model)
     with listening() as asked, _watching() as (watch, tell):
         try:
             found = optimize(
@@ -71,6 +84,9 @@ def run(options: Options) -> int:
         results("optimize", model=folder, **to_data(found))
     else:
         _show(found)
+    slower = _slower(before, found)
+    if slower:
+        say(slower)
     say(f"wrote {model_folder(folder) or folder}/{FOLDER}/{REPORT}")
     then("resnetkit predict PICTURES", "--model", folder)
     return 0
@@ -85,9 +101,34 @@ def _as_it_stands(options: Options) -> str:
     return options.model
 
 
+def _before(folder: str) -> Optimized | None:
+    """What an earlier search has kept, if that can be known."""
+    standing = model_folder(folder)
+    with contextlib.suppress(ResnetkitError):
+        return read(standing) if standing else None
+    return None
+
+
+def _slower(before: Optimized | None, found: Optimized) -> str:
+    """A sentence, where what takes the place of an earlier search's best is slower."""
+    if before is None or (before.weights, before.processor) != (found.weights, found.processor):
+        return ""
+    old, new = throughput(before), throughput(found)
+    if not old or not new or new > _ALIKE * old:
+        return ""
+    names = ", ".join(dict.fromkeys(kept.row.choice.name for kept in before.kept if kept.purpose == "throughput"))
+    return f"note: {names}, kept before, gave {old:,.1f} images/s; this search has not found it, or not kept it"
+
+
+_ALIKE = 0.9
+
+
 def _show(found: Optimized) -> None:
-    rows = [cells(row) for row in best_of_each(found.rows)]
-    table(HEADINGS, rows, left=2, drop=("ms a call", "same", "s to start"))
+    best = best_of_each(found)
+    rows = [cells(row, found.kept) for row in best if row.images_per_second]
+    table(HEADINGS, rows, drop=("same", "ms a call", "s to start", "points"))
+    for reason in left_out(best):
+        prose(f"left out: {reason}")
     print(f"answers compared on {found.checked}")
     compared = plain(found.rows)
     for kept in found.kept:
@@ -99,7 +140,7 @@ def _times(row: Row, compared: Row | None) -> str:
     """How many times faster than the plain way, which was measured beside it."""
     if compared is None or not compared.images_per_second:
         return ""
-    return f", {(row.images_per_second or 0) / compared.images_per_second:.1f} times eager fp32"
+    return f", {(row.images_per_second or 0) / compared.images_per_second:.1f} times {compared.choice}"
 
 
 @contextlib.contextmanager
@@ -109,15 +150,28 @@ def _watching() -> Iterator[tuple[Callable[[Row], None], Callable[[int, int], No
         yield lambda row: say(_line(row)), lambda done, total: None
         return
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
     with Console(stderr=True).status("looking at the model") as status:
+
+        def show(line: str) -> None:
+            status.update(Text(line, no_wrap=True, overflow="ellipsis"))
+
         yield (
-            lambda row: status.update(f"trying engines; last: {escape(_line(row))}"),
-            lambda done, total: status.update(f"reading pictures  {done:,}/{total:,}"),
+            lambda row: show(f"{_stage(row)}; last: {_line(row)}"),
+            lambda done, total: show(f"reading pictures  {done:,}/{total:,}"),
         )
 
 
+def _stage(row: Row) -> str:
+    return "trying engines" if row.seconds_to_start is None else "measuring the best once more"
+
+
 def _line(row: Row) -> str:
-    speed = f"{row.images_per_second:,.1f} images/s" if row.images_per_second else ""
-    return f"{row.choice if speed else row.choice.name}: {', '.join(filter(None, (speed, row.why)))}"
+    if row.seconds_to_start is not None:
+        told = f"{row.choice}: opened anew in {row.seconds_to_start:.2f} s"
+    elif row.images_per_second:
+        told = f"{row.choice}: {row.images_per_second:,.1f} images/s"
+    else:
+        return f"{row.choice.name}: {row.why}"
+    return ", ".join(filter(None, (told, row.why)))

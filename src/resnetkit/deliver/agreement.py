@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ from resnetkit.deliver.engine import Logits
 
 # Of the largest logit. Numbers of fp32 are only added in another order; bf16 keeps 8 bits of each product's factors.
 # Eight bits for every map can change a logit by more and leave the answer as it is, so int8 is judged by answers, where
-# there are any; an untrained network has none, and 0.2 is far below what a fault makes.
+# there are any; an untrained network has none, and 0.2 is far below what a fault makes. Where logits have a limit one
+# answer may change: of few pictures it is more than any loss that can be meant.
 _MOST_ERROR = {"fp32": 1e-3, "bf16": 5e-2}
 _MOST_ERROR_UNTRAINED = 0.2
 _LEAST_SAME = 0.98
@@ -45,6 +46,11 @@ class Judge:
     answers: bool = True
     max_loss: float = MAX_LOSS
 
+    def first(self, n: int) -> Judge:
+        """A judge of the first ``n`` pictures alone."""
+        truth = None if self.truth is None else self.truth[:n]
+        return replace(self, logits=self.logits[:n], names=self.names[:n], truth=truth)
+
     def judge(self, found: Logits, precision: str) -> Agreement:
         """The verdict on the logits of the same pictures."""
         if found.shape != self.logits.shape:
@@ -71,9 +77,9 @@ class Judge:
         faults, n = [], len(self.names)
         if error > limit:
             faults.append(f"logits differ by {error:.2g} of the largest (limit {limit:g}), most at {where}")
-        if fewer is not None and fewer > n * self.max_loss / 100 + 1e-9:
-            told = f"it is right {fewer:,} times fewer of {n:,}"
-            faults.append(f"{told}: {100 * fewer / n:.2f} points (limit {self.max_loss:g})")
+        if fewer is not None and fewer > max(n * self.max_loss / 100 + 1e-9, precision in _MOST_ERROR):
+            told = f"{fewer:,} fewer of {n:,} pictures are right"
+            faults.append(f"{told}, {100 * fewer / n:.2f} points (--max-loss {self.max_loss:g})")
         if fewer is None and same is not None and same < _LEAST_SAME:
             faults.append(f"only {same:.1%} of the answers are the same (limit {_LEAST_SAME:.0%})")
         return faults

@@ -54,7 +54,8 @@ class Choice:
 
     def __str__(self) -> str:
         place = "" if self.device == "cpu" else f" on {self.device}"
-        return f"{self.engine} {self.precision}, batch {self.batch} x {self.streams}{place}"
+        who = f"{self.engine}-{self.precision}" if self.engine in KINDS else f"{self.engine} {self.precision}"
+        return f"{who}, batch {self.batch} x {self.streams}{place}"
 
 
 class Engine(Protocol):
@@ -81,6 +82,7 @@ class Backend(Protocol):
 # (pictures in a call, cores that work on it; None: all of them), what helps most often first
 _CUTS = ((1, None), (4, 1), (16, None), (1, 1), (8, 1), (8, 4), (32, None), (32, 1), (4, None))
 _OF_A_GPU = (1, 32, 256)
+MOST = 1024  # pictures in a call, and calls beside each other
 
 
 @dataclass(frozen=True, slots=True)

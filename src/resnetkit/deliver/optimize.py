@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import statistics
@@ -46,11 +47,12 @@ from resnetkit.network.layers import Network
 from resnetkit.text import to_json
 from resnetkit.weights.store import load, nonfinite, save
 
-_SHARE_OF_FINALS, _SHARE_OF_REFERENCE = 0.25, 0.05
+_SHARE_OF_FINALS, _SHARE_OF_REFERENCE = 0.25, 0.1
 _ROUNDS = 5
 _PATIENCE = 30.0  # seconds that any request gets, however little is left
 _LOOKED_AT, _HOPELESS = 3, 0.3  # ways of an engine before it is given up, and the share of the best that is too little
 _TIMED = 32  # pictures that speed is measured with, and at once in the reference
+_ENOUGH = 100  # pictures that fp32 is compared on: it is far from every limit, and the slowest
 
 Watch = Callable[[Row], None]
 
@@ -62,8 +64,8 @@ def optimize(
     out: str | Path | None = None,
     minutes: float = 5.0,
     max_loss: float = MAX_LOSS,
-    engines: Sequence[str] = (),
-    precisions: Sequence[str] = (),
+    engines: str | Sequence[str] = (),
+    precisions: str | Sequence[str] = (),
     watch: Watch | None = None,
     tell: Tell | None = None,
 ) -> Optimized:
@@ -77,7 +79,8 @@ def optimize(
     Raises `UsageError` for a model that holds no weights or is no folder, and while another search works in it;
     `VerificationError` for weights that are not finite, and where nothing works and agrees: what was kept before stays.
     """
-    _require(engines, precisions, minutes, max_loss)
+    _require(minutes, max_loss)
+    choices = _wanted(_names(engines, "engine", tuple(KINDS)), _names(precisions, "precision", PRECISIONS), data)
     folder = _folder(model, out)
     with files.held(folder / CARD_FILE) as mine:
         if not mine:
@@ -85,11 +88,10 @@ def optimize(
             raise UsageError(what, where=str(folder), fix="wait for it, or stop it")
         _require_sound(folder)
         weights, name = weights_digest(folder), secrets.token_hex(4)
-        files.sweep(folder / FOLDER)
-        with files.new_folder(folder / FOLDER / name) as work:
+        with _own(folder / FOLDER), files.new_folder(folder / FOLDER / name) as work:
             clock, heard = Clock(60 * minutes), watch or _nobody
             search, checked = _begun(folder, work, clock, data=data, max_loss=max_loss, watch=heard, tell=tell)
-            rows = search.again([row for choice in _wanted(engines, precisions) for row in search.tried(choice)])
+            rows = search.again([row for choice in choices for row in search.tried(choice)])
             kept = [_kept(work, name, purpose, row) for purpose, row in chosen(rows).items()]
             _require_kept(folder, kept, rows, weights)
             _tidy(work, {one.row.choice.name for one in kept})
@@ -107,16 +109,73 @@ def _nobody(row: Row) -> None:
 PRECISIONS = tuple(dict.fromkeys(precision for kind in KINDS.values() for precision in kind.precisions))
 
 
-def _require(engines: Sequence[str], precisions: Sequence[str], minutes: float, max_loss: float) -> None:
-    for what, names, known in (("engine", engines, tuple(KINDS)), ("precision", precisions, PRECISIONS)):
-        for name in names:
-            if name not in known:
-                fix = suggestion(name, known)
-                raise UsageError(f"there is no {what} called {name!r}", where=f"--{what}s", fix=fix)
+def _require(minutes: float, max_loss: float) -> None:
     if not 0 < minutes <= 24 * 60:
         raise UsageError(f"{minutes:g} minutes cannot be kept to", where="--minutes", fix="--minutes 5")
     if not 0 <= max_loss <= 100:
         raise UsageError(f"{max_loss:g} points cannot be lost", where="--max-loss", fix="--max-loss 0.2")
+
+
+def _names(told: str | Sequence[str], what: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Each name once; raises `UsageError` for one that is not known."""
+    names = tuple(dict.fromkeys((told,) if isinstance(told, str) else told))
+    for name in names:
+        if name not in known:
+            fix = f"divide them by spaces: {name.replace(',', ' ')}" if "," in name else suggestion(name, known)
+            raise UsageError(f"there is no {what} called {name!r}", where=f"--{what}s", fix=fix)
+    return names
+
+
+def _wanted(engines: Sequence[str], precisions: Sequence[str], data: str | Path | None) -> list[Choice]:
+    """A choice for each engine, device and precision, in the order of the table.
+
+    Raises `UsageError` or `MachineError` where, of what was named, nothing can be tried.
+    """
+    gpu, kinds = torch.cuda.is_available(), {name: KINDS[name] for name in KINDS if not engines or name in engines}
+    choices = [
+        Choice(name, precision, device=device)
+        for name, kind in kinds.items()
+        for device in (kind.devices if gpu else kind.devices[:1])
+        for precision in kind.precisions
+        if not precisions or precision in precisions
+    ]
+    if not choices:
+        able = "; ".join(f"{name}: {', '.join(kind.precisions)}" for name, kind in kinds.items())
+        what = f"no engine computes in {' or '.join(precisions)}"
+        raise UsageError(what, where=["--precisions", able], fix="another precision, or other --engines")
+    if data is None and all(choice.precision.startswith("int8") for choice in choices):
+        raise UsageError(_NO_RANGES, where="--precisions", fix="--data DIR")
+    for kind in kinds.values():
+        with contextlib.suppress(MachineError):
+            kind.require(making=True)
+            return choices
+    next(iter(kinds.values())).require(making=True)
+    return choices
+
+
+_NO_RANGES = "int8 needs pictures to measure ranges with"
+
+
+@contextlib.contextmanager
+def _own(engines: Path) -> Iterator[None]:
+    """The folder in which engines are kept; one that is empty afterwards is removed.
+
+    Raises `UsageError` for a link or a file: what stands behind it is not this model's, and would be removed.
+    """
+    if engines.is_symlink():
+        what = "engines cannot be kept here, as a link stands there"
+        raise UsageError(what, where=str(engines), fix="remove the link; a new folder takes its place")
+    for path, right in ((engines, engines.is_dir()), (engines / FILE, (engines / FILE).is_file())):
+        if os.path.lexists(path) and not right:
+            raise UsageError(
+                "engines cannot be kept here, as something else stands there", where=str(path), fix="remove it"
+            )
+    if engines.is_dir():
+        files.sweep(engines)
+    try:
+        yield
+    finally:
+        files.remove_empty([engines])
 
 
 def _folder(model: str | os.PathLike[str] | Network, out: str | Path | None) -> Path:
@@ -156,17 +215,6 @@ def _require_kept(folder: Path, kept: Sequence[Kept], rows: Sequence[Row], weigh
     if weights_digest(folder) != weights:
         what = "the weights changed while engines were tried"
         raise UsageError(what, where=str(folder), fix="optimize again when they stay as they are")
-
-
-def _wanted(engines: Sequence[str], precisions: Sequence[str]) -> Iterator[Choice]:
-    """A choice for each engine, device and precision, in the order of the table."""
-    gpu = torch.cuda.is_available()
-    for name in engines or KINDS:
-        kind = KINDS[name]
-        for device in kind.devices if gpu else kind.devices[:1]:
-            for precision in kind.precisions:
-                if not precisions or precision in precisions:
-                    yield Choice(name, precision, device=device)
 
 
 # -------------------------------------------------------------------------------------------------------- what is given
@@ -213,6 +261,7 @@ def _begun(
     logits = _logits(network, samples, begun + _SHARE_OF_REFERENCE * clock.budget)
     took, n = time.monotonic() - begun, len(logits)
     np.save(work / _CHECKED, samples.checked[:n])
+    np.save(work / _FIRST, samples.checked[: min(n, _ENOUGH)])
     np.save(work / _TIMED_FILE, samples.checked[:_TIMED])
     if samples.ranges is not None:
         np.save(work / _RANGES, samples.ranges)
@@ -221,7 +270,7 @@ def _begun(
     return Search(folder, work, judge, clock, watch, 3 * took), samples.told(n)
 
 
-_CHECKED, _TIMED_FILE, _RANGES = "checked.npy", "timed.npy", "ranges.npy"
+_CHECKED, _FIRST, _TIMED_FILE, _RANGES = "checked.npy", "first.npy", "timed.npy", "ranges.npy"
 
 
 def _logits(network: Network, samples: Samples, until: float) -> Logits:
@@ -269,14 +318,12 @@ class Search:
         if choice.precision == "int8-body" and replace(choice, precision="int8").name in self.agreed:
             return "not needed, as int8 agrees"
         if choice.precision.startswith("int8") and not self._ranges.exists():
-            return "int8 needs pictures to measure ranges with: --data DIR"
-        if self.clock.left <= 0:
-            return "not tried, as the time was over (--minutes)"
+            return f"{_NO_RANGES}: --data DIR"
         try:
             KINDS[choice.engine].require(making=True)
         except MachineError as error:
             return f"{error.what}: {error.fix}"
-        return ""
+        return "not tried, as the time was over (--minutes)" * (self.clock.left <= 0)
 
     @property
     def _ranges(self) -> Path:
@@ -289,46 +336,46 @@ class Search:
     def _tried(self, choice: Choice) -> list[Row]:
         with trying(self.folder, self.work) as trial:
             trial.make(choice, self._ranges if choice.precision.startswith("int8") else None, self.clock.patience)
-            rows = list(self._timed(trial, KINDS[choice.engine].ways(choice)))
-            able = [row for row in rows if not row.why]
-            if not able:
-                return rows
-            best = Row(fastest(able).choice)
-            judged = self._judged_anew(best) if rows[-1].why else self._verdict(trial, best)
-        if not judged.why:
-            self.agreed.add(choice.name)
-        error, same, lost = judged.error, judged.same, judged.lost
-        return [replace(row, error=error, same=same, lost=lost, why=row.why or judged.why) for row in rows]
+            return list(self._looked_at(trial, KINDS[choice.engine].ways(choice)))
 
-    def _timed(self, trial: Trial, ways: Iterable[Choice]) -> Iterator[Row]:
-        """Until one fails, the time is over, or it is clear that none of them can win."""
+    def _looked_at(self, trial: Trial, ways: Iterable[Choice]) -> Iterator[Row]:
+        """Until one fails, the time is over, or it is clear that none of them can win.
+
+        The first is compared with fp32 at once: no time goes into ways of an engine that does not agree.
+        """
+        judged: Row | None = None
         for number, choice in enumerate(ways, 1):
-            try:
-                trial.open(choice, self._timed_pixels, self.clock.patience)
-                speed, milliseconds = trial.time(self._timed_pixels, self.clock.slice, self.clock.patience)
-            except TrialError as error:
-                yield Row(choice, why=str(error))
-                return
-            self.best = max(self.best, speed)
-            row = Row(choice, speed, milliseconds)
-            self.watch(row)
+            row = self._timed(trial, choice)
+            if not row.why:
+                judged = judged or self._verdict(trial, Row(choice))
+                error, same, lost, why = judged.error, judged.same, judged.lost, judged.why
+                row = replace(row, error=error, same=same, lost=lost, why=why)
             yield row
-            if self.clock.left <= 0 or (number >= _LOOKED_AT and speed < _HOPELESS * self.best):
+            if row.why:
+                return
+            self.agreed.add(choice.name)
+            self.best = max(self.best, row.images_per_second or 0.0)
+            self.watch(row)
+            hopeless = number >= _LOOKED_AT and (row.images_per_second or 0.0) < _HOPELESS * self.best
+            if hopeless or self.clock.left <= 0:
                 return
 
-    def _judged_anew(self, row: Row) -> Row:
-        """In a process that nothing has failed in."""
-        with trying(self.folder, self.work) as trial:
-            return self._verdict(trial, row)
+    def _timed(self, trial: Trial, choice: Choice) -> Row:
+        try:
+            trial.open(choice, self._timed_pixels, self.clock.patience)
+            return Row(choice, *trial.time(self._timed_pixels, self.clock.slice, self.clock.patience))
+        except TrialError as error:
+            return Row(choice, why=str(error))
 
     def _verdict(self, trial: Trial, row: Row) -> Row:
-        patience = max(self.clock.patience, self.judging)
+        """Of an engine that is open."""
+        few = row.choice.precision == "fp32" and len(self.judge.names) > _ENOUGH
+        judge, pixels = (self.judge.first(_ENOUGH), _FIRST) if few else (self.judge, _CHECKED)
         try:
-            if trial.opened != row.choice:
-                trial.open(row.choice, self._timed_pixels, patience)
-            found = self.judge.judge(trial.answers(self.work / _CHECKED, patience), row.choice.precision)
+            answers = trial.answers(self.work / pixels, max(self.clock.patience, self.judging))
         except TrialError as error:
             return replace(row, why=str(error))
+        found = judge.judge(answers, row.choice.precision)
         return replace(row, error=found.error, same=found.same, lost=found.lost, why=found.why)
 
     def again(self, rows: Sequence[Row]) -> list[Row]:
@@ -346,7 +393,9 @@ class Search:
             start = trial.open(row.choice, self._timed_pixels, self.clock.patience)
         except TrialError as error:
             return None, replace(row, why=str(error))
-        return trial, self._verdict(trial, replace(row, seconds_to_start=start))
+        judged = self._verdict(trial, replace(row, seconds_to_start=start))
+        self.watch(judged)
+        return trial, judged
 
     def _side_by_side(self, opened: Sequence[tuple[Trial, Row]]) -> list[Row]:
         each = _SHARE_OF_FINALS * self.clock.budget / (_ROUNDS * max(1, len(opened)))
@@ -423,8 +472,11 @@ def _tidy(work: Path, kept: set[str]) -> None:
             path.unlink()
 
 
+_MADE = re.compile("[0-9a-f]{8}")
+
+
 def _remove_others(engines: Path, name: str) -> None:
-    """What an earlier search has kept."""
+    """What earlier searches have kept."""
     for path in engines.iterdir():
-        if path.is_dir() and path.name != name:
+        if _MADE.fullmatch(path.name) and path.name != name and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -7,16 +7,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from resnetkit.architecture.card import WEIGHTS_FILE, read_card
-from resnetkit.deliver.engine import KINDS, Choice, Engine
+from resnetkit.deliver.engine import KINDS, MOST, Choice, Engine
 from resnetkit.doctor import abilities, processor
 from resnetkit.errors import Fault, MachineError, TextError, UsageError, WeightsError, suggestion
 from resnetkit.files import digest
@@ -76,44 +77,72 @@ def here() -> str:
 
 def weights_digest(folder: Path) -> str:
     """Of everything that decides the logits: the weights, the network and how pictures are prepared."""
-    card = read_card(folder)
+    card, weights = read_card(folder), folder / WEIGHTS_FILE
     found = hashlib.sha256(to_json(card.spec).encode() + to_json(card.preparation).encode())
-    return found.hexdigest()[:16] + digest(folder / WEIGHTS_FILE)
+    try:
+        return found.hexdigest()[:16] + digest(weights)
+    except OSError as error:
+        what = f"the weights cannot be read: {error.strerror}"
+        raise WeightsError(
+            what, where=str(weights), fix="copy the model folder here again, with all its files"
+        ) from None
 
 
-def best_of_each(rows: Sequence[Row]) -> list[Row]:
-    """Of each engine and precision the row with the most images per second, fastest first; then those left out.
+def best_of_each(found: Optimized) -> list[Row]:
+    """What was kept, and of each other engine and precision the best, fastest first; then those left out.
 
-    What was measured in the last round, side by side, has seconds to start; the others were looked at once.
+    The best is one that was measured in the last round, side by side with the others, where one came so far: of many
+    ways that were looked at once, the fastest is the luckiest, too.
     """
-    best = {row.choice.name: row for row in sorted(rows, key=lambda row: (not row.why, row.images_per_second or 0.0))}
-    return sorted(best.values(), key=lambda row: (bool(row.why), -(row.images_per_second or 0.0)))
+    kept = {one.row.choice for one in found.kept}
+    names = {choice.name for choice in kept}
+    ranked = sorted(found.rows, key=lambda row: (not row.why, _finished(row), row.images_per_second or 0.0))
+    others = {row.choice.name: row for row in ranked if row.choice.name not in names}
+    shown = [*(row for row in ranked if row.choice in kept), *others.values()]
+    return sorted(shown, key=lambda row: (bool(row.why), -(row.images_per_second or 0.0)))
+
+
+def _finished(row: Row) -> bool:
+    """Whether it was measured in the last round."""
+    return row.seconds_to_start is not None
 
 
 def plain(rows: Sequence[Row]) -> Row | None:
     """What others are compared with: eager, in fp32, all cores on one call, at its better batch."""
     found = [row for row in rows if row.choice.name == "eager-fp32" and row.choice.streams == 1 and not row.why]
-    return max(found, key=lambda row: (row.seconds_to_start is not None, row.images_per_second or 0.0), default=None)
+    return max(found, key=lambda row: (_finished(row), row.images_per_second or 0.0), default=None)
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def throughput(found: Optimized) -> float:
+    """Images per second of what was kept for many pictures; 0 where nothing was."""
+    return max((one.row.images_per_second or 0.0 for one in found.kept if one.purpose == "throughput"), default=0.0)
+
+
+def cells(row: Row, kept: Sequence[Kept]) -> tuple[str, ...]:
     """Of a row of a table, under `HEADINGS`."""
-    choice = row.choice
-    place = "" if choice.device == "cpu" else f" on {choice.device}"
-    figures = (
+    return (
+        row.choice.name,
         _figure(row.images_per_second, ",.1f"),
+        f"{row.choice.batch} x {row.choice.streams}",
         _figure(row.milliseconds, ",.2f"),
         _figure(row.seconds_to_start, ".2f"),
         _figure(row.error, ".1e"),
         _figure(row.same, ".2%"),
         _figure(None if row.lost is None else -row.lost, "+z.2f"),
+        ", ".join(one.purpose for one in kept if one.row.choice == row.choice),
     )
-    way = f"{choice.batch} x {choice.streams}" * bool(row.images_per_second)
-    return (f"{choice.engine}{place}", choice.precision, way, *figures, row.why)
 
 
-HEADINGS = ("engine", "precision", "batch x streams", "images/s", "ms a call", "s to start", "logits", "same", "points",
-            "left out")  # fmt: skip
+HEADINGS = ("engine", "images/s", "batch x streams", "ms a call", "s to start", "logits", "same", "points", "kept for")
+
+
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """The reasons why ways to compute were left out, each with those that it is true of."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.why:
+            reasons.setdefault(row.why, []).append(row.choice.name)
+    return [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
 
 
 def _figure(value: float | None, form: str) -> str:
@@ -123,45 +152,78 @@ def _figure(value: float | None, form: str) -> str:
 def read(folder: Path) -> Optimized | None:
     """What stands in a model folder; None where it was never optimized. Raises `WeightsError` where it is damaged."""
     path = folder / FOLDER / FILE
-    if not path.is_file():
+    if not os.path.lexists(path) and not os.path.lexists(folder / FOLDER):
+        return None
+    if not os.path.lexists(path) and (folder / FOLDER).is_dir():
         return None
     try:
+        if not path.is_file():
+            raise UsageError("this is no file that can be read")
         found = from_data(Optimized, parse_json(read_text(path, "this file"), str(path)), str(path))
-        for name in (name for kept in found.kept for name in (kept.folder, *dict(kept.files))):
-            if not _PLAIN.fullmatch(name):
-                raise TextError(f"{path} is damaged", [Fault("kept", repr(name), "plain names of folder and files")])
+        faults = [fault for i, kept in enumerate(found.kept) for fault in _faults(f"kept.{i}", kept)]
+        if faults:
+            raise TextError(f"{path} is damaged", faults)
     except UsageError as error:
         raise WeightsError(error.what, where=[str(path), *error.where], fix=again(folder)) from None
     return found
 
 
-_PLAIN = re.compile(r"[0-9a-z]+([._][0-9a-z]+)*")
+_PLAIN = re.compile(r"(?=.{1,100}$)[0-9a-z]+([._][0-9a-z]+)*")
 
 
-def serving(folder: Path, pictures: int, wanted: str = "auto") -> tuple[Kept | None, str]:
-    """What is soonest done with so many pictures, of what was kept and still holds; or None, and a sentence why not.
+def _faults(where: str, kept: Kept) -> Iterator[Fault]:
+    """What `optimize` would not have written: names that lead elsewhere, numbers that nobody can compute by."""
+    row = kept.row
+    for name in (kept.folder, *dict(kept.files)):
+        if not _PLAIN.fullmatch(name):
+            yield Fault(where, repr(name), "plain names of folder and files")
+    for name, value in (("batch", row.choice.batch), ("streams", row.choice.streams)):
+        if not 1 <= value <= MOST:
+            yield Fault(f"{where}.row.choice.{name}", repr(value), f"1 to {MOST}")
+    for name in ("images_per_second", "milliseconds", "seconds_to_start"):
+        if (getattr(row, name) or 0.0) < 0:
+            yield Fault(f"{where}.row.{name}", repr(getattr(row, name)), "0 or more")
+
+
+def serving(folder: Path, pictures: int, wanted: str = "auto") -> tuple[list[Kept], str]:
+    """What was kept and still holds, that which is done with so many pictures the soonest first; and a sentence why
+    another is not among them.
 
     Nothing to say of a model that was never optimized. With a ``wanted`` name (``openvino-int8``) it is that one, or an
     error: `UsageError` for one that was not kept, `MachineError` for one that cannot run here any more.
     """
     found = read(folder)
-    if wanted == "auto" and found is None:
-        return None, ""
-    if found is None:
+    if found is None or not found.kept:
+        if wanted == "auto":
+            return [], "" if found is None else f"nothing was kept; {again(folder)}"
         raise UsageError("this model was never optimized", where=str(folder), fix=again(folder))
     chosen = [kept for kept in found.kept if wanted in ("auto", kept.row.choice.name)]
     if not chosen:
-        names = sorted({kept.row.choice.name for kept in found.kept})
-        raise UsageError(f"there is no engine {wanted!r} here", where=str(folder), fix=suggestion(wanted, names))
+        raise _not_kept(folder, found, wanted)
     why = _not_any_more(folder, found)
+    holding = []
     for kept in () if why else sorted(chosen, key=lambda kept: seconds(kept.row, pictures)):
         lacking = _lacking(folder, kept)
         if not lacking:
-            return kept, ""
+            holding.append(kept)
         why = why or lacking
-    if wanted == "auto":
-        return None, f"{why}; {again(folder)}"
-    raise MachineError(why, where=str(folder), fix=again(folder))
+    if not holding and wanted != "auto":
+        for kept in chosen:
+            if kept.row.choice.engine in KINDS:
+                KINDS[kept.row.choice.engine].require()  # what is missing has a fix of its own
+        raise MachineError(why, where=str(folder), fix=again(folder))
+    return holding, f"{why}; {again(folder)}" if why else ""
+
+
+def _not_kept(folder: Path, found: Optimized, wanted: str) -> UsageError:
+    """What became of an engine that somebody names."""
+    names = [*dict.fromkeys(kept.row.choice.name for kept in found.kept), "torch", "auto"]
+    rows = [row for row in found.rows if row.choice.name == wanted]
+    if not rows:
+        what = f"there is no engine {wanted!r} here"
+        return UsageError(what, where=str(folder), fix=suggestion(wanted, names))
+    why = f"was left out: {rows[0].why}" if rows[0].why else "agrees, but others that were kept are faster"
+    return UsageError(f"{wanted} {why}", where=str(folder), fix=f"--engine {', '.join(names[:-1])} or {names[-1]}")
 
 
 def again(folder: Path) -> str:
@@ -195,8 +257,16 @@ def _lacking(folder: Path, kept: Kept) -> str:
     if kind.versions() != kept.versions:
         return f"it was optimized with {' '.join(kept.versions)}, and there is {' '.join(kind.versions())}"
     artefact = place(folder, kept.folder, choice)
-    bad = [name for name, known in kept.files if not (artefact / name).is_file() or digest(artefact / name) != known]
+    bad = [name for name, known in kept.files if not _is(artefact / name, known)]
     return f"a file of {choice.name} is missing or damaged: {bad[0]}" if bad else ""
+
+
+def _is(path: Path, known: str) -> bool:
+    """Whether a file can be read and has this digest."""
+    try:
+        return path.is_file() and digest(path) == known
+    except OSError:
+        return False
 
 
 def place(folder: Path, name: str, choice: Choice) -> Path:
@@ -205,6 +275,15 @@ def place(folder: Path, name: str, choice: Choice) -> Path:
 
 
 def opened(folder: Path, kept: Kept) -> Engine:
-    """The engine of what `serving` gave."""
+    """The engine of what `serving` gave. Raises `MachineError` where it cannot be opened, whatever its library says."""
     choice = kept.row.choice
-    return KINDS[choice.engine].backend().open(folder, place(folder, kept.folder, choice), choice)
+    try:
+        return KINDS[choice.engine].backend().open(folder, place(folder, kept.folder, choice), choice)
+    except Exception as error:  # libraries raise what they like, and what they read may be damaged
+        told = error.what if isinstance(error, MachineError) else str(error).strip().split("\n")[0][:_WORDS]
+        fix = (isinstance(error, MachineError) and error.fix) or again(folder)
+        what = f"{choice.name} cannot be opened: {told or type(error).__name__}"
+        raise MachineError(what, where=str(folder), fix=fix) from error
+
+
+_WORDS = 300

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from resnetkit.deliver.engine import Choice
-from resnetkit.deliver.optimized import HEADINGS, Kept, Optimized, Row, best_of_each, cells, plain
+from resnetkit.deliver.optimized import HEADINGS, Kept, Optimized, Row, best_of_each, cells, left_out, plain
 from resnetkit.pages import html
 from resnetkit.pages.chart import PLOT_STYLE, Dot, dots
 
@@ -35,14 +35,14 @@ def name_of(folder: Path) -> str:
 def optimized_page(name: str, found: Optimized) -> str:
     """The whole page; every name in it is text, never markup."""
     compared = [row for row in found.rows if row.error is not None and row.images_per_second]
-    best = best_of_each(found.rows)
-    left_out = [row for row in best if row.why]
+    best = best_of_each(found)
+    reasons = left_out(best)
     sections = [
         ("", html.cards(_kept(found)) + html.note(_LOGITS_ALONE) * _by_logits_alone(compared)),
         ("Speed against agreement", _drawn(found, compared) + html.note(_HOW)) if compared else ("", ""),
-        ("The best of each engine", _table([row for row in best if row.images_per_second]) + html.note(_TWICE)),
-        *[("Left out", html.items(f"{row.choice.name}: {row.why}" for row in left_out))] * bool(left_out),
-        ("Everything that was tried", _table([row for row in found.rows if row.images_per_second])),
+        ("The best of each engine", _table(found, best) + html.note(_TWICE)),
+        *[("Left out", html.items(reasons))] * bool(reasons),
+        ("Everything that was tried", _table(found, found.rows)),
     ]
     lead = f"Measured on {found.processor}; answers compared on {found.checked}."
     return html.page(f"engines of {name}", lead, [section for section in sections if section[1]], style=_STYLE)
@@ -68,21 +68,15 @@ def _by_logits_alone(compared: Sequence[Row]) -> bool:
     return bool(compared) and all(row.same is None for row in compared)
 
 
-_FIRST = ("engine", "images/s")  # what a narrow screen shows
+_FIRST = ("engine", "images/s", "kept for")  # what a narrow screen shows
 
 
-def _table(rows: list[Row]) -> str:
-    """Without the reasons, which stand in a list of their own, and without a column that says nothing."""
-    named = [_named(row) for row in rows]
-    others = [name for name in HEADINGS if name not in (*_FIRST, "precision", "left out")]
-    shown = [*_FIRST, *(name for name in others if any(row[name] for row in named))]
+def _table(found: Optimized, rows: Sequence[Row]) -> str:
+    """Of what was measured, without a column that says nothing; the reasons stand in a list of their own."""
+    named = [dict(zip(HEADINGS, cells(row, found.kept), strict=True)) for row in rows if row.images_per_second]
+    ordered = sorted(HEADINGS, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    shown = [name for name in ordered if any(row[name] for row in named)]
     return html.table(shown, ([row[name] for name in shown] for row in named))
-
-
-def _named(row: Row) -> dict[str, str]:
-    """Of a row each cell by its heading; the precision stands beside its engine."""
-    found = dict(zip(HEADINGS, cells(row), strict=True))
-    return found | {"engine": f"{found['engine']} {found['precision']}"}
 
 
 def _kept(found: Optimized) -> Iterator[tuple[str, str, str]]:

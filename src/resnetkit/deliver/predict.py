@@ -131,44 +131,51 @@ def _digest(*told: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Who is asked: what was ``kept`` in a model folder, or torch. ``why`` is said where that is not as it could be."""
+    """Who is asked: the first that opens of what was ``kept`` in a model folder, or else torch.
+
+    ``why`` is said where that is not as it could be.
+    """
 
     by: By
     folder: Path | None = None
-    kept: Kept | None = None
+    kept: Sequence[Kept] = ()
     why: str = ""
 
     @contextlib.contextmanager
     def opened(self, load: Callable[[], Network], batch: int = BATCH, ranks: Ranks = ALONE) -> Iterator[Server]:
         """It, for as long as the body runs; ``load`` is called for the network where torch is asked."""
-        with self.engine() as (engine, why):
+        with self.engine() as (engine, kept, why):
             if engine and self.folder:
                 folder = self.folder
-                yield Server(engine, _able(read_card(folder)), lambda: weights_digest(folder), self.kept)
+                yield Server(engine, _able(read_card(folder)), lambda: weights_digest(folder), kept, why)
                 return
         with _by_torch(load(), self, batch, ranks) as server:
             yield replace(server, why=why)
 
     @contextlib.contextmanager
-    def engine(self) -> Iterator[tuple[Engine | None, str]]:
-        """What was kept, for as long as the body runs; None and a sentence why not, where the network itself is asked.
+    def engine(self) -> Iterator[tuple[Engine | None, Kept | None, str]]:
+        """What was kept, for as long as the body runs, and a sentence why it is not the best; no engine where the
+        network itself is asked.
 
         Raises `MachineError` for one that was named and cannot be opened.
         """
-        if not (self.folder and self.kept):
-            yield None, self.why
-            return
-        choice = self.kept.row.choice
-        with put_back() if "torch" in KINDS[choice.engine].packages else contextlib.nullcontext():
-            yield self._opened(self.folder, self.kept)
+        by_torch = any("torch" in KINDS[kept.row.choice.engine].packages for kept in self.kept)
+        with put_back() if by_torch else contextlib.nullcontext():
+            yield self._first()
 
-    def _opened(self, folder: Path, kept: Kept) -> tuple[Engine | None, str]:
-        try:
-            return opened(folder, kept), ""
-        except MachineError as error:
-            if self.by.engine != "auto":
-                raise
-            return None, f"{kept.row.choice.name} cannot be opened: {error.what}"
+    def _first(self) -> tuple[Engine | None, Kept | None, str]:
+        """Of what was kept, that which opens."""
+        if self.folder is None:
+            return None, None, self.why
+        failed: list[MachineError] = []
+        for kept in self.kept:
+            try:
+                return opened(self.folder, kept), kept, failed[0].what if failed else self.why
+            except MachineError as error:
+                failed.append(error)
+        if failed and self.by.engine != "auto":
+            raise failed[0]
+        return None, None, f"{failed[0].what}; {failed[0].fix}" if failed else self.why
 
 
 def find(model: object, pictures: int, by: By, ranks: Ranks = ALONE) -> Found:

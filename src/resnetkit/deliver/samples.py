@@ -43,7 +43,10 @@ class Samples:
 
     def told(self, n: int) -> str:
         """What the first ``n`` of them are."""
-        return f"{counted(n, 'picture')} {self.source}" + ", with their classes" * (self.truth is not None)
+        some = f"{n:,} of {counted(len(self.names), 'picture')}" if n < len(self.names) else counted(n, "picture")
+        return f"{some} {self.source}" + f", with their classes (one is {100 / n:.2g} points)" * (
+            self.truth is not None
+        )
 
 
 def made(preparation: Preparation) -> Samples:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from resnetkit.architecture.card import Card
+from resnetkit.deliver.engine import MOST
 from resnetkit.images.prepare import scale_and_shift
 from resnetkit.network.layers import Network
 from resnetkit.surgery.norms import folded
-
-MOST = 1024  # pictures in a batch
 
 
 class Served(nn.Module):
