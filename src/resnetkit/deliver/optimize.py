@@ -36,7 +36,7 @@ from resnetkit.deliver.optimized import (
     plain,
     weights_digest,
 )
-from resnetkit.deliver.optimized_page import optimized_page
+from resnetkit.deliver.optimized_page import name_of, optimized_page
 from resnetkit.deliver.samples import Samples, made, taken
 from resnetkit.deliver.trials import Trial, TrialError, trying
 from resnetkit.errors import MachineError, UsageError, VerificationError, suggestion
@@ -97,7 +97,7 @@ def optimize(
             _tidy(work, {one.row.choice.name for one in kept})
         found = Optimized(weights, here(), checked, tuple(rows), tuple(kept))
         files.write_text(folder / FOLDER / FILE, to_json(found))
-        files.write_text(folder / FOLDER / REPORT, optimized_page(folder.name, found))
+        files.write_text(folder / FOLDER / REPORT, optimized_page(name_of(folder), found))
         _remove_others(folder / FOLDER, name)
     return found
 
