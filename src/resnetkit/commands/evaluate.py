@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from resnetkit.commands.output import counting, prose, results, say, table, then
+from resnetkit.commands.output import counting, one_line, prose, results, say, table, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.together import TIMEOUT, together
 from resnetkit.data.pictures import listed
@@ -103,7 +103,7 @@ def _answering(found: Found, options: Options) -> Iterator[Logits | None]:
 
     with found.engine() as (engine, why):
         if why:
-            say(f"engine: torch {options.precision}, as {why}")
+            say(f"engine: torch {options.precision}, as {one_line(why)}")
         if engine is None:
             yield None
             return
