@@ -990,6 +990,15 @@ def test_what_files_say_stays_on_its_line(model, inbox, cli, monkeypatch):
     assert lines[1] == "note: one\\nfix: forged"
 
 
+def test_no_name_of_a_file_makes_a_line_of_an_error(cli):
+    code, _, err = cli("predict", "a.png", "--model", "b\nfix: rm -r")
+    lines = err.splitlines()
+    assert (code, [line for line in lines if line.startswith("fix: rm")]) == (2, [])
+    assert any("b\\nfix: rm -r" in line for line in lines)
+    told = str(UsageError("a\nerror: b", where=["c\nd", "e"], fix="f\ng"))
+    assert told == "error: a\\nerror: b\nwhere: c\\nd\n       e\nfix: f\\ng"
+
+
 def test_a_bug_is_no_reason_to_go_on(model, inbox, cli, tmp_path, monkeypatch):
     def fail(self, pixels):
         raise ZeroDivisionError
