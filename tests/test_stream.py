@@ -725,7 +725,7 @@ def test_rows_that_were_made_otherwise_are_refused(model, inbox, cli, tmp_path, 
     for _ in range(2):  # without an engine of that name, and with it
         code, _, err = cli(*words, "--model", other, "--resume")
         assert code == 2
-        assert re.search(r"where: model: \w+\.\.\. then, \w+\.\.\. now\nfix: name the model of then; or ", err)
+        assert re.search(r"where: model: \w+\.\.\. then, \w+\.\.\. now\nfix: name the model that made them; or ", err)
         fakes.optimize(other)
     record.write_text(record.read_text().replace('"error"', '"reason"'))
     assert (

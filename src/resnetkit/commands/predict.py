@@ -215,15 +215,9 @@ def _one_of(asked: Sequence[str], options: Options) -> str:
     if not options.file:
         return f"--{asked[0]}"
     others = " ".join(f"--{name}" for name in asked if name != ("out" if options.out else "parquet"))
-    file = next(
-        (
-            f", or --out {quoted(str(Path(options.out).with_suffix(f'.{name}')))}"
-            for name in ("csv", "jsonl")
-            if name in asked and options.out and not options.out.endswith(f".{name}")
-        ),
-        "",
-    )
-    return f"leave {others} out{file}"
+    path = Path(options.file)
+    other = [path.with_suffix(f".{name}") for name in ("csv", "jsonl") if name in asked and path.suffix != f".{name}"]
+    return f"leave {others} out{''.join(f', or --out {quoted(str(name))}' for name in other[:1])}"
 
 
 def _part(options: Options) -> Part | None:

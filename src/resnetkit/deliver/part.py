@@ -300,7 +300,7 @@ def _engine(then: MadeWith) -> str:
 
 # the options that say what rows were made with
 _SAYS: dict[str, Callable[[MadeWith], str]] = {
-    "model": lambda then: "name the model of then",
+    "model": lambda then: "name the model that made them",
     "engine": _engine,
     "device": lambda then: f"--device {then.device}",
     "top": lambda then: f"--top {then.top}",
