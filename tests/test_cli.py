@@ -61,7 +61,7 @@ def test_a_bad_file_is_a_row_and_exit_code_3(trained, cli, tmp_path):
     assert len(out.splitlines()) == 3
     assert err == (
         "engine: torch fp32, batch 32 x 1\n"
-        f"error: 1 of 2 files could not be read; their rows say why\nnext: resnetkit embed FILES --model {run}\n"
+        f"error: 1 of 2 files got no answer; their rows say why\nnext: resnetkit embed FILES --model {run}\n"
     )
 
 

@@ -318,13 +318,13 @@ def test_predict_has_one_table_in_the_order_of_the_files(place, alone, monkeypat
     assert [code for code, *_ in three] == [3, 3, 3]
     assert three[0][1] == one[0][1]
     assert len(one[0][1].splitlines()) == 30
-    assert three[0][2].splitlines()[0].startswith("error: 1 of 30 files could not be read")
+    assert three[0][2].splitlines()[0].startswith("error: 1 of 30 files got no answer")
     assert [said[1:] for said in three[1:]] == [("", "")] * 2
     csv, labels = several(place / "predict-csv", 1, *words, "--csv"), place / "labels.csv"
     assert several(place / "predict-out", 2, *words, "--out", labels)[0][:2] == (3, f"wrote 30 rows to {labels}\n")
     assert labels.read_text() == csv[0][1]
     part = place / "again.csv.part"
-    killed = {0: lambda: setattr(writing, "finish", lambda part, path: os._exit(9))}
+    killed = {0: lambda: setattr(writing, "finish", lambda *paths: os._exit(9))}
     assert several(place / "predict-kill", 1, *words, "--out", part.with_suffix(""), acts=killed)[0][0] == 9
     part.write_text("".join(part.read_text().splitlines(keepends=True)[:14]))
     said = several(place / "predict-again", 2, *words, "--out", part.with_suffix(""), "--resume")

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from resnetkit import files
-from resnetkit.errors import MachineError
+from resnetkit.errors import MachineError, UsageError
 
 
 def test_writing(tmp_path):
@@ -41,11 +41,92 @@ def test_a_failing_disk_is_an_error_of_the_machine(tmp_path, monkeypatch, name):
                 pass
         else:
             files.write_text(target, "x")
-    assert str(caught.value) == f"error: cannot write: No space left on device\nwhere: {target}"
+    assert str(caught.value) == (
+        f"error: cannot write: No space left on device\nwhere: {target}\nfix: make room, or write to another disk"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MachineError, match="cannot write"):
+    with pytest.raises(MachineError) as caught:
         files.write_text(tmp_path / "file" / "below", "x")
+    assert str(caught.value) == (
+        f"error: cannot write: File exists\nwhere: {tmp_path / 'file' / 'below'}\nfix: name another place to write to"
+    )
+
+
+def test_what_numpy_says_of_a_full_disk(tmp_path):
+    with pytest.raises(MachineError) as caught, files.replacing(tmp_path / "a"):
+        raise OSError("1000 requested and 24 written")
+    assert caught.value.what == "cannot write: 1000 requested and 24 written"
+    assert caught.value.fix == "make room, or write to another disk"
+
+
+def test_what_is_held_has_the_name(tmp_path, monkeypatch):
+    """Who held it before gives it another name after this one has opened it."""
+    path, locked, names = tmp_path / "a", files._locked, [tmp_path / "1", tmp_path / "2"]
+
+    def meanwhile(handle):
+        if names:
+            path.rename(names.pop())
+        return locked(handle)
+
+    monkeypatch.setattr(files, "_locked", meanwhile)
+    with files.held(path) as mine:
+        assert mine
+        with files.held(path) as other:
+            assert not other
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["1", "2", "a"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_takes_no_name_of_another(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refuse(*_, **__):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    path, part, record = tmp_path / "a", tmp_path / "a.part", tmp_path / "a.part.json"
+    for one in (path, part, record):
+        one.write_text(one.name)
+    assert not files.finish(part, path, record)
+    with pytest.raises(UsageError) as caught, files.replacing(path, new=True) as made:
+        made.write_text("new")
+    assert str(caught.value) == (f"error: this file exists already\nwhere: {path}\nfix: name another, or remove it")
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {n: n for n in ("a", "a.part", "a.part.json")}
+    path.unlink()
+    assert files.finish(part, path, record)
+    with files.replacing(tmp_path / "b", new=True) as made:
+        made.write_text("new")
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {"a": "a.part", "b": "new"}
+
+
+def test_only_ordinary_files_are_written_to_and_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match=r"^this is no ordinary file$"):
+            files.put(tmp_path / name, b"x")
+    assert (tmp_path / "mine").read_text() == "mine"
+    with pytest.raises(MachineError) as caught, files.held(tmp_path / "pipe"):
+        pass
+    assert str(caught.value) == (
+        f"error: cannot write: this is no ordinary file\nwhere: {tmp_path / 'pipe'}\nfix: name another place to write to"
+    )
+    with files.held(tmp_path / "link") as mine:  # a card may be a link into a cache
+        assert mine
+    with pytest.raises(MachineError) as caught:
+        files.digest(tmp_path / "pipe")
+    assert str(caught.value) == (
+        f"error: this is no ordinary file\nwhere: {tmp_path / 'pipe'}\nfix: put a copy of the file itself there"
+    )
+
+
+def test_what_one_name_left_half_written_is_swept(tmp_path):
+    for name in (".a[1].abcdefgh.part", ".a1.abcdefgh.part", ".a[1].b.abcdefgh.part", "a[1].part"):
+        (tmp_path / name).touch()
+    files.sweep(tmp_path, "a[1]")
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".a1.abcdefgh.part", ".a[1].b.abcdefgh.part", "a[1].part"]

@@ -58,7 +58,7 @@ def test_every_form_says_the_same(inbox, model, cli, tmp_path):
     words = ["predict", inbox, "--model", model, "--top", 2]
     code, out, err = cli(*words, "--json")
     assert code == 3
-    assert "error: 1 of 7 files could not be read; their rows say why" in err
+    assert "error: 1 of 7 files got no answer; their rows say why" in err
     document = json.loads(out)
     assert document["schema"] == "resnetkit.predict/1"
     rows = document["answers"]

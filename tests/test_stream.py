@@ -324,10 +324,61 @@ def test_probabilities_are_those_of_torch():
 def test_of_equal_classes_the_lower_comes_first():
     assert [i for i, _ in most_probable(np.array([1, 3, 3, 2, 3], np.float32), 2)] == [1, 2]
     assert [i for i, _ in most_probable(np.zeros(9, np.float32), 20)] == list(range(9))
-    found = most_probable(np.array([np.nan, 1, 2], np.float32), 2)
-    assert [i for i, _ in found] == [2, 1]
-    assert np.isnan([share for _, share in found]).all()
     assert most_probable(np.array([-1e30, 1e30], np.float32), 2) == [(1, 1.0), (0, 0.0)]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_no_answer(model, inbox, cli, monkeypatch, number):
+    call = fakes.Fake.__call__
+
+    def spoiled(self, pixels):
+        said = call(self, pixels)
+        said[1:, 1] = number
+        return said
+
+    monkeypatch.setattr(fakes.Fake, "__call__", spoiled)
+    words, why = ("predict", inbox / "00.png", inbox / "01.png", "--model", model), "its logits are not finite"
+    one, two = rk.predict(list(words[1:3]), model)
+    assert (bool(one.label), one.error, two.label, two.probability, two.top, two.error) == (True, "", "", None, (), why)
+    for form in ("--json", "--jsonl", "--csv", "--top=1"):
+        code, out, err = cli(*words, form)
+        assert code == 3
+        assert "error: 1 of 2 files got no answer; their rows say why\n" in err
+        assert out.count(why) == 1
+        assert "nan" not in out.lower()
+        if form == "--jsonl":
+            assert json.loads(out.splitlines()[1]) == {
+                "file": str(inbox / "01.png"), "label": None, "probability": None, "top": [], "error": why
+            }  # fmt: skip
+
+
+def test_weights_that_are_no_numbers_answer_nothing(inbox, tmp_path, cli):
+    network = rk.build(BASE, classes=NAMES)
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    folder = save(network, tmp_path / "diverged")
+    code, out, _ = cli("predict", inbox / "00.png", "--model", folder, "--csv")
+    assert (code, out.splitlines()[1]) == (3, f"{inbox / '00.png'},,,its logits are not finite".replace("\n", " "))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (np.zeros((9, 2), np.float32), "9 rows of 2 numbers"),
+        (np.zeros((4, 2), np.float32), "4 rows of 2 numbers"),
+        (np.zeros((3, 3), np.float32), "3 rows of 3 numbers"),
+        (np.zeros((4, 3, 1), np.float32), "4 arrays of 3 x 1"),
+        (np.zeros((), np.float32), "one number"),
+    ],
+)
+def test_answers_of_another_shape_are_none(model, inbox, monkeypatch, said, told):
+    monkeypatch.setattr(fakes.Fake, "__call__", lambda self, pixels: said)
+    with pytest.raises(MachineError) as caught:
+        rk.predict([inbox / "00.png"] * 4, model)
+    assert str(caught.value) == (
+        f"error: fake-int8 gives {told} for 4 pictures and 3 classes\n"
+        "fix: resnetkit optimize makes it again; or --engine torch"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- who is asked
@@ -616,8 +667,7 @@ def begun(path, cli, *words):
     from resnetkit.deliver import part
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part.files, "finish", lambda part, path: None)
-        patch.setattr(part.Path, "unlink", lambda path, **_: None)
+        patch.setattr(part.files, "finish", lambda *paths: True)
         cli(*words, "--out", path)
     assert not path.exists()
     return path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
@@ -637,7 +687,7 @@ def test_wherever_a_file_is_cut_it_becomes_the_whole(model, inbox, cli, tmp_path
         code, told, err = cli(*words, "--out", out, "--resume")
         assert (code, told) == (3, f"wrote 27 rows to {out}\n"), err
         assert out.read_bytes() == whole, cut
-        assert "error: 2 of 27 files could not be read; their rows say why\n" in err
+        assert "error: 2 of 27 files got no answer; their rows say why\n" in err
         assert not part.exists()
         assert not record.exists()
         out.unlink()
@@ -689,20 +739,20 @@ def test_rows_that_were_made_otherwise_are_refused(model, inbox, cli, tmp_path, 
         2,
         f"error: an earlier command left this unfinished\nwhere: {part}\nfix: --resume goes on with it; or {remove}\n",
     )
-    for told, where in {
-        ("--model", model, "--top", 2): "top: 1 then, 2 now",
-        ("--model", model, "--engine", "torch"): "engine: fake-int8 then, torch-fp32 now",
-        ("--model", model, "--precision", "bf16"): "engine: fake-int8 then, torch-bf16 now",
+    for told, (where, fix) in {
+        ("--model", model, "--top", 2): ("top: 1 then, 2 now", "--top 1"),
+        ("--model", model, "--engine", "torch"): ("engine: fake-int8 then, torch-fp32 now", "--engine fake-int8"),
+        ("--model", model, "--precision", "bf16"): ("engine: fake-int8 then, torch-bf16 now", "--engine fake-int8"),
     }.items():
         code, printed, err = cli(*words, *told, "--resume")
         assert (code, printed) == (2, "")
-        assert f"error: the rows of {part} were made otherwise\nwhere: {where}\n" in err
-        assert err.endswith(f"fix: say the same as then; or {remove}\n")
+        assert f"error: the rows of {part} were made otherwise\nwhere: {where}\nfix: {fix}; or {remove}\n" in err
     other = save(rk.build(BASE, classes=[*NAMES[:2], "lily"]), tmp_path / "other")
-    fakes.optimize(other)
-    code, _, err = cli(*words, "--model", other, "--resume")
-    assert code == 2
-    assert "where: model: " in err
+    for _ in range(2):  # without an engine of that name, and with it
+        code, _, err = cli(*words, "--model", other, "--resume")
+        assert code == 2
+        assert re.search(r"where: model: \w+\.\.\. then, \w+\.\.\. now\nfix: name the model that made them; or ", err)
+        fakes.optimize(other)
     record.write_text(record.read_text().replace('"error"', '"reason"'))
     assert (
         "where: columns: file, label, probability, top, reason then, " in cli(*words, "--model", model, "--resume")[2]
@@ -713,9 +763,46 @@ def test_rows_that_were_made_otherwise_are_refused(model, inbox, cli, tmp_path, 
         2,
         f"error: nothing says what these rows were made with\nwhere: {record} is missing\nfix: {remove}\n",
     )
-    record.write_text("{")
-    assert cli(*words, "--model", model, "--resume")[0] == 2
     assert part.exists()
+
+
+def test_how_torch_was_asked_is_said(model, inbox, cli, tmp_path):
+    words = ("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")
+    begun(tmp_path / "a.csv", cli, *words[:-2], "--precision", "bf16")
+    err = cli(*words, "--resume")[2]
+    assert (
+        "where: engine: torch-bf16 then, torch-fp32 now\nfix: --engine torch --precision bf16 --device cpu; or " in err
+    )
+
+
+def test_an_engine_that_is_gone_is_said_to_have_made_the_rows(model, saved, inbox, cli, tmp_path):
+    words = ("predict", inbox / "00.png", "--out", tmp_path / "a.csv", "--model")
+    begun(tmp_path / "a.csv", cli, "predict", inbox / "00.png", "--model", model)
+    err = cli(*words, saved, "--resume")[2]
+    assert "where: engine: fake-int8 then, torch-fp32 now\nfix: --engine fake-int8; or " in err
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "what these rows were made with cannot be read: 1 fault"),
+        (b"{", "what these rows were made with cannot be read: 1 fault"),
+        (b"[" * 100_000, "what these rows were made with cannot be read: 1 fault"),
+        (b"[]", "what these rows were made with does not describe a made-with: 1 fault"),
+        ("{}".encode("utf-16"), "what these rows were made with is not UTF-8 text"),
+    ],
+)
+def test_a_record_that_cannot_be_read(model, inbox, cli, tmp_path, content, what):
+    part, record = begun(tmp_path / "a.csv", cli, "predict", inbox / "00.png", "--model", model)
+    record.write_bytes(content)
+    code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv", "--resume")
+    lines = err.splitlines()
+    assert (code, lines[:2], lines[-1]) == (
+        2,
+        [f"error: {what}", f"where: {record}"],
+        f"fix: remove {part.name} and {record.name}",
+    )
+    assert len(lines) in (3, 4)
 
 
 @pytest.mark.parametrize("again", [{"content": b"other ranges"}, {"choices": [replace(fakes.CHOICE, batch=2)]}])
@@ -771,8 +858,188 @@ def test_who_answered_before_answers_again(model, inbox, cli, tmp_path):
     assert "engine: fake-int8," in cli(*words[:-1], tmp_path / "b.csv", "--resume")[2]
 
 
+def foreign(path, content="mine"):
+    path.write_text(content)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_what_appears_while_the_engine_is_opened_stays(model, inbox, cli, tmp_path, monkeypatch, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    out, open_ = tmp_path / f"a.{ending}", fakes.open
+    monkeypatch.setattr(fakes, "open", lambda *words: (foreign(out), open_(*words))[1])
+    code, printed, err = cli("predict", inbox / "00.png", "--model", model, "--out", out)
+    assert (code, printed) == (2, "")
+    assert err.endswith(f"error: this file exists already\nwhere: {out}\nfix: name another, or remove it\n")
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, "in box", "model"}
+    assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_what_appears_while_rows_are_made_stays_and_so_do_they(model, inbox, cli, tmp_path, monkeypatch, ending):
+    words = ("predict", inbox / "00.png", "--model", model)
+    cli(*words, "--out", tmp_path / f"whole.{ending}")
+    out, call = tmp_path / f"a.{ending}", fakes.Fake.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(fakes.Fake, "__call__", lambda self, pixels: (foreign(out), call(self, pixels))[1])
+        code, _, err = cli(*words, "--out", out)
+    part = f"{out}.part"
+    assert (code, out.read_text()) == (2, "mine")
+    assert err.endswith(
+        f"error: this file exists already\nwhere: {out}\n       all rows stand in {part}\n"
+        "fix: move it away; then the same command with --resume\n"
+    )
+    out.unlink()
+    assert cli(*words, "--out", out, "--resume")[0] == 0
+    assert out.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
+
+
+def test_rows_that_were_begun_while_the_engine_is_opened_stay(model, inbox, cli, tmp_path, monkeypatch):
+    part, open_ = tmp_path / "a.csv.part", fakes.open
+    monkeypatch.setattr(fakes, "open", lambda *words: (foreign(part), open_(*words))[1])
+    code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")
+    assert (code, part.read_text()) == (2, "mine")
+    assert f"error: an earlier command left this unfinished\nwhere: {part}\nfix: --resume" in err
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("content", ["user notes\n", "user notes", '{"file": "a"}\n', "\n\n"])
+def test_a_part_of_somebody_else_stays(model, inbox, cli, tmp_path, ending, content):
+    out = tmp_path / f"a.{ending}"
+    part, _ = begun(out, cli, "predict", inbox / "00.png", "--model", model)
+    part.write_text(content)
+    code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", out, "--resume")
+    assert (code, part.read_text()) == (2, content)
+    assert f"error: this does not begin as it was begun\nwhere: {part}\nfix: remove {part.name} and " in err
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+@pytest.mark.parametrize("kind", ["link", "dangling", "hard link", "pipe", "folder"])
+def test_a_part_that_is_no_file_of_ours_is_not_written_through(model, inbox, cli, tmp_path, kind, resume):
+    part, other = tmp_path / "a.csv.part", tmp_path / "other.txt"
+    if kind != "dangling":
+        other.write_text("mine")
+    {
+        "link": part.symlink_to, "dangling": part.symlink_to, "hard link": part.hardlink_to,
+        "pipe": lambda _: os.mkfifo(part), "folder": lambda _: part.mkdir(),
+    }[kind](other)  # fmt: skip
+    code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv", *resume)
+    assert (code, err) == (
+        2,
+        "error: this is no ordinary file of one name, so no rows are written into it\n"
+        f"where: {part}\nfix: remove a.csv.part\n",
+    )
+    assert other.exists() == (kind != "dangling")
+    assert kind == "dangling" or other.read_text() == "mine"
+
+
+def test_weights_that_are_a_pipe(model, saved, inbox, cli, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    os.link(saved / "config.json", bare / "config.json")
+    (model / "model.safetensors").unlink()
+    for folder, code in ((model, 5), (bare, 4)):
+        os.mkfifo(folder / "model.safetensors")
+        assert cli("predict", inbox / "00.png", "--model", folder)[::2] == (
+            code,
+            f"error: this is no ordinary file\nwhere: {folder / 'model.safetensors'}\n"
+            "fix: put a copy of the file itself there\n",
+        )
+
+
+def test_nothing_is_left_where_nothing_was_begun(model, inbox, cli, tmp_path, monkeypatch):
+    from resnetkit.deliver import part
+
+    def fail(path, text):
+        raise MachineError("cannot write: No space left on device", where=str(path))
+
+    monkeypatch.setattr(part.files, "write_text", fail)
+    words = ("predict", inbox / "00.png", "--model", model, "--out")
+    code, _, err = cli(*words, tmp_path / "a.csv")
+    assert code == 5
+    assert "this goes on" not in err
+    monkeypatch.undo()
+    code, _, err = cli(*words, tmp_path / f"{'n' * 245}.csv")  # the name of the record is too long for a disk
+    assert code != 0
+    assert "File name too long\n" in err
+    assert "this goes on" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in box", "model"]
+
+
+def test_a_record_that_was_half_written_is_swept(model, inbox, cli, tmp_path):
+    (tmp_path / ".a.csv.part.json.abcd_fgh.part").touch()
+    (tmp_path / ".b.csv.part.json.abcd_fgh.part").touch()
+    assert cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")[0] == 0
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == [".b.csv.part.json.abcd_fgh.part", "a.csv", "in box", "model"]
+
+
+def test_a_name_of_any_length_is_gone_on_with(model, inbox, cli, tmp_path, monkeypatch):
+    names = f"{'n' * 200_000}\n{inbox / '00.png'}\n{inbox / '01.png'}\n".encode()
+    words = ("predict", "-", "--model", model, "--out", tmp_path / "a.csv")
+
+    def run(*more):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(names)))
+        return cli(*words, *more)
+
+    assert run()[0] == 3
+    whole = (tmp_path / "a.csv").read_bytes()
+    (tmp_path / "a.csv").unlink()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(names)))
+    part, _ = begun(tmp_path / "a.csv", cli, *words[:-2])
+    part.write_bytes(whole[:-3])
+    limit = csv.field_size_limit()
+    code, _, err = run("--resume")
+    assert (code, csv.field_size_limit()) == (3, limit)
+    assert f"resumed: 2 rows of 3 stand in {part}\n" in err
+    assert (tmp_path / "a.csv").read_bytes() == whole
+
+
+def test_a_quote_that_nobody_closed_costs_no_more_than_the_rows(tmp_path):
+    rows, begun_ = io.BytesIO(b'"' + b"a,b,1,\n" * 400_000), time.monotonic()
+    assert list(Csv(1).rows(rows)) == []
+    assert time.monotonic() - begun_ < 5
+
+
+def test_what_files_say_stays_on_its_line(model, inbox, cli, monkeypatch):
+    import resnetkit.commands.predict as verb
+
+    why = "it is old\nerror: forged\nfix: rm -r \x1b[2J" + "x" * 9000
+    found = verb.find
+    monkeypatch.setattr(verb, "find", lambda *words: replace(found(*words), kept=None, why=why))
+    monkeypatch.setattr(verb, "passed_over", lambda files: ["one\nfix: forged"])
+    lines = cli("predict", inbox / "00.png", "--model", model)[2].splitlines()
+    assert [line.split(":")[0] for line in lines] == ["engine", "note", "next"]
+    assert "it is old\\nerror: forged\\nfix: rm -r \\x1b[2Jxxx" in lines[0]
+    assert lines[0].endswith("xxx...")
+    assert len(lines[0]) < 1000
+    assert lines[1] == "note: one\\nfix: forged"
+
+
+def test_no_name_of_a_file_makes_a_line_of_an_error(cli):
+    code, _, err = cli("predict", "a.png", "--model", "b\nfix: rm -r")
+    lines = err.splitlines()
+    assert (code, [line for line in lines if line.startswith("fix: rm")]) == (2, [])
+    assert any("b\\nfix: rm -r" in line for line in lines)
+    told = str(UsageError("a\nerror: b", where=["c\nd", "e"], fix="f\ng"))
+    assert told == "error: a\\nerror: b\nwhere: c\\nd\n       e\nfix: f\\ng"
+
+
+def test_a_bug_is_no_reason_to_go_on(model, inbox, cli, tmp_path, monkeypatch):
+    def fail(self, pixels):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(fakes.Fake, "__call__", fail)
+    code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")
+    assert code == 1
+    assert "this goes on" not in err
+
+
 WRONG = {
-    "--out a.csv --csv": "error: one form at a time\nwhere: --csv --out\nfix: --csv\n",
+    "--csv --json": "error: one form at a time\nwhere: --csv --json\nfix: --csv\n",
+    "--out a.csv --csv": "error: one form at a time\nwhere: --csv --out\nfix: leave --csv out\n",
+    "--out a.csv --jsonl": "error: one form at a time\nwhere: --jsonl --out\nfix: leave --jsonl out, or --out a.jsonl\n",
+    "--parquet a.parquet --json": "error: one form at a time\nwhere: --json --parquet\nfix: leave --json out\n",
     "--out a.txt": "error: what is written here is .csv or .jsonl or .parquet\nwhere: a.txt\nfix: call it a.csv\n",
     "--resume": "error: only rows of .csv and .jsonl can be gone on with\nwhere: --resume with --out\n",
     "--resume --out a.parquet": "error: only rows of .csv and .jsonl can be gone on with\nwhere: --resume with --out a.parquet\nfix: --out labels.csv --resume\n",

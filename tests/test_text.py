@@ -18,9 +18,11 @@ from resnetkit.text import (
     from_toml,
     kind_of,
     parse_json,
+    parse_toml,
     to_data,
     to_json,
     to_toml,
+    type_faults,
 )
 
 from tiny import BASE, TINY, networks
@@ -193,3 +195,21 @@ def test_random_data_gives_only_our_errors(value, key):
 def test_the_text_layer_needs_no_torch():
     code = "import sys; import resnetkit.text; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("cls", "text"),
+    [
+        (Network, "[[stages]]\n" * 200),
+        (Card, "[[figures]]\n" * 200),
+        (Network, "".join(f"key{i} = 1\n" for i in range(500))),
+    ],
+)
+def test_more_faults_than_are_told(cls, text, monkeypatch):
+    looked_up = []
+    monkeypatch.setattr("resnetkit.text.nearest", lambda word, known: looked_up.append(word) or ())
+    with pytest.raises(TextError) as caught:
+        from_toml(cls, text, "x.toml")
+    assert len(looked_up) in (0, 100)  # words like it take a while for each
+    assert len(caught.value.faults) == len(type_faults(cls, parse_toml(text))) == 100
+    assert str(caught.value).startswith(f"error: x.toml does not describe a {kind_of(cls)}: 100 faults\nwhere: ")

@@ -37,7 +37,7 @@ class ResnetkitError(Exception):
         lines = [f"error: {self.what}"]
         lines += [f"{'where:' if i == 0 else '      '} {place}" for i, place in enumerate(self.where)]
         lines += [f"fix: {self.fix}"] * bool(self.fix)
-        return "\n".join(lines)
+        return "\n".join(line.replace("\n", "\\n") for line in lines)  # names of files may hold any line
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword arguments survive pickling between processes
         return (_rebuild, (type(self), self.__dict__))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from resnetkit.errors import MachineError
+from resnetkit.errors import MachineError, UsageError
 
 
 def cache_folder() -> Path:
@@ -22,7 +25,9 @@ def cache_folder() -> Path:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of what a file holds."""
+    """SHA-256 of what a file holds; raises `MachineError` for a pipe, which may never end."""
+    if path.exists() and not path.is_file():
+        raise MachineError("this is no ordinary file", where=str(path), fix="put a copy of the file itself there")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -39,8 +44,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def put(path: Path, data: bytes, start: int = 0) -> None:
-    """``data`` from byte ``start`` of a file on, and nothing after it. Not atomic: for what is renamed, for logs."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    """``data`` from byte ``start`` of a file on, and nothing after it. Not atomic: for what is renamed, for logs.
+
+    What a link leads to belongs to somebody else, and is not written to.
+    """
+    handle = _open(path, os.O_WRONLY | os.O_CREAT | _NO_LINK)
     try:
         os.ftruncate(handle, start)
         os.lseek(handle, start, os.SEEK_SET)
@@ -49,6 +57,29 @@ def put(path: Path, data: bytes, start: int = 0) -> None:
             left = left[os.write(handle, left) :]
     finally:
         os.close(handle)
+
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for until somebody opens its other end
+
+
+def _open(path: Path, flags: int) -> int:
+    """A handle of an ordinary file; raises `OSError` for anything else."""
+    try:
+        handle = os.open(path, flags | _NO_WAIT, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, or a pipe that nobody reads
+            raise _NotOrdinaryError from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _NotOrdinaryError
+    return handle
+
+
+class _NotOrdinaryError(OSError):
+    def __init__(self) -> None:
+        super().__init__("this is no ordinary file")
 
 
 def make_folder(path: Path) -> tuple[Path, ...]:
@@ -75,9 +106,9 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a process left half written beside a final name when it was killed."""
-    for part in folder.glob(".*.part"):
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what a process left half written beside a final name, or beside any, when it was killed."""
+    for part in folder.glob(f".{glob.escape(name)}.{'?' * 8}.part" if name else ".*.part"):
         if part.is_dir() and not part.is_symlink():
             shutil.rmtree(part, ignore_errors=True)
         else:
@@ -129,8 +160,11 @@ class Log:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to; renamed to ``path`` if the body succeeds, removed if it does not."""
+def replacing(path: Path, new: bool = False) -> Iterator[Path]:
+    """A name beside ``path`` to write to; renamed to ``path`` if the body succeeds, removed if it does not.
+
+    Where ``path`` is to be ``new`` and something has got that name meanwhile, it stays: a `UsageError`.
+    """
     with _environment(path):
         if path.exists() and not path.is_file():  # a device or a pipe would be replaced by an ordinary file
             raise OSError("this is no ordinary file")
@@ -142,7 +176,10 @@ def replacing(path: Path) -> Iterator[Path]:
             yield part
             _sync(part)
             part.chmod(0o666 & ~_umask())
-            part.replace(path)
+            if not new:
+                part.replace(path)
+            elif not _named(part, path):
+                raise exists_already(path)
             _sync(path.parent)  # else the new name can be lost with the power
         finally:
             part.unlink(missing_ok=True)
@@ -152,11 +189,29 @@ def replacing(path: Path) -> Iterator[Path]:
 def held(path: Path) -> Iterator[bool]:
     """Whether a file, made if it is not there, is this command's alone for as long as the body runs."""
     with _environment(path):
-        handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+        handle, mine = _held(path)
     try:
-        yield _locked(handle)
+        yield mine
     finally:
         os.close(handle)
+
+
+def _held(path: Path) -> tuple[int, bool]:
+    """The file that has the name once it is held: who held it before may have renamed or removed the one opened."""
+    left = 100  # some disks in a network number their files anew each time
+    while True:
+        handle, left = _open(path, os.O_RDONLY | os.O_CREAT), left - 1
+        mine = _locked(handle)
+        if not (mine and left) or _has_name(handle, path):
+            return handle, mine
+        os.close(handle)
+
+
+def _has_name(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _locked(handle: int) -> bool:
@@ -171,11 +226,39 @@ def _locked(handle: int) -> bool:
     return True
 
 
-def finish(part: Path, path: Path) -> None:
-    """What stands whole on the disk as ``part`` gets its final name."""
+def finish(part: Path, path: Path, record: Path) -> bool:
+    """Whether what stands whole on the disk as ``part`` got its final name, which nothing may have; its record goes."""
     with _environment(path):
-        part.replace(path)
+        done = _named(part, path, record)
         _sync(path.parent)
+    return done
+
+
+def _named(part: Path, path: Path, *records: Path) -> bool:
+    """Whether a file got a new name. Its old one goes last, so that who holds it holds it to the end."""
+    twice = _linked(part, path)
+    if not twice and os.path.lexists(path):
+        return False
+    for record in records:
+        record.unlink(missing_ok=True)
+    if twice:
+        part.unlink()
+    else:
+        part.rename(path)
+    return True
+
+
+def _linked(part: Path, path: Path) -> bool:
+    """Whether a file has a second name, which is never taken from another; not every disk can do so."""
+    with contextlib.suppress(OSError):
+        os.link(part, path)
+        return True
+    return False
+
+
+def exists_already(path: Path) -> UsageError:
+    """What is said where a new file cannot be made, as there is one."""
+    return UsageError("this file exists already", where=str(path), fix="name another, or remove it")
 
 
 @contextlib.contextmanager
@@ -200,7 +283,14 @@ def _environment(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MachineError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+        why = error.strerror or str(error)
+        fix = "make room, or write to another disk" if _full(error) else "name another place to write to"
+        raise MachineError(f"cannot write: {why}", where=str(path), fix=fix) from error
+
+
+def _full(error: OSError) -> bool:
+    """Whether the disk is; of numpy only its words tell."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or "requested and" in str(error)
 
 
 def _sync(path: Path) -> None:

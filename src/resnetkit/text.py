@@ -11,6 +11,7 @@ the singular, so the second of ``stages`` is ``stage2``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -76,8 +77,7 @@ def _tagged(item: Any, field: str) -> Any:
 
 def from_data(cls: type[T], data: Any, what: str = "this text", fix: str = "") -> T:
     """``data`` as an object of ``cls``; raises `TextError` with every fault."""
-    faults: list[Fault] = []
-    value = _read(cls, data, "", faults)
+    value, faults = _read_whole(cls, data)
     if faults:
         raise TextError(f"{what} does not describe a {kind_of(cls)}", faults, fix=fix)
     return typing.cast(T, value)
@@ -96,9 +96,18 @@ def over(under: Any, changes: Any) -> Any:
 
 def type_faults(cls: type, data: Any) -> list[Fault]:
     """What keeps ``data`` from being a ``cls``; empty when nothing does."""
-    faults: list[Fault] = []
-    _read(cls, data, "", faults)
-    return faults
+    return _read_whole(cls, data)[1]
+
+
+class _EnoughError(Exception):
+    """There are as many faults as are told."""
+
+
+def _read_whole(cls: type, data: Any) -> tuple[Any, list[Fault]]:
+    value, faults = None, list[Fault]()
+    with contextlib.suppress(_EnoughError):
+        value = _read(cls, data, "", faults)
+    return value, faults
 
 
 _hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
@@ -205,10 +214,10 @@ def _expected(hint: Any) -> str:
 
 
 def _fault(faults: list[Fault], path: str, came: Any, allowed: str, *, literal: bool = False) -> None:
-    if len(faults) >= _MOST_FAULTS:
-        return
     shown = came if literal else "nothing" if came is _MISSING else _shorten(came)
     faults.append(Fault(path or "the top", shown, allowed))
+    if len(faults) == _MOST_FAULTS:
+        raise _EnoughError
 
 
 def _shorten(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import prose, results, say, then
+from resnetkit.commands.output import one_line, prose, results, say, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 
 
@@ -43,6 +43,6 @@ def run(options: Options) -> int:
         prose(f"wrote {path}: {len(names)} tensors of {model.card.name}, as {options.to} calls them")
         prose("read again: bit-equal")
     if lost:
-        say(f"note: {lost}")
+        say(f"note: {one_line(lost)}")
     then("resnetkit evaluate", str(path), "DATA")
     return 0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, output_file, results, say, then
+from resnetkit.commands.output import counting, one_line, output_file, results, say, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.stdin import files_or_stdin
 from resnetkit.deliver.inputs import passed_over
@@ -62,7 +62,7 @@ def run(options: Options) -> int:
         for row in bad:
             print(f"{row['file']}: ({row['error']})")
     for note in passed_over(options.files):
-        say(f"note: {note}")
+        say(f"note: {one_line(note)}")
     if bad:
         say(str(DataError(f"{len(bad)} of {count} files could not be read; their vectors are NaN")))
     then("resnetkit explain", options.weights.network or options.model, "--why", found.place)

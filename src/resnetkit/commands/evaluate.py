@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from resnetkit.commands.output import counting, prose, results, say, table, then
+from resnetkit.commands.output import counting, one_line, prose, results, say, table, then
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.together import TIMEOUT, together
 from resnetkit.data.pictures import listed
@@ -104,7 +104,7 @@ def _answering(found: Found, options: Options) -> Iterator[Logits | None]:
     with found.engine() as (engine, _, why):
         who = f"torch {options.precision}" if engine is None else str(engine.choice)
         if engine or why:
-            say(f"engine: {who}{f', as {why}' if why else ''}")
+            say(f"engine: {who}{f', as {one_line(why)}' if why else ''}")
         if engine is None:
             yield None
             return

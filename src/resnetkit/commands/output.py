@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resnetkit.errors import UsageError
+from resnetkit.files import exists_already
 from resnetkit.pages.html import is_ours
 from resnetkit.tables import aligned, fitted, printable
 
@@ -57,6 +58,15 @@ def say(line: str = "") -> None:
         print(printable(line, keep="\n"), file=sys.stderr)
 
 
+def one_line(text: str) -> str:
+    """What comes from a file, as a part of a line: no lines of its own, and some hundred letters."""
+    shown = printable(text)
+    return shown if len(shown) <= _MOST_LETTERS else f"{shown[:_MOST_LETTERS]}..."
+
+
+_MOST_LETTERS = 600
+
+
 def then(command: str, *words: str) -> None:
     """What one would do next: a command, and the words after it that a shell has to take as they are."""
     say(" ".join([f"next: {command}", *map(quoted, words)]))
@@ -79,8 +89,8 @@ def output_file(name: str, *endings: str) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         what = "this is a folder" if path.is_dir() else "there is no such folder to write into"
         raise UsageError(what, where=str(path if path.is_dir() else path.parent))
-    if path.exists() and not is_ours(path):
-        raise UsageError("this file exists already", where=str(path), fix="name another, or remove it")
+    if os.path.lexists(path) and not is_ours(path):
+        raise exists_already(path)
     return path
 
 

@@ -14,6 +14,7 @@ import tyro
 
 from resnetkit.commands.output import (
     counting,
+    one_line,
     output_file,
     plain_json,
     quoted,
@@ -39,7 +40,7 @@ from resnetkit.deliver.rows import (
     require_parquet,
     write_answers,
 )
-from resnetkit.errors import DataError, UsageError
+from resnetkit.errors import DataError, ResnetkitError, UsageError
 from resnetkit.learn.ranks import Ranks, launched
 from resnetkit.learn.signals import listening
 from resnetkit.tables import counted
@@ -100,11 +101,19 @@ def run(options: Options) -> int:
         except KeyboardInterrupt:
             say(f"stopped; this goes on: {_again(options)}")
             return asked.exit_code
-        except UsageError:
+        except _GOING_ON as error:
+            if _stands(options) and not isinstance(error, UsageError):
+                error.add_note(f"this goes on where it ended: {_again(options)}")
             raise
-        except Exception as error:
-            error.add_note(f"this goes on where it ended: {_again(options)}")
-            raise
+
+
+_GOING_ON = (ResnetkitError, OSError, MemoryError, RuntimeError)  # what is not the same each time
+
+
+def _stands(options: Options) -> bool:
+    """Whether there is any row to go on with."""
+    part = Path(f"{options.out}.part")
+    return part.is_file() and part.stat().st_size > 0
 
 
 def _again(options: Options) -> str:
@@ -134,20 +143,20 @@ def _run(options: Options, ranks: Ranks) -> int:
     with found.opened(lambda: loaded(options.model, options.weights), predicting.BATCH, ranks) as server:
         options = replace(options, top=min(options.top, len(server.card.labels)))
         if ranks.world == 1:
-            say(f"engine: {server.engine.choice}{f', as {server.why}' if server.why else ''}")
+            say(f"engine: {server.engine.choice}{f', as {one_line(server.why)}' if server.why else ''}")
         with part.held() if part else contextlib.nullcontext():
             seen = _answered(options, inputs, server, part, ranks)
     for note in passed_over(options.files):
-        say(f"note: {note}")
+        say(f"note: {one_line(note)}")
     if seen.bad:
-        say(str(DataError(f"{seen.bad} of {counted(seen.all, 'file')} could not be read; their rows say why")))
+        say(str(DataError(f"{seen.bad} of {counted(seen.all, 'file')} got no answer; their rows say why")))
     then("resnetkit embed FILES", "--model", options.model, *options.weights.words())
     return DataError.exit_code if seen.bad else 0
 
 
 @dataclass
 class Seen:
-    """How many files there were, and how many of them could not be read."""
+    """How many files there were, and how many of them have no answer."""
 
     all: int = 0
     bad: int = 0
@@ -193,10 +202,22 @@ def _form(options: Options) -> str:
 def _require_one_form(options: Options) -> None:
     asked = [name for name in _WRITERS if getattr(options, name, "")]
     if len(asked) > 1:
-        raise UsageError("one form at a time", where=" ".join(f"--{name}" for name in asked), fix=f"--{asked[0]}")
+        raise UsageError(
+            "one form at a time", where=" ".join(f"--{name}" for name in asked), fix=_one_of(asked, options)
+        )
     if options.resume and not options.out.endswith((".csv", ".jsonl")):
         what = "only rows of .csv and .jsonl can be gone on with"
         raise UsageError(what, where=f"--resume with --out {options.out}".rstrip(), fix="--out labels.csv --resume")
+
+
+def _one_of(asked: Sequence[str], options: Options) -> str:
+    """What to say instead of several forms; a file that was named stays."""
+    if not options.file:
+        return f"--{asked[0]}"
+    others = " ".join(f"--{name}" for name in asked if name != ("out" if options.out else "parquet"))
+    path = Path(options.file)
+    other = [path.with_suffix(f".{name}") for name in ("csv", "jsonl") if name in asked and path.suffix != f".{name}"]
+    return f"leave {others} out{''.join(f', or --out {quoted(str(name))}' for name in other[:1])}"
 
 
 def _part(options: Options) -> Part | None:
@@ -221,8 +242,9 @@ def _found(options: Options, pictures: int, part: Part | None, ranks: Ranks) -> 
     by = By(options.engine, options.device, options.precision)
     before = part.made_with() if part else None
     if before and by == By():
-        name = "torch" if before.engine.startswith("torch-") else before.engine
-        by = replace(by, engine=name)
+        with contextlib.suppress(UsageError):  # another model has not that engine, and the rows tell it from theirs
+            name = "torch" if before.engine.startswith("torch-") else before.engine
+            return find(options.model, pictures, replace(by, engine=name).about(options.weights.words()), ranks)
     return find(options.model, pictures, by.about(options.weights.words()), ranks)
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from resnetkit.commands.output import say
+from resnetkit.commands.output import one_line, say
 from resnetkit.errors import UsageError
+from resnetkit.tables import printable
 
 if TYPE_CHECKING:
     from resnetkit.network.layers import Network
@@ -55,7 +56,7 @@ def loaded(model: str, weights: Weights) -> Network:
         input_channels=weights.input_channels,
     )
     if found.card.assumed:
-        say(f"read: {found.card.origin}")
+        say(f"read: {one_line(found.card.origin)}")
         say(f"tensors: {found.report.tensors}")
-        say(f"assumed: {'; '.join(found.card.assumed)}")
+        say(f"assumed: {printable('; '.join(found.card.assumed))}")
     return found

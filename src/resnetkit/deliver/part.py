@@ -9,19 +9,22 @@ import contextlib
 import csv
 import io
 import json
+import os
+import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from resnetkit import files
 from resnetkit.deliver.inputs import Input
-from resnetkit.deliver.rows import FIELDS, Answer, as_text, csv_cells, csv_columns, csv_line, json_line
+from resnetkit.deliver.rows import FIELDS, START, Answer, as_text, csv_cells, csv_columns, csv_line, json_line
 from resnetkit.errors import UsageError
 from resnetkit.text import from_data, parse_json, read_text, to_json
 
+_LONGEST = 131072  # letters of a cell, where nobody says otherwise
 _SYNC = 5.0  # seconds after which what was written is put on the disk
 
 
@@ -35,6 +38,10 @@ class Form(Protocol):
     @property
     def head(self) -> str:
         """The line before all rows; empty where there is none."""
+
+    @property
+    def start(self) -> str:
+        """What every file begins with."""
 
     def line(self, answer: Answer) -> str:
         """A row, without its end."""
@@ -57,15 +64,28 @@ class Csv:
     def head(self) -> str:
         return csv_cells(self.columns)
 
+    @property
+    def start(self) -> str:
+        return f"{self.head}\n"
+
     def line(self, answer: Answer) -> str:
         return csv_line(answer, self.top)
 
     def rows(self, file: BinaryIO) -> Iterator[tuple[int, str, bool]]:
         for size, row in _ended(file, quotes=True):
-            cells = next(csv.reader(io.StringIO(row, newline="")), [])
+            cells = _cells(row)
             if len(cells) != len(self.columns):
                 return
             yield size, cells[0], bool(cells[-1])
+
+
+def _cells(row: str) -> list[str]:
+    """Of a row of any length."""
+    limit = csv.field_size_limit(max(len(row), _LONGEST))  # it is one for the whole process
+    try:
+        return next(csv.reader(io.StringIO(row, newline="")), [])
+    finally:
+        csv.field_size_limit(limit)
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,7 @@ class JsonLines:
 
     columns: tuple[str, ...] = FIELDS
     head: str = ""
+    start: str = START
 
     def line(self, answer: Answer) -> str:
         return json_line(answer)
@@ -96,17 +117,19 @@ def form_of(ending: str, top: int) -> Form:
 
 def _ended(file: BinaryIO, quotes: bool = False) -> Iterator[tuple[int, str]]:
     """(bytes, text) of what ends with a line break: one that does not stand within ``quotes``."""
-    row, within = b"", False
+    lines, within = [], False
     for line in file:
-        row, within = row + line, within ^ (quotes and bool(line.count(b'"') % 2))
+        lines.append(line)
+        within ^= quotes and bool(line.count(b'"') % 2)
         if line.endswith(b"\n") and not within:
+            row = b"".join(lines)
             if b"\0" in row:  # what a disk makes of pages that it never got
                 return
             try:
                 yield len(row), row.decode()
             except UnicodeDecodeError:
                 return
-            row = b""
+            lines.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,26 +158,52 @@ class Part:
     """The rows of a file on their way."""
 
     def __init__(self, path: Path, resume: bool) -> None:
-        """Raises `UsageError` where rows stand and nobody has said that they are to be gone on with."""
+        """Raises `UsageError` where FILE stands, or rows of which nobody has said that they are to be gone on with."""
         self.path, self.part = path, path.with_name(f"{path.name}.part")
         self.record = path.with_name(f"{path.name}.part.json")
         self._remove = f"remove {self.part.name} and {self.record.name}"
-        if self._begun() and not resume:
+        self._resume, self._whole = resume, False
+        self._require_free()
+        self.standing = Standing()
+
+    def _require_free(self) -> None:
+        if os.path.lexists(self.path):
+            raise files.exists_already(self.path)
+        if self._begun() and not self._resume:
             fix = f"--resume goes on with it; or {self._remove}"
             raise UsageError("an earlier command left this unfinished", where=str(self.part), fix=fix)
-        self.standing = Standing()
 
     def _begun(self) -> bool:
         """Whether any row stands; a command that was killed early leaves an empty file."""
-        return self.part.exists() and self.part.stat().st_size > 0
+        try:
+            found = self.part.lstat()
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # what is written would go elsewhere as well
+            what = "this is no ordinary file of one name, so no rows are written into it"
+            raise UsageError(what, where=str(self.part), fix=f"remove {self.part.name}")
+        return found.st_size > 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else may write meanwhile; raises `UsageError` where somebody does."""
+        """Nobody else may write meanwhile; raises `UsageError` where somebody does, or has done so since."""
         with files.held(self.part) as mine:
             if not mine:
                 raise UsageError("another command is writing this", where=str(self.part), fix="wait for it, or stop it")
-            yield
+            try:
+                self._require_free()
+                yield
+            except BaseException:
+                self._remove_empty()
+                raise
+
+    def _remove_empty(self) -> None:
+        """Who has not come to a first row leaves nothing; once all stand, the name may be another command's."""
+        with contextlib.suppress(OSError):
+            if not self._whole and self.part.lstat().st_size == 0:
+                for path in (self.record, self.part):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
     def made_with(self) -> MadeWith | None:
         """What the rows that stand were made with; None where none stand."""
@@ -163,37 +212,47 @@ class Part:
         if not self.record.is_file():
             what = "nothing says what these rows were made with"
             raise UsageError(what, where=f"{self.record} is missing", fix=self._remove)
-        data = parse_json(read_text(self.record, "this file"), str(self.record))
-        return from_data(MadeWith, data, str(self.record), self._remove)
+        what = "what these rows were made with"
+        try:
+            return from_data(MadeWith, parse_json(read_text(self.record, what), what), what)
+        except UsageError as error:
+            where = dict.fromkeys([str(self.record), *error.where])
+            raise UsageError(error.what, where=list(where), fix=self._remove) from None
 
     def begin(self, made: MadeWith, form: Form) -> None:
         """Find what stands; raises `UsageError` where that was made with anything else."""
+        files.sweep(self.record.parent, self.record.name)
         then = self.made_with()
         if then is None:
             files.write_text(self.record, to_json(made))
             return
-        now, before = asdict(made), asdict(then)
-        differing = [
-            f"{name}: {_short(before[name])} then, {_short(now[name])} now" for name in now if now[name] != before[name]
-        ]
+        differing = _differing(then, made)
         if differing:
-            fix = f"say the same as then; or {self._remove}"
-            raise UsageError(f"the rows of {self.part} were made otherwise", where=differing, fix=fix)
+            where = [f"{name}: {_short(before)} then, {_short(now)} now" for name, (before, now) in differing.items()]
+            same = " ".join(_SAYS[name](then) for name in differing if name in _SAYS)
+            fix = f"{same or 'say the same as then'}; or {self._remove}"
+            raise UsageError(f"the rows of {self.part} were made otherwise", where=where, fix=fix)
         self.standing = self._read(form)
 
     def _read(self, form: Form) -> Standing:
-        found = Standing()
+        found, start = Standing(), form.start.encode()
         with self.part.open("rb") as file:
-            head = file.readline() if form.head else b""
-            if head.endswith(b"\n") and head != f"{form.head}\n".encode():
-                raise UsageError("this does not begin as it was begun", where=str(self.part), fix=self._remove)
-            if form.head and not head.endswith(b"\n"):
+            begun = file.read(len(start))
+            if not start.startswith(begun):
+                raise self._foreign()
+            if begun != start:
                 return found
-            found.size = len(head)
+            found.size = file.seek(len(start) if form.head else 0)
             for size, name, bad in form.rows(file):
                 found.names.append(name)
                 found.size, found.bad = found.size + size, found.bad + bad
+            file.seek(0)
+            if not found.size and file.readline().endswith(b"\n"):
+                raise self._foreign()
         return found
+
+    def _foreign(self) -> UsageError:
+        return UsageError("this does not begin as it was begun", where=str(self.part), fix=self._remove)
 
     def left(self, inputs: Sequence[Input], batch: int) -> tuple[list[int], int]:
         """The numbers of the inputs to look at, and how many of the first of them are there already.
@@ -219,15 +278,43 @@ class Part:
                 log.sync()
                 synced = time.monotonic()
         log.sync()
-        files.finish(self.part, self.path)
-        with contextlib.suppress(OSError):
-            self.record.unlink()
+        self._whole = True
+        if not files.finish(self.part, self.path, self.record):
+            what, fix = files.exists_already(self.path).what, "move it away; then the same command with --resume"
+            raise UsageError(what, where=[str(self.path), f"all rows stand in {self.part}"], fix=fix)
 
 
 def _taken(there: Counter[str], name: str) -> bool:
     """Whether a row of this name stands; then there is one less."""
     there[name] -= 1
     return there[name] >= 0
+
+
+def _engine(then: MadeWith) -> str:
+    """The words that ask for it."""
+    name, _, precision = then.engine.partition("-")
+    if name != "torch":
+        return f"--engine {then.engine}"
+    return f"--engine torch --precision {precision.partition('-')[0]} --device {then.device}"
+
+
+# the options that say what rows were made with
+_SAYS: dict[str, Callable[[MadeWith], str]] = {
+    "model": lambda then: "name the model that made them",
+    "engine": _engine,
+    "device": lambda then: f"--device {then.device}",
+    "top": lambda then: f"--top {then.top}",
+}
+
+
+def _differing(then: MadeWith, now: MadeWith) -> dict[str, tuple[Any, Any]]:
+    """(then, now) of what is not the same; of another model that alone, and nothing that follows from the rest."""
+    before, after = asdict(then), asdict(now)
+    found = {name: (before[name], after[name]) for name in after if after[name] != before[name]}
+    for first, follow in (("model", set(found)), ("top", {"columns"}), ("engine", {"artefact", "device"})):
+        if first in found:
+            found = {name: pair for name, pair in found.items() if name == first or name not in follow}
+    return found
 
 
 def _short(value: Any) -> str:

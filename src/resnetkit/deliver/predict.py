@@ -20,7 +20,7 @@ from resnetkit.deliver.engines.switches import put_back
 from resnetkit.deliver.inputs import Input, expand
 from resnetkit.deliver.optimized import Kept, opened, serving, weights_digest
 from resnetkit.deliver.rows import Answer
-from resnetkit.deliver.stream import Row, streamed
+from resnetkit.deliver.stream import Row, checked, streamed
 from resnetkit.errors import MachineError, PictureError, UsageError, WeightsError
 from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.text import to_json
@@ -235,7 +235,7 @@ def answers(
     stride, done = batch * ranks.world, 0
     starts = range(ranks.rank * batch, len(chosen), stride)
     mine = chosen if ranks.world == 1 else [one for i in starts for one in chosen[i : i + batch]]
-    chunks = streamed(mine, card.preparation, engine, batch, engine.choice.streams)
+    chunks = streamed(mine, card.preparation, checked(engine, len(card.labels)), batch, engine.choice.streams)
     with contextlib.closing(chunks):
         for _ in range(0, len(chosen), stride):
             found = [(made.file, made.top, made.error) for made in _answers(next(chunks, []), card.labels, top)]
@@ -264,6 +264,8 @@ def _answers(chunk: list[Row], names: Sequence[str], top: int) -> Iterator[Answe
     for one, said in chunk:
         if isinstance(said, PictureError):
             yield Answer(one.name, error=said.what)
+        elif not np.isfinite(said).all():
+            yield Answer(one.name, error="its logits are not finite")
         else:
             yield Answer(one.name, tuple((names[i], share) for i, share in most_probable(said, top)))
 
@@ -271,10 +273,9 @@ def _answers(chunk: list[Row], names: Sequence[str], top: int) -> Iterator[Answe
 def most_probable(logits: Logits, top: int) -> list[tuple[int, float]]:
     """(class, probability) of the first ``top`` classes of one picture; of equal ones the lower comes first."""
     exact = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # a logit that is no number makes all shares none, and is told as it is
-        shares = np.exp(exact - exact.max())
-        shares /= shares.sum()
-    below = np.where(np.isnan(exact), np.inf, -exact)
+    shares = np.exp(exact - exact.max())
+    shares /= shares.sum()
+    below = -exact
     last = np.partition(below, min(top, len(below)) - 1)[min(top, len(below)) - 1]
     able = np.flatnonzero(below <= last)  # by class, and at least ``top`` of them
     best = able[np.argsort(below[able], kind="stable")][:top]

@@ -27,12 +27,12 @@ class Answer:
 
     @property
     def label(self) -> str:
-        """The most probable class; empty where the file could not be read."""
+        """The most probable class; empty where there is none."""
         return self.top[0][0] if self.top else ""
 
     @property
     def probability(self) -> float | None:
-        """Of the most probable class; None where the file could not be read."""
+        """Of the most probable class; None where there is none."""
         return self.top[0][1] if self.top else None
 
 
@@ -43,6 +43,7 @@ def record(answer: Answer) -> dict[str, Any]:
     return {"file": answer.file, **first, "top": top, "error": answer.error or None}
 
 
+START = '{"file": '  # of what `json_line` gives
 FIELDS = ("file", "label", "probability", "top", "error")  # of a line of JSON
 
 
@@ -104,7 +105,7 @@ _GROUP = 4096  # rows that are written at once
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
-    """A Parquet file, whole or not at all, of answers as they come; raises `MachineError` without pyarrow."""
+    """A new Parquet file, whole or not at all, of answers as they come; raises `MachineError` without pyarrow."""
     require_parquet()
     import pyarrow
     from pyarrow import parquet
@@ -113,7 +114,7 @@ def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     types = [text, text, number, pyarrow.list_(text), pyarrow.list_(number), text]
     names = ["file", "label", "probability", "labels", "probabilities", "error"]
     schema, rows = pyarrow.schema(list(zip(names, types, strict=True))), iter(answers)
-    with files.replacing(path) as part, parquet.ParquetWriter(part, schema) as writer:
+    with files.replacing(path, new=True) as part, parquet.ParquetWriter(part, schema) as writer:
         while some := list(itertools.islice(rows, _GROUP)):
             columns = [list(column) for column in zip(*map(_parquet_row, some), strict=True)]
             writer.write_table(pyarrow.table(columns, schema=schema))

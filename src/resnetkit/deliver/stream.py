@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetkit.architecture.card import Preparation
+from resnetkit.deliver.engine import Engine
 from resnetkit.deliver.inputs import Input
-from resnetkit.errors import PictureError
+from resnetkit.errors import MachineError, PictureError
 from resnetkit.images.decode import attempt_named
 from resnetkit.images.prepare import Pixels, open_prepared
 from resnetkit.learn.ranks import cores
@@ -51,6 +52,26 @@ def streamed(
             yield waiting.popleft().rows()
     finally:
         work.end()
+
+
+def checked(engine: Engine, classes: int) -> Ask:
+    """What asks an engine; raises `MachineError` where its answers are not ``classes`` numbers for each picture."""
+
+    def ask(pixels: Pixels) -> Numbers:
+        said = engine(pixels)
+        if said.shape != (len(pixels), classes):
+            what = f"{engine.choice.name} gives {_shape(said)} for {len(pixels)} pictures and {classes} classes"
+            raise MachineError(what, fix="resnetkit optimize makes it again; or --engine torch")
+        return said
+
+    return ask
+
+
+def _shape(said: Numbers) -> str:
+    if not said.ndim:
+        return "one number"
+    inner = " x ".join(map(str, said.shape[1:]))
+    return f"{len(said)} rows of {inner} numbers" if said.ndim == 2 else f"{len(said)} arrays of {inner}"
 
 
 @dataclass(frozen=True)

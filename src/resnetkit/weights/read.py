@@ -43,6 +43,8 @@ _PICKLES = (kinds.PICKLE, kinds.ZIP, "")  # an old one begins with any letter
 
 
 def _start(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe may never end
+        raise WeightsError("this is no ordinary file", where=str(path), fix="put a copy of the file itself there")
     try:
         with path.open("rb") as file:
             return file.read(kinds.START)
