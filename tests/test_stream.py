@@ -1006,7 +1006,7 @@ def test_what_files_say_stays_on_its_line(model, inbox, cli, monkeypatch):
 
     why = "it is old\nerror: forged\nfix: rm -r \x1b[2J" + "x" * 9000
     found = verb.find
-    monkeypatch.setattr(verb, "find", lambda *words: replace(found(*words), kept=None, why=why))
+    monkeypatch.setattr(verb, "find", lambda *words: replace(found(*words), kept=(), why=why))
     monkeypatch.setattr(verb, "passed_over", lambda files: ["one\nfix: forged"])
     lines = cli("predict", inbox / "00.png", "--model", model)[2].splitlines()
     assert [line.split(":")[0] for line in lines] == ["engine", "note", "next"]

@@ -87,7 +87,8 @@ def piped(commands, home, **more):
 
 
 def letters(page):
-    return Counter(re.sub(r"\x1b\[[0-9;]*m|[\s╭╮╰╯│─]", "", page))
+    """What is said, however its lines are broken; a command that goes on in the next line says so with a backslash."""
+    return Counter(re.sub(r"\x1b\[[0-9;]*m|\\(?=\s)|[\s╭╮╰╯│─]", "", page))
 
 
 def test_a_narrow_terminal(tmp_path):
