@@ -417,14 +417,14 @@ class Processor:
 
 @pytest.mark.parametrize("able", [["FP32"], ["FP32", "BF16"]])
 def test_bf16_that_openvino_would_emulate_or_leave_out(tmp_path, monkeypatch, able):
-    monkeypatch.setattr(openvino, "quietly", lambda name: types.SimpleNamespace(Core=lambda: Processor(able, "f32")))
+    monkeypatch.setattr(openvino, "_core", lambda: Processor(able, "f32"))
     with pytest.raises(MachineError, match="this processor does not multiply in bf16"):
         openvino.open(tmp_path, tmp_path, Choice("openvino", "bf16"))
 
 
 def test_what_int8_leaves_is_in_fp32_where_there_is_no_bf16(tmp_path, monkeypatch):
     core = Processor(["FP32"], "f32")
-    monkeypatch.setattr(openvino, "quietly", lambda name: types.SimpleNamespace(Core=lambda: core))
+    monkeypatch.setattr(openvino, "_core", lambda: core)
     monkeypatch.setattr("resnetkit.deliver.engine.cores", lambda: 8)
     openvino.open(tmp_path, tmp_path, Choice("openvino", "int8", 1, 4))
     assert core.settings == {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 4, "INFERENCE_NUM_THREADS": 8}
@@ -440,6 +440,7 @@ def test_what_int8_leaves_is_in_fp32_where_there_is_no_bf16(tmp_path, monkeypatc
     ],
 )
 def test_an_extra_that_is_not_installed(tmp_path, monkeypatch, package, extra, ask):
+    monkeypatch.setattr(openvino, "_core", openvino._core.__wrapped__)  # it has been imported here already
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
@@ -614,3 +615,28 @@ def test_opening_needs_no_torch_and_the_first_to_ask_may_be_many(tmp_path, base,
         env={"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": path},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "answered\n", "")
+
+
+SIGNALLED = """
+import gc, signal, sys
+from pathlib import Path
+from resnetkit.deliver.engine import KINDS, Choice
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+place = Path(sys.argv[2])
+opened = [KINDS[sys.argv[1]].backend().open(place, place, Choice(sys.argv[1], "fp32", batch)) for batch in (1, 2)]
+while opened:
+    del opened[0]
+    gc.collect()
+    signal.raise_signal(signal.SIGTERM)
+print("heard", len(heard))
+"""
+
+
+@pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
+def test_a_signal_is_heard_when_engines_are_gone(tmp_path, base, kind):
+    """In the order in which they came: OpenVINO changes the stack on which signals are handled."""
+    KINDS[kind].backend().make(base, tmp_path, "fp32", None)
+    words = [sys.executable, "-c", SIGNALLED, kind, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "heard 2\n", "")

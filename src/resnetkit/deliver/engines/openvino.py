@@ -5,6 +5,7 @@ Shapes: pixels are N H W C, 8 bits; logits are N K, fp32.
 
 from __future__ import annotations
 
+import functools
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ class OpenVino:
 
 def open(folder: Path, artefact: Path, choice: Choice) -> Engine:  # noqa: A001  the word of `engine.Backend`
     """Raises `MachineError` where the processor does not multiply in bf16 and was asked to."""
-    core = quietly("openvino").Core()
+    core = _core()
     precision = _multiplied_in(core, choice.precision)
     model = core.read_model(artefact / _MODEL)
     model.reshape([choice.batch, *(size.get_length() for size in model.input().get_partial_shape()[1:])])
@@ -95,6 +96,16 @@ def open(folder: Path, artefact: Path, choice: Choice) -> Engine:  # noqa: A001 
     # Its Python part sets itself up in the first call, and hangs for ever where two threads make that at once.
     engine(np.zeros((1, *model.input().get_shape()[1:]), np.uint8))
     return engine
+
+
+@functools.cache
+def _core() -> Any:
+    """One for the whole process.
+
+    Each brings a stack on which signals are handled, and takes it away as it ends. Where the first of two ends first,
+    the second puts the first one's stack back, which is gone, and the next signal is fatal.
+    """
+    return quietly("openvino").Core()
 
 
 def _multiplied_in(core: Any, precision: str) -> str:
