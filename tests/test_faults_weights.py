@@ -27,7 +27,7 @@ from resnetkit.weights.read import read_tensors
 from resnetkit.weights.recognise import looks_like
 from resnetkit.weights.store import load, nonfinite, save
 
-from tiny import BASE
+from tiny import BASE, a_moment
 
 AGAIN = "copy or download the file again"
 RESAVE = "save the tensors as safetensors with the program that wrote the file"
@@ -348,7 +348,8 @@ def test_w05_hostile_headers_take_no_time_and_no_memory(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row[0]: row[1:] for row in (line.split("|") for line in done.stdout.splitlines())}
     assert rows.keys() == {*files, "200 MB"}
-    assert all(float(seconds) < 1 and float(megabytes) < 150 for seconds, megabytes, *_ in rows.values()), done.stdout
+    few = a_moment()
+    assert all(float(seconds) < few and float(megabytes) < 150 for seconds, megabytes, *_ in rows.values()), done.stdout
     for name, (told, _) in files.items():
         assert rows[name][2] == "4"
         assert rows[name][3].startswith(told)
@@ -496,7 +497,7 @@ def test_w11_every_row_looks_like_itself(name):
     stem = shapes["stem.conv1.weight"]
     assert looks_like(shapes | {"stem.conv1.weight": (stem[0], 5, *stem[2:])}).endswith(" with 5 input channels")
     assert looks_like(shapes | {"extra": (1,)}) == ""
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 2 * a_moment()
 
 
 @pytest.mark.parametrize(
@@ -623,7 +624,7 @@ def test_w13_texts_that_are_no_card_and_no_network(saved, tmp_path, cli, kind):
     for words, expected in ((("evaluate", folder, "digits"), 4), (("explain", tmp_path / "net.json"), 2)):
         start = time.process_time()
         code, out, err = cli(*words)
-        assert time.process_time() - start < 1
+        assert time.process_time() - start < a_moment()
         assert (code, out) == (expected, "")
         assert told in err
         assert "Traceback" not in err
@@ -647,7 +648,7 @@ def test_w13_toml_that_is_no_network(tmp_path, cli, kind):
     (tmp_path / "net.toml").write_text(text)
     start = time.process_time()
     code, out, err = cli("explain", tmp_path / "net.toml")
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < a_moment()
     assert (code, out) == (2, "")
     assert told in err
     assert "Traceback" not in err

@@ -22,6 +22,8 @@ from resnetkit.learn.checkpoint import read_newest
 from resnetkit.learn.signals import Signals, listening
 from test_resume import HOW, _swept, chance, flowers, lines, once, same, sha, standing_at, whole  # noqa: F401
 
+from tiny import a_moment
+
 WORDS = ["--epochs", 3, "--batch-size", 8, "--precision", "fp32", "--checkpoint-steps", 4]
 
 
@@ -185,9 +187,9 @@ def test_python_stops_a_run_too(flowers, network, tmp_path):  # noqa: F811
 def test_t03_too_little_space_is_said_at_the_start(flowers, network, tmp_path, cli, monkeypatch):  # noqa: F811
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**12, 10**12, 1_500_000))
     before = sorted(tmp_path.rglob("*"))
-    begun = time.perf_counter()
+    begun = time.process_time()
     code, out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "deep" / "run", *WORDS)
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < a_moment()
     assert (code, out) == (5, "")
     assert err == (
         "error: there is too little space for 3 checkpoints: needs 3.5 MB, free 1.5 MB\n"

@@ -1,5 +1,6 @@
 """Small networks: one for each variant of the spec, and random ones."""
 
+import time
 from dataclasses import replace
 
 from hypothesis import strategies as st
@@ -10,6 +11,14 @@ _STAGES = (s.Stage(2, 8, s.Basic(8)), s.Stage(2, 16, s.Basic(16), s.FirstBlock(2
 _BOTTLENECK = (s.Stage(2, 16, s.Bottleneck(8)), s.Stage(2, 32, s.Bottleneck(16, 4), s.FirstBlock(2)))
 _STEM = s.Stem((s.Conv(8, 3),), ())
 BASE = s.Network(_STAGES, _STEM, s.Linear(5), (3, 16, 16))
+
+
+def a_moment():
+    """Seconds of the processor that are few on this machine as it is now: one to two; its pace changes by half."""
+    begun, total = time.process_time(), 0
+    for i in range(3_000_000):
+        total += i * i
+    return 10 * (time.process_time() - begun)
 
 
 def _stages(branch, channels=(8, 16), reduce=s.FirstBlock):
