@@ -32,7 +32,7 @@ def shoot(html: Path, out: Path, width: int, height: int) -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         folder = Path(sys.argv[1])
-        out, height = ("engines.png", 760) if folder.name == "engines" else ("report.png", 1180)
+        out, height = ("engines.png", 900) if folder.name == "engines" else ("report.png", 1180)
         shoot(folder / "report.html", PICTURES / out, 960, height)
         sys.exit()
     with tempfile.TemporaryDirectory() as folder:

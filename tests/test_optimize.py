@@ -630,12 +630,16 @@ def test_weights_that_are_gone_are_told(tmp_path, known):
         serving(folder, 1)
 
 
-def test_the_table_has_what_was_kept_then_the_best_of_each():
-    lucky = Row(Choice("one", "fp32", 16), images_per_second=99.0)
+def test_the_table_has_what_was_kept_what_it_is_compared_with_and_the_best_of_each():
+    compared = Row(Choice("eager", "fp32", 16), images_per_second=5.0, seconds_to_start=1.0)
+    lucky = Row(Choice("eager", "fp32", 4, 2), images_per_second=9.0)
+    slower = replace(TWO, choice=Choice("two", "fp32", 8), images_per_second=70.0)
+    faster = replace(TWO, choice=Choice("two", "fp32", 32), images_per_second=200.0)
     out = [Row(Choice(name, "int8"), why="it was late") for name in ("one", "two")]
-    rows = (lucky, ONE, replace(TWO, choice=Choice("two", "fp32", 8)), TWO, *out)
+    rows = (lucky, compared, ONE, slower, TWO, *out)
     found = Optimized("", "", "", rows, (Kept("latency", TWO, (), "a"), Kept("start", TWO, (), "a")))
-    assert optimized.best_of_each(found) == [TWO, ONE, *out]
+    assert optimized.best_of_each(found) == [TWO, ONE, compared, *out]
+    assert optimized.best_of_each(replace(found, rows=(faster, *rows))) == [faster, TWO, ONE, compared, *out]
     assert optimized.left_out(rows) == ["one-int8, two-int8: it was late"]
     assert optimized.cells(TWO, found.kept) == (
         "two-fp32", "100.0", "4 x 2", "80.00", "20.00", "", "", "", "latency, start",

@@ -89,17 +89,15 @@ def weights_digest(folder: Path) -> str:
 
 
 def best_of_each(found: Optimized) -> list[Row]:
-    """What was kept, and of each other engine and precision the best, fastest first; then those left out.
-
-    The best is one that was measured in the last round, side by side with the others, where one came so far: of many
-    ways that were looked at once, the fastest is the luckiest, too.
+    """What was kept, what it is compared with, and the fastest of each other engine and precision, fastest first; then
+    those left out.
     """
-    kept = {one.row.choice for one in found.kept}
-    names = {choice.name for choice in kept}
-    ranked = sorted(found.rows, key=lambda row: (not row.why, _finished(row), row.images_per_second or 0.0))
-    others = {row.choice.name: row for row in ranked if row.choice.name not in names}
-    shown = [*(row for row in ranked if row.choice in kept), *others.values()]
-    return sorted(shown, key=lambda row: (bool(row.why), -(row.images_per_second or 0.0)))
+    kept, compared = {one.row.choice for one in found.kept}, plain(found.rows)
+    shown = {row.choice: row for row in found.rows if row.choice in kept or row is compared}
+    ranked = sorted(found.rows, key=lambda row: (not row.why, row.images_per_second or 0.0))
+    best = {row.choice.name: row for row in ranked if compared is None or row.choice.name != compared.choice.name}
+    shown |= {row.choice: row for row in best.values()}
+    return sorted(shown.values(), key=lambda row: (bool(row.why), -(row.images_per_second or 0.0)))
 
 
 def _finished(row: Row) -> bool:
