@@ -235,25 +235,13 @@ def finish(part: Path, path: Path, record: Path) -> bool:
 
 
 def _named(part: Path, path: Path, *records: Path) -> bool:
-    """Whether a file got a new name. Its old one goes last, so that who holds it holds it to the end."""
-    twice = _linked(part, path)
-    if not twice and os.path.lexists(path):
+    """Whether a file got a new name, which nothing has. A kill leaves one of its names, never both or none."""
+    if os.path.lexists(path):
         return False
+    part.rename(path)
     for record in records:
         record.unlink(missing_ok=True)
-    if twice:
-        part.unlink()
-    else:
-        part.rename(path)
     return True
-
-
-def _linked(part: Path, path: Path) -> bool:
-    """Whether a file has a second name, which is never taken from another; not every disk can do so."""
-    with contextlib.suppress(OSError):
-        os.link(part, path)
-        return True
-    return False
 
 
 def exists_already(path: Path) -> UsageError:
