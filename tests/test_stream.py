@@ -290,19 +290,27 @@ from resnetkit.cli import main
 from resnetkit.deliver import stream
 def hang(preparation, one):
     print("hangs", flush=True)
+    time.sleep(0.5)
+    {then}
     threading.Event().wait(60)
 stream._open = hang
 sys.exit(main({words!r}))
 """
 
 
-def test_ctrl_c_ends_a_command_whose_reading_hangs(model, inbox, tmp_path):
+# a signal that a waiting thread does not see at once, as where it comes just before the wait begins
+UNSEEN = "import signal; signal.pthread_kill(threading.get_ident(), signal.SIGINT)"
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_ctrl_c_ends_a_command_whose_reading_hangs(model, inbox, tmp_path, unseen):
     words = ["predict", str(inbox / "00.png"), "--model", str(model), "--out", str(tmp_path / "a.csv")]
-    code = HANGING.format(here=str(HERE), words=words)
+    code = HANGING.format(here=str(HERE), words=words, then=UNSEEN if unseen else "pass")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
     assert process.stdout.readline() == "hangs\n"
     begun = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    if not unseen:
+        process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert time.monotonic() - begun < 10
     assert process.returncode == 130

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from resnetkit.errors import extra_missing
 from resnetkit.images.prepare import Pixels
 from resnetkit.learn.ranks import cores
-from resnetkit.learn.workers import Pool
+from resnetkit.learn.workers import Pool, outcome
 
 if TYPE_CHECKING:
     from resnetkit.network.layers import Network
@@ -154,7 +154,7 @@ def whole(engine: Engine) -> Iterator[Callable[[Pixels], Logits]]:
     def logits(pixels: Pixels) -> Logits:
         starts = range(0, len(pixels), batch)
         asked = [pool.submit(partial(engine, np.ascontiguousarray(pixels[i : i + batch]))) for i in starts]
-        return np.concatenate([answer.result() for answer in asked])
+        return np.concatenate([outcome(answer) for answer in asked])
 
     try:
         yield logits

@@ -21,7 +21,7 @@ from resnetkit.errors import MachineError, PictureError
 from resnetkit.images.decode import attempt_named
 from resnetkit.images.prepare import Pixels, open_prepared
 from resnetkit.learn.ranks import cores
-from resnetkit.learn.workers import Pool, patiently, settle
+from resnetkit.learn.workers import Pool, outcome, patiently, settle
 
 Numbers = NDArray[Any]
 Ask = Callable[[Pixels], Numbers]
@@ -114,7 +114,7 @@ class _Chunk:
         """As soon as they are there; raises what reading or asking has raised."""
         for one, read in zip(self._inputs, self._read, strict=True):
             patiently(read, one, _name)
-        said = iter(self._said.result())
+        said = iter(outcome(self._said))
         return [
             (one, pixels if isinstance(pixels, PictureError) else next(said))
             for one, pixels in zip(self._inputs, self._pixels, strict=True)

@@ -7,11 +7,12 @@ Python, so they run beside each other. They are daemons: one that hangs in a rea
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
@@ -22,6 +23,7 @@ T = TypeVar("T")
 Result = TypeVar("Result")
 MOST = 1024
 PATIENCE = 120.0  # seconds for one picture: the largest that is read takes a few, also from a slow disk
+_SHORT = 0.5
 
 
 _DISK = "look after the disk or the network that it is read from; resnetkit check reads every picture once"
@@ -59,10 +61,21 @@ def settle(future: Future[Result], task: Callable[[], Result]) -> None:
         future.set_exception(error)
 
 
+def outcome(future: Future[Result], patience: float = math.inf) -> Result:
+    """Its result; raises `TimeoutError` after so many seconds.
+
+    Many short waits, as Python hears of a signal that comes just before a wait at the end of it only.
+    """
+    until = time.monotonic() + patience
+    while not future.done() and (left := until - time.monotonic()) > 0:
+        wait([future], min(left, _SHORT))
+    return future.result(0)
+
+
 def patiently(future: Future[Result], item: T, where: Callable[[T], str]) -> Result:
     """What was read of an item; raises `MachineError` where that takes more than `PATIENCE` from now on."""
     try:
-        return future.result(PATIENCE)
+        return outcome(future, PATIENCE)
     except TimeoutError:
         if future.done():  # the reading itself failed so
             return future.result()
@@ -137,7 +150,7 @@ def ahead(tasks: Sequence[Callable[[], Result]], workers: int) -> Iterator[Resul
     for task in [*tasks[1:], None]:
         following = [_begun(task)] if task else []
         if waiting:
-            yield waiting[0].result()
+            yield outcome(waiting[0])
         waiting = following
 
 
