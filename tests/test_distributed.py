@@ -298,13 +298,17 @@ def test_t11_one_two_and_three_processes_count_alike(place, alone, batch, monkey
 
 
 def test_a_batch_of_any_size_gives_the_same_answers(place, alone, monkeypatch):
-    answers = []
+    """Libraries add in another order for each size of a batch: counts are the same, what is rounded nearly so."""
+    found = []
     for batch in (7, 64, 128):
         monkeypatch.setattr(pixels, "EVALUATED", batch)
-        found = rk.evaluate(alone, place / "flowers", part="all")
-        answers.append((found.answers, found.loss))
-    assert answers[0][0] == answers[1][0] == answers[2][0]
-    assert answers[0][1] == pytest.approx(answers[1][1], abs=1e-7)
+        found.append(rk.evaluate(alone, place / "flowers", part="all"))
+    first, *others = found
+    for other in others:
+        assert (other.n, other.correct, other.top5) == (first.n, first.correct, first.top5)
+        assert replace(other.answers, confidence=()) == replace(first.answers, confidence=())
+        assert other.answers.confidence == pytest.approx(first.answers.confidence, abs=1.1e-5)
+        assert other.loss == pytest.approx(first.loss, abs=1e-6)
 
 
 def test_predict_has_one_table_in_the_order_of_the_files(place, alone, monkeypatch):

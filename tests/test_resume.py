@@ -1,12 +1,12 @@
 """A run that is killed, stopped, damaged or changed, and goes on."""
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import signal
 import tempfile
+import traceback
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -67,13 +67,19 @@ def same(run, whole):
 
 def killed(act, *words, **how):
     """A run in a process of its own that kills itself, as ``kill -9`` does, when ``act`` says so."""
-    child = os.fork()
-    if not child:
-        with contextlib.suppress(BaseException):
-            act()
-            rk.train(*words, **how)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with tempfile.TemporaryFile("w+") as told:
+        child = os.fork()
+        if not child:
+            try:
+                act()
+                rk.train(*words, **how)
+            except BaseException:  # noqa: BLE001  whatever it is, this process does not go on with other tests
+                traceback.print_exc(file=told)
+                told.flush()
+            os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        told.seek(0)
+        assert code == -signal.SIGKILL, told.read() or "it came to its end"
 
 
 def die(*_):
