@@ -298,7 +298,7 @@ def engines(options, photos, work):
                 rivals = {"idiom": plain if batch > 1 else {"who": "idiom", "batch": 1}}
                 rivals["by hand"] = by_hand(network, made, precision, batch)
                 for name, setting in rivals.items():
-                    row = paired(network, mine, setting, 3, options.rounds // 3 if name == "by hand" else 1)
+                    row = paired(network, mine, setting, 3, max(1, options.rounds // 3))
                     print(f"{network} {precision} batch {batch}: ours {row['first']:.1f}/s, {name} ({say(setting)}) "
                           f"{row['second']:.1f}/s, ratio {row['ratio']:.2f} "
                           f"({row['interval'][0]:.2f} to {row['interval'][1]:.2f})", flush=True)  # fmt: skip
@@ -474,7 +474,7 @@ def counted(folder, data, engine):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("engines", "pictures", "cold", "accuracy"))
-    parser.add_argument("photos", type=Path)
+    parser.add_argument("photos", type=lambda word: Path(word).resolve())
     parser.add_argument("--network", nargs="+", default=["resnet50"])
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=3.0)

@@ -330,7 +330,7 @@ def test_each_device_has_its_own(tmp_path, fakes, quick, monkeypatch):
 
 
 def search(folder, work, judge):
-    return optimizing.Search(folder, work, judge, optimizing.Clock(200.0), lambda row: None, 1.0)
+    return optimizing.Search(folder, work, judge, optimizing.Clock(200.0), lambda row: None)
 
 
 def prepared(folder, work):
@@ -345,7 +345,7 @@ def prepared(folder, work):
 
 def test_ways_that_worked_stay_where_a_later_one_hangs(tmp_path, fakes, monkeypatch):
     began, heard = prepared(trained(tmp_path / "model"), tmp_path), []
-    began.watch, began.judging = heard.append, 100.0
+    began.watch = heard.append
     monkeypatch.setattr(optimizing.Clock, "patience", property(lambda self: 2.0 if heard else 100.0))
     first, second = began.tried(Choice("sleeps", "fp32"))
     assert not first.why and first.error < 1e-4 and first.images_per_second > 0
@@ -362,6 +362,47 @@ def test_each_of_the_last_round_starts_alone(tmp_path, fakes, quick):
     assert slow and max(row.seconds_to_start for row in others) < 3 * min(row.seconds_to_start for row in slow)
     died = [optimizing.Row(Choice("dies", "fp32"), 1e9, 1.0)]
     assert began.again(died)[0].why
+
+
+def test_an_engine_that_takes_its_time_leaves_the_others_theirs(tmp_path, fakes, quick):
+    """Two ways are looked at, whatever they take: one for a single picture, one for many."""
+    began = prepared(trained(tmp_path / "model"), tmp_path)
+    with trying(began.folder, tmp_path) as trial:
+        ways = [Choice("loud", "fp32", batch) for batch in (1, 4, 8)]
+        trial.make(ways[0], None, 100.0)
+        assert len(list(began._looked_at(trial, ways, time.monotonic() - 1))) == 2
+        assert len(list(began._looked_at(trial, ways, time.monotonic() + 100))) == 3
+
+
+def test_the_slower_of_two_checks_is_of_fewer_pictures(tmp_path):
+    """What has a limit for its logits as well need not be compared on all."""
+    judge = Judge(np.zeros((5000, 2), np.float32), ["a"] * 5000)
+    began = search(tmp_path, tmp_path, judge)  # of 200 seconds, 4 for bf16
+    found = {name: began._compared(name, 50.0) for name in ("fp32", "bf16", "int8", "int8-body")}
+    assert found == {"fp32": 100, "bf16": 200, "int8": 5000, "int8-body": 5000}
+    assert (began._compared("bf16", 1.0), began._compared("bf16", 9e9)) == (100, 5000)
+
+
+def test_each_that_waits_has_a_share_of_the_time():
+    clock = optimizing.Clock(1000.0)
+    assert clock.left == pytest.approx(700, abs=1)
+    assert [clock.share(n) for n in (1, 2, 4, 9)] == pytest.approx([700, 350, 175, 175], abs=1)
+
+
+def test_who_is_measured_once_more():
+    """Whatever came near the fastest, as the machine may have done something else meanwhile, and what is compared."""
+
+    def row(name, speed, batch=1, streams=1, **more):
+        return Row(Choice(*name.split(), batch, streams), speed, 1000 * batch / speed, **more)
+
+    near = [row("openvino int8", speed, batch, 2) for batch, speed in ((4, 100.0), (8, 90.0), (16, 76.0))]
+    alone = [row("openvino int8", 50.0), row("openvino bf16", 40.0), row("openvino fp32", 20.0)]
+    others = [row("eager fp32", 8.0, 16), row("eager fp32", 9.0), row("compiled bf16", 70.0, 16)]
+    lost = [row("openvino int8", 74.0, 32, 2), row("onnxruntime int8", 99.0, why="it raises")]
+    found = optimizing.finalists([*lost, *others, *alone, *near])
+    assert set(found) == {*near, *alone[:2], *others[1:]}
+    assert len(optimizing.finalists([row("openvino int8", 100.0, batch, 2) for batch in range(1, 12)])) == 6
+    assert optimizing.finalists(lost[1:]) == []
 
 
 def test_only_as_many_are_compared_as_there_is_time_for(tmp_path):
@@ -428,7 +469,7 @@ def test_eager_alone_by_the_command_line(tmp_path, cli):
 
 def test_json(tmp_path, cli, monkeypatch):
     row = Row(Choice("eager", "fp32"), 10.0, 100.0, 2.0, 1e-6, 1.0, 0.0)
-    monkeypatch.setattr(optimizing.Search, "tried", lambda self, choice: [replace(row, choice=choice)])
+    monkeypatch.setattr(optimizing.Search, "tried", lambda self, choice, *_: [replace(row, choice=choice)])
     monkeypatch.setattr(optimizing.Search, "again", lambda self, rows: rows)
     code, out, _ = cli("optimize", trained(tmp_path / "model"), "--engines", "eager", "--json")
     found = json.loads(out)
@@ -443,7 +484,7 @@ def test_other_weights_become_a_folder(tmp_path, cli, monkeypatch):
     torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), path)
     code, _, err = cli("optimize", path)
     assert code == 2 and "engines are kept in a model folder, and this is none" in err and "--out NAME makes one" in err
-    monkeypatch.setattr(optimizing.Search, "tried", lambda self, choice: [Row(choice, why="not today")])
+    monkeypatch.setattr(optimizing.Search, "tried", lambda self, choice, *_: [Row(choice, why="not today")])
     code, _, err = cli("optimize", path, "--out", out, "--network", "resnet18")
     assert code == 6 and "eager-fp32: not today" in err and (out / "model.safetensors").is_file()
     code, _, err = cli("optimize", path, "--out", out)
@@ -652,7 +693,7 @@ def test_a_search_that_found_less_says_what_was_there(tmp_path, cli, known, monk
     found = kept_in(folder, TWO)
     (folder / FOLDER / FILE).write_text(to_json(replace(found, kept=(replace(found.kept[0], purpose="throughput"),))))
     row = Row(Choice("eager", "fp32"), 10.0, 100.0, 2.0, 1e-6)
-    monkeypatch.setattr(optimizing.Search, "tried", lambda self, choice: [replace(row, choice=choice)])
+    monkeypatch.setattr(optimizing.Search, "tried", lambda self, choice, *_: [replace(row, choice=choice)])
     monkeypatch.setattr(optimizing.Search, "again", lambda self, rows: rows)
     code, _, err = cli("optimize", folder, "--engines", "eager")
     assert code == 0

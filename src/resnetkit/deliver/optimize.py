@@ -47,12 +47,16 @@ from resnetkit.network.layers import Network
 from resnetkit.text import to_json
 from resnetkit.weights.store import load, nonfinite, save
 
-_SHARE_OF_FINALS, _SHARE_OF_REFERENCE = 0.25, 0.1
+_SHARE_OF_FINALS, _SHARE_OF_REFERENCE, _MOST_OF_THE_REST = 0.3, 0.1, 0.25
 _ROUNDS = 5
 _PATIENCE = 30.0  # seconds that any request gets, however little is left
 _LOOKED_AT, _HOPELESS = 3, 0.3  # ways of an engine before it is given up, and the share of the best that is too little
+_SEEN = 2  # ways of an engine, one for a single picture and one for many, whatever time they take
+_NEAR, _MOST_NEAR = 0.75, 6  # of the fastest: what the machine did meanwhile may have cost that much; of how many
 _TIMED = 32  # pictures that speed is measured with, and at once in the reference
 _ENOUGH = 100  # pictures that fp32 is compared on: it is far from every limit, and the slowest
+_SHARE_OF_COMPARING = 0.02  # of the time, for bf16, whose logits are compared as well; int8 is compared on all pictures
+_SLOWER = 3  # times as slow as it was measured, and nobody waits for it
 
 Watch = Callable[[Row], None]
 
@@ -91,7 +95,7 @@ def optimize(
         with _own(folder / FOLDER), files.new_folder(folder / FOLDER / name) as work:
             clock, heard = Clock(60 * minutes), watch or _nobody
             search, checked = _begun(folder, work, clock, data=data, max_loss=max_loss, watch=heard, tell=tell)
-            rows = search.again([row for choice in choices for row in search.tried(choice)])
+            rows = search.again([row for i, choice in enumerate(choices) for row in search.tried(choice, choices[i:])])
             kept = [_kept(work, name, purpose, row) for purpose, row in chosen(rows).items()]
             _require_kept(folder, kept, rows, weights)
             _tidy(work, {one.row.choice.name for one in kept})
@@ -230,7 +234,16 @@ class Clock:
     @property
     def left(self) -> float:
         """Of the first round."""
-        return self.begun + (1 - _SHARE_OF_FINALS) * self.budget - time.monotonic()
+        return self.whole - _SHARE_OF_FINALS * self.budget
+
+    @property
+    def whole(self) -> float:
+        """Of all, what is still left."""
+        return self.begun + self.budget - time.monotonic()
+
+    def share(self, waiting: int) -> float:
+        """Of the first round for the first of so many that wait; what it leaves is for the others."""
+        return self.left * max(_MOST_OF_THE_REST, 1 / waiting)
 
     @property
     def patience(self) -> float:
@@ -240,7 +253,7 @@ class Clock:
     @property
     def slice(self) -> float:
         """Of one measurement."""
-        return min(2.0, max(0.2, self.budget / 150))
+        return min(1.0, max(0.2, self.budget / 300))
 
 
 def _begun(
@@ -257,20 +270,18 @@ def _begun(
     network = load(folder)
     trained = network.card.trained
     samples = made(network.card.preparation) if data is None else taken(data, network.card, trained, tell)
-    begun = time.monotonic()
-    logits = _logits(network, samples, begun + _SHARE_OF_REFERENCE * clock.budget)
-    took, n = time.monotonic() - begun, len(logits)
+    logits = _logits(network, samples, time.monotonic() + _SHARE_OF_REFERENCE * clock.budget)
+    n = len(logits)
     np.save(work / _CHECKED, samples.checked[:n])
-    np.save(work / _FIRST, samples.checked[: min(n, _ENOUGH)])
     np.save(work / _TIMED_FILE, samples.checked[:_TIMED])
     if samples.ranges is not None:
         np.save(work / _RANGES, samples.ranges)
     truth = None if samples.truth is None else samples.truth[:n]
     judge = Judge(logits, samples.names[:n], truth, trained and data is not None, max_loss)
-    return Search(folder, work, judge, clock, watch, 3 * took), samples.told(n)
+    return Search(folder, work, judge, clock, watch), samples.told(n)
 
 
-_CHECKED, _FIRST, _TIMED_FILE, _RANGES = "checked.npy", "first.npy", "timed.npy", "ranges.npy"
+_CHECKED, _TIMED_FILE, _RANGES = "checked.npy", "timed.npy", "ranges.npy"
 
 
 def _logits(network: Network, samples: Samples, until: float) -> Logits:
@@ -289,7 +300,7 @@ def _logits(network: Network, samples: Samples, until: float) -> Logits:
 
 @dataclass
 class Search:
-    """What all trials have in common. Pictures lie in ``work``; to compare their answers may take ``judging`` seconds.
+    """What all trials have in common; pictures lie in ``work``.
 
     ``best`` is the most images per second so far, ``agreed`` has the names of choices that agree with fp32.
     """
@@ -299,15 +310,18 @@ class Search:
     judge: Judge
     clock: Clock
     watch: Watch
-    judging: float
     best: float = 0.0
     agreed: set[str] = field(default_factory=set)
 
-    def tried(self, choice: Choice) -> list[Row]:
-        """A row for each way that an engine can cut its work; one row that says why, where it cannot be used."""
+    def tried(self, choice: Choice, waiting: Sequence[Choice] = ()) -> list[Row]:
+        """A row for each way that an engine can cut its work; one row that says why, where it cannot be used.
+
+        Those that are ``waiting``, itself among them, have their share of the time, too.
+        """
         why = self._why_not(choice)
+        until = time.monotonic() + self.clock.share(max(1, len(waiting)))
         try:
-            rows = [Row(choice, why=why)] if why else self._tried(choice)
+            rows = [Row(choice, why=why)] if why else self._tried(choice, until)
         except TrialError as error:
             rows = [Row(choice, why=str(error))]
         if rows[0].why:  # those that were measured and agree have been heard of
@@ -333,13 +347,13 @@ class Search:
     def _timed_pixels(self) -> Path:
         return self.work / _TIMED_FILE
 
-    def _tried(self, choice: Choice) -> list[Row]:
+    def _tried(self, choice: Choice, until: float) -> list[Row]:
         with trying(self.folder, self.work) as trial:
             trial.make(choice, self._ranges if choice.precision.startswith("int8") else None, self.clock.patience)
-            return list(self._looked_at(trial, KINDS[choice.engine].ways(choice)))
+            return list(self._looked_at(trial, KINDS[choice.engine].ways(choice), until))
 
-    def _looked_at(self, trial: Trial, ways: Iterable[Choice]) -> Iterator[Row]:
-        """Until one fails, the time is over, or it is clear that none of them can win.
+    def _looked_at(self, trial: Trial, ways: Iterable[Choice], until: float) -> Iterator[Row]:
+        """``until`` its time is over, one fails, or it is clear that none of them can win.
 
         The first is compared with fp32 at once: no time goes into ways of an engine that does not agree.
         """
@@ -347,7 +361,7 @@ class Search:
         for number, choice in enumerate(ways, 1):
             row = self._timed(trial, choice)
             if not row.why:
-                judged = judged or self._verdict(trial, Row(choice))
+                judged = judged or self._verdict(trial, row)
                 error, same, lost, why = judged.error, judged.same, judged.lost, judged.why
                 row = replace(row, error=error, same=same, lost=lost, why=why)
             yield row
@@ -357,7 +371,7 @@ class Search:
             self.best = max(self.best, row.images_per_second or 0.0)
             self.watch(row)
             hopeless = number >= _LOOKED_AT and (row.images_per_second or 0.0) < _HOPELESS * self.best
-            if hopeless or self.clock.left <= 0:
+            if hopeless or self.clock.left <= 0 or (number >= _SEEN and time.monotonic() > until):
                 return
 
     def _timed(self, trial: Trial, choice: Choice) -> Row:
@@ -368,15 +382,21 @@ class Search:
             return Row(choice, why=str(error))
 
     def _verdict(self, trial: Trial, row: Row) -> Row:
-        """Of an engine that is open."""
-        few = row.choice.precision == "fp32" and len(self.judge.names) > _ENOUGH
-        judge, pixels = (self.judge.first(_ENOUGH), _FIRST) if few else (self.judge, _CHECKED)
+        """Of an engine that is open and was measured."""
+        pace = row.images_per_second or 1.0
+        count = self._compared(row.choice.precision, pace)
+        judge = self.judge.first(count)
         try:
-            answers = trial.answers(self.work / pixels, max(self.clock.patience, self.judging))
+            answers = trial.answers(self.work / _CHECKED, count, max(self.clock.patience, _SLOWER * count / pace))
         except TrialError as error:
             return replace(row, why=str(error))
         found = judge.judge(answers, row.choice.precision)
         return replace(row, error=found.error, same=found.same, lost=found.lost, why=found.why)
+
+    def _compared(self, precision: str, pace: float) -> int:
+        """How many pictures."""
+        enough = {"fp32": _ENOUGH, "bf16": max(_ENOUGH, int(_SHARE_OF_COMPARING * self.clock.budget * pace))}
+        return min(len(self.judge.names), enough.get(precision, len(self.judge.names)))
 
     def again(self, rows: Sequence[Row]) -> list[Row]:
         """The rows, of which the best have been opened anew, checked as they are, and measured side by side."""
@@ -398,8 +418,7 @@ class Search:
         return trial, judged
 
     def _side_by_side(self, opened: Sequence[tuple[Trial, Row]]) -> list[Row]:
-        each = _SHARE_OF_FINALS * self.clock.budget / (_ROUNDS * max(1, len(opened)))
-        seconds = max(0.2, min(2 * self.clock.slice, each))
+        seconds = max(0.2, min(2 * self.clock.slice, self.clock.whole / (_ROUNDS * max(1, len(opened)))))
         found: dict[Choice, list[tuple[float, float]]] = {row.choice: [] for _, row in opened}
         failed: dict[Choice, str] = {}
         for number in range(_ROUNDS):
@@ -435,14 +454,15 @@ def quickest(rows: Sequence[Row]) -> list[Row]:
 
 
 def finalists(rows: Sequence[Row]) -> list[Row]:
-    """The three fastest, the two quickest, the fastest of each engine, as they start at different times, and what
-    all of them are compared with.
+    """Those nearly as fast as the fastest, the two quickest, the fastest of each engine, as they start at different
+    times, and what all of them are compared with.
     """
     able = [row for row in rows if not row.why]
     ranked = sorted(able, key=lambda row: -(row.images_per_second or 0.0))
+    near = [row for row in ranked if (row.images_per_second or 0.0) >= _NEAR * (ranked[0].images_per_second or 0.0)]
     of_each = {row.choice.engine: row for row in reversed(ranked)}
     compared = plain(able)
-    picked = [*ranked[:3], *quickest(able)[:2], *of_each.values(), *([compared] if compared else [])]
+    picked = [*near[:_MOST_NEAR], *quickest(able)[:2], *of_each.values(), *([compared] if compared else [])]
     return list({row.choice: row for row in picked}.values())
 
 

@@ -49,10 +49,10 @@ class Answering:
         self.engine = KINDS[made.engine].backend().open(self.folder, Path(artefact), made)
         self.engine(np.load(pixels, mmap_mode="r")[: made.batch])
 
-    def answer(self, pixels: str, out: str) -> None:
-        """The logits of all pictures of a file, into another one."""
+    def answer(self, pixels: str, count: int, out: str) -> None:
+        """The logits of the first ``count`` pictures of a file, into another one."""
         with whole(self._engine()) as logits:
-            np.save(out, logits(np.load(pixels, mmap_mode="r")))
+            np.save(out, logits(np.load(pixels, mmap_mode="r")[:count]))
 
     def time(self, pixels: str, seconds: float) -> dict[str, float]:
         """Pictures per second, and the milliseconds of one call (the median)."""

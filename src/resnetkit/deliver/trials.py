@@ -61,10 +61,10 @@ class Trial:
         self.opened = choice
         return time.perf_counter() - self._begun
 
-    def answers(self, pixels: Path, patience: float) -> Logits:
-        """The logits of all pictures of a file."""
+    def answers(self, pixels: Path, count: int, patience: float) -> Logits:
+        """The logits of the first ``count`` pictures of a file."""
         out = self._work / "logits.npy"
-        self._ask(patience, do="answer", pixels=str(pixels), out=str(out))
+        self._ask(patience, do="answer", pixels=str(pixels), count=count, out=str(out))
         found: Logits = np.load(out)
         out.unlink()
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from io import BytesIO
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -96,8 +97,8 @@ def _looks_cut(image: Image.Image, reduced: int) -> bool:
     """Whether the last block has the luma of one that is missing; its colour may be mixed with that of neighbours."""
     side = 8 // reduced
     left, top = (image.width - 1) // side * side, (image.height - 1) // side * side
-    luma = np.asarray(image.crop((left, top, *image.size)).convert("L"))
-    return bool(luma.min() >= _LEAST and luma.max() <= _MOST)
+    luma = image.crop((left, top, *image.size)).convert("L").getextrema()
+    return all(_LEAST <= value <= _MOST for value in cast(tuple[int, int], luma))
 
 
 _LEAST, _MOST = 126, 130  # 128, and what conversion to RGB and back rounds
