@@ -53,7 +53,10 @@ def measured(name: str) -> str:
     if name.endswith(".txt"):
         return f"```console\n{(ROOT / 'docs' / 'measured' / name).read_text().rstrip()}\n```\n"
     found = json.loads((ROOT / "docs" / "measured" / name).read_text())
-    return TABLES[name](found)
+    return TABLES[name.replace(WITHOUT_AMX, "")](found)
+
+
+WITHOUT_AMX = "-without-amx"  # measured on another machine, of which the page has its table, too
 
 
 def speed(found: dict) -> str:
@@ -259,15 +262,18 @@ def speed_engines(found: dict) -> str:
     def said(row: dict) -> str:
         beside = PLAIN if row["beside"] == "idiom" else row["setting"]
         low, high = row["interval"]
+        best = f"{row['best'][0] / row['best'][1]:.2f}" if "best" in row else ""
         return (
             f"{row['network']} | {row['precision']} | {row['batch']} | {row['first']:.1f} | {beside} | "
-            f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f})"
+            f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f})" + f" | {best}" * bool(best)
         )
 
     head = (
         "network | precision | pictures at once | ours, images/s | compared with | its images/s | times as fast (95 %)"
     )
-    return table(head, "--- | --- | ---: | ---: | --- | ---: | ---:", found["found"], said) + machine(found, whole=True)
+    form, more = "--- | --- | ---: | ---: | --- | ---: | ---:", "best" in found["found"][0]
+    head, form = head + " | both at their best" * more, form + " | ---:" * more
+    return table(head, form, found["found"], said) + machine(found, whole=True)
 
 
 def speed_pictures(found: dict) -> str:

@@ -578,7 +578,7 @@ def test_prediction_leaves_the_switches_of_torch_as_they_were(model, inbox, pict
 
 
 def test_fp32_on_a_gpu_is_no_tf32(switches):
-    from resnetkit.deliver.engines.switches import multiply_exactly, put_back
+    from resnetkit.learn.switches import multiply_exactly, put_back
 
     before = switches()
     for precision, device in (("bf16", "cuda"), ("fp32", "cpu")):
@@ -628,8 +628,12 @@ def test_evaluation_counts_what_an_engine_says(model, pictures, cli):
     assert sorted(fakes.asked) == [2, 4, 4, 4, 4]
     code, _, err = cli("evaluate", model, data, "--engine", "fake-int8", "--device", "cpu")
     assert (code, err.splitlines()[0]) == (2, "error: fake-int8 has a device and a precision of its own")
+    assert rk.evaluate(model, data, part="all", engine="fake-int8").correct == found["correct"]
+    with pytest.raises(UsageError, match="only a model folder has engines"):
+        rk.evaluate(rk.load(model), data, engine="fake-int8")
     fakes.asked.clear()
     assert cli("evaluate", model, data)[0] == 0
+    assert rk.evaluate(rk.load(model), data, part="all").n == 18
     assert fakes.asked == []
     assert "engine: fake-int8" in cli("evaluate", model, data, "--engine", "auto")[2]
 

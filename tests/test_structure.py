@@ -40,7 +40,7 @@ TORCH_FREE = [
     "resnetkit.weights.addresses",
     "resnetkit.explain.words", "resnetkit.explain.differences", "resnetkit.explain.compare", "resnetkit.explain.figure",
     "resnetkit.weights.dialects", "resnetkit.weights.fit", "resnetkit.learn.recipe", "resnetkit.learn.state", "resnetkit.learn.signals",
-    "resnetkit.learn.recipes", "resnetkit.learn.tracker", "resnetkit.learn.trackers", "resnetkit.deliver.engines.quiet", "resnetkit.deliver.engines.ranges", "resnetkit.deliver.engines.switches", "resnetkit.deliver.engines.openvino", "resnetkit.deliver.engines.onnx_runtime", "resnetkit.images.distort", "resnetkit.learn.ranks", "resnetkit.learn.settings", "resnetkit.data.pictures", "resnetkit.cli", "resnetkit.cli_help", "resnetkit.doctor",
+    "resnetkit.learn.recipes", "resnetkit.learn.tracker", "resnetkit.learn.trackers", "resnetkit.deliver.engines.quiet", "resnetkit.deliver.engines.ranges", "resnetkit.learn.switches", "resnetkit.deliver.engines.openvino", "resnetkit.deliver.engines.onnx_runtime", "resnetkit.images.distort", "resnetkit.learn.ranks", "resnetkit.learn.settings", "resnetkit.data.pictures", "resnetkit.cli", "resnetkit.cli_help", "resnetkit.doctor",
     "resnetkit.commands.explain", "resnetkit.commands.models", "resnetkit.commands.train",
     "resnetkit.commands.evaluate", "resnetkit.commands.predict", "resnetkit.commands.doctor",
     "resnetkit.commands.check", "resnetkit.commands.together", "resnetkit.commands.report", "resnetkit.commands.embed", "resnetkit.data.check",

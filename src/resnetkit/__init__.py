@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from resnetkit.architecture.plan import plan
     from resnetkit.data.check import check
     from resnetkit.deliver.embed import embed
+    from resnetkit.deliver.evaluate import evaluate
     from resnetkit.deliver.optimize import optimize
     from resnetkit.deliver.predict import predict
     from resnetkit.errors import ResnetkitError
     from resnetkit.explain.why import why
-    from resnetkit.learn.evaluate import evaluate
     from resnetkit.learn.train import train
     from resnetkit.network.build import build
     from resnetkit.weights.convert import as_module, convert
@@ -38,7 +38,7 @@ _PLACES = {
     "check": "data.check:check",
     "convert": "weights.convert:convert",
     "embed": "deliver.embed:embed",
-    "evaluate": "learn.evaluate:evaluate",
+    "evaluate": "deliver.evaluate:evaluate",
     "load": "weights.store:load",
     "models": "architecture.catalog:names",
     "optimize": "deliver.optimize:optimize",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -13,14 +11,9 @@ from resnetkit.commands.output import counting, one_line, prose, results, say, t
 from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.together import TIMEOUT, together
 from resnetkit.data.pictures import listed
-from resnetkit.deliver.predict import By, Found, find
+from resnetkit.deliver.predict import By
 from resnetkit.learn.evaluation import Evaluation, told
 from resnetkit.learn.ranks import Ranks
-
-if TYPE_CHECKING:
-    from resnetkit.learn.device import Logits
-
-_MANY = 10_000  # pictures: what counts is how many in a second, not how soon the first
 
 
 @dataclass(frozen=True)
@@ -60,11 +53,15 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options, ranks: Ranks, device: str) -> int:
+    from resnetkit.deliver.evaluate import answering, who
     from resnetkit.learn.evaluate import evaluate
 
-    asked = _found(options, ranks)
+    by = By(options.engine, options.device, options.precision)
+    asked = who(options.model, by, options.weights.words(), ranks)
     model = loaded(options.model, options.weights)
-    with _answering(asked, options) as logits, counting("evaluating") as tell:
+    with answering(asked, options.precision) as (logits, said), counting("evaluating") as tell:
+        if said:
+            say(f"engine: {one_line(said)}")
         found = evaluate(
             model,
             options.data,
@@ -87,29 +84,6 @@ def _run(options: Options, ranks: Ranks, device: str) -> int:
         say(line)
     then("resnetkit predict PICTURE", "--model", options.model, *options.weights.words())
     return 0
-
-
-def _found(options: Options, ranks: Ranks) -> Found:
-    """Who is asked."""
-    told = "" if options.precision == "fp32" else options.precision
-    by = By(options.engine, options.device, told).about(options.weights.words())
-    return find(options.model, _MANY, by, ranks)
-
-
-@contextlib.contextmanager
-def _answering(found: Found, options: Options) -> Iterator[Logits | None]:
-    """What answers in place of the network; None where the network itself is asked."""
-    from resnetkit.deliver.reference import of_tensors
-
-    with found.engine() as (engine, _, why):
-        who = f"torch {options.precision}" if engine is None else str(engine.choice)
-        if engine or why:
-            say(f"engine: {who}{f', as {one_line(why)}' if why else ''}")
-        if engine is None:
-            yield None
-            return
-        with of_tensors(engine) as logits:
-            yield logits
 
 
 def _record(found: Evaluation) -> dict[str, object]:

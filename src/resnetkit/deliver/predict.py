@@ -16,13 +16,13 @@ import numpy as np
 
 from resnetkit.architecture.card import Card, labels_of, model_folder, read_card
 from resnetkit.deliver.engine import KINDS, Engine, Logits
-from resnetkit.deliver.engines.switches import put_back
 from resnetkit.deliver.inputs import Input, expand
 from resnetkit.deliver.optimized import Kept, opened, serving, weights_digest
 from resnetkit.deliver.rows import Answer
 from resnetkit.deliver.stream import Row, checked, streamed
 from resnetkit.errors import MachineError, PictureError, UsageError, WeightsError
 from resnetkit.learn.ranks import ALONE, Ranks
+from resnetkit.learn.switches import put_back
 from resnetkit.text import to_json
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnetkit.deliver.engine import Choice, Engine, whole
-from resnetkit.deliver.engines.switches import multiply_exactly, put_back
 from resnetkit.images.prepare import Pixels
 from resnetkit.learn.device import Logits, Precision, answering, pick, resolve
 from resnetkit.network.layers import Network
@@ -43,8 +42,7 @@ def reference(
     """The engine of a network, for as long as the body runs. ``ask`` is another question than for its answer."""
     place = pick(device)
     low = resolve(precision, place)
-    with put_back(), answering(network, place, low, ask) as logits:
-        multiply_exactly(low, place.type)
+    with answering(network, place, low, ask) as logits:
         yield Reference(Choice(NAME, low, batch, 1, place.type), logits)
 
 

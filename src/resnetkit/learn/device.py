@@ -13,6 +13,7 @@ from torch import Tensor
 from resnetkit.architecture.card import Preparation, labels_of
 from resnetkit.errors import MachineError, UsageError, suggestion
 from resnetkit.images.prepare import scale_and_shift
+from resnetkit.learn.switches import multiply_exactly, put_back
 from resnetkit.network.layers import Network
 from resnetkit.network.modes import evaluating
 
@@ -78,7 +79,7 @@ def answering(
     precision: Precision = "fp32",
     ask: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Logits]:
-    """A function from pixels to logits (N classes, fp32, on the CPU).
+    """A function from pixels to logits (N classes, fp32, on the CPU); fp32 on a GPU is fp32, not TF32.
 
     Afterwards the network is on the device and in the modes in which it was; its weights stay in channels-last order.
 
@@ -88,16 +89,17 @@ def answering(
     place = next(network.parameters()).device
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     to_input = ToInput(network.card.preparation, device)
-    low = resolve(precision, device) == "bf16"
+    computed = resolve(precision, device)
 
     @torch.inference_mode()
     def logits(pixels: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(device.type, torch.bfloat16, enabled=computed == "bf16"):
             answer: Tensor = asked(to_input(pixels))
         return answer.float().cpu()
 
     try:
-        with evaluating(network):
+        with evaluating(network), put_back():
+            multiply_exactly(computed, device.type)
             yield logits
     finally:
         network.to(place)

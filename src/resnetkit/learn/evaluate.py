@@ -89,11 +89,8 @@ def evaluate(
 ) -> Evaluation:
     """Count how often ``model`` is right about ``data``, or about one ``part`` of it.
 
-    Without ``part``: if the model was trained on this very data, what was held out from it; else ``test`` where the
-    data has it, or ``val``, or all of it. Classes are matched by name. A picture that cannot be read is an error, or
-    with ``bad_files="skip"`` it is left out and named, up to the share ``max_bad`` (0.01). Raises `DataError` where the
-    data has a class that the model has not. Of several processes (``ranks``) each counts its part and gets the whole.
-    ``logits`` answers in place of the network: from pixels (N H W C, 8 bits) to N classes, fp32.
+    Of several processes (``ranks``) each counts its part and gets the whole. ``logits`` answers in place of the
+    network: from pixels (N H W C, 8 bits) to N classes, fp32. All else is as `resnetkit.evaluate` says.
     """
     network = model if isinstance(model, Network) else load(model)
     standing = open_data(data, tell)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resnetkit.deliver.engine import Choice, Engine, Logits
-from resnetkit.deliver.engines.switches import multiply_exactly
 from resnetkit.images.prepare import Pixels
+from resnetkit.learn.switches import multiply_exactly
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""Switches of torch, which belong to the whole program: engines turn them, and who asked engines turns them back.
+"""Switches of torch, which belong to the whole program: who asks a network turns them, and turns them back.
 
 No torch, until it is to be turned.
 """

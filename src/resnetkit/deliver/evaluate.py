@@ -1,0 +1,77 @@
+"""How often a model is right, as the network itself answers or an engine that `optimize` has kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from resnetkit.deliver.predict import By, Found, find
+from resnetkit.deliver.reference import of_tensors
+from resnetkit.learn import evaluate as counting
+from resnetkit.learn.device import Logits, Precision
+from resnetkit.learn.evaluation import Evaluation
+from resnetkit.learn.pixels import Tell
+from resnetkit.learn.ranks import ALONE, Ranks
+from resnetkit.network.layers import Network
+
+_MANY = 10_000  # pictures: what counts is how many in a second, not how soon the first
+
+
+def evaluate(
+    model: str | os.PathLike[str] | Network,
+    data: str | Path,
+    *,
+    part: str | None = None,
+    engine: str = "torch",
+    device: str = "auto",
+    precision: Precision = "fp32",
+    bad_files: str | None = None,
+    max_bad: str | float | None = None,
+    tell: Tell | None = None,
+) -> Evaluation:
+    """Count how often ``model`` is right about ``data``, or about one ``part`` of it.
+
+    Without ``part``: if the model was trained on this very data, what was held out from it; else ``test`` where the
+    data has it, or ``val``, or all of it. Classes are matched by name. A picture that cannot be read is an error, or
+    with ``bad_files="skip"`` it is left out and named, up to the share ``max_bad`` (0.01). ``engine`` is the network
+    itself (``torch``, in ``precision`` on ``device``), the fastest of those that `optimize` has kept (``auto``), or one
+    of them by its name (``openvino-int8``). ``tell`` hears of pictures read (done, all).
+
+    Raises `DataError` where the data has a class that the model has not, and `UsageError` or `MachineError` for an
+    engine that is not there.
+    """
+    asked = who(model, By(engine, device, precision))
+    with answering(asked, precision) as (logits, _):
+        return counting.evaluate(
+            model,
+            data,
+            part=part,
+            device=device,
+            precision=precision,
+            bad_files=bad_files,
+            max_bad=max_bad,
+            tell=tell,
+            logits=logits,
+        )
+
+
+def who(model: object, by: By, words: Sequence[str] = (), ranks: Ranks = ALONE) -> Found:
+    """Who is asked; ``words`` say how weights are to be read. Evaluation is in fp32, whether that is said or not."""
+    said = replace(by, precision="" if by.precision == "fp32" else by.precision)
+    return find(model, _MANY, said.about(words), ranks)
+
+
+@contextlib.contextmanager
+def answering(asked: Found, precision: Precision) -> Iterator[tuple[Logits | None, str]]:
+    """What answers in place of the network, None where it answers itself; and a sentence where there is more to say."""
+    with asked.engine() as (engine, _, why):
+        told = f"torch {precision}" if engine is None else str(engine.choice)
+        said = f"{told}{f', as {why}' if why else ''}" if engine or why else ""
+        if engine is None:
+            yield None, said
+            return
+        with of_tensors(engine) as logits:
+            yield logits, said
