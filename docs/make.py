@@ -259,20 +259,22 @@ PLAIN = "plain torchvision, eager fp32"
 
 
 def speed_engines(found: dict) -> str:
+    more = all("best" in row for row in found["found"])
+
     def said(row: dict) -> str:
         beside = PLAIN if row["beside"] == "idiom" else row["setting"]
         low, high = row["interval"]
-        best = f"{row['best'][0] / row['best'][1]:.2f}" if "best" in row else ""
+        best = f" | {row['best'][0] / row['best'][1]:.2f}" if more else ""
         return (
             f"{row['network']} | {row['precision']} | {row['batch']} | {row['first']:.1f} | {beside} | "
-            f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f})" + f" | {best}" * bool(best)
+            f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f}){best}"
         )
 
     head = (
         "network | precision | pictures at once | ours, images/s | compared with | its images/s | times as fast (95 %)"
     )
-    form, more = "--- | --- | ---: | ---: | --- | ---: | ---:", "best" in found["found"][0]
-    head, form = head + " | both at their best" * more, form + " | ---:" * more
+    form = "--- | --- | ---: | ---: | --- | ---: | ---:"
+    head, form = head + " | the same, each at its best" * more, form + " | ---:" * more
     return table(head, form, found["found"], said) + machine(found, whole=True)
 
 

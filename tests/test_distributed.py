@@ -30,7 +30,7 @@ from resnetkit.architecture import spec as s
 from resnetkit.cli import main
 from resnetkit.deliver import predict as predicting
 from resnetkit.errors import UsageError
-from resnetkit.learn import board, group, memory, pixels
+from resnetkit.learn import group, memory, pixels
 from resnetkit.learn import loop as training
 from resnetkit.learn.checkpoint import read_newest
 from resnetkit.learn.meeting import fresh
@@ -83,7 +83,6 @@ def begin(folder, world, work, acts, environment):
             os.environ.update(around, RANK=str(rank), LOCAL_RANK=str(rank), **(environment or {}))
             sys.stdout, sys.stderr = ((folder / f"{name}{rank}").open("w") for name in ("out", "err"))
             group.cores = lambda: 1
-            board._PATIENCE = 1.0
             code = 70
             with contextlib.suppress(BaseException):
                 acts.get(rank, lambda: None)()

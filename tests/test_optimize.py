@@ -365,13 +365,15 @@ def test_each_of_the_last_round_starts_alone(tmp_path, fakes, quick):
 
 
 def test_an_engine_that_takes_its_time_leaves_the_others_theirs(tmp_path, fakes, quick):
-    """Two ways are looked at, whatever they take: one for a single picture, one for many."""
+    """Two ways are looked at while the first round lasts: one for a single picture, one for many."""
     began = prepared(trained(tmp_path / "model"), tmp_path)
     with trying(began.folder, tmp_path) as trial:
         ways = [Choice("loud", "fp32", batch) for batch in (1, 4, 8)]
         trial.make(ways[0], None, 100.0)
         assert len(list(began._looked_at(trial, ways, time.monotonic() - 1))) == 2
         assert len(list(began._looked_at(trial, ways, time.monotonic() + 100))) == 3
+        began.clock = optimizing.Clock(1.0, time.monotonic() - 1)
+        assert len(list(began._looked_at(trial, ways, time.monotonic() + 100))) == 1
 
 
 def test_the_slower_of_two_checks_is_of_fewer_pictures(tmp_path):
@@ -379,14 +381,24 @@ def test_the_slower_of_two_checks_is_of_fewer_pictures(tmp_path):
     judge = Judge(np.zeros((5000, 2), np.float32), ["a"] * 5000)
     began = search(tmp_path, tmp_path, judge)  # of 200 seconds, 4 for bf16
     found = {name: began._compared(name, 50.0) for name in ("fp32", "bf16", "int8", "int8-body")}
-    assert found == {"fp32": 100, "bf16": 200, "int8": 5000, "int8-body": 5000}
-    assert (began._compared("bf16", 1.0), began._compared("bf16", 9e9)) == (100, 5000)
+    assert found == {"fp32": 100, "bf16": 200, "int8": 1000, "int8-body": 1000}
+    assert [began._compared(name, pace) for name in ("bf16", "int8") for pace in (1.0, 9e9)] == [100, 5000] * 2
+    assert began._compared("fp32", 9e9) == 100
 
 
 def test_each_that_waits_has_a_share_of_the_time():
     clock = optimizing.Clock(1000.0)
     assert clock.left == pytest.approx(700, abs=1)
-    assert [clock.share(n) for n in (1, 2, 4, 9)] == pytest.approx([700, 350, 175, 175], abs=1)
+    assert [clock.share(n) for n in (0, 1, 3, 8)] == pytest.approx([700, 350, 175, 175], abs=1)
+
+
+def test_what_cannot_be_tried_has_no_share(tmp_path, fakes, monkeypatch):
+    began, asked = search(tmp_path, tmp_path, Judge(np.zeros((1, 2), np.float32), ["a"])), []
+    monkeypatch.setattr(optimizing.Clock, "share", lambda self, others: asked.append(others) or 0.0)
+    monkeypatch.setattr(optimizing.Search, "_tried", lambda self, choice, until: [Row(choice)])
+    others = [Choice("absent", "fp32"), Choice("loud", "int8"), Choice("loud", "fp32")]  # no package; no pictures
+    began.tried(Choice("loud", "fp32"), others)
+    assert asked == [1]
 
 
 def test_who_is_measured_once_more():
@@ -576,7 +588,8 @@ def test_what_does_not_hold_any_more_is_not_used(tmp_path, known, monkeypatch):
     assert serving(folder, 1)[1].startswith(f"it was optimized with numpy 1.0, and there is numpy {np.__version__}")
     lacking = replace(found, kept=(replace(found.kept[0], files=(("model.xml", "0" * 64),)),))
     (folder / FOLDER / FILE).write_text(to_json(lacking))
-    assert serving(folder, 1)[1].startswith("a file of one-fp32 is missing or damaged: model.xml")
+    with pytest.raises(MachineError, match=r"a file of one-fp32 is missing or damaged: model\.xml"):
+        optimized.opened(folder, serving(folder, 1)[0][0])
     kept_in(folder, replace(ONE, choice=Choice("one", "../fp32")))
     assert serving(folder, 1)[1].startswith("'one-../fp32' is no engine that is known here")
     monkeypatch.setitem(engine.KINDS, "one", Kind("json", ("no_such_package",), ("fp32",), "one"))

@@ -514,7 +514,19 @@ def test_where_one_cannot_be_opened_the_next_is_asked(model, inbox, cli, monkeyp
     monkeypatch.setattr(fakes, "open", fail)
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
     assert code == 0
-    assert err.splitlines()[0] == "engine: fake-int8, batch 4 x 2, as fake-fp32 cannot be opened: its memory is gone"
+    why = f"fake-fp32 cannot be opened: its memory is gone; {optimized.again(model)}"
+    assert err.splitlines()[0] == f"engine: fake-int8, batch 4 x 2, as {why}"
+
+
+def test_where_the_files_of_one_are_damaged_the_next_is_asked(model, inbox, cli):
+    other = engine.Choice("fake", "fp32", 2, 1)
+    fakes.optimize(model, fakes.CHOICE, other)
+    (optimized.place(model, "f1", other) / "model.bin").write_bytes(b"other ranges")
+    why = f"a file of fake-fp32 is missing or damaged: model.bin; {optimized.again(model)}"
+    code, _, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
+    assert (code, err.splitlines()[0]) == (0, f"engine: fake-int8, batch 4 x 2, as {why}")
+    code, _, err = cli("predict", inbox / "00.png", "--model", model, "--engine", "fake-fp32")
+    assert (code, err.splitlines()[0]) == (5, "error: a file of fake-fp32 is missing or damaged: model.bin")
 
 
 def test_an_error_while_an_engine_answers_is_one(model, inbox, monkeypatch):
@@ -577,6 +589,23 @@ def test_prediction_leaves_the_switches_of_torch_as_they_were(model, inbox, pict
     assert switches() == before
 
 
+def test_whoever_asks_a_network_asks_it_in_fp32(model, switches, monkeypatch):
+    """As if the processor rounded what it multiplies, like a GPU."""
+    from resnetkit.learn import switches as turned
+    from resnetkit.learn.device import answering
+
+    monkeypatch.setattr(turned, "_rounds", lambda precision, device: precision == "fp32")
+    before, network = switches(), rk.load(model)
+    with answering(network, torch.device("cpu")):
+        assert switches() == (3, False, "highest")
+    assert switches() == before
+    with answering(network, torch.device("cpu"), "bf16"):
+        assert switches() == before
+    with pytest.raises(ZeroDivisionError), answering(network, torch.device("cpu")):
+        raise ZeroDivisionError
+    assert switches() == before
+
+
 def test_fp32_on_a_gpu_is_no_tf32(switches):
     from resnetkit.learn.switches import multiply_exactly, put_back
 
@@ -628,7 +657,10 @@ def test_evaluation_counts_what_an_engine_says(model, pictures, cli):
     assert sorted(fakes.asked) == [2, 4, 4, 4, 4]
     code, _, err = cli("evaluate", model, data, "--engine", "fake-int8", "--device", "cpu")
     assert (code, err.splitlines()[0]) == (2, "error: fake-int8 has a device and a precision of its own")
-    assert rk.evaluate(model, data, part="all", engine="fake-int8").correct == found["correct"]
+    answered = rk.evaluate(model, data, part="all", engine="fake-int8")
+    assert (answered.correct, answered.notes) == (found["correct"], ("engine: fake-int8, batch 4 x 2",))
+    with pytest.raises(UsageError, match="there is no precision called 'int8'"):
+        rk.evaluate(model, data, precision="int8")
     with pytest.raises(UsageError, match="only a model folder has engines"):
         rk.evaluate(rk.load(model), data, engine="fake-int8")
     fakes.asked.clear()

@@ -53,13 +53,13 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options, ranks: Ranks, device: str) -> int:
-    from resnetkit.deliver.evaluate import answering, who
+    from resnetkit.deliver.evaluate import engine_of, who
     from resnetkit.learn.evaluate import evaluate
 
     by = By(options.engine, options.device, options.precision)
     asked = who(options.model, by, options.weights.words(), ranks)
     model = loaded(options.model, options.weights)
-    with answering(asked, options.precision) as (logits, said), counting("evaluating") as tell:
+    with engine_of(asked, options.precision) as (logits, said), counting("evaluating") as tell:
         if said:
             say(f"engine: {one_line(said)}")
         found = evaluate(

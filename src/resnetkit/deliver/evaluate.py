@@ -10,8 +10,8 @@ from pathlib import Path
 
 from resnetkit.deliver.predict import By, Found, find
 from resnetkit.deliver.reference import of_tensors
-from resnetkit.learn import evaluate as counting
-from resnetkit.learn.device import Logits, Precision
+from resnetkit.learn.device import Logits, Precision, as_precision
+from resnetkit.learn.evaluate import evaluate as count
 from resnetkit.learn.evaluation import Evaluation
 from resnetkit.learn.pixels import Tell
 from resnetkit.learn.ranks import ALONE, Ranks
@@ -38,14 +38,15 @@ def evaluate(
     data has it, or ``val``, or all of it. Classes are matched by name. A picture that cannot be read is an error, or
     with ``bad_files="skip"`` it is left out and named, up to the share ``max_bad`` (0.01). ``engine`` is the network
     itself (``torch``, in ``precision`` on ``device``), the fastest of those that `optimize` has kept (``auto``), or one
-    of them by its name (``openvino-int8``). ``tell`` hears of pictures read (done, all).
+    of them by its name (``openvino-int8``); ``notes`` of what comes back name it. ``tell`` hears of pictures read
+    (done, all).
 
     Raises `DataError` where the data has a class that the model has not, and `UsageError` or `MachineError` for an
     engine that is not there.
     """
-    asked = who(model, By(engine, device, precision))
-    with answering(asked, precision) as (logits, _):
-        return counting.evaluate(
+    asked = who(model, By(engine, device, as_precision(precision)))
+    with engine_of(asked, precision) as (logits, said):
+        found = count(
             model,
             data,
             part=part,
@@ -56,16 +57,17 @@ def evaluate(
             tell=tell,
             logits=logits,
         )
+    return replace(found, notes=(*found.notes, *[f"engine: {said}"] * bool(said)))
 
 
 def who(model: object, by: By, words: Sequence[str] = (), ranks: Ranks = ALONE) -> Found:
-    """Who is asked; ``words`` say how weights are to be read. Evaluation is in fp32, whether that is said or not."""
+    """Who is asked; ``words`` say how weights are to be read. fp32 is what is meant where nothing else is said."""
     said = replace(by, precision="" if by.precision == "fp32" else by.precision)
     return find(model, _MANY, said.about(words), ranks)
 
 
 @contextlib.contextmanager
-def answering(asked: Found, precision: Precision) -> Iterator[tuple[Logits | None, str]]:
+def engine_of(asked: Found, precision: Precision) -> Iterator[tuple[Logits | None, str]]:
     """What answers in place of the network, None where it answers itself; and a sentence where there is more to say."""
     with asked.engine() as (engine, _, why):
         told = f"torch {precision}" if engine is None else str(engine.choice)

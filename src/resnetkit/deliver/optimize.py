@@ -47,15 +47,16 @@ from resnetkit.network.layers import Network
 from resnetkit.text import to_json
 from resnetkit.weights.store import load, nonfinite, save
 
-_SHARE_OF_FINALS, _SHARE_OF_REFERENCE, _MOST_OF_THE_REST = 0.3, 0.1, 0.25
+_SHARE_OF_FINALS, _SHARE_OF_REFERENCE = 0.3, 0.1
+_LEAST_SHARE = 0.25  # of what is left of the first round: few need all of theirs, and leave the rest to the others
 _ROUNDS = 5
 _PATIENCE = 30.0  # seconds that any request gets, however little is left
 _LOOKED_AT, _HOPELESS = 3, 0.3  # ways of an engine before it is given up, and the share of the best that is too little
-_SEEN = 2  # ways of an engine, one for a single picture and one for many, whatever time they take
+_SEEN = 2  # ways of an engine, one for a single picture and one for many, though its share is over
 _NEAR, _MOST_NEAR = 0.75, 6  # of the fastest: what the machine did meanwhile may have cost that much; of how many
 _TIMED = 32  # pictures that speed is measured with, and at once in the reference
 _ENOUGH = 100  # pictures that fp32 is compared on: it is far from every limit, and the slowest
-_SHARE_OF_COMPARING = 0.02  # of the time, for bf16, whose logits are compared as well; int8 is compared on all pictures
+_SHARE_OF_BF16, _SHARE_OF_INT8 = 0.02, 0.1  # of the time, to be compared; of bf16 the logits are, as well
 _SLOWER = 3  # times as slow as it was measured, and nobody waits for it
 
 Watch = Callable[[Row], None]
@@ -95,7 +96,8 @@ def optimize(
         with _own(folder / FOLDER), files.new_folder(folder / FOLDER / name) as work:
             clock, heard = Clock(60 * minutes), watch or _nobody
             search, checked = _begun(folder, work, clock, data=data, max_loss=max_loss, watch=heard, tell=tell)
-            rows = search.again([row for i, choice in enumerate(choices) for row in search.tried(choice, choices[i:])])
+            tried = [search.tried(choice, choices[i:]) for i, choice in enumerate(choices, 1)]
+            rows = search.again([row for of_one in tried for row in of_one])
             kept = [_kept(work, name, purpose, row) for purpose, row in chosen(rows).items()]
             _require_kept(folder, kept, rows, weights)
             _tidy(work, {one.row.choice.name for one in kept})
@@ -241,9 +243,9 @@ class Clock:
         """Of all, what is still left."""
         return self.begun + self.budget - time.monotonic()
 
-    def share(self, waiting: int) -> float:
-        """Of the first round for the first of so many that wait; what it leaves is for the others."""
-        return self.left * max(_MOST_OF_THE_REST, 1 / waiting)
+    def share(self, others: int) -> float:
+        """Of the first round, for one while so many others wait; what it leaves is theirs."""
+        return self.left * max(_LEAST_SHARE, 1 / (1 + others))
 
     @property
     def patience(self) -> float:
@@ -278,7 +280,8 @@ def _begun(
         np.save(work / _RANGES, samples.ranges)
     truth = None if samples.truth is None else samples.truth[:n]
     judge = Judge(logits, samples.names[:n], truth, trained and data is not None, max_loss)
-    return Search(folder, work, judge, clock, watch), samples.told(n)
+    fewer = "; perhaps fewer of them in fp32 and bf16" * (n > _ENOUGH)
+    return Search(folder, work, judge, clock, watch), f"{samples.told(n)}{fewer}"
 
 
 _CHECKED, _TIMED_FILE, _RANGES = "checked.npy", "timed.npy", "ranges.npy"
@@ -313,13 +316,13 @@ class Search:
     best: float = 0.0
     agreed: set[str] = field(default_factory=set)
 
-    def tried(self, choice: Choice, waiting: Sequence[Choice] = ()) -> list[Row]:
+    def tried(self, choice: Choice, others: Sequence[Choice] = ()) -> list[Row]:
         """A row for each way that an engine can cut its work; one row that says why, where it cannot be used.
 
-        Those that are ``waiting``, itself among them, have their share of the time, too.
+        The ``others`` are those that wait for their turn.
         """
         why = self._why_not(choice)
-        until = time.monotonic() + self.clock.share(max(1, len(waiting)))
+        until = time.monotonic() + self.clock.share(sum(not self._why_not(other) for other in others))
         try:
             rows = [Row(choice, why=why)] if why else self._tried(choice, until)
         except TrialError as error:
@@ -353,7 +356,7 @@ class Search:
             return list(self._looked_at(trial, KINDS[choice.engine].ways(choice), until))
 
     def _looked_at(self, trial: Trial, ways: Iterable[Choice], until: float) -> Iterator[Row]:
-        """``until`` its time is over, one fails, or it is clear that none of them can win.
+        """As long as its time lasts, until one fails or it is clear that none of them can win.
 
         The first is compared with fp32 at once: no time goes into ways of an engine that does not agree.
         """
@@ -395,8 +398,8 @@ class Search:
 
     def _compared(self, precision: str, pace: float) -> int:
         """How many pictures."""
-        enough = {"fp32": _ENOUGH, "bf16": max(_ENOUGH, int(_SHARE_OF_COMPARING * self.clock.budget * pace))}
-        return min(len(self.judge.names), enough.get(precision, len(self.judge.names)))
+        share = {"fp32": 0.0, "bf16": _SHARE_OF_BF16}.get(precision, _SHARE_OF_INT8)
+        return min(len(self.judge.names), max(_ENOUGH, int(share * self.clock.budget * pace)))
 
     def again(self, rows: Sequence[Row]) -> list[Row]:
         """The rows, of which the best have been opened anew, checked as they are, and measured side by side."""

@@ -185,7 +185,7 @@ def _faults(where: str, kept: Kept) -> Iterator[Fault]:
 
 def serving(folder: Path, pictures: int, wanted: str = "auto") -> tuple[list[Kept], str]:
     """What was kept and still holds, that which is done with so many pictures the soonest first; and a sentence why
-    another is not among them.
+    another is not among them. The files of an engine are looked at when it is `opened`.
 
     Nothing to say of a model that was never optimized. With a ``wanted`` name (``openvino-int8``) it is that one, or an
     error: `UsageError` for one that was not kept, `MachineError` for one that cannot run here any more.
@@ -201,7 +201,7 @@ def serving(folder: Path, pictures: int, wanted: str = "auto") -> tuple[list[Kep
     why = _not_any_more(folder, found)
     holding = []
     for kept in () if why else sorted(chosen, key=lambda kept: seconds(kept.row, pictures)):
-        lacking = _lacking(folder, kept)
+        lacking = _lacking(kept)
         if not lacking:
             holding.append(kept)
         why = why or lacking
@@ -242,8 +242,8 @@ def _not_any_more(folder: Path, found: Optimized) -> str:
     return "its weights have changed since it was optimized" * (found.weights != weights_digest(folder))
 
 
-def _lacking(folder: Path, kept: Kept) -> str:
-    """Why one of them cannot be used; empty where it can."""
+def _lacking(kept: Kept) -> str:
+    """Why one of them cannot be used; empty where it can, as far as can be told without its files."""
     choice = kept.row.choice
     kind = KINDS.get(choice.engine)
     if kind is None or choice.precision not in kind.precisions or choice.device not in kind.devices:  # a folder's name
@@ -254,9 +254,7 @@ def _lacking(folder: Path, kept: Kept) -> str:
         return f"{error.what}: {error.fix}"
     if kind.versions() != kept.versions:
         return f"it was optimized with {' '.join(kept.versions)}, and there is {' '.join(kind.versions())}"
-    artefact = place(folder, kept.folder, choice)
-    bad = [name for name, known in kept.files if not _is(artefact / name, known)]
-    return f"a file of {choice.name} is missing or damaged: {bad[0]}" if bad else ""
+    return ""
 
 
 def _is(path: Path, known: str) -> bool:
@@ -273,10 +271,17 @@ def place(folder: Path, name: str, choice: Choice) -> Path:
 
 
 def opened(folder: Path, kept: Kept) -> Engine:
-    """The engine of what `serving` gave. Raises `MachineError` where it cannot be opened, whatever its library says."""
+    """The engine of what `serving` gave. Raises `MachineError` where its files are not those that were kept, and where
+    it cannot be opened, whatever its library says.
+    """
     choice = kept.row.choice
+    artefact = place(folder, kept.folder, choice)
+    for name, known in kept.files:
+        if not _is(artefact / name, known):
+            what = f"a file of {choice.name} is missing or damaged: {name}"
+            raise MachineError(what, where=str(folder), fix=again(folder))
     try:
-        return KINDS[choice.engine].backend().open(folder, place(folder, kept.folder, choice), choice)
+        return KINDS[choice.engine].backend().open(folder, artefact, choice)
     except Exception as error:  # libraries raise what they like, and what they read may be damaged
         told = error.what if isinstance(error, MachineError) else str(error).strip().split("\n")[0][:_WORDS]
         fix = (isinstance(error, MachineError) and error.fix) or again(folder)

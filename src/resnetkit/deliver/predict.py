@@ -170,12 +170,17 @@ class Found:
         failed: list[MachineError] = []
         for kept in self.kept:
             try:
-                return opened(self.folder, kept), kept, failed[0].what if failed else self.why
+                return opened(self.folder, kept), kept, _why(failed) or self.why
             except MachineError as error:
                 failed.append(error)
         if failed and self.by.engine != "auto":
             raise failed[0]
-        return None, None, f"{failed[0].what}; {failed[0].fix}" if failed else self.why
+        return None, None, _why(failed) or self.why
+
+
+def _why(failed: Sequence[MachineError]) -> str:
+    """Why the best of them is not asked, and what to do."""
+    return f"{failed[0].what}; {failed[0].fix}" if failed else ""
 
 
 def find(model: object, pictures: int, by: By, ranks: Ranks = ALONE) -> Found:

@@ -20,7 +20,7 @@ import numpy as np
 
 from resnetkit.deliver.engine import Choice, Logits
 
-_WORDS = 300
+_WORDS, _SHORT = 300, 0.5
 
 
 class TrialError(Exception):
@@ -81,7 +81,7 @@ class Trial:
             self._process.stdin.flush()
         except OSError:
             raise TrialError(self._end()) from None
-        if not select.select([self._process.stdout], [], [], max(patience, 0.0))[0]:
+        if not self._answers_within(patience):
             self._kill()  # else its late answer would be taken for that to the next request
             raise TrialError(f"it took more than {patience:.0f} seconds to {request['do']}")
         line = self._process.stdout.readline()
@@ -91,6 +91,14 @@ class Trial:
         if "why" in answer:
             raise TrialError(answer["why"])
         return answer["found"]
+
+    def _answers_within(self, patience: float) -> bool:
+        """Many short waits, as Python hears of a signal that comes just before a wait at the end of it only."""
+        until, there = time.monotonic() + patience, [self._process.stdout.fileno()]  # type: ignore[union-attr]
+        while (left := until - time.monotonic()) > 0:
+            if select.select(there, [], [], min(left, _SHORT))[0]:
+                return True
+        return bool(select.select(there, [], [], 0)[0])
 
     def _end(self) -> str:
         """Why the process ended."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from resnetkit.architecture.card import Preparation, labels_of
 from resnetkit.errors import MachineError, UsageError, suggestion
 from resnetkit.images.prepare import scale_and_shift
-from resnetkit.learn.switches import multiply_exactly, put_back
+from resnetkit.learn.switches import exactly
 from resnetkit.network.layers import Network
 from resnetkit.network.modes import evaluating
 
@@ -98,8 +98,7 @@ def answering(
         return answer.float().cpu()
 
     try:
-        with evaluating(network), put_back():
-            multiply_exactly(computed, device.type)
+        with evaluating(network), exactly(computed, device.type):
             yield logits
     finally:
         network.to(place)

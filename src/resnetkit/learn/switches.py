@@ -24,9 +24,22 @@ def put_back() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
+@contextlib.contextmanager
+def exactly(precision: str, device: str) -> Iterator[None]:
+    """`multiply_exactly` for as long as the body runs; nothing is touched where there is nothing to turn."""
+    with put_back() if _rounds(precision, device) else contextlib.nullcontext():
+        multiply_exactly(precision, device)
+        yield
+
+
+def _rounds(precision: str, device: str) -> bool:
+    """Whether torch would multiply in less than is asked for."""
+    return precision == "fp32" and device == "cuda"
+
+
 def multiply_exactly(precision: str, device: str) -> None:
     """Let fp32 on a GPU be fp32: by itself torch rounds what convolutions multiply to the 10 bits of TF32."""
-    if precision == "fp32" and device == "cuda":
+    if _rounds(precision, device):
         import torch
 
         torch.backends.cudnn.allow_tf32 = False
