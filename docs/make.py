@@ -245,7 +245,8 @@ def _lost(ends: list) -> str:
 def machine(found: dict, *, whole: bool = False) -> str:
     """What the figures are of; the ``whole`` of what its processor is able to, once on a page."""
     here = found["environment"]
-    able = f" ({', '.join(here['features'])})" if whole else ""
+    amx = " with AMX" * any(name.startswith("amx") for name in here["features"])
+    able = f" ({', '.join(here['features'])})" if whole else amx
     return f"\n{here['processor']}, {here['cores']} cores{able}.\n"
 
 
@@ -280,8 +281,9 @@ def speed_engines(found: dict) -> str:
 
 def speed_pictures(found: dict) -> str:
     def said(row: dict) -> str:
+        pace = f"{row['ours']:.1f}" + (f", {row['with_start']:.1f} with start-up" if "with_start" in row else "")
         return (
-            f"{row['network']}, {row['precision']} | {row['ours']:.1f} | {row['idiom']:.1f} (batch {row['batch']}) | "
+            f"{row['network']}, {row['precision']} | {pace} | {row['idiom']:.1f} (batch {row['batch']}) | "
             f"**{row['ratio']:.1f}** | {100 * row['efficiency']:.0f} % | {peaks(row)}"
         )
 
