@@ -196,7 +196,7 @@ def paired(network, first, second, rounds, fresh):
         "second": statistics.median(b for _, b in pairs),
         "ratio": statistics.median(ratios),
         "interval": [medians[49], medians[1949]],
-        "best": [max(a for a, _ in pairs), max(b for _, b in pairs)],  # as on a machine that nobody else uses
+        "best": [max(a for a, _ in pairs), max(b for _, b in pairs)],  # when the machine was quietest for each
     }
 
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from resnetkit.deliver.engine import Choice, Logits
+from resnetkit.learn.workers import SHORT
 
-_WORDS, _SHORT = 300, 0.5
+_WORDS = 300
 
 
 class TrialError(Exception):
@@ -93,10 +94,10 @@ class Trial:
         return answer["found"]
 
     def _answers_within(self, patience: float) -> bool:
-        """Many short waits, as Python hears of a signal that comes just before a wait at the end of it only."""
+        """Whether an answer comes in so many seconds, in which signals are heard."""
         until, there = time.monotonic() + patience, [self._process.stdout.fileno()]  # type: ignore[union-attr]
         while (left := until - time.monotonic()) > 0:
-            if select.select(there, [], [], min(left, _SHORT))[0]:
+            if select.select(there, [], [], min(left, SHORT))[0]:
                 return True
         return bool(select.select(there, [], [], 0)[0])
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 Result = TypeVar("Result")
 MOST = 1024
 PATIENCE = 120.0  # seconds for one picture: the largest that is read takes a few, also from a slow disk
-_SHORT = 0.5
+SHORT = 0.5  # seconds of a wait: Python hears of a signal that comes just before one at its end only
 
 
 _DISK = "look after the disk or the network that it is read from; resnetkit check reads every picture once"
@@ -62,13 +62,10 @@ def settle(future: Future[Result], task: Callable[[], Result]) -> None:
 
 
 def outcome(future: Future[Result], patience: float = math.inf) -> Result:
-    """Its result; raises `TimeoutError` after so many seconds.
-
-    Many short waits, as Python hears of a signal that comes just before a wait at the end of it only.
-    """
+    """Its result; raises `TimeoutError` after so many seconds, in which signals are heard."""
     until = time.monotonic() + patience
     while not future.done() and (left := until - time.monotonic()) > 0:
-        wait([future], min(left, _SHORT))
+        wait([future], min(left, SHORT))
     return future.result(0)
 
 
