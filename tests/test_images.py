@@ -22,6 +22,7 @@ from resnetkit import kinds
 from resnetkit.architecture.card import IMAGENET_MEAN, IMAGENET_STD, Preparation, preparation_for
 from resnetkit.architecture.catalog import spec
 from resnetkit.errors import PictureError
+from resnetkit.images import jpeg as jpegs
 from resnetkit.images.decode import FORMATS, MOST_PIXELS, attempt, decode
 from resnetkit.images.prepare import enough, open_prepared, prepare, random_crop, scale_and_shift
 
@@ -570,6 +571,23 @@ def test_grey_pictures_are_no_damage_in_any_size():
                 assert decode(content, shorter=side // by).size == (side // by, side // by)
 
 
+def test_what_ends_in_nearly_the_grey_of_what_is_missing_is_not_decoded_in_full_again(monkeypatch):
+    monkeypatch.setattr(jpegs, "_require_all", lambda *_: pytest.fail("in full, and twice"))
+    for level in (127, 129):
+        pixels = noise(128, 128, 3)
+        pixels[-32:, -32:] = level
+        for shorter in (0, 32):
+            decode(encoded(Image.fromarray(pixels), "JPEG"), shorter=shorter)
+
+
+def test_no_colour_of_neighbours_moves_the_luma_of_what_is_missing_by_more_than_is_allowed():
+    mixed = np.arange(128 - 57, 128 + 57, dtype=np.uint8)  # 7/16 of a neighbour's: libjpeg's filter takes no more
+    blue, red = np.meshgrid(mixed, mixed)
+    stored = Image.fromarray(np.stack([np.full_like(blue, 128), blue, red], axis=-1), "YCbCr")
+    luma = np.asarray(stored.convert("RGB").convert("L")).astype(int)
+    assert np.abs(luma - 128).max() <= jpegs._ROUNDED
+
+
 def test_a_picture_of_the_right_size_is_not_resampled():
     pixels = noise(32, 32, 3)
     assert np.array_equal(open_prepared(encoded(Image.fromarray(pixels)), preparation_for(spec("resnet20"))), pixels)
@@ -602,9 +620,10 @@ def test_random_crops_have_the_size_and_depend_on_the_draw_alone(width, height, 
 def test_headers_and_scans_without_end_are_refused_at_once():
     image = Image.fromarray(noise(64, 64, 3))
     plain, progressive = encoded(image, "JPEG"), encoded(image, "JPEG", progressive=True)
-    scans = progressive.split(b"\xff\xda")
+    scans, scan = progressive.split(b"\xff\xda"), plain[plain.index(b"\xff\xda") : -2]
     bombs = {
         "it has more than 200 scans": b"\xff\xda".join([*scans[:-1], *[scans[-2]] * 300, scans[-1]]),
+        "damaged: broken data stream when reading image file": plain[:-2] + scan * 20_000 + b"\xff\xd9",
         "its header has more than 2,000 parts": plain[:2] + b"\xff\xfe\0\2" * 100_000 + plain[2:],
         "damaged, or of a rare sort: its JPEG header cannot be read": plain[:2] + b"\xff" * 5_000_000 + plain[2:],
     }

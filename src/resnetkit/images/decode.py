@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from resnetkit import kinds
 from resnetkit.errors import DataError, PictureError, ResnetkitError
@@ -148,7 +148,7 @@ def _read(content: bytes, colour: str, shorter: int) -> Image.Image:
         return _in(colour, _plain(image))
 
 
-def _open(content: bytes) -> Image.Image:
+def _open(content: bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:

@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import cast
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageFile
 
 from resnetkit.errors import PictureError
 
@@ -47,9 +47,10 @@ def judged(content: bytes) -> Header:
             frame = content[found.end() : at]
     else:
         raise PictureError(f"its header has more than {_MOST_SEGMENTS:,} parts")
-    if _count(content, _SCAN) > _MOST_SCANS:
+    plain = _is_plain(frame, content[found.end() + 2 : found.end() + 3])
+    if not plain and _count(content, _SCAN) > _MOST_SCANS:  # of a plain one libjpeg reads no second scan
         raise PictureError(f"it has more than {_MOST_SCANS} scans")
-    return Header(found.end(), _is_plain(frame, content[found.end() + 2 : found.end() + 3]))
+    return Header(found.end(), plain)
 
 
 def _count(content: bytes, mark: bytes) -> int:
@@ -68,17 +69,18 @@ def _is_plain(frame: bytes, scanned: bytes) -> bool:
     return names != _RGB and all(wide <= across and high <= down for wide, high in sampled)
 
 
-def load(image: Image.Image, content: bytes, header: Header, shorter: int) -> None:
+def load(image: ImageFile.ImageFile, content: bytes, header: Header, shorter: int) -> None:
     """Decode a picture whose header was judged, reduced where ``shorter`` allows it, and refuse one without its end."""
     plain = header.plain and image.info.get("adobe_transform") != 0  # 0: red, green and blue
     reduced = _reduction(image, shorter) if plain else 1
     if reduced > 1:
         image.draft(None, (image.width // reduced, image.height // reduced))
+    image.decodermaxblock = len(content)  # all at once, as it is in memory
     image.load()
     end = content.rfind(_END, header.scan)
     if end < 0:
         raise PictureError("damaged: its end is missing")
-    if plain and (_looks_cut(image, reduced) or content[end - 1] == _HALF):
+    if plain and (content[end - 1] == _HALF or _looks_cut(image, content, reduced)):
         _require_all(content, content.find(_END, header.scan))  # others may stand behind it: MPO
     elif not plain and _ends_grey(image):
         _require_all(content, end)
@@ -93,15 +95,26 @@ def _reduction(image: Image.Image, shorter: int) -> int:
     return next(fits, 1) if shorter else 1
 
 
-def _looks_cut(image: Image.Image, reduced: int) -> bool:
-    """Whether the last block has the luma of one that is missing; its colour may be mixed with that of neighbours."""
+def _looks_cut(image: Image.Image, content: bytes, reduced: int) -> bool:
+    """Whether the last block has the luma of one that is missing; its colour may be mixed with that of neighbours.
+
+    Many pictures end in a grey that is near to it. What RGB has rounded away is in the luma as it is stored.
+    """
+    if not all(abs(value - _MISSING) <= _ROUNDED for value in _last_luma(image, reduced)):
+        return False
+    with Image.open(BytesIO(content), formats=("JPEG",)) as stored:
+        stored.draft("L", image.size)
+        return _last_luma(stored, reduced) == (_MISSING, _MISSING)
+
+
+_MISSING, _ROUNDED = 128, 1
+
+
+def _last_luma(image: Image.Image, reduced: int) -> tuple[int, int]:
+    """The least and the most of the last block."""
     side = 8 // reduced
     left, top = (image.width - 1) // side * side, (image.height - 1) // side * side
-    luma = image.crop((left, top, *image.size)).convert("L").getextrema()
-    return all(_LEAST <= value <= _MOST for value in cast(tuple[int, int], luma))
-
-
-_LEAST, _MOST = 126, 130  # 128, and what conversion to RGB and back rounds
+    return cast(tuple[int, int], image.crop((left, top, *image.size)).convert("L").getextrema())
 
 
 def _ends_grey(image: Image.Image) -> bool:
