@@ -53,27 +53,17 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options, ranks: Ranks, device: str) -> int:
-    from resnetkit.deliver.evaluate import engine_of, who
-    from resnetkit.learn.evaluate import evaluate
+    from resnetkit.deliver.evaluate import answers_of, who
+    from resnetkit.learn.evaluate import counted
 
     by = By(options.engine, options.device, options.precision)
     asked = who(options.model, by, options.weights.words(), ranks)
     model = loaded(options.model, options.weights)
-    with engine_of(asked, options.precision) as (logits, said), counting("evaluating") as tell:
+    policy = {"bad_files": options.bad_files or None, "max_bad": options.max_bad or None}
+    with answers_of(asked, model, device, options.precision) as (logits, said), counting("evaluating") as tell:
         if said:
             say(f"engine: {one_line(said)}")
-        found = evaluate(
-            model,
-            options.data,
-            part=options.part,
-            device=device,
-            precision=options.precision,
-            bad_files=options.bad_files or None,
-            max_bad=options.max_bad or None,
-            tell=tell,
-            ranks=ranks,
-            logits=logits,
-        )
+        found = counted(model, options.data, logits, part=options.part, **policy, tell=tell, ranks=ranks)
     if not model.card.classes:
         say("note: the classes of this model have no names; they are taken to be the data's, in alphabetical order")
     if options.json:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from resnetkit.deliver.predict import By, Found, find
 from resnetkit.deliver.reference import of_tensors
-from resnetkit.learn.device import Logits, Precision, as_precision
-from resnetkit.learn.evaluate import evaluate as count
+from resnetkit.learn.device import Logits, Precision, answering, as_precision, pick
+from resnetkit.learn.evaluate import counted
 from resnetkit.learn.evaluation import Evaluation
 from resnetkit.learn.pixels import Tell
 from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.network.layers import Network
+from resnetkit.weights.store import load
 
 _MANY = 10_000  # pictures: what counts is how many in a second, not how soon the first
 
@@ -45,18 +46,9 @@ def evaluate(
     engine that is not there.
     """
     asked = who(model, By(engine, device, as_precision(precision)))
-    with engine_of(asked, precision) as (logits, said):
-        found = count(
-            model,
-            data,
-            part=part,
-            device=device,
-            precision=precision,
-            bad_files=bad_files,
-            max_bad=max_bad,
-            tell=tell,
-            logits=logits,
-        )
+    network = model if isinstance(model, Network) else load(model)
+    with answers_of(asked, network, device, precision) as (logits, said):
+        found = counted(network, data, logits, part=part, bad_files=bad_files, max_bad=max_bad, tell=tell)
     return replace(found, notes=(*found.notes, *[f"engine: {said}"] * bool(said)))
 
 
@@ -67,13 +59,12 @@ def who(model: object, by: By, words: Sequence[str] = (), ranks: Ranks = ALONE) 
 
 
 @contextlib.contextmanager
-def engine_of(asked: Found, precision: Precision) -> Iterator[tuple[Logits | None, str]]:
-    """What answers in place of the network, None where it answers itself; and a sentence where there is more to say."""
+def answers_of(asked: Found, network: Network, device: str, precision: Precision) -> Iterator[tuple[Logits, str]]:
+    """What answers for ``network``, as evaluation asks, and a sentence where there is something to say of it."""
     with asked.engine() as (engine, _, why):
-        told = f"torch {precision}" if engine is None else str(engine.choice)
-        said = f"{told}{f', as {why}' if why else ''}" if engine or why else ""
-        if engine is None:
-            yield None, said
-            return
-        with of_tensors(engine) as logits:
-            yield logits, said
+        if engine:
+            asking, told = of_tensors(engine), str(engine.choice)
+        else:
+            asking, told = answering(network, pick(device), precision), f"torch {precision}" * bool(why)
+        with asking as logits:
+            yield logits, f"{told}{f', as {why}' if why else ''}"

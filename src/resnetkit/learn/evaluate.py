@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,12 @@ from resnetkit.architecture.card import Card
 from resnetkit.data.pictures import Data, Indices, divide, fingerprint, listed
 from resnetkit.data.sources import open_data
 from resnetkit.errors import DataError, suggestion
-from resnetkit.learn.device import Logits, Precision, answering, classes_of, pick
+from resnetkit.learn.device import Logits, classes_of
 from resnetkit.learn.evaluation import Answers, Evaluation
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, tell_unreadable
 from resnetkit.learn.ranks import ALONE, Ranks
 from resnetkit.learn.settings import policy
 from resnetkit.network.layers import Network
-from resnetkit.weights.store import load
 
 WORST_LOSS = 1e9  # stands for one that is no number
 
@@ -74,41 +71,36 @@ class Tally:
         return Tally(*map(tuple, zip(*rows, strict=True))) if rows else self
 
 
-def evaluate(
-    model: str | os.PathLike[str] | Network,
+def counted(
+    network: Network,
     data: str | Path,
+    logits: Logits,
     *,
     part: str | None = None,
-    device: str = "auto",
-    precision: Precision = "fp32",
     bad_files: str | None = None,
     max_bad: str | float | None = None,
     tell: Tell | None = None,
     ranks: Ranks = ALONE,
-    logits: Logits | None = None,
 ) -> Evaluation:
-    """Count how often ``model`` is right about ``data``, or about one ``part`` of it.
+    """How often ``logits``, which answer for ``network``, are right about ``data``, or about one ``part`` of it.
 
-    Of several processes (``ranks``) each counts its part and gets the whole. ``logits`` answers in place of the
-    network: from pixels (N H W C, 8 bits) to N classes, fp32. All else is as `resnetkit.evaluate` says.
+    ``logits`` take pixels (N H W C, 8 bits) and give N classes, fp32. Of several processes (``ranks``) each counts its
+    part and gets the whole. All else is as `resnetkit.evaluate` says.
     """
-    network = model if isinstance(model, Network) else load(model)
     standing = open_data(data, tell)
     opened, chosen = chosen_part(standing, network.card, part)
     known = classes_of(network)
     numbers = class_numbers(opened.classes, network.card.classes or known)
-    notes = _notes(standing, network.card, part)
     alone = replace(opened, parts={chosen: opened.part(chosen)})
     skipped = Skipped(alone, policy(bad_files, max_bad))
     if ranks.world > 1:
         require_alike(ranks, pictures=fingerprint(alone), model=digest(network))
     source = PixelSource(alone.first, network.card.preparation, skipped, keep=False)
     labelled = ((pixels, numbers[source.labels[which]], which) for pixels, which in _told(source, tell, ranks))
-    with nullcontext(logits) if logits else answering(network, pick(device), precision) as given:
-        tally = count(given, labelled, known).joined(ranks)
+    tally = count(logits, labelled, known).joined(ranks)
     tell_unreadable([source], ranks)
     made = found(network.card, str(data), chosen, tally, source, classes=network.card.classes or opened.classes)
-    return replace(made, notes=notes)
+    return replace(made, notes=_notes(standing, network.card, part))
 
 
 def found(
