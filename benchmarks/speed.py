@@ -28,6 +28,7 @@ import numpy as np
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime sends usage data otherwise
 CORES = len(os.sched_getaffinity(0))
 SLICE = 1.0  # seconds of a turn
+TURNS = 3  # of one pair of processes
 BY_HAND = {  # what somebody would try who tunes a library: (setting, precision, batch)
     "openvino": [(f"streams {s}, batch {b}", s, b) for s, b in ((1, 1), (1, 16), (CORES, 4), (CORES, 16))],
     "compile": [(f"batch {b}", 1, b) for b in (1, 32)],
@@ -111,6 +112,14 @@ def ours(network, setting):
     return lambda seconds: timed(engine, pixels, seconds)["images_per_second"]
 
 
+def matmul(network, setting):
+    """Nobody's network: what the cores give at this moment, in units (bf16: tiles where there are any) of their own."""
+    import torch
+
+    x = torch.randn(2048, 2048, dtype=torch.bfloat16 if setting["precision"] == "bf16" else torch.float32)
+    return lambda: x @ x
+
+
 def turns(ask, per_call):
     """A function that asks for so many seconds, and gives pictures per second."""
 
@@ -124,7 +133,8 @@ def turns(ask, per_call):
     return turn
 
 
-CONTENDERS = {"idiom": idiom, "openvino": openvino, "compile": compiled, "onnxruntime": onnxruntime, "ours": ours}
+CONTENDERS = {"idiom": idiom, "openvino": openvino, "compile": compiled, "onnxruntime": onnxruntime, "ours": ours,
+              "matmul": matmul}  # fmt: skip
 
 
 def serve(network, setting):
@@ -162,6 +172,26 @@ class Contender:
         self.process.wait()
 
 
+class Machine:
+    """How much of its best pace the machine has, looked at between turns: on a shared host others use its cores."""
+
+    def __init__(self):
+        self.sides = {kind: Contender("", who="matmul", precision=kind, batch=1) for kind in ("fp32", "bf16")}
+        self.seen = {kind: [] for kind in self.sides}
+
+    def look(self):
+        for kind, side in self.sides.items():
+            self.seen[kind].append(side.turn(SLICE / 4))
+
+    def told(self):
+        """Of each kind the share of the best pace: its median."""
+        return {kind: statistics.median(seen) / max(seen) for kind, seen in self.seen.items() if seen}
+
+    def close(self):
+        for side in self.sides.values():
+            side.close()
+
+
 def best_of(network, settings):
     """The fastest of these, each tried alone for two turns, and what all of them gave."""
     found = []
@@ -175,7 +205,7 @@ def best_of(network, settings):
     return max(found, key=lambda one: one[0]) if found else None
 
 
-def paired(network, first, second, rounds, fresh):
+def paired(network, first, second, fresh, machine):
     """(median pace of each, median ratio, its 95 % interval), over so many ``fresh`` pairs of processes.
 
     Where the memory of a process lies changes its pace by some per cent, so one pair of them tells little.
@@ -183,7 +213,8 @@ def paired(network, first, second, rounds, fresh):
     pairs = []
     for _ in range(fresh):
         sides = [Contender(network, **setting) for setting in (first, second)]
-        for number in range(rounds):
+        for number in range(TURNS):
+            machine.look()
             pace = {side: side.turn() for side in (sides if number % 2 else sides[::-1])}
             pairs.append((pace[sides[0]], pace[sides[1]]))
         for side in sides:
@@ -292,14 +323,14 @@ def engines(options, photos, work):
         print(f"{network}: what people copy, at its better batch", flush=True)
         plain = best_of(network, [{"who": "idiom", "batch": batch} for batch in (1, 16)])[1]
         artefacts(network, photos, (made := Path(tempfile.mkdtemp(dir=work))))
-        for precision in ("bf16", "int8"):
+        for precision in options.precision:
             folder = optimized(network, options.photos, made, precision, options.minutes)
             for batch in (1, 32):
                 mine = {"who": "ours", "folder": str(folder), "batch": batch}
                 rivals = {"idiom": plain if batch > 1 else {"who": "idiom", "batch": 1}}
                 rivals["by hand"] = by_hand(network, made, precision, batch)
                 for name, setting in rivals.items():
-                    row = paired(network, mine, setting, 3, max(1, options.rounds // 3))
+                    row = paired(network, mine, setting, max(1, options.rounds // TURNS), options.machine)
                     print(f"{network} {precision} batch {batch}: ours {row['first']:.1f}/s, {name} ({say(setting)}) "
                           f"{row['second']:.1f}/s, ratio {row['ratio']:.2f} "
                           f"({row['interval'][0]:.2f} to {row['interval'][1]:.2f}); both at their best "
@@ -315,7 +346,8 @@ def store(options, found):
     if options.save:
         from resnetkit.doctor import environment
 
-        options.save.write_text(json.dumps({"environment": environment(), "found": found}, indent=2) + "\n")
+        told = {"environment": environment(), "machine": options.machine.told(), "found": found}
+        options.save.write_text(json.dumps(told, indent=2) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------- from files to labels
@@ -384,7 +416,7 @@ def prepared(options, photos, work):
     torch.manual_seed(0)
     weights = work / "weights.pth"
     torch.save(getattr(torchvision.models, options.network[0])().state_dict(), weights)
-    folders = {p: optimized(options.network[0], options.photos, work, p, options.minutes) for p in ("int8", "bf16")}
+    folders = {p: optimized(options.network[0], options.photos, work, p, options.minutes) for p in options.precision}
     return weights, folders
 
 
@@ -399,6 +431,7 @@ def pictures(options, photos, work):
         alone = Contender(network, who="ours", folder=str(folder), batch=32)
         rounds = []
         for _ in range(options.rounds):
+            options.machine.look()
             net = alone.turn(5.0)
             begun, *_ = ours_over(folder, few, work)  # start-up and a tenth: the rest is as fast as it gets
             seconds, peak, torch = ours_over(folder, paths, work)
@@ -418,11 +451,13 @@ def pictures(options, photos, work):
             "batch": better,
             "alone": net,
             "peak": peak,
+            "best": [max(own for own, *_ in rounds), max(other for _, _, other, *_ in rounds)],
         }
         row |= {"idiom_peak": their_peak, "ratio": ratio, "efficiency": efficiency, "torch": torch}
         print(f"{network} {precision}: {len(paths)} JPEGs to labels {mine:.1f}/s once it is ready, {whole:.1f}/s with "
               f"start-up, the idiom at batch {better} {theirs:.1f}/s once it is ready, ratio {row['ratio']:.2f}; "
-              f"network alone {net:.1f}/s, efficiency {row['efficiency']:.2f}; peak {peak:.0f} MiB, the idiom's "
+              f"network alone {net:.1f}/s, efficiency {row['efficiency']:.2f}; each at its best "
+              f"{row['best'][0]:.1f} and {row['best'][1]:.1f}; peak {peak:.0f} MiB, the idiom's "
               f"{their_peak:.0f}; torch imported: {torch}", flush=True)  # fmt: skip
         found.append(row)
     return found
@@ -433,6 +468,7 @@ def cold(options, photos, work):
     weights, folders = prepared(options, photos, work)
     rows = []
     for _ in range(options.rounds + 1):
+        options.machine.look()
         _, theirs, their_peak = idiom_over(network, weights, 1, photos[:1])
         rows.append([(theirs, their_peak), *[ours_over(folder, photos[:1], work)[:2] for folder in folders.values()]])
     found = []
@@ -458,7 +494,7 @@ def accuracy(options, photos, work):
 
     found = []
     for number, weights in enumerate(options.network):
-        for precision in ("int8", "bf16"):
+        for precision in options.precision:
             folder = work / f"{number}-{precision}"
             rk.optimize(weights, out=folder, data=options.photos, minutes=options.minutes, engines=["openvino"],
                         precisions=[precision])  # fmt: skip
@@ -481,6 +517,7 @@ def main():
     parser.add_argument("what", choices=("engines", "pictures", "cold", "accuracy"))
     parser.add_argument("photos", type=lambda word: Path(word).resolve())
     parser.add_argument("--network", nargs="+", default=["resnet50"])
+    parser.add_argument("--precision", nargs="+", default=["int8", "bf16"], choices=("int8", "bf16"))
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=15)
@@ -488,8 +525,12 @@ def main():
     options = parser.parse_args()
     photos = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     with tempfile.TemporaryDirectory() as work:
+        options.machine = Machine()
         found = globals()[options.what](options, photos, Path(work))
-    store(options, found)
+        store(options, found)
+        options.machine.close()
+    print("median of this machine's best pace meanwhile: "
+          + ", ".join(f"{kind} {share:.0%}" for kind, share in options.machine.told().items()))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -247,7 +247,17 @@ def machine(found: dict, *, whole: bool = False) -> str:
     here = found["environment"]
     amx = " with AMX" * any(name.startswith("amx") for name in here["features"])
     able = f" ({', '.join(here['features'])})" if whole else amx
-    return f"\n{here['processor']}, {here['cores']} cores{able}.\n"
+    return f"\n{here['processor']}, {here['cores']} cores{able}.{_others(found.get('machine', {}))}\n"
+
+
+def _others(shares: dict) -> str:
+    """How much of a shared host was there."""
+    told = " and ".join(f"{share:.0%} ({kind})" for kind, share in shares.items())
+    return (
+        f" Half of the time no more than {told} of its own best pace was there for multiplying matrices."
+        if told
+        else ""
+    )
 
 
 def table(headings: str, form: str, found: list, said: Callable[[dict], str]) -> str:
@@ -260,23 +270,32 @@ PLAIN = "plain torchvision, eager fp32"
 
 
 def speed_engines(found: dict) -> str:
-    more = all("best" in row for row in found["found"])
-
     def said(row: dict) -> str:
         beside = PLAIN if row["beside"] == "idiom" else row["setting"]
         low, high = row["interval"]
-        best = f" | {row['best'][0] / row['best'][1]:.2f}" if more else ""
         return (
             f"{row['network']} | {row['precision']} | {row['batch']} | {row['first']:.1f} | {beside} | "
-            f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f}){best}"
+            f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f})"
         )
 
     head = (
         "network | precision | pictures at once | ours, images/s | compared with | its images/s | times as fast (95 %)"
     )
     form = "--- | --- | ---: | ---: | --- | ---: | ---:"
-    head, form = head + " | the same, each at its best" * more, form + " | ---:" * more
-    return table(head, form, found["found"], said) + machine(found, whole=True)
+    return table(*at_best(head, form, found["found"], said)) + machine(found, whole=True)
+
+
+def at_best(head: str, form: str, rows: list, said: Callable[[dict], str]) -> tuple:
+    """A table with a column more, where all of its rows know the best turn of both sides."""
+    if not all("best" in row for row in rows):
+        return head, form, rows, said
+    more = "the same, each at its best"
+    return (
+        f"{head} | {more}",
+        f"{form} | ---:",
+        rows,
+        lambda row: f"{said(row)} | {row['best'][0] / row['best'][1]:.2f}",
+    )
 
 
 def speed_pictures(found: dict) -> str:
@@ -291,7 +310,8 @@ def speed_pictures(found: dict) -> str:
         f"`resnetkit predict`, 2,000 JPEGs | images/s | {PLAIN} | times faster | share of the network's own speed | "
         "peak memory, MiB | plain torchvision's"
     )
-    return table(head, "--- | ---: | ---: | ---: | ---: | ---: | ---:", found["found"], said) + machine(found)
+    form = "--- | ---: | ---: | ---: | ---: | ---: | ---:"
+    return table(*at_best(head, form, found["found"], said)) + machine(found)
 
 
 def peaks(row: dict) -> str:
