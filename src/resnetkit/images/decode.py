@@ -111,8 +111,8 @@ def attempt_named(read: Callable[[T], Result], name: Callable[[T], str], source:
 def decode(source: str | Path | bytes, colour: str = "RGB", shorter: int = 0) -> Image.Image:
     """The picture in Pillow's mode ``RGB`` or ``L``; raises `PictureError` with the reason and the file.
 
-    Whoever needs no more than ``shorter`` pixels along the shorter side says so: a JPEG may then be decoded at 1/2, 1/4
-    or 1/8 of its size. What is refused is the same, whatever the size.
+    Whoever will resize to ``shorter`` pixels along the shorter side says so: a JPEG may then be decoded at 1/2, 1/4 or
+    1/8 of its size, as long as the resize has something to average. What is refused is the same, whatever the size.
     """
     where = "the bytes given" if isinstance(source, bytes) else str(source)
     try:

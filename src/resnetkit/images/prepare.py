@@ -29,12 +29,7 @@ def prepare(image: Image.Image, preparation: Preparation) -> Pixels:
 
 def open_prepared(source: str | Path | bytes, preparation: Preparation) -> Pixels:
     """`prepare` of what `decode` reads."""
-    return prepare(decode(source, preparation.colour, enough(preparation)), preparation)
-
-
-def enough(preparation: Preparation) -> int:
-    """How many pixels of the shorter side `prepare` has use for: the filter averages two at least of what is left."""
-    return 2 * preparation.resize
+    return prepare(decode(source, preparation.colour, preparation.resize), preparation)
 
 
 def random_crop(image: Image.Image, preparation: Preparation, area: float, draw: np.random.Generator) -> Pixels:

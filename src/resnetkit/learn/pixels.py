@@ -20,7 +20,7 @@ from resnetkit.architecture.card import Preparation
 from resnetkit.data.pictures import Data, Indices, Pictures
 from resnetkit.errors import DataError, PictureError, UsageError
 from resnetkit.images.decode import attempt_named
-from resnetkit.images.prepare import Pixels, enough, prepare, random_crop
+from resnetkit.images.prepare import Pixels, prepare, random_crop
 from resnetkit.learn.ranks import ALONE, Ranks, cores, launched
 from resnetkit.learn.recipe import BadFiles, Skip
 from resnetkit.learn.workers import MOST, ahead, each
@@ -150,7 +150,7 @@ class PixelSource:
 
     def _one(self, i: int) -> Pixels:
         how = self.preparation
-        return prepare(self.pictures.image(i, how.colour, enough(how)), how)
+        return prepare(self.pictures.image(i, how.colour, how.resize), how)
 
     def _crop(self, area: float, seed: tuple[int, ...], i: int) -> Pixels:
         draw = np.random.default_rng([*seed, i])
