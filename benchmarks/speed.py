@@ -8,7 +8,7 @@
 Weights are random, which changes no time; accuracy is of trained ones. The idiom is the network of torchvision in
 evaluation mode: fp32, eager, N C H W, with Pillow, Resize(256), CenterCrop(224), ToTensor and Normalize. Every
 contender is a process of its own; they take turns, so that what else the machine does meets all of them; ratios are
-of pairs, with a 95 % interval of their median.
+of pairs, with a 95 % interval of their median. `--precision int8` or `bf16` leaves the other out.
 """
 
 import argparse
@@ -172,22 +172,26 @@ class Contender:
         self.process.wait()
 
 
-class Machine:
-    """How much of its best pace the machine has, looked at between turns: on a shared host others use its cores."""
+class Pace:
+    """What the machine gives, looked at between turns: on a shared host others use its cores."""
 
     def __init__(self):
-        self.sides = {kind: Contender("", who="matmul", precision=kind, batch=1) for kind in ("fp32", "bf16")}
-        self.seen = {kind: [] for kind in self.sides}
+        self.sides, self.seen = {}, {"fp32": [], "bf16": []}
 
     def look(self):
+        self.sides = self.sides or {kind: Contender("", who="matmul", precision=kind, batch=1) for kind in self.seen}
         for kind, side in self.sides.items():
             self.seen[kind].append(side.turn(SLICE / 4))
 
     def told(self):
-        """Of each kind the share of the best pace: its median."""
-        return {kind: statistics.median(seen) / max(seen) for kind, seen in self.seen.items() if seen}
+        """How many looks, and of each kind the median as a share of the best."""
+        shares = {kind: statistics.median(seen) / max(seen) for kind, seen in self.seen.items() if seen}
+        return {"looks": len(self.seen["fp32"]), **shares}
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         for side in self.sides.values():
             side.close()
 
@@ -205,7 +209,7 @@ def best_of(network, settings):
     return max(found, key=lambda one: one[0]) if found else None
 
 
-def paired(network, first, second, fresh, machine):
+def paired(network, first, second, fresh, host):
     """(median pace of each, median ratio, its 95 % interval), over so many ``fresh`` pairs of processes.
 
     Where the memory of a process lies changes its pace by some per cent, so one pair of them tells little.
@@ -213,9 +217,9 @@ def paired(network, first, second, fresh, machine):
     pairs = []
     for _ in range(fresh):
         sides = [Contender(network, **setting) for setting in (first, second)]
-        for number in range(TURNS):
-            machine.look()
-            pace = {side: side.turn() for side in (sides if number % 2 else sides[::-1])}
+        for _ in range(TURNS):
+            host.look()
+            pace = {side: side.turn() for side in (sides if len(pairs) % 2 else sides[::-1])}
             pairs.append((pace[sides[0]], pace[sides[1]]))
         for side in sides:
             side.close()
@@ -330,7 +334,7 @@ def engines(options, photos, work):
                 rivals = {"idiom": plain if batch > 1 else {"who": "idiom", "batch": 1}}
                 rivals["by hand"] = by_hand(network, made, precision, batch)
                 for name, setting in rivals.items():
-                    row = paired(network, mine, setting, max(1, options.rounds // TURNS), options.machine)
+                    row = paired(network, mine, setting, max(1, options.rounds // TURNS), options.host)
                     print(f"{network} {precision} batch {batch}: ours {row['first']:.1f}/s, {name} ({say(setting)}) "
                           f"{row['second']:.1f}/s, ratio {row['ratio']:.2f} "
                           f"({row['interval'][0]:.2f} to {row['interval'][1]:.2f}); both at their best "
@@ -346,7 +350,7 @@ def store(options, found):
     if options.save:
         from resnetkit.doctor import environment
 
-        told = {"environment": environment(), "machine": options.machine.told(), "found": found}
+        told = {"environment": environment(), "pace": options.host.told(), "found": found}
         options.save.write_text(json.dumps(told, indent=2) + "\n")
 
 
@@ -409,7 +413,7 @@ def idiom_over(network, weights, batch, paths):
 
 
 def prepared(options, photos, work):
-    """Weights of torchvision as a file, and model folders optimized in int8 and bf16."""
+    """Weights of torchvision as a file, and a model folder optimized in each precision."""
     import torch
     import torchvision
 
@@ -431,7 +435,7 @@ def pictures(options, photos, work):
         alone = Contender(network, who="ours", folder=str(folder), batch=32)
         rounds = []
         for _ in range(options.rounds):
-            options.machine.look()
+            options.host.look()
             net = alone.turn(5.0)
             begun, *_ = ours_over(folder, few, work)  # start-up and a tenth: the rest is as fast as it gets
             seconds, peak, torch = ours_over(folder, paths, work)
@@ -468,7 +472,7 @@ def cold(options, photos, work):
     weights, folders = prepared(options, photos, work)
     rows = []
     for _ in range(options.rounds + 1):
-        options.machine.look()
+        options.host.look()
         _, theirs, their_peak = idiom_over(network, weights, 1, photos[:1])
         rows.append([(theirs, their_peak), *[ours_over(folder, photos[:1], work)[:2] for folder in folders.values()]])
     found = []
@@ -524,13 +528,11 @@ def main():
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     photos = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    with tempfile.TemporaryDirectory() as work:
-        options.machine = Machine()
-        found = globals()[options.what](options, photos, Path(work))
-        store(options, found)
-        options.machine.close()
-    print("median of this machine's best pace meanwhile: "
-          + ", ".join(f"{kind} {share:.0%}" for kind, share in options.machine.told().items()))  # fmt: skip
+    with tempfile.TemporaryDirectory() as work, Pace() as options.host:
+        store(options, globals()[options.what](options, photos, Path(work)))
+    if looks := options.host.told().pop("looks"):
+        shares = ", ".join(f"{kind} {options.host.told()[kind]:.0%}" for kind in options.host.seen)
+        print(f"matrix products, median of {looks} looks, of the best pace seen: {shares}")
 
 
 if __name__ == "__main__":

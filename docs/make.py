@@ -247,17 +247,15 @@ def machine(found: dict, *, whole: bool = False) -> str:
     here = found["environment"]
     amx = " with AMX" * any(name.startswith("amx") for name in here["features"])
     able = f" ({', '.join(here['features'])})" if whole else amx
-    return f"\n{here['processor']}, {here['cores']} cores{able}.{_others(found.get('machine', {}))}\n"
+    return f"\n{here['processor']}, {here['cores']} cores{able}.{_pace(found.get('pace', {}))}\n"
 
 
-def _others(shares: dict) -> str:
+def _pace(seen: dict) -> str:
     """How much of a shared host was there."""
-    told = " and ".join(f"{share:.0%} ({kind})" for kind, share in shares.items())
-    return (
-        f" Half of the time no more than {told} of its own best pace was there for multiplying matrices."
-        if told
-        else ""
-    )
+    if not seen.get("looks"):
+        return ""
+    shares = f"{seen['fp32']:.0%} (fp32) and {seen['bf16']:.0%} (bf16)"
+    return f" In the median of {seen['looks']} looks, products of matrices ran at {shares} of the best pace seen."
 
 
 def table(headings: str, form: str, found: list, said: Callable[[dict], str]) -> str:
@@ -275,27 +273,23 @@ def speed_engines(found: dict) -> str:
         low, high = row["interval"]
         return (
             f"{row['network']} | {row['precision']} | {row['batch']} | {row['first']:.1f} | {beside} | "
-            f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f})"
+            f"{row['second']:.1f} | **{row['ratio']:.2f}** ({low:.2f} to {high:.2f}) | {at_best(row)}"
         )
 
     head = (
-        "network | precision | pictures at once | ours, images/s | compared with | its images/s | times as fast (95 %)"
+        "network | precision | pictures at once | ours, images/s | compared with | its images/s | "
+        f"times as fast (95 %) | {AT_BEST}"
     )
-    form = "--- | --- | ---: | ---: | --- | ---: | ---:"
-    return table(*at_best(head, form, found["found"], said)) + machine(found, whole=True)
+    form = "--- | --- | ---: | ---: | --- | ---: | ---: | ---:"
+    return table(head, form, found["found"], said) + machine(found, whole=True)
 
 
-def at_best(head: str, form: str, rows: list, said: Callable[[dict], str]) -> tuple:
-    """A table with a column more, where all of its rows know the best turn of both sides."""
-    if not all("best" in row for row in rows):
-        return head, form, rows, said
-    more = "the same, each at its best"
-    return (
-        f"{head} | {more}",
-        f"{form} | ---:",
-        rows,
-        lambda row: f"{said(row)} | {row['best'][0] / row['best'][1]:.2f}",
-    )
+AT_BEST = "the same, each at its best"
+
+
+def at_best(row: dict) -> str:
+    """The ratio of the best turns of both sides, if they are known."""
+    return f"{row['best'][0] / row['best'][1]:.2f}" if "best" in row else "-"
 
 
 def speed_pictures(found: dict) -> str:
@@ -303,15 +297,15 @@ def speed_pictures(found: dict) -> str:
         pace = f"{row['ours']:.1f}" + (f", {row['with_start']:.1f} with start-up" if "with_start" in row else "")
         return (
             f"{row['network']}, {row['precision']} | {pace} | {row['idiom']:.1f} (batch {row['batch']}) | "
-            f"**{row['ratio']:.1f}** | {100 * row['efficiency']:.0f} % | {peaks(row)}"
+            f"**{row['ratio']:.1f}** | {at_best(row)} | {100 * row['efficiency']:.0f} % | {peaks(row)}"
         )
 
     head = (
-        f"`resnetkit predict`, 2,000 JPEGs | images/s | {PLAIN} | times faster | share of the network's own speed | "
-        "peak memory, MiB | plain torchvision's"
+        f"`resnetkit predict`, 2,000 JPEGs | images/s | {PLAIN} | times faster | {AT_BEST} | "
+        "share of the network's own speed | peak memory, MiB | plain torchvision's"
     )
-    form = "--- | ---: | ---: | ---: | ---: | ---: | ---:"
-    return table(*at_best(head, form, found["found"], said)) + machine(found)
+    form = "--- | ---: | ---: | ---: | ---: | ---: | ---: | ---:"
+    return table(head, form, found["found"], said) + machine(found)
 
 
 def peaks(row: dict) -> str:

@@ -24,11 +24,12 @@ from PIL import Image
 import resnetkit as rk
 from resnetkit.architecture.card import read_card
 from resnetkit.deliver import engine, optimized, stream
+from resnetkit.deliver import evaluate as evaluating
 from resnetkit.deliver.inputs import Input
 from resnetkit.deliver.part import Csv, JsonLines, Part
 from resnetkit.deliver.predict import most_probable
 from resnetkit.deliver.stream import streamed
-from resnetkit.errors import MachineError, PictureError, ResnetkitError, UsageError, WeightsError
+from resnetkit.errors import DataError, MachineError, PictureError, ResnetkitError, UsageError, WeightsError
 from resnetkit.images.prepare import open_prepared
 from resnetkit.learn import workers
 from resnetkit.weights.store import save
@@ -668,6 +669,19 @@ def test_evaluation_counts_what_an_engine_says(model, pictures, cli):
     assert rk.evaluate(rk.load(model), data, part="all").n == 18
     assert fakes.asked == []
     assert "engine: fake-int8" in cli("evaluate", model, data, "--engine", "auto")[2]
+
+
+def test_what_is_asked_for_in_vain_is_told_before_anything_is_opened(model, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluating, "answers_of", lambda *_: pytest.fail("an engine was opened"))
+    data, other = pictures("flowers", sorted(NAMES[:2]), 3), pictures("other", ["ant", "bee"], 3)
+    for given, what, error in (
+        ({"data": tmp_path / "nowhere"}, "there is no such folder", UsageError),
+        ({"data": other}, "the data has 2 of 2 classes that the model has not", DataError),
+        ({"data": data, "part": "val"}, "there is no part 'val' here", UsageError),
+        ({"data": tmp_path / "nowhere", "bad_files": "never"}, "bad files are an error, or skipped", UsageError),
+    ):
+        with pytest.raises(error, match=what):
+            rk.evaluate(model, engine="fake-int8", **given)
 
 
 # -------------------------------------------------------------------------------------------------------- files of rows

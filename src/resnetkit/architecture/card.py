@@ -23,7 +23,8 @@ class Preparation:
     The picture is made upright, put on white where it is transparent, and turned grey or RGB; it is resized with a
     bilinear filter as if its shorter side became ``resize`` pixels, of which only the centre of ``crop`` (height,
     width) is made; each channel becomes (value / 255 - mean) / std. A picture that already has the right size is not
-    resampled. A large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size before.
+    resampled. A JPEG may be decoded at 1/2, 1/4 or 1/8 where its shorter side keeps twice ``resize`` pixels (1.4
+    times, if it has 2,000 or more).
     """
 
     resize: int

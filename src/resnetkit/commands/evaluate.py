@@ -54,16 +54,20 @@ def run(options: Options) -> int:
 
 def _run(options: Options, ranks: Ranks, device: str) -> int:
     from resnetkit.deliver.evaluate import answers_of, who
-    from resnetkit.learn.evaluate import counted
+    from resnetkit.learn.evaluate import examination
+    from resnetkit.learn.settings import policy
 
+    bad = policy(options.bad_files or None, options.max_bad or None)
     by = By(options.engine, options.device, options.precision)
     asked = who(options.model, by, options.weights.words(), ranks)
     model = loaded(options.model, options.weights)
-    policy = {"bad_files": options.bad_files or None, "max_bad": options.max_bad or None}
-    with answers_of(asked, model, device, options.precision) as (logits, said), counting("evaluating") as tell:
+    with counting("reading") as tell:
+        exam = examination(model, options.data, options.part, bad, tell=tell, ranks=ranks)
+    with answers_of(asked, model, device, options.precision) as (logits, said):
         if said:
             say(f"engine: {one_line(said)}")
-        found = counted(model, options.data, logits, part=options.part, **policy, tell=tell, ranks=ranks)
+        with counting("evaluating") as tell:
+            found = exam.of(logits, tell)
     if not model.card.classes:
         say("note: the classes of this model have no names; they are taken to be the data's, in alphabetical order")
     if options.json:

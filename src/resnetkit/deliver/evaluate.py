@@ -11,10 +11,11 @@ from pathlib import Path
 from resnetkit.deliver.predict import By, Found, find
 from resnetkit.deliver.reference import of_tensors
 from resnetkit.learn.device import Logits, Precision, answering, as_precision, pick
-from resnetkit.learn.evaluate import counted
+from resnetkit.learn.evaluate import examination
 from resnetkit.learn.evaluation import Evaluation
 from resnetkit.learn.pixels import Tell
 from resnetkit.learn.ranks import ALONE, Ranks
+from resnetkit.learn.settings import policy
 from resnetkit.network.layers import Network
 from resnetkit.weights.store import load
 
@@ -45,10 +46,11 @@ def evaluate(
     Raises `DataError` where the data has a class that the model has not, and `UsageError` or `MachineError` for an
     engine that is not there.
     """
-    asked = who(model, By(engine, device, as_precision(precision)))
+    bad, asked = policy(bad_files, max_bad), who(model, By(engine, device, as_precision(precision)))
     network = model if isinstance(model, Network) else load(model)
+    exam = examination(network, data, part, bad, tell=tell)
     with answers_of(asked, network, device, precision) as (logits, said):
-        found = counted(network, data, logits, part=part, bad_files=bad_files, max_bad=max_bad, tell=tell)
+        found = exam.of(logits, tell)
     return replace(found, notes=(*found.notes, *[f"engine: {said}"] * bool(said)))
 
 

@@ -77,27 +77,39 @@ def load(image: ImageFile.ImageFile, content: bytes, header: Header, shorter: in
         image.draft(None, (image.width // reduced, image.height // reduced))
     image.decodermaxblock = len(content)  # all at once, as it is in memory
     image.load()
-    end = content.rfind(_END, header.scan)
+    seek = content.find if plain and image.format == "MPO" else content.rfind  # of several the first; rfind is quick
+    end = seek(_END, header.scan)
     if end < 0:
         raise PictureError("damaged: its end is missing")
-    if plain and (content[end - 1] == _HALF or _looks_cut(image, content, reduced)):
-        _require_all(content, content.find(_END, header.scan))  # others may stand behind it: MPO
-    elif not plain and _ends_grey(image):
+    if not plain and _ends_grey(image):
         _require_all(content, end)
+    elif plain and (content[end - 1] == _HALF or _looks_cut(image, content, reduced)):
+        _require_all(content, _end_of_data(content, header.scan))
 
 
 _HALF = 0xFF  # among data it is always followed by a zero
 
 
+def _end_of_data(content: bytes, scan: int) -> int:
+    """The place of the first marker behind a scan that does not belong to it."""
+    found = _MARKER.search(content, scan)
+    return found.start() if found else len(content)
+
+
+_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
+
+
 def _reduction(image: Image.Image, shorter: int) -> int:
     """8, 4, 2 or 1: the sides are multiples of it, as part of a pixel at the edge would move the middle."""
-    least, whole = min(image.size), (s for s in _LEFT if image.width % s == image.height % s == 0)
-    return next((s for s in whole if least >= s * _LEFT[s] * shorter), 1) if shorter else 1
+    least = min(image.size)
+    needed = shorter * (_LEFT_OF_LARGE if least >= _LARGE else _LEFT)
+    fits = (by for by in (8, 4, 2) if image.width % by == image.height % by == 0 and least >= by * needed)
+    return next(fits, 1) if shorter else 1
 
 
-# How many times of what is needed is left, for the resize to average. 1/8 takes one coefficient of each block and is
-# much quicker than 1/4; it may leave less, so that pictures of cameras are read so.
-_LEFT = {8: 1.4, 4: 2.0, 2: 2.0}
+# How many times of what is needed a reduction leaves for the resize to average. 1/8 takes one coefficient of each block
+# and is the quickest; what cameras make may leave less, so that it is read so.
+_LEFT, _LEFT_OF_LARGE, _LARGE = 2.0, 1.4, 2000
 
 
 def _looks_cut(image: Image.Image, content: bytes, reduced: int) -> bool:
@@ -105,8 +117,9 @@ def _looks_cut(image: Image.Image, content: bytes, reduced: int) -> bool:
 
     Many pictures end in a grey that is near to it. What RGB has rounded away is in the luma as it is stored.
     """
-    if not all(abs(value - _MISSING) <= _ROUNDED for value in _last_luma(image, reduced)):
-        return False
+    luma = _last_luma(image, reduced)
+    if image.mode == "L" or not all(abs(value - _MISSING) <= _ROUNDED for value in luma):
+        return luma == (_MISSING, _MISSING)
     with Image.open(BytesIO(content), formats=("JPEG",)) as stored:
         stored.draft("L", image.size)
         return _last_luma(stored, reduced) == (_MISSING, _MISSING)
@@ -118,8 +131,8 @@ _MISSING, _ROUNDED = 128, 1
 def _last_luma(image: Image.Image, reduced: int) -> tuple[int, int]:
     """The least and the most of the last block."""
     side = 8 // reduced
-    left, top = (image.width - 1) // side * side, (image.height - 1) // side * side
-    return cast(tuple[int, int], image.crop((left, top, *image.size)).convert("L").getextrema())
+    start = (image.width - 1) // side * side, (image.height - 1) // side * side
+    return cast(tuple[int, int], image.crop((*start, *image.size)).convert("L").getextrema())
 
 
 def _ends_grey(image: Image.Image) -> bool:

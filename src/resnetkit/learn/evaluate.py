@@ -22,7 +22,7 @@ from resnetkit.learn.device import Logits, classes_of
 from resnetkit.learn.evaluation import Answers, Evaluation
 from resnetkit.learn.pixels import PixelSource, Skipped, Tell, tell_unreadable
 from resnetkit.learn.ranks import ALONE, Ranks
-from resnetkit.learn.settings import policy
+from resnetkit.learn.recipe import BadFiles
 from resnetkit.network.layers import Network
 
 WORST_LOSS = 1e9  # stands for one that is no number
@@ -71,36 +71,56 @@ class Tally:
         return Tally(*map(tuple, zip(*rows, strict=True))) if rows else self
 
 
-def counted(
+@dataclass(frozen=True)
+class Examination:
+    """Labelled pictures, each of a class that the network has: ``numbers`` of the data's classes are its own."""
+
+    card: Card
+    data: str
+    part: str
+    classes: tuple[str, ...]
+    known: int
+    numbers: Tensor
+    source: PixelSource
+    ranks: Ranks
+    notes: tuple[str, ...]
+
+    def of(self, logits: Logits, tell: Tell | None = None) -> Evaluation:
+        """How often ``logits`` are right, which take pixels (N H W C, 8 bits) and give N classes, fp32.
+
+        Of several processes each counts its part and gets the whole.
+        """
+        source, numbers = self.source, self.numbers
+        labelled = ((pixels, numbers[source.labels[which]], which) for pixels, which in _told(source, tell, self.ranks))
+        tally = count(logits, labelled, self.known).joined(self.ranks)
+        tell_unreadable([source], self.ranks)
+        made = found(self.card, self.data, self.part, tally, source, classes=self.classes)
+        return replace(made, notes=self.notes)
+
+
+def examination(
     network: Network,
     data: str | Path,
-    logits: Logits,
+    part: str | None,
+    bad: BadFiles,
     *,
-    part: str | None = None,
-    bad_files: str | None = None,
-    max_bad: str | float | None = None,
     tell: Tell | None = None,
     ranks: Ranks = ALONE,
-) -> Evaluation:
-    """How often ``logits``, which answer for ``network``, are right about ``data``, or about one ``part`` of it.
+) -> Examination:
+    """What a network is asked: all that can be wrong with it is told here, before anything computes.
 
-    ``logits`` take pixels (N H W C, 8 bits) and give N classes, fp32. Of several processes (``ranks``) each counts its
-    part and gets the whole. All else is as `resnetkit.evaluate` says.
+    ``part`` is as `resnetkit.evaluate` says, and ``tell`` hears of pictures listed (done, all).
     """
     standing = open_data(data, tell)
     opened, chosen = chosen_part(standing, network.card, part)
     known = classes_of(network)
     numbers = class_numbers(opened.classes, network.card.classes or known)
     alone = replace(opened, parts={chosen: opened.part(chosen)})
-    skipped = Skipped(alone, policy(bad_files, max_bad))
     if ranks.world > 1:
         require_alike(ranks, pictures=fingerprint(alone), model=digest(network))
-    source = PixelSource(alone.first, network.card.preparation, skipped, keep=False)
-    labelled = ((pixels, numbers[source.labels[which]], which) for pixels, which in _told(source, tell, ranks))
-    tally = count(logits, labelled, known).joined(ranks)
-    tell_unreadable([source], ranks)
-    made = found(network.card, str(data), chosen, tally, source, classes=network.card.classes or opened.classes)
-    return replace(made, notes=_notes(standing, network.card, part))
+    source = PixelSource(alone.first, network.card.preparation, Skipped(alone, bad), keep=False)
+    names, notes = network.card.classes or opened.classes, _notes(standing, network.card, part)
+    return Examination(network.card, str(data), chosen, names, known, numbers, source, ranks, notes)
 
 
 def found(
