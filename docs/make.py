@@ -247,15 +247,15 @@ def machine(found: dict, *, whole: bool = False) -> str:
     here = found["environment"]
     amx = " with AMX" * any(name.startswith("amx") for name in here["features"])
     able = f" ({', '.join(here['features'])})" if whole else amx
-    return f"\n{here['processor']}, {here['cores']} cores{able}.{_pace(found.get('pace', {}))}\n"
+    return f"\n{here['processor']}, {here['cores']} cores{able}{_pace(found.get('pace', {}))}.\n"
 
 
 def _pace(seen: dict) -> str:
     """How much of a shared host was there."""
     if not seen.get("looks"):
         return ""
-    shares = f"{seen['fp32']:.0%} (fp32) and {seen['bf16']:.0%} (bf16)"
-    return f" In the median of {seen['looks']} looks, products of matrices ran at {shares} of the best pace seen."
+    shares = f"{seen['fp32']:.0%} (fp32) and {seen['bf16']:.0%} (bf16) of the best pace seen"
+    return f"; others use them: products of matrices ran at {shares}, the median of {seen['looks']} looks"
 
 
 def table(headings: str, form: str, found: list, said: Callable[[dict], str]) -> str:
@@ -341,13 +341,17 @@ def preparing(found: dict) -> str:
 
     def said(part: dict) -> str:
         spent = " | ".join(f"{statistics.median(part['ms'][way]):.2f} ms" for way in ways)
-        ratio = statistics.median(a / b for a, b in zip(part["ms"]["idiom"], part["ms"]["ours"], strict=True))
+        ratios = " | ".join(f"**{beside(part['ms'][way], part['ms']['ours']):.2f}**" for way in ("decode", "idiom"))
         levels = f"{part['levels']['mean']:.2f}, at most {part['levels']['largest_mean']:.2f} for one picture"
-        return f"{part['pictures']}, {part['name']} | {spent} | **{ratio:.2f}** | {levels}"
+        return f"{part['pictures']}, {part['name']} | {spent} | {ratios} | {levels}"
+
+    def beside(theirs: list, own: list) -> float:
+        return statistics.median(a / b for a, b in zip(theirs, own, strict=True))
 
     parts = [{"name": name, **found[name]} for name in ("as they are", "4000x3000")]
-    head = f"photographs | {' | '.join(ways.values())} | times faster than the usual way | mean difference, levels"
-    return table(head, "--- | ---: | ---: | ---: | ---: | ---:", parts, said)
+    faster = "times as fast as Pillow alone | as the usual way"
+    head = f"photographs | {' | '.join(ways.values())} | {faster} | mean difference, levels"
+    return table(head, "--- | ---: | ---: | ---: | ---: | ---: | ---:", parts, said)
 
 
 def flat(found: dict) -> str:
