@@ -417,6 +417,16 @@ def test_who_is_measured_once_more():
     assert optimizing.finalists(lost[1:]) == []
 
 
+@pytest.mark.parametrize(
+    ("speeds", "streams"),
+    [({(1, 1): 100.0, (4, 2): 91.0, (16, 1): 99.0}, 2), ({(1, 1): 100.0, (4, 2): 89.0}, 1), ({(4, 2): 9.0}, 2)],
+)
+def test_of_ways_that_are_about_as_fast_one_is_kept_that_does_not_wait_for_decoding(speeds, streams):
+    rows = [Row(Choice("openvino", "int8", *way), speed, seconds_to_start=1.0) for way, speed in speeds.items()]
+    assert optimizing.chosen(rows)["throughput"].choice.streams == streams
+    assert optimizing.fastest(rows[::-1]) == optimizing.fastest(rows)
+
+
 def test_only_as_many_are_compared_as_there_is_time_for(tmp_path):
     network = rk.load(trained(tmp_path / "model"))
     samples = made(network.card.preparation)
