@@ -530,9 +530,9 @@ def main():
     photos = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     with tempfile.TemporaryDirectory() as work, Pace() as options.host:
         store(options, globals()[options.what](options, photos, Path(work)))
-    if looks := options.host.told().pop("looks"):
-        shares = ", ".join(f"{kind} {options.host.told()[kind]:.0%}" for kind in options.host.seen)
-        print(f"matrix products, median of {looks} looks, of the best pace seen: {shares}")
+    if (pace := options.host.told())["looks"]:
+        shares = ", ".join(f"{kind} {pace[kind]:.0%}" for kind in options.host.seen)
+        print(f"matrix products, median of {pace['looks']} looks, of the best pace seen: {shares}")
 
 
 if __name__ == "__main__":
