@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import resnetkit as rk
-from resnetkit.doctor import environment
-from resnetkit.learn.evaluation import told
+from resnetkit.evaluation.result import told
+from resnetkit.runtime.environment import environment
 
 OUT = Path(__file__).parents[1] / "docs" / "measured" / "fine-tuning.json"
 NEW, LEARNT_FROM = ("airplane", "frog"), 100

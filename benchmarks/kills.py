@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from resnetkit.errors import ResnetkitError
-from resnetkit.learn.checkpoint import read_newest
-from resnetkit.learn.run import METRICS_FILE, finished
+from resnetkit.training.checkpoint import read_newest
+from resnetkit.training.run_folder import METRICS_FILE, finished
 
 NETWORK = """
 input = [1, 8, 8]

@@ -47,7 +47,7 @@ MID_EPOCH, EPOCH_END = 56, 41  # steps after which there is a checkpoint
 LOG = "steps.jsonl"
 PRELOADED = [
     "torch",
-    "resnetkit.learn.train",
+    "resnetkit.training.api",
     "lightning.pytorch",
     "accelerate",
     "torchdata.stateful_dataloader",
@@ -126,7 +126,7 @@ def finish(model: nn.Module, place: Path) -> None:
 
 def ours(place: Path, at: int) -> None:
     """`rk.train`; a step is heard of after it was taken and before a checkpoint of it is written."""
-    from resnetkit.learn.run import Step
+    from resnetkit.training.run_folder import Step
 
     told, run = Steps(place, at + 1), place / "run"
 

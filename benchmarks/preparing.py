@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from resnetkit.architecture.card import IMAGENET_MEAN, IMAGENET_STD, Preparation
-from resnetkit.doctor import environment
 from resnetkit.images.decode import pictures_below
 from resnetkit.images.prepare import open_prepared
+from resnetkit.runtime.environment import environment
 
 HOW = Preparation(256, (224, 224), IMAGENET_MEAN, IMAGENET_STD)
 LARGE = (4000, 3000)

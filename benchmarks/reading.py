@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resnetkit.doctor import environment
+from resnetkit.runtime.environment import environment
 
 SETTINGS = (0, 1, 2, 4)
 
@@ -50,8 +50,8 @@ def training(root, rounds, steps):
 
     `kept` is the same steps with pictures that are pixels already.
     """
-    from resnetkit.learn.loop import Training
-    from resnetkit.learn.start import start
+    from resnetkit.training.setup import start
+    from resnetkit.training.trainer import Training
 
     begun = start(root, "resnet18", {"batch_size": 32}, out=root.parent / "run", device="cpu", tell=None)
     source, found = begun.sources["train"], {}
@@ -101,7 +101,7 @@ def labelled(source, batch):
 
 def one_round(loop, epoch, steps):
     """Images per second of some steps, reading among them."""
-    from resnetkit.learn.state import State
+    from resnetkit.training.state import State
 
     paces, loop.now = [], State(epoch=epoch, batch_size=loop.recipe.batch_size)
 
@@ -135,7 +135,7 @@ def small(root, rows):
 READ = """
 import json, sys, time
 import numpy as np
-from resnetkit.data.sources import open_data
+from resnetkit.data.open import open_data
 def peak():  # of this program alone: getrusage begins with that of the one that started it
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 begun = time.perf_counter()

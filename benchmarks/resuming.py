@@ -14,11 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from resnetkit.doctor import environment
-from resnetkit.learn import loop as training
-from resnetkit.learn.signals import Signals
-from resnetkit.learn.start import start
-from resnetkit.learn.state import State
+from resnetkit.runtime.environment import environment
+from resnetkit.runtime.signals import Signals
+from resnetkit.training import trainer as training
+from resnetkit.training.setup import start
+from resnetkit.training.state import State
 
 
 class Turns:

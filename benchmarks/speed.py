@@ -102,8 +102,8 @@ def onnxruntime(network, setting):
 
 def ours(network, setting):
     """The engine that was kept for throughput, or the one for latency; on all its streams, as predict asks it."""
-    from resnetkit.deliver.optimized import opened, read
-    from resnetkit.deliver.trial import timed
+    from resnetkit.engines.saved import opened, read
+    from resnetkit.optimization.worker import timed
 
     folder = Path(setting["folder"])
     purpose = "latency" if setting["batch"] == 1 else "throughput"
@@ -348,7 +348,7 @@ def engines(options, photos, work):
 def store(options, found):
     """What there is so far: such a run takes long."""
     if options.save:
-        from resnetkit.doctor import environment
+        from resnetkit.runtime.environment import environment
 
         told = {"environment": environment(), "pace": options.host.told(), "found": found}
         options.save.write_text(json.dumps(told, indent=2) + "\n")

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 import resnetkit as rk
 from resnetkit.architecture.card import Card
-from resnetkit.data.sources import open_data
-from resnetkit.learn.device import ToInput
-from resnetkit.learn.pixels import PixelSource, Skipped
-from resnetkit.learn.recipe import Error
+from resnetkit.data.loader import PixelSource, Skipped
+from resnetkit.data.open import open_data
 from resnetkit.network.layers import Network
+from resnetkit.runtime.device import ToInput
+from resnetkit.training.recipe import Error
 
 OUT = Path(__file__).parents[1] / "docs" / "measured" / "surgery.json"
 FITTED_ON, GROUPS, SHARE, WIDTH, BLOCKS = 256, 4, 0.75, 96, (10, 11, 9)

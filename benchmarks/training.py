@@ -17,11 +17,11 @@ import torch
 from torch.nn import functional as F
 
 import resnetkit as rk
-from resnetkit.doctor import environment
-from resnetkit.learn.device import ToInput
-from resnetkit.learn.loop import Training
-from resnetkit.learn.start import start
-from resnetkit.learn.state import State
+from resnetkit.runtime.device import ToInput
+from resnetkit.runtime.environment import environment
+from resnetkit.training.setup import start
+from resnetkit.training.state import State
+from resnetkit.training.trainer import Training
 
 
 def plain_round(model, optimiser, pictures, batch, steps):

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from resnetkit.doctor import environment
+from resnetkit.runtime.environment import environment
 
 OUT = Path(__file__).parents[1] / "docs" / "measured" / "two-classes.json"
 CLASSES, COUNT = ("airplane", "frog"), 100

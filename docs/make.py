@@ -22,8 +22,8 @@ from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.published import PUBLISHED
 from resnetkit.cli import main
-from resnetkit.explain.figure import figure
-from resnetkit.explain.picture import picture
+from resnetkit.explain.drawings.overview import picture
+from resnetkit.explain.drawings.side_by_side import figure
 
 ROOT = Path(__file__).parents[1]
 PAGES = (

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from resnetkit.cli import main
-from resnetkit.data.pictures import divide
-from resnetkit.data.sources import open_data
+from resnetkit.data.dataset import divide
+from resnetkit.data.open import open_data
 from resnetkit.errors import ResnetkitError
 
 

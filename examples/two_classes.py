@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
 
 from resnetkit.cli import main
-from resnetkit.data.folders import open_folder
+from resnetkit.data.readers.image_folder import open_folder
 
 
 def drawn(name: str, draw: random.Random) -> Image.Image:

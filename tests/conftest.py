@@ -10,7 +10,7 @@ from hypothesis import settings
 from PIL import Image
 
 from resnetkit.cli import main
-from resnetkit.text import to_toml
+from resnetkit.serialization import to_toml
 
 from tiny import BASE
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from resnetkit.deliver import engine, optimized
-from resnetkit.text import to_json
+from resnetkit.engines import base as engine
+from resnetkit.engines import saved as optimized
+from resnetkit.serialization import to_json
 
 CHOICE = engine.Choice("fake", "int8", 4, 2)
 asked = []  # sizes of batches

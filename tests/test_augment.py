@@ -14,12 +14,14 @@ import resnetkit as rk
 from resnetkit.architecture.card import Preparation
 from resnetkit.commands.progress import announce
 from resnetkit.errors import SpecError, TextError
-from resnetkit.images.distort import CHANGES, changed, erased, jittered, trivially_augmented
-from resnetkit.learn.augment import further
-from resnetkit.learn.chance import drawn_for
-from resnetkit.learn.ema import Shown
-from resnetkit.learn.mix import agreement, mixed
-from resnetkit.learn.recipe import (
+from resnetkit.images.transforms import CHANGES, changed, erased, jittered, trivially_augmented
+from resnetkit.runtime.rng import drawn_for
+from resnetkit.serialization import from_toml, to_toml
+from resnetkit.training.augment import further
+from resnetkit.training.ema import Shown
+from resnetkit.training.mixup import agreement, mixed
+from resnetkit.training.presets import RECIPES
+from resnetkit.training.recipe import (
     EMA,
     ColourJitter,
     CutMix,
@@ -32,8 +34,6 @@ from resnetkit.learn.recipe import (
     TrivialAugment,
     edit,
 )
-from resnetkit.learn.recipes import RECIPES
-from resnetkit.text import from_toml, to_toml
 
 from tiny import BASE
 

@@ -13,10 +13,10 @@ import torch
 
 from resnetkit.architecture.spec import Network
 from resnetkit.cli import VERBS, main
-from resnetkit.doctor import Trial, extras, missing
 from resnetkit.network.build import build
-from resnetkit.text import from_toml, to_toml
-from resnetkit.weights.store import save
+from resnetkit.runtime.environment import Trial, extras, missing
+from resnetkit.serialization import from_toml, to_toml
+from resnetkit.weights.load import save
 
 from tiny import BASE
 
@@ -145,7 +145,7 @@ def test_extras_are_read_from_the_metadata(monkeypatch):
     assert missing("dev", needs) == ["no-such-thing", "neither-this"]
     assert missing("demo", needs) == ["no-such-thing"]
     assert set(extras()) >= {"demo", "dev"}
-    monkeypatch.setattr("resnetkit.doctor.metadata.metadata", Mock(side_effect=PackageNotFoundError))
+    monkeypatch.setattr("resnetkit.runtime.environment.metadata.metadata", Mock(side_effect=PackageNotFoundError))
     assert extras() == {}
 
 

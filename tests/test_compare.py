@@ -14,8 +14,8 @@ from resnetkit.architecture.catalog import ROWS
 from resnetkit.architecture.plan import Node, Place, Plan, plan
 from resnetkit.errors import UsageError
 from resnetkit.explain.compare import LEFT_OF_ROWS, compare, record, rows_table, sentences, totals_table
-from resnetkit.explain.figure import TALLEST, figure
-from resnetkit.tables import aligned
+from resnetkit.explain.drawings.side_by_side import TALLEST, figure
+from resnetkit.formatting import aligned
 
 from facts import IMAGENET
 from tiny import BASE, TINY

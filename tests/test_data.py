@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 from resnetkit.architecture.card import Preparation
-from resnetkit.data.pictures import divide, fingerprint
-from resnetkit.data.sources import open_data
-from resnetkit.deliver.inputs import Input
-from resnetkit.deliver.stream import streamed
+from resnetkit.data.dataset import divide, fingerprint
+from resnetkit.data.loader import PixelSource, Skipped
+from resnetkit.data.open import open_data
 from resnetkit.errors import DataError, UsageError
 from resnetkit.images.prepare import open_prepared
-from resnetkit.learn.augment import moved
-from resnetkit.learn.pixels import PixelSource, Skipped
-from resnetkit.learn.recipe import Error
+from resnetkit.prediction.inputs import Input
+from resnetkit.prediction.pipeline import streamed
+from resnetkit.training.augment import moved
+from resnetkit.training.recipe import Error
 
 
 def counts(data):

@@ -28,16 +28,18 @@ import resnetkit as rk
 from resnetkit import files as writing
 from resnetkit.architecture import spec as s
 from resnetkit.cli import main
-from resnetkit.deliver import predict as predicting
+from resnetkit.data import loader as pixels
 from resnetkit.errors import UsageError
-from resnetkit.learn import group, memory, pixels
-from resnetkit.learn import loop as training
-from resnetkit.learn.checkpoint import read_newest
-from resnetkit.learn.meeting import fresh
-from resnetkit.learn.norms import SyncedNorm, synchronise
-from resnetkit.learn.norms import alone as norms_alone
-from resnetkit.learn.ranks import ALONE, Launch, cores, launched, share_of
-from resnetkit.text import to_toml
+from resnetkit.prediction import api as predicting
+from resnetkit.runtime import process_group as group
+from resnetkit.runtime.distributed import ALONE, Launch, cores, launched, share_of
+from resnetkit.runtime.rendezvous import fresh
+from resnetkit.serialization import to_toml
+from resnetkit.training import memory
+from resnetkit.training import trainer as training
+from resnetkit.training.checkpoint import read_newest
+from resnetkit.training.sync_batch_norm import SyncedNorm, synchronise
+from resnetkit.training.sync_batch_norm import alone as norms_alone
 from test_resume import CHANCE, die, lines, sha
 
 from tiny import BASE
@@ -630,7 +632,7 @@ def test_processes_that_do_not_meet(place):
 
 DIES_ONCE = """
 import os, signal, sys
-from resnetkit.learn import loop as training
+from resnetkit.training import trainer as training
 from resnetkit.cli import main
 original, calls = training.Training.step, []
 def step(self, *words):
@@ -659,7 +661,7 @@ def test_t10_torchrun_starts_them_again_and_the_weights_are_the_same(place, whol
 
 def test_t10_processes_that_were_started_again_resume_the_run_that_they_resumed(place, monkeypatch):
     run = trained_alone(place, "resumed-again", "plain", epochs=1)
-    monkeypatch.setattr("resnetkit.learn.train.restarted", lambda: True)
+    monkeypatch.setattr("resnetkit.training.api.restarted", lambda: True)
     assert rk.train(resume=run, epochs=1).path == run  # it has finished meanwhile
 
 

@@ -20,14 +20,19 @@ import torch
 
 import resnetkit
 from resnetkit.architecture.spec import EfficientChannels, SqueezeExcite
-from resnetkit.deliver.engine import KINDS, Choice, padded
-from resnetkit.deliver.engines import compiled, eager, onnx_runtime, openvino, quiet, ranges, served
+from resnetkit.engines import export as served
+from resnetkit.engines import no_telemetry as quiet
+from resnetkit.engines import onnxruntime as onnx_runtime
+from resnetkit.engines import openvino, ranges
+from resnetkit.engines import torch_compile as compiled
+from resnetkit.engines import torch_eager as eager
+from resnetkit.engines.base import KINDS, Choice, padded
 from resnetkit.errors import MachineError, UsageError
 from resnetkit.images.prepare import prepare
-from resnetkit.learn.device import answering, gains_by_bf16
 from resnetkit.network.build import build
+from resnetkit.runtime.device import answering, gains_by_bf16
 from resnetkit.surgery.norms import fold_norms, folded
-from resnetkit.weights.store import save
+from resnetkit.weights.load import save
 
 from tiny import BASE, TINY
 
@@ -236,7 +241,7 @@ def opened(tmp_path_factory, base):
     """Engines of one network with two streams: openvino, onnxruntime, eager."""
     place, model = tmp_path_factory.mktemp("engines"), base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resnetkit.deliver.engine.cores", lambda: 2)
+        patch.setattr("resnetkit.engines.base.cores", lambda: 2)
         choices = {kind: Choice(kind, "fp32", 4, 2) for kind in ("openvino", "onnxruntime", "eager")}
         yield model, {kind: made(place, KINDS[kind].backend(), model, choice) for kind, choice in choices.items()}
     torch.set_num_threads(1)
@@ -370,7 +375,7 @@ def test_without_a_compiler(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["eager", "compiled"])
 def test_bf16_where_the_processor_has_none(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("resnetkit.learn.device.gains_by_bf16", lambda device: False)
+    monkeypatch.setattr("resnetkit.runtime.device.gains_by_bf16", lambda device: False)
     with pytest.raises(MachineError) as caught:
         made(tmp_path, KINDS[kind].backend(), network_of(BASE), Choice(kind, "bf16"))
     assert str(caught.value) == "error: this processor does not multiply in bf16\nfix: an engine in fp32 or int8"
@@ -425,7 +430,7 @@ def test_bf16_that_openvino_would_emulate_or_leave_out(tmp_path, monkeypatch, ab
 def test_what_int8_leaves_is_in_fp32_where_there_is_no_bf16(tmp_path, monkeypatch):
     core = Processor(["FP32"], "f32")
     monkeypatch.setattr(openvino, "_core", lambda: core)
-    monkeypatch.setattr("resnetkit.deliver.engine.cores", lambda: 8)
+    monkeypatch.setattr("resnetkit.engines.base.cores", lambda: 8)
     openvino.open(tmp_path, tmp_path, Choice("openvino", "int8", 1, 4))
     assert core.settings == {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 4, "INFERENCE_NUM_THREADS": 8}
 
@@ -483,8 +488,9 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from tiny import BASE
-from resnetkit.deliver.engine import KINDS, Choice
-from resnetkit.deliver.engines import quiet, served
+from resnetkit.engines.base import KINDS, Choice
+from resnetkit.engines import no_telemetry as quiet
+from resnetkit.engines import export as served
 from resnetkit.network.build import build
 if sys.argv[1] == "loud":
     quiet._block = lambda: None
@@ -589,7 +595,7 @@ import sys, threading
 from pathlib import Path
 import numpy as np
 from resnetkit.architecture.spec import EfficientChannels
-from resnetkit.deliver.engine import KINDS, Choice
+from resnetkit.engines.base import KINDS, Choice
 engine = KINDS[sys.argv[1]].backend().open(Path(sys.argv[2]), Path(sys.argv[2]), Choice(sys.argv[1], "fp32", 2))
 assert not {"torch", "onnx", "nncf"} & set(sys.modules)
 sys.setswitchinterval(1e-6)
@@ -620,7 +626,7 @@ def test_opening_needs_no_torch_and_the_first_to_ask_may_be_many(tmp_path, base,
 SIGNALLED = """
 import gc, signal, sys
 from pathlib import Path
-from resnetkit.deliver.engine import KINDS, Choice
+from resnetkit.engines.base import KINDS, Choice
 heard = []
 signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
 place = Path(sys.argv[2])

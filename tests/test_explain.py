@@ -15,9 +15,9 @@ from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.plan import Role, plan
 from resnetkit.architecture.spec import FirstBlock
 from resnetkit.errors import UsageError
-from resnetkit.explain.picture import picture
+from resnetkit.explain.drawings.overview import picture
 from resnetkit.explain.why import SENTENCES, why
-from resnetkit.weights.addresses import called, resolve
+from resnetkit.weights.layer_aliases import called, resolve
 
 from tiny import TINY, atrous
 

@@ -10,15 +10,15 @@ import pytest
 
 from resnetkit.architecture import spec as s
 from resnetkit.architecture.catalog import spec
-from resnetkit.architecture.listing import cells, describe_shortcut, rows
 from resnetkit.architecture.operations import MaxPooling
 from resnetkit.architecture.plan import Node, Plan, plan
+from resnetkit.architecture.summary import cells, describe_shortcut, rows
 from resnetkit.errors import ResnetkitError, SpecError
 from resnetkit.explain import page as page_module
 from resnetkit.explain.page import page
 from resnetkit.explain.page_facts import embedded, facts, geometry, variants
 from resnetkit.explain.why import why
-from resnetkit.pages import html
+from resnetkit.html import page as html
 from test_pages import NASTY
 
 from tiny import BASE, TINY

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import resnetkit as rk
-from resnetkit.data.pictures import leaks
-from resnetkit.data.sources import open_data
+from resnetkit.data.dataset import leaks
+from resnetkit.data.loader import PixelSource, Skipped
+from resnetkit.data.open import open_data
 from resnetkit.errors import DataError, UsageError
 from resnetkit.images.decode import pictures_below
-from resnetkit.learn import loop as training
-from resnetkit.learn.pixels import PixelSource, Skipped
-from resnetkit.learn.recipe import Skip
-from resnetkit.learn.run import read_run
-from resnetkit.learn.settings import policy
+from resnetkit.training import trainer as training
+from resnetkit.training.overrides import policy
+from resnetkit.training.recipe import Skip
+from resnetkit.training.run_folder import read_run
 
 from tiny import BASE
 

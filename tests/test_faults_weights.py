@@ -23,9 +23,9 @@ from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import ResnetkitWarning, WeightsError
 from resnetkit.network.build import build
 from resnetkit.weights.dialects import TORCHVISION
+from resnetkit.weights.load import load, nonfinite, save
 from resnetkit.weights.read import read_tensors
-from resnetkit.weights.recognise import looks_like
-from resnetkit.weights.store import load, nonfinite, save
+from resnetkit.weights.recognize import looks_like
 
 from tiny import BASE, a_moment
 
@@ -319,7 +319,7 @@ MEASURE = """
 import sys, time, torch
 from pathlib import Path
 from resnetkit.errors import WeightsError
-from resnetkit.weights.store import load
+from resnetkit.weights.load import load
 
 def peak():  # of this process alone: getrusage also counts the process that started it
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
@@ -483,7 +483,7 @@ def test_w11_nothing_is_loaded_in_part(tmp_path, monkeypatch, refused):
     def never(*_, **__):
         pytest.fail("a tensor was moved")
 
-    monkeypatch.setattr("resnetkit.weights.store._assign", never)
+    monkeypatch.setattr("resnetkit.weights.load._assign", never)
     refused(written(tmp_path, shapes_of("resnet20") | {"head.linear.weight": (10, 63)}), "resnet20")
 
 

@@ -9,10 +9,10 @@ from torch import nn
 import resnetkit as rk
 from resnetkit.architecture.spec import MLP
 from resnetkit.errors import TextError, UsageError
-from resnetkit.learn.evaluation import Answers, Evaluation, interval, told
-from resnetkit.learn.recipe import FineTune, Recipe, Scratch
-from resnetkit.learn.updates import learning, optimiser_for
-from resnetkit.text import to_toml
+from resnetkit.evaluation.result import Answers, Evaluation, interval, told
+from resnetkit.serialization import to_toml
+from resnetkit.training.optimizer import learning, optimiser_for
+from resnetkit.training.recipe import FineTune, Recipe, Scratch
 
 from tiny import BASE, TINY
 

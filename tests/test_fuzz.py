@@ -19,13 +19,13 @@ from resnetkit.architecture.card import Card, card_for
 from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.rules import require
 from resnetkit.architecture.spec import Linear, Network
-from resnetkit.data.sources import open_data
+from resnetkit.data.open import open_data
 from resnetkit.errors import DataError, PictureError, ResnetkitError, UsageError
 from resnetkit.images.decode import FORMATS, decode
-from resnetkit.learn.recipe import Recipe, Steps, check, recipe_for
-from resnetkit.learn.report import report
-from resnetkit.learn.run import Results, read_run
-from resnetkit.text import from_json, from_toml, to_json, to_toml
+from resnetkit.serialization import from_json, from_toml, to_json, to_toml
+from resnetkit.training.recipe import Recipe, Steps, check, recipe_for
+from resnetkit.training.report import report
+from resnetkit.training.run_folder import Results, read_run
 from resnetkit.weights.dialects import TORCHVISION
 from test_pages import a_run
 

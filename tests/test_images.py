@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from resnetkit import kinds
+from resnetkit import file_types as kinds
 from resnetkit.architecture.card import IMAGENET_MEAN, IMAGENET_STD, Preparation, preparation_for
 from resnetkit.architecture.catalog import spec
 from resnetkit.errors import PictureError

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import resnetkit as rk
-from resnetkit.deliver.inputs import Input
 from resnetkit.errors import PictureError, UsageError
-from resnetkit.explain.inside import Answer, Channel, Inside, Stage, look
-from resnetkit.explain.inside_page import _colours, page
-from resnetkit.learn.device import ToInput
+from resnetkit.explain.grad_cam import Answer, Channel, Inside, Stage, look
+from resnetkit.explain.grad_cam_page import _colours, page
+from resnetkit.prediction.inputs import Input
+from resnetkit.runtime.device import ToInput
 
 from tiny import TINY
 

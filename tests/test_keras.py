@@ -14,7 +14,7 @@ COMPARE = """
 import sys
 import keras, numpy, torch
 import resnetkit as rk
-from resnetkit.weights.addresses import called
+from resnetkit.weights.layer_aliases import called
 
 name, application = sys.argv[1:]
 torch.manual_seed(0)

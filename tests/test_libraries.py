@@ -20,11 +20,11 @@ from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import MLP, OPTION_D, Bottleneck, Conv, Linear, MaxPool, NoHead, Pooled, Stem
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, ResnetkitWarning, SpecError, UsageError, WeightsError
-from resnetkit.weights.addresses import called
+from resnetkit.weights.constructor_args import LIBRARIES, expressed
 from resnetkit.weights.dialects import table_for
 from resnetkit.weights.hugging_face import images_of
-from resnetkit.weights.libraries import LIBRARIES, expressed
-from resnetkit.weights.recognise import Recognised, recognise
+from resnetkit.weights.layer_aliases import called
+from resnetkit.weights.recognize import Recognised, recognise
 
 from tiny import BASE, networks
 

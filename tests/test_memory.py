@@ -9,10 +9,10 @@ import torch
 import resnetkit as rk
 from resnetkit.commands.progress import announce
 from resnetkit.errors import MachineError, ResnetkitWarning
-from resnetkit.learn import loop as training
-from resnetkit.learn import memory
-from resnetkit.learn.memory import Need, available, is_lack, need, working
-from resnetkit.learn.recipe import EMA, AdamW, Recipe
+from resnetkit.training import memory
+from resnetkit.training import trainer as training
+from resnetkit.training.memory import Need, available, is_lack, need, working
+from resnetkit.training.recipe import EMA, AdamW, Recipe
 from test_resume import HOW, flowers, once, same, whole_plain  # noqa: F401
 
 from tiny import BASE

@@ -17,16 +17,17 @@ import torch
 
 import resnetkit as rk
 from resnetkit import files
-from resnetkit.deliver import engine, optimized
-from resnetkit.deliver import optimize as optimizing
-from resnetkit.deliver.agreement import Judge
-from resnetkit.deliver.engine import Choice, Kind
-from resnetkit.deliver.optimized import FILE, FOLDER, REPORT, Kept, Optimized, Row, serving, weights_digest
-from resnetkit.deliver.samples import made, taken
-from resnetkit.deliver.trial import timed
-from resnetkit.deliver.trials import TrialError, trying
+from resnetkit.engines import base as engine
+from resnetkit.engines import saved as optimized
+from resnetkit.engines.base import Choice, Kind
+from resnetkit.engines.calibration import made, taken
+from resnetkit.engines.saved import FILE, FOLDER, REPORT, Kept, Optimized, Row, serving, weights_digest
 from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, VerificationError, WeightsError
-from resnetkit.text import to_json
+from resnetkit.optimization import search as optimizing
+from resnetkit.optimization.accuracy_check import Judge
+from resnetkit.optimization.client import TrialError, trying
+from resnetkit.optimization.worker import timed
+from resnetkit.serialization import to_json
 
 from tiny import BASE
 
@@ -769,7 +770,7 @@ def test_names_of_engines_are_suggested(tmp_path, known):
 
 
 def test_the_page_in_a_browser(tmp_path, browser):
-    from resnetkit.deliver.optimized_page import optimized_page
+    from resnetkit.optimization.report import optimized_page
 
     rows = (replace(ONE, error=1e-4), replace(TWO, error=0.3, why="<script>alert(1)</script>"))
     found = Optimized("", "a <b>processor</b>", "</style>", rows, (Kept("latency", rows[0], (), "abc"),))

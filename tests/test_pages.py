@@ -13,16 +13,18 @@ from PIL import Image
 from resnetkit.architecture.card import Training, card_for
 from resnetkit.data.check import Checked, Look, Twins
 from resnetkit.data.check_page import check_page
-from resnetkit.data.pictures import Data, Files
-from resnetkit.deliver.engine import Choice
-from resnetkit.deliver.optimized import Kept, Optimized, Row
-from resnetkit.deliver.optimized_page import name_of, optimized_page
+from resnetkit.data.dataset import Data, Files
+from resnetkit.engines.base import Choice
+from resnetkit.engines.saved import Kept, Optimized, Row
+from resnetkit.evaluation.result import Answers, Evaluation
+from resnetkit.html import charts as chart
+from resnetkit.html import page as html
+from resnetkit.html import svg
 from resnetkit.images.thumbnail import thumbnail
-from resnetkit.learn.evaluation import Answers, Evaluation
-from resnetkit.learn.recipe import Recipe
-from resnetkit.learn.report import report, sign_test
-from resnetkit.learn.run import Epoch, Results, Run, Thumbnail
-from resnetkit.pages import chart, html, svg
+from resnetkit.optimization.report import name_of, optimized_page
+from resnetkit.training.recipe import Recipe
+from resnetkit.training.report import report, sign_test
+from resnetkit.training.run_folder import Epoch, Results, Run, Thumbnail
 
 from tiny import BASE
 

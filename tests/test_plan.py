@@ -8,10 +8,10 @@ from hypothesis import given
 
 from resnetkit.architecture import spec as s
 from resnetkit.architecture.catalog import ROWS, name_of, names, spec
-from resnetkit.architecture.listing import rows, text
 from resnetkit.architecture.operations import Normalisation
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.published import PUBLISHED
+from resnetkit.architecture.summary import rows, text
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import SpecError, UsageError
 from resnetkit.network.build import build

@@ -15,9 +15,9 @@ from PIL import Image
 
 import resnetkit as rk
 from resnetkit.architecture.spec import NoHead
-from resnetkit.deliver.inputs import Input
 from resnetkit.errors import DataError, UsageError
-from resnetkit.weights.store import save
+from resnetkit.prediction.inputs import Input
+from resnetkit.weights.load import save
 
 from tiny import BASE
 

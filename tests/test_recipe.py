@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnetkit.errors import TextError, UsageError
-from resnetkit.learn.recipe import (
+from resnetkit.serialization import from_toml, over, to_toml
+from resnetkit.training.overrides import parse_settings, read_changes, with_options
+from resnetkit.training.presets import RECIPES
+from resnetkit.training.recipe import (
     SGD,
     AdamW,
     Cosine,
@@ -20,9 +23,6 @@ from resnetkit.learn.recipe import (
     plan_run,
     rate,
 )
-from resnetkit.learn.recipes import RECIPES
-from resnetkit.learn.settings import parse_settings, read_changes, with_options
-from resnetkit.text import from_toml, over, to_toml
 
 
 def test_defaults_follow_the_data():

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 import resnetkit as rk
 from resnetkit.architecture.spec import MLP
 from resnetkit.errors import DataError, ResnetkitWarning, WeightsError
-from resnetkit.learn import checkpoint as keeping
-from resnetkit.learn import loop as training
-from resnetkit.learn.checkpoint import Checkpoint, read_newest, write
-from resnetkit.learn.run import Epoch, Prepared, Step
-from resnetkit.learn.state import State, Sums, read_state, to_text
-from resnetkit.text import to_toml
+from resnetkit.serialization import to_toml
+from resnetkit.training import checkpoint as keeping
+from resnetkit.training import trainer as training
+from resnetkit.training.checkpoint import Checkpoint, read_newest, write
+from resnetkit.training.run_folder import Epoch, Prepared, Step
+from resnetkit.training.state import State, Sums, read_state, to_text
 
 from tiny import BASE
 

@@ -16,11 +16,11 @@ from PIL import Image
 from pyarrow import ipc, parquet
 
 import resnetkit as rk
-from resnetkit.data import parquet as copying
-from resnetkit.data.pictures import divide, fingerprint, leaks
-from resnetkit.data.sources import open_data
+from resnetkit.data.dataset import divide, fingerprint, leaks
+from resnetkit.data.open import open_data
+from resnetkit.data.readers import parquet as copying
 from resnetkit.errors import DataError, MachineError, PictureError
-from resnetkit.learn import loop as training
+from resnetkit.training import trainer as training
 from test_structure import WATCH
 
 NAMES = ("rose", "daisy", "tulip")
@@ -140,8 +140,8 @@ def test_rows_that_were_chosen_are_read_in_their_order(written):
 
 def test_nothing_is_asked_of_a_network_or_written_elsewhere(written, tmp_path):
     code = """
-from resnetkit.data.sources import open_data
-from resnetkit.data.pictures import divide, fingerprint, leaks
+from resnetkit.data.open import open_data
+from resnetkit.data.dataset import divide, fingerprint, leaks
 for place in sys.argv[2:]:
     data = divide(open_data(place), 0)
     fingerprint(data), leaks(data), [data.first.image(i) for i in range(len(data.first))]

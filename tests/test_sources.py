@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import resnetkit as rk
-from resnetkit.data.pictures import divide, fingerprint, leaks
-from resnetkit.data.sources import open_data
+from resnetkit.data.dataset import divide, fingerprint, leaks
+from resnetkit.data.open import open_data
 from resnetkit.errors import DataError, UsageError
 
 from tiny import BASE

@@ -15,11 +15,13 @@ import torch
 
 import resnetkit as rk
 from resnetkit import files
+from resnetkit.data import loader as pixels
 from resnetkit.errors import MachineError, ResnetkitWarning, Stopped, UsageError
-from resnetkit.learn import loop as training
-from resnetkit.learn import pixels, start, workers
-from resnetkit.learn.checkpoint import read_newest
-from resnetkit.learn.signals import Signals, listening
+from resnetkit.runtime import threads as workers
+from resnetkit.runtime.signals import Signals, listening
+from resnetkit.training import setup as start
+from resnetkit.training import trainer as training
+from resnetkit.training.checkpoint import read_newest
 from test_resume import HOW, _swept, chance, flowers, lines, once, same, sha, standing_at, whole  # noqa: F401
 
 from tiny import a_moment

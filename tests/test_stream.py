@@ -23,16 +23,18 @@ from PIL import Image
 
 import resnetkit as rk
 from resnetkit.architecture.card import read_card
-from resnetkit.deliver import engine, optimized, stream
-from resnetkit.deliver import evaluate as evaluating
-from resnetkit.deliver.inputs import Input
-from resnetkit.deliver.part import Csv, JsonLines, Part
-from resnetkit.deliver.predict import most_probable
-from resnetkit.deliver.stream import streamed
+from resnetkit.engines import base as engine
+from resnetkit.engines import saved as optimized
 from resnetkit.errors import DataError, MachineError, PictureError, ResnetkitError, UsageError, WeightsError
+from resnetkit.evaluation import api as evaluating
 from resnetkit.images.prepare import open_prepared
-from resnetkit.learn import workers
-from resnetkit.weights.store import save
+from resnetkit.prediction import pipeline as stream
+from resnetkit.prediction.api import most_probable
+from resnetkit.prediction.inputs import Input
+from resnetkit.prediction.pipeline import streamed
+from resnetkit.prediction.resumable_output import Csv, JsonLines, Part
+from resnetkit.runtime import threads as workers
+from resnetkit.weights.load import save
 
 import fakes
 from tiny import BASE
@@ -288,7 +290,7 @@ sys.path.insert(0, {here!r})
 import fakes
 fakes.installed()
 from resnetkit.cli import main
-from resnetkit.deliver import stream
+from resnetkit.prediction import pipeline as stream
 def hang(preparation, one):
     print("hangs", flush=True)
     time.sleep(0.5)
@@ -567,7 +569,7 @@ def switches():
 
 
 def test_prediction_leaves_the_switches_of_torch_as_they_were(model, inbox, pictures, cli, monkeypatch, switches):
-    from resnetkit.deliver.engines import eager
+    from resnetkit.engines import torch_eager as eager
 
     eager_one = engine.Choice("eager", "fp32", 2, 1)
     monkeypatch.setattr(engine.Choice, "threads", 1)
@@ -592,8 +594,8 @@ def test_prediction_leaves_the_switches_of_torch_as_they_were(model, inbox, pict
 
 def test_whoever_asks_a_network_asks_it_in_fp32(model, switches, monkeypatch):
     """As if the processor rounded what it multiplies, like a GPU."""
-    from resnetkit.learn import switches as turned
-    from resnetkit.learn.device import answering
+    from resnetkit.runtime import torch_settings as turned
+    from resnetkit.runtime.device import answering
 
     monkeypatch.setattr(turned, "_rounds", lambda precision, device: precision == "fp32")
     before, network = switches(), rk.load(model)
@@ -608,7 +610,7 @@ def test_whoever_asks_a_network_asks_it_in_fp32(model, switches, monkeypatch):
 
 
 def test_fp32_on_a_gpu_is_no_tf32(switches):
-    from resnetkit.learn.switches import multiply_exactly, put_back
+    from resnetkit.runtime.torch_settings import multiply_exactly, put_back
 
     before = switches()
     for precision, device in (("bf16", "cuda"), ("fp32", "cpu")):
@@ -702,7 +704,7 @@ def test_a_file_holds_what_is_printed(model, inbox, cli, tmp_path, ending):
 
 def test_parquet_is_written_as_answers_come(model, inbox, cli, tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    from resnetkit.deliver import rows
+    from resnetkit.prediction import formats as rows
 
     monkeypatch.setattr(rows, "_GROUP", 10)
     rows_ = [
@@ -722,7 +724,7 @@ def test_parquet_is_written_as_answers_come(model, inbox, cli, tmp_path, monkeyp
 
 def begun(path, cli, *words):
     """A part as a kill leaves it: what a whole run writes, and what it was made with."""
-    from resnetkit.deliver import part
+    from resnetkit.prediction import resumable_output as part
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(part.files, "finish", lambda *paths: True)
@@ -1006,7 +1008,7 @@ def test_weights_that_are_a_pipe(model, saved, inbox, cli, tmp_path):
 
 
 def test_nothing_is_left_where_nothing_was_begun(model, inbox, cli, tmp_path, monkeypatch):
-    from resnetkit.deliver import part
+    from resnetkit.prediction import resumable_output as part
 
     def fail(path, text):
         raise MachineError("cannot write: No space left on device", where=str(path))
@@ -1120,7 +1122,7 @@ def test_one_picture_from_standard_input_cannot_be_gone_on_with(model, inbox, cl
 
 
 def test_names_of_any_letters_come_back(tmp_path):
-    from resnetkit.deliver.rows import Answer, as_text
+    from resnetkit.prediction.formats import Answer, as_text
 
     names = ['"', '""', "\n", "\r\n", '\n"\n', "a,b", os.fsdecode(b"\xff"), "\\udcff", " ", "\u2028", "'"]
     told = [Answer(name, (("x", 1 / 3),)) for name in names] + [Answer("bad", error='no "\n')]

@@ -25,7 +25,8 @@ from resnetkit.architecture.rules import received_channels
 from resnetkit.errors import FaultsError, ResnetkitError, SpecError, UsageError, VerificationError
 from resnetkit.network.build import build
 from resnetkit.network.layers import Backbone, RecomputedStage
-from resnetkit.surgery import carry, norms, strides, widths
+from resnetkit.surgery import norms, strides, widths
+from resnetkit.surgery import transfer as carry
 from test_network import shaken
 
 from tiny import BASE, TINY, networks

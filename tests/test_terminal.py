@@ -20,8 +20,8 @@ from resnetkit.architecture.catalog import spec
 from resnetkit.cli import VERBS
 from resnetkit.commands.output import counting, rewrites_lines, then
 from resnetkit.errors import ResnetkitWarning
-from resnetkit.tables import aligned, fitted, printable
-from resnetkit.text import to_toml
+from resnetkit.formatting import aligned, fitted, printable
+from resnetkit.serialization import to_toml
 from test_structure import watched
 
 # many commands in one process, since most of the time goes into starting it

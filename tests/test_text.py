@@ -11,8 +11,8 @@ from resnetkit.architecture.card import Card, card_for
 from resnetkit.architecture.catalog import ROWS, spec
 from resnetkit.architecture.spec import GroupNorm, Identity, Network, Shortcuts
 from resnetkit.errors import TextError, UsageError
-from resnetkit.tables import aligned, fitted, short_count
-from resnetkit.text import (
+from resnetkit.formatting import aligned, fitted, short_count
+from resnetkit.serialization import (
     from_data,
     from_json,
     from_toml,
@@ -193,7 +193,7 @@ def test_random_data_gives_only_our_errors(value, key):
 
 
 def test_the_text_layer_needs_no_torch():
-    code = "import sys; import resnetkit.text; sys.exit('torch' in sys.modules)"
+    code = "import sys; import resnetkit.serialization; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -207,7 +207,7 @@ def test_the_text_layer_needs_no_torch():
 )
 def test_more_faults_than_are_told(cls, text, monkeypatch):
     looked_up = []
-    monkeypatch.setattr("resnetkit.text.nearest", lambda word, known: looked_up.append(word) or ())
+    monkeypatch.setattr("resnetkit.serialization.nearest", lambda word, known: looked_up.append(word) or ())
     with pytest.raises(TextError) as caught:
         from_toml(cls, text, "x.toml")
     assert len(looked_up) in (0, 100)  # words like it take a while for each

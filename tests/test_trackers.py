@@ -14,8 +14,8 @@ import pytest
 import resnetkit as rk
 from resnetkit import files
 from resnetkit.errors import MachineError, ResnetkitWarning, Stopped, TextError
-from resnetkit.learn import loop as training
-from resnetkit.learn import trackers
+from resnetkit.training import trainer as training
+from resnetkit.training.trackers import client as trackers
 from test_resume import HOW, dies_at, flowers, killed, lines, same, sha  # noqa: F401
 
 FAKE = """

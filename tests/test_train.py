@@ -15,13 +15,13 @@ import resnetkit as rk
 from resnetkit.architecture.spec import NoHead, Pooled
 from resnetkit.commands.progress import Live
 from resnetkit.errors import DataError, MachineError, TextError, UsageError
-from resnetkit.learn.device import gains_by_bf16, pick, resolve
-from resnetkit.learn.evaluate import count
-from resnetkit.learn.recipe import Recipe
-from resnetkit.learn.run import Epoch, Prepared, Step
-from resnetkit.learn.start import _claim
-from resnetkit.learn.updates import optimiser_for
-from resnetkit.text import to_toml
+from resnetkit.evaluation.metrics import count
+from resnetkit.runtime.device import gains_by_bf16, pick, resolve
+from resnetkit.serialization import to_toml
+from resnetkit.training.optimizer import optimiser_for
+from resnetkit.training.recipe import Recipe
+from resnetkit.training.run_folder import Epoch, Prepared, Step
+from resnetkit.training.setup import _claim
 
 from tiny import BASE
 

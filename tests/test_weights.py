@@ -18,8 +18,8 @@ from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import MachineError, ResnetkitError, UsageError, WeightsError
 from resnetkit.network.build import build
 from resnetkit.weights.dialects import NAMES, TORCHVISION, table_for
+from resnetkit.weights.load import load, save
 from resnetkit.weights.read import read_tensors
-from resnetkit.weights.store import load, save
 
 from tiny import BASE, TINY
 
@@ -155,7 +155,7 @@ def test_a_full_disk_is_an_error_of_the_machine(tmp_path, monkeypatch):
     def fail(*_):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("resnetkit.weights.store.save_file", fail)
+    monkeypatch.setattr("resnetkit.weights.load.save_file", fail)
     with pytest.raises(MachineError, match="cannot write the weights: No space left on device"):
         save(build(BASE), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

@@ -13,14 +13,14 @@ import pytest
 import resnetkit as rk
 from resnetkit.architecture.card import preparation_for
 from resnetkit.architecture.catalog import spec
-from resnetkit.data.pictures import Files
-from resnetkit.data.sources import open_data
+from resnetkit.data.dataset import Files
+from resnetkit.data.loader import PixelSource, Skipped
+from resnetkit.data.open import open_data
 from resnetkit.errors import DataError, MachineError, ResnetkitError, UsageError
-from resnetkit.learn import workers
-from resnetkit.learn.pixels import PixelSource, Skipped
-from resnetkit.learn.ranks import cores
-from resnetkit.learn.recipe import Error, Skip
-from resnetkit.learn.workers import ahead, each
+from resnetkit.runtime import threads as workers
+from resnetkit.runtime.distributed import cores
+from resnetkit.runtime.threads import ahead, each
+from resnetkit.training.recipe import Error, Skip
 
 SETTINGS = {"epochs": 1, "batch_size": 8, "precision": "fp32", "augment": "random-crop"}
 COUNTS = [0, 1, 4]
@@ -142,7 +142,7 @@ def test_d12_a_reading_that_does_not_end_is_an_error_that_names_the_picture(flow
 def test_a_thread_that_hangs_does_not_keep_the_program_alive():
     code = """
 import threading
-from resnetkit.learn import workers
+from resnetkit.runtime import threads as workers
 workers.PATIENCE = 0.1
 list(workers.each(lambda i: threading.Event().wait(60), [1], 1))
 """

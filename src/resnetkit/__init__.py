@@ -5,6 +5,8 @@
     model = resnetkit.build(spec)          an nn.Module
 
 Importing this package imports nothing else; each name below is fetched when it is first used.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ if TYPE_CHECKING:
     from resnetkit.architecture.catalog import spec
     from resnetkit.architecture.plan import plan
     from resnetkit.data.check import check
-    from resnetkit.deliver.embed import embed
-    from resnetkit.deliver.evaluate import evaluate
-    from resnetkit.deliver.optimize import optimize
-    from resnetkit.deliver.predict import predict
     from resnetkit.errors import ResnetkitError
+    from resnetkit.evaluation.api import evaluate
     from resnetkit.explain.why import why
-    from resnetkit.learn.train import train
     from resnetkit.network.build import build
+    from resnetkit.optimization.search import optimize
+    from resnetkit.prediction.api import predict
+    from resnetkit.prediction.embed import embed
+    from resnetkit.training.api import train
     from resnetkit.weights.convert import as_module, convert
-    from resnetkit.weights.store import load, save
+    from resnetkit.weights.load import load, save
 
 __version__ = "0.1.0"
 
@@ -37,17 +39,17 @@ _PLACES = {
     "build": "network.build:build",
     "check": "data.check:check",
     "convert": "weights.convert:convert",
-    "embed": "deliver.embed:embed",
-    "evaluate": "deliver.evaluate:evaluate",
-    "load": "weights.store:load",
+    "embed": "prediction.embed:embed",
+    "evaluate": "evaluation.api:evaluate",
+    "load": "weights.load:load",
     "models": "architecture.catalog:names",
-    "optimize": "deliver.optimize:optimize",
+    "optimize": "optimization.search:optimize",
     "plan": "architecture.plan:plan",
-    "predict": "deliver.predict:predict",
-    "save": "weights.store:save",
+    "predict": "prediction.api:predict",
+    "save": "weights.load:save",
     "spec": "architecture.catalog:spec",
     "surgery": "surgery",
-    "train": "learn.train:train",
+    "train": "training.api:train",
     "why": "explain.why:why",
 }
 

@@ -1,4 +1,7 @@
-"""The command line: a table of verbs. Only the module of the chosen verb is imported, so that help is instant."""
+"""The command line: a table of verbs. Only the module of the chosen verb is imported, so that help is instant.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -196,7 +199,7 @@ def parse(options: type[T], prog: str, words: Sequence[str]) -> T | None:
     """The options of a verb; None where help was asked for and printed. Raises `UsageError`."""
     import tyro
 
-    from resnetkit import cli_help
+    from resnetkit.commands import help as cli_help
 
     page, told = _Page(coloured=_takes_colours()), _Page()
     known = {*_names(options), "--help"}
@@ -274,7 +277,7 @@ def _laid_out(page: str) -> str:
 def _paragraph(line: str) -> str:
     """A line above the frames; commands to copy stand on lines of their own."""
     if line.startswith("Examples: "):
-        from resnetkit.cli_help import commands
+        from resnetkit.commands.help import commands
 
         return "\n".join(["Examples:", *commands(line.removeprefix("Examples: "))])
     return _wrapped(line, "  " * line.startswith("usage: "))

@@ -13,6 +13,8 @@
     └── ElsewhereError           another process of the run failed    its own
 
 A bare ``ResnetkitError`` is a bug of ours: everything a user can cause has a class below it.
+
+This module imports no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Atomic writing: what stands under a final name is whole, whatever happens meanwhile."""
+"""Atomic writing: what stands under a final name is whole, whatever happens meanwhile.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 

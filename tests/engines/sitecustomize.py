@@ -4,7 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from resnetkit.deliver import engine
+from resnetkit.engines import base as engine
 
 REAL = dict(engine.KINDS)
 

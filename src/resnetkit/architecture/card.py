@@ -1,4 +1,7 @@
-"""What belongs to a model beside its tensors: its spec, how images are prepared, what its classes are called."""
+"""What belongs to a model beside its tensors: its spec, how images are prepared, what its classes are called.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from resnetkit.architecture.catalog import spec as spec_of
 from resnetkit.architecture.rules import require
 from resnetkit.architecture.spec import Network, class_count, with_classes
 from resnetkit.errors import Fault, TextError, UsageError, WeightsError
-from resnetkit.text import from_data, parse_json, read_text
+from resnetkit.serialization import from_data, parse_json, read_text
 
 _COLOURS = (1, 3)
 

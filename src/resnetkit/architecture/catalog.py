@@ -5,6 +5,8 @@ Names: ``resnet50`` has the stride at the 3x3 (torchvision, v1.5), ``resnet50_v1
 ``cifar_resnet18`` has ImageNet's blocks behind a 3x3 stem; ``plain34`` has no shortcuts. ``resnet50d``,
 ``resnetv2_50``, ``seresnet50`` and their like are timm's; ``keras_`` and ``caffe_`` networks differ in ways that shapes
 do not tell: strides, epsilon, biases, the edge of the pool.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from resnetkit.architecture.spec import (
     with_classes,
 )
 from resnetkit.errors import UsageError, suggestion
-from resnetkit.text import from_json, from_toml, read_text
+from resnetkit.serialization import from_json, from_toml, read_text
 
 CIFAR_INPUT = (3, 32, 32)
 THREE_BY_THREE = {64: Stem((Conv(64, 3),), ()), 16: Stem((Conv(16, 3),), ())}

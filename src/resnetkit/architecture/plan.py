@@ -7,6 +7,8 @@
 One generator per part: stem, stage, block, branch, shortcut, head. Each writes its operations on a trail, which knows
 where it stands: the shape of the map, how many pixels of the image one pixel of the map sees (receptive field), and how
 many pixels of the image lie between two of the map (stride).
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -205,13 +207,13 @@ class Plan:
         return self.parts[path]
 
     def __str__(self) -> str:
-        from resnetkit.architecture.listing import text  # a view of the plan, which is fetched when it is asked for
+        from resnetkit.architecture.summary import text  # a view of the plan, which is fetched when it is asked for
 
         return text(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from resnetkit.architecture.listing import markup
+        from resnetkit.architecture.summary import markup
 
         return markup(self)
 

@@ -1,6 +1,8 @@
 """What must hold in a spec. Every rule is a generator of faults; `faults` runs them all.
 
 What depends on the size of the image (a map that vanishes) is found by the planner, which raises the same error.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from resnetkit.architecture.spec import (
     stride_at,
 )
 from resnetkit.errors import Fault, SpecError
-from resnetkit.text import to_data, type_faults
+from resnetkit.serialization import to_data, type_faults
 
 # A text must not be able to ask for more than a machine can work out. ResNet-1202 has 600 blocks.
 MOST_BLOCKS, MOST_CONVOLUTIONS = 2_000, 10_000

@@ -10,6 +10,8 @@ the ResNet paper (arXiv 1512.03385, section 3.3) are `OPTION_A`, `OPTION_B`, `OP
 (arXiv 1812.01187) is `OPTION_D`.
 
 Sizes are pixels, ``input`` is (channels, height, width). Everything is frozen: edit with `dataclasses.replace`.
+
+This module imports no torch.
 """
 
 from __future__ import annotations

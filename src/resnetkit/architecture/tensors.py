@@ -1,4 +1,7 @@
-"""Which tensors an operation holds: names and shapes, known before any of them exists."""
+"""Which tensors an operation holds: names and shapes, known before any of them exists.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``resnetkit check``."""
+"""``resnetkit check``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from resnetkit.commands.output import counting, output_file, prose, results, say
 from resnetkit.data.check import Checked, Twins, check
 from resnetkit.errors import DataError
 from resnetkit.files import write_text
-from resnetkit.tables import counted, printable
+from resnetkit.formatting import counted, printable
 
 
 @dataclass(frozen=True)

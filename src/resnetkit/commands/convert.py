@@ -1,4 +1,7 @@
-"""``resnetkit convert``."""
+"""``resnetkit convert``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from resnetkit.commands.output import one_line, prose, results, say, then
-from resnetkit.commands.source import AS_TOLD, Weights, loaded
+from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
 
 
 @dataclass(frozen=True)

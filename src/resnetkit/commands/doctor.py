@@ -1,4 +1,7 @@
-"""``resnetkit doctor``."""
+"""``resnetkit doctor``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import Annotated, Any
 import tyro
 
 from resnetkit.commands.output import results, say, then
-from resnetkit.doctor import Trial, decodable, environment, extras, try_out
 from resnetkit.errors import MachineError, ResnetkitError, VerificationError
-from resnetkit.tables import aligned, printable
+from resnetkit.formatting import aligned, printable
+from resnetkit.runtime.environment import Trial, decodable, environment, extras, try_out
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def _install(extra: str) -> str:
 
 
 def _trial(name: str) -> dict[str, Any]:
-    from resnetkit.learn.device import pick
+    from resnetkit.runtime.device import pick
 
     device = pick(name)
     try:

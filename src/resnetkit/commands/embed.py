@@ -1,4 +1,7 @@
-"""``resnetkit embed``."""
+"""``resnetkit embed``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from typing import Annotated
 import tyro
 
 from resnetkit.commands.output import counting, one_line, output_file, results, say, then
-from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.stdin import files_or_stdin
-from resnetkit.deliver.inputs import passed_over
-from resnetkit.deliver.rows import require_parquet
+from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
 from resnetkit.errors import DataError
+from resnetkit.prediction.formats import require_parquet
+from resnetkit.prediction.inputs import passed_over
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ def run(options: Options) -> int:
     if out.suffix == ".parquet":
         require_parquet()
     files = files_or_stdin(options.files, "resnetkit embed")
-    from resnetkit.deliver.embed import embed
-    from resnetkit.learn.device import as_precision
+    from resnetkit.prediction.embed import embed
+    from resnetkit.runtime.device import as_precision
 
     model = loaded(options.model, options.weights)
     precision = as_precision(options.precision)

@@ -1,4 +1,7 @@
-"""``resnetkit evaluate``."""
+"""``resnetkit evaluate``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from resnetkit.commands.distributed import TIMEOUT, together
 from resnetkit.commands.output import counting, one_line, prose, results, say, table, then
-from resnetkit.commands.source import AS_TOLD, Weights, loaded
-from resnetkit.commands.together import TIMEOUT, together
-from resnetkit.data.pictures import listed
-from resnetkit.deliver.predict import By
-from resnetkit.learn.evaluation import Evaluation, told
-from resnetkit.learn.ranks import Ranks
+from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
+from resnetkit.data.dataset import listed
+from resnetkit.evaluation.result import Evaluation, told
+from resnetkit.prediction.api import By
+from resnetkit.runtime.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options, ranks: Ranks, device: str) -> int:
-    from resnetkit.deliver.evaluate import answers_of, who
-    from resnetkit.learn.evaluate import examination
-    from resnetkit.learn.settings import policy
+    from resnetkit.evaluation.api import answers_of, who
+    from resnetkit.evaluation.metrics import examination
+    from resnetkit.training.overrides import policy
 
     bad = policy(options.bad_files or None, options.max_bad or None)
     by = By(options.engine, options.device, options.precision)

@@ -1,4 +1,7 @@
-"""``resnetkit explain``."""
+"""``resnetkit explain``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from typing import Annotated
 import tyro
 
 from resnetkit.architecture.card import Card, card_of
-from resnetkit.architecture.listing import HEADINGS, LEFT, cells, rows, total
 from resnetkit.architecture.plan import Plan, plan
+from resnetkit.architecture.summary import HEADINGS, LEFT, cells, rows, total
 from resnetkit.commands.output import output_file, prose, results, say, table, then
-from resnetkit.commands.source import AS_TOLD, Weights, loaded
+from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
 from resnetkit.errors import UsageError
-from resnetkit.learn.recipe import is_weights_file
-from resnetkit.text import to_data, to_toml
+from resnetkit.serialization import to_data, to_toml
+from resnetkit.training.recipe import is_weights_file
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ def _look(options: Options) -> int:
     if options.image.isdecimal() and not Path(options.image).exists():
         raise UsageError("--image names a picture", where=options.image, fix=f"--size {options.image}")
     out = output_file(options.html or f"{Path(options.image).stem}-seen.html", ".html")
-    from resnetkit.explain.inside import look
-    from resnetkit.explain.inside_page import page
+    from resnetkit.explain.grad_cam import look
+    from resnetkit.explain.grad_cam_page import page
 
     model = loaded(options.model, options.weights)
     found = look(model, Path(options.image))
@@ -140,7 +143,7 @@ def _compare(made: Plan, name: str, options: Options) -> int:
         plans[_unlike(card.name, plans)] = plan(card.spec, _size(options.size))
     found = compare.compare(plans)
     if options.picture:
-        from resnetkit.explain.figure import figure
+        from resnetkit.explain.drawings.side_by_side import figure
 
         _write(output_file(options.picture, ".svg"), figure(plans))
     if options.json:
@@ -163,7 +166,7 @@ def _unlike(name: str, taken: Container[str]) -> str:
 def _answers(made: Plan, words: tuple[str, ...]) -> list[str]:
     """A path, or another library's name and the path that it means here; then the answer."""
     from resnetkit.explain.why import why
-    from resnetkit.weights.addresses import resolve
+    from resnetkit.weights.layer_aliases import resolve
 
     paths = [(word, resolve(made, word)) for word in words]
     return [f"{word if word == path else f'{word}: {path}'}\n{why(made, path)}" for word, path in paths]
@@ -182,7 +185,7 @@ def _show(made: Plan, options: Options) -> None:
 
 def _named(made: Plan, path: str, library: str) -> dict[str, str]:
     """What a library calls a part, if one was asked for."""
-    from resnetkit.weights.addresses import called
+    from resnetkit.weights.layer_aliases import called
 
     return {library: called(made, path, library)} if library else {}
 
@@ -195,7 +198,7 @@ def _interesting(made: Plan) -> str:
 
 
 def _draw(made: Plan, name: str, path: Path) -> None:
-    from resnetkit.explain.picture import picture
+    from resnetkit.explain.drawings.overview import picture
 
     _write(path, picture(made, name))
 
@@ -215,7 +218,7 @@ def _write(path: Path, text: str) -> None:
 
 def _record(made: Plan, name: str, options: Options) -> dict[str, object]:
     from resnetkit.explain.why import why
-    from resnetkit.weights.addresses import resolve
+    from resnetkit.weights.layer_aliases import resolve
 
     asked = {path: resolve(made, path) for path in options.why}
     return {

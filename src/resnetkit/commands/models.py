@@ -1,4 +1,7 @@
-"""``resnetkit models``."""
+"""``resnetkit models``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 

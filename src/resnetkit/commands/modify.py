@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from resnetkit.commands.output import prose, results, then
-from resnetkit.commands.source import Weights, loaded
+from resnetkit.commands.weights_options import Weights, loaded
 from resnetkit.errors import PictureError, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from resnetkit.network.layers import Network
     from resnetkit.network.report import Report
-    from resnetkit.surgery.carry import Edited
+    from resnetkit.surgery.transfer import Edited
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ Edit = Callable[["Network"], "Edited"]
 
 
 def run(options: Options) -> int:
-    from resnetkit.weights.store import save
+    from resnetkit.weights.load import save
 
     edits = list(_edits(options))
     _require_use(options)
@@ -235,10 +235,10 @@ def _read(model: Network, images: str) -> Tensor:
     import numpy as np
     import torch
 
-    from resnetkit.deliver.inputs import expand
-    from resnetkit.deliver.stream import streamed
-    from resnetkit.learn.device import ToInput
-    from resnetkit.learn.ranks import cores
+    from resnetkit.prediction.inputs import expand
+    from resnetkit.prediction.pipeline import streamed
+    from resnetkit.runtime.device import ToInput
+    from resnetkit.runtime.distributed import cores
 
     how, named = model.card.preparation, expand([images])
     chosen = named[:: max(1, len(named) // _MOST_IMAGES)][:_MOST_IMAGES]

@@ -1,4 +1,7 @@
-"""``resnetkit optimize``."""
+"""``resnetkit optimize``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ import tyro
 
 from resnetkit.architecture.card import model_folder
 from resnetkit.commands.output import prose, results, rewrites_lines, say, table, then
-from resnetkit.commands.source import AS_TOLD, Weights, loaded
-from resnetkit.deliver.agreement import MAX_LOSS
-from resnetkit.deliver.optimized import (
+from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
+from resnetkit.engines.saved import (
     FOLDER,
     HEADINGS,
     REPORT,
@@ -26,10 +28,11 @@ from resnetkit.deliver.optimized import (
     read,
     throughput,
 )
-from resnetkit.deliver.optimized_page import figure
 from resnetkit.errors import ResnetkitError, UsageError
-from resnetkit.learn.signals import listening
-from resnetkit.text import to_data
+from resnetkit.optimization.accuracy_check import MAX_LOSS
+from resnetkit.optimization.report import figure
+from resnetkit.runtime.signals import listening
+from resnetkit.serialization import to_data
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    from resnetkit.deliver.optimize import optimize
+    from resnetkit.optimization.search import optimize
 
     before = _before(options.out or options.model)
     with listening() as asked, _watching() as (watch, tell):

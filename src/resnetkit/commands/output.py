@@ -15,8 +15,8 @@ from typing import Any
 
 from resnetkit.errors import UsageError
 from resnetkit.files import exists_already
-from resnetkit.pages.html import is_ours
-from resnetkit.tables import aligned, fitted, printable
+from resnetkit.formatting import aligned, fitted, printable
+from resnetkit.html.page import is_ours
 
 
 def results(kind: str, **values: Any) -> None:

@@ -1,4 +1,7 @@
-"""``resnetkit predict``."""
+"""``resnetkit predict``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from resnetkit.commands.distributed import TIMEOUT, together
 from resnetkit.commands.output import (
     counting,
     one_line,
@@ -23,14 +27,13 @@ from resnetkit.commands.output import (
     table,
     then,
 )
-from resnetkit.commands.source import AS_TOLD, Weights, loaded
 from resnetkit.commands.stdin import files_or_stdin
-from resnetkit.commands.together import TIMEOUT, together
-from resnetkit.deliver import predict as predicting
-from resnetkit.deliver.inputs import Input, passed_over
-from resnetkit.deliver.part import MadeWith, Part, form_of
-from resnetkit.deliver.predict import By, Found, Server, answers, find, shared
-from resnetkit.deliver.rows import (
+from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
+from resnetkit.errors import DataError, ResnetkitError, UsageError
+from resnetkit.formatting import counted
+from resnetkit.prediction import api as predicting
+from resnetkit.prediction.api import By, Found, Server, answers, find, shared
+from resnetkit.prediction.formats import (
     Answer,
     csv_cells,
     csv_columns,
@@ -40,10 +43,10 @@ from resnetkit.deliver.rows import (
     require_parquet,
     write_answers,
 )
-from resnetkit.errors import DataError, ResnetkitError, UsageError
-from resnetkit.learn.ranks import Ranks, launched
-from resnetkit.learn.signals import listening
-from resnetkit.tables import counted
+from resnetkit.prediction.inputs import Input, passed_over
+from resnetkit.prediction.resumable_output import MadeWith, Part, form_of
+from resnetkit.runtime.distributed import Ranks, launched
+from resnetkit.runtime.signals import listening
 
 
 @dataclass(frozen=True)

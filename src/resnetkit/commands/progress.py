@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.live import Live as Line
 from rich.text import Text
 
-from resnetkit.architecture.listing import total
+from resnetkit.architecture.summary import total
 from resnetkit.commands.output import say
-from resnetkit.learn.recipe import EMA, NoMix, Recipe
-from resnetkit.learn.run import Epoch, Prepared, Step
-from resnetkit.text import kind_of
+from resnetkit.serialization import kind_of
+from resnetkit.training.recipe import EMA, NoMix, Recipe
+from resnetkit.training.run_folder import Epoch, Prepared, Step
 
 
 class Plain:

@@ -1,4 +1,7 @@
-"""``resnetkit report``."""
+"""``resnetkit report``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ import tyro
 
 from resnetkit.commands.output import output_file, results, say, then
 from resnetkit.errors import UsageError
+from resnetkit.evaluation.result import told
 from resnetkit.files import write_text
-from resnetkit.learn.evaluation import told
-from resnetkit.learn.report import report
-from resnetkit.learn.run import REPORT_FILE, read_run
+from resnetkit.training.report import report
+from resnetkit.training.run_folder import REPORT_FILE, read_run
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from resnetkit.deliver.inputs import Input
 from resnetkit.errors import UsageError
-from resnetkit.kinds import PICTURES, START, kind_of
+from resnetkit.file_types import PICTURES, START, kind_of
+from resnetkit.prediction.inputs import Input
 
 _MOST_BYTES = 256 * 2**20
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell puts before a list

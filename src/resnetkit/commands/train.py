@@ -1,4 +1,7 @@
-"""``resnetkit train``."""
+"""``resnetkit train``.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from resnetkit.commands.distributed import SAME, TIMEOUT, together
 from resnetkit.commands.output import prose, results, rewrites_lines, say, then
-from resnetkit.commands.source import AS_TOLD, Weights
-from resnetkit.commands.together import SAME, TIMEOUT, together
+from resnetkit.commands.weights_options import AS_TOLD, Weights
 from resnetkit.errors import Stopped
-from resnetkit.learn.evaluation import told
-from resnetkit.learn.ranks import Ranks, launched
-from resnetkit.learn.recipe import edit, is_weights_file, model_named, plan_run
-from resnetkit.learn.run import finished, read_recipe, require_one, require_run
-from resnetkit.learn.settings import parse_settings, read_changes, with_options
-from resnetkit.learn.signals import Signals, listening
-from resnetkit.text import over
+from resnetkit.evaluation.result import told
+from resnetkit.runtime.distributed import Ranks, launched
+from resnetkit.runtime.signals import Signals, listening
+from resnetkit.serialization import over
+from resnetkit.training.overrides import parse_settings, read_changes, with_options
+from resnetkit.training.recipe import edit, is_weights_file, model_named, plan_run
+from resnetkit.training.run_folder import finished, read_recipe, require_one, require_run
 
 if TYPE_CHECKING:
-    from resnetkit.learn.run import Run
+    from resnetkit.training.run_folder import Run
 
 _HINT = "(default: by the data, or --config)"
 _CHOSEN = tyro.conf.arg(metavar="NUMBER", help_behavior_hint=_HINT)
@@ -150,7 +153,7 @@ def _show(options: Options, made: Run) -> None:
 
 def _train(options: Options, changes: dict[str, Any], stop: Signals, ranks: Ranks) -> Run:
     from resnetkit.commands.progress import Live, Plain
-    from resnetkit.learn.train import train
+    from resnetkit.training.api import train
 
     with contextlib.closing(Live() if rewrites_lines() else Plain()) as shown:
         return train(
@@ -213,8 +216,8 @@ def _changes(options: Options) -> dict[str, Any]:
 
 
 def _print(options: Options, changes: dict[str, Any]) -> int:
-    from resnetkit.data.sources import open_data
-    from resnetkit.text import to_toml
+    from resnetkit.data.open import open_data
+    from resnetkit.serialization import to_toml
 
     if options.resume:
         require_run(Path(options.resume))
@@ -223,7 +226,7 @@ def _print(options: Options, changes: dict[str, Any]) -> int:
     require_one(options.data, options.out, options.resume)
     model, spec = model_named(options.model or None, changes), None
     if is_weights_file(model):
-        from resnetkit.learn.start import trained
+        from resnetkit.training.setup import trained
 
         found = trained(model, changes)
         spec = found.card.spec if found else None

@@ -1,4 +1,7 @@
-"""Is this data fit to learn from? Every picture is decoded once; nothing is changed. No torch."""
+"""Is this data fit to learn from? Every picture is decoded once; nothing is changed.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnetkit.data.pictures import Data, Pictures, content_digest, listed
-from resnetkit.data.sources import open_data
+from resnetkit.data.dataset import Data, Pictures, content_digest, listed
+from resnetkit.data.open import open_data
 from resnetkit.errors import PictureError
 from resnetkit.images.decode import attempt
 

@@ -1,4 +1,7 @@
-"""What `check` found, as a page with thumbnails. No torch."""
+"""What `check` found, as a page with thumbnails.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from resnetkit.data.check import Checked, Look, Twins
 from resnetkit.errors import PictureError
+from resnetkit.html import page as html
 from resnetkit.images.decode import attempt
 from resnetkit.images.thumbnail import thumbnail
-from resnetkit.pages import html
 
 _MOST_GROUPS, _MOST_LINES, _MOST_CLASSES, _SAMPLE = 30, 200, 24, 6
 

@@ -7,6 +7,8 @@
 
 The first network is the one that the others are held against. Places are aligned by their paths, so that networks of
 any kind can stand beside each other: a place that one of them lacks is shown as lacking.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 from resnetkit.architecture.operations import Shape
 from resnetkit.architecture.plan import Node, Place, Plan
 from resnetkit.errors import UsageError
-from resnetkit.explain import words
+from resnetkit.explain import describe as words
 from resnetkit.explain.differences import Difference, differences
 
 

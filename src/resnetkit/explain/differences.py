@@ -2,6 +2,8 @@
 
 A fact never asks what kind of network it looks at: it counts kernels, channels, strides and adapters where there are
 some. What no fact finds, `_rest` names by its path, so that two networks are never called alike that are not.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
 
-from resnetkit.architecture.listing import describe_shortcut
 from resnetkit.architecture.operations import Activate, Convolution, FullyConnected, Normalisation, ZeroPad, ordinal
 from resnetkit.architecture.plan import Node, Place, Plan
-from resnetkit.explain import words
+from resnetkit.architecture.summary import describe_shortcut
+from resnetkit.explain import describe as words
 from resnetkit.explain.why import OPTIONS
 
 Part = Literal["stem", "branches", "shortcuts", "head", "network"]

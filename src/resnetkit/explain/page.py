@@ -2,6 +2,8 @@
 
 Everything is decided here. The page holds the plan's geometry and its sentences as JSON, and a script that folds the
 size formula over them for other sizes of image; without scripts it shows the drawing, the table and the sentences.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from resnetkit.architecture.listing import HEADINGS, cells, rows
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.spec import Network
-from resnetkit.explain.page_drawing import drawing, key, shape
+from resnetkit.architecture.summary import HEADINGS, cells, rows
+from resnetkit.explain.drawings.interactive import drawing, key, shape
 from resnetkit.explain.page_facts import embedded, facts, sentence, typeset, variants
-from resnetkit.pages import html
+from resnetkit.html import page as html
 
 SMALLEST, LARGEST = 32, 1024  # the ends of the slider; a number may be typed below it
 

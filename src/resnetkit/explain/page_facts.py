@@ -2,6 +2,8 @@
 
 The page's script folds the size formula over this geometry and decides nothing. Equal blocks share one tree, so that
 600 blocks cost no more than their paths.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from resnetkit.architecture.listing import describe, describe_shortcut
 from resnetkit.architecture.operations import (
     AveragePooling,
     AverageTo,
@@ -25,6 +26,7 @@ from resnetkit.architecture.operations import (
 )
 from resnetkit.architecture.plan import Node, Place, Plan, plan
 from resnetkit.architecture.spec import Network, PoolAfter
+from resnetkit.architecture.summary import describe, describe_shortcut
 from resnetkit.errors import ResnetkitError, SpecError
 from resnetkit.explain.why import why
 

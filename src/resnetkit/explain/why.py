@@ -1,4 +1,7 @@
-"""Why a part of a network is there, in plain words with its numbers. Every sentence stands in this one table."""
+"""Why a part of a network is there, in plain words with its numbers. Every sentence stands in this one table.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,8 @@ from resnetkit.architecture.spec import (
     Subsampled,
     ZeroPadded,
 )
-from resnetkit.tables import counted
-from resnetkit.weights.addresses import resolve
+from resnetkit.formatting import counted
+from resnetkit.weights.layer_aliases import resolve
 
 T = TypeVar("T")
 

@@ -5,6 +5,8 @@ before anything is decoded. The first frame of an animation is taken, the EXIF o
 and what is transparent lies on white. Colour profiles (ICC) are passed over, as they were when the networks of
 the field were trained; CMYK becomes red = (1 - C)(1 - K), and so on. A JPEG without its end, or whose data stop before
 its pixels do, is damaged: none is filled up with grey.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from resnetkit import kinds
+from resnetkit import file_types as kinds
 from resnetkit.errors import DataError, PictureError, ResnetkitError
 from resnetkit.images import jpeg
 

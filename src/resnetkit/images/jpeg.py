@@ -1,4 +1,7 @@
-"""JPEG: how much of one is decoded, and what is damaged though libjpeg says nothing."""
+"""JPEG: how much of one is decoded, and what is damaged though libjpeg says nothing.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a picture to the pixels that a network sees, as its card's `Preparation` says."""
+"""From a picture to the pixels that a network sees, as its card's `Preparation` says.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Small pictures for pages."""
+"""Small pictures for pages.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 

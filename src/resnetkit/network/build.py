@@ -13,7 +13,7 @@ from resnetkit.architecture.plan import Plan, plan
 from resnetkit.architecture.spec import Features, class_count, with_classes
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import UsageError
-from resnetkit.network.initialise import initialise
+from resnetkit.network.init import initialise
 from resnetkit.network.layers import Backbone, Network, module, name
 
 

@@ -8,8 +8,8 @@ that was given stays as it is. An identity that must hold and does not is a `Ver
 """
 
 from resnetkit.surgery.blocks import deepen, insert, remove, shortcuts
-from resnetkit.surgery.ends import classes, cut, features, head, input_channels
-from resnetkit.surgery.learning import checkpoint, freeze, freeze_norms
+from resnetkit.surgery.freeze import checkpoint, freeze, freeze_norms
+from resnetkit.surgery.head_and_input import classes, cut, features, head, input_channels
 from resnetkit.surgery.norms import fold_norms, group_norm
 from resnetkit.surgery.strides import dilate, restride, stem
 from resnetkit.surgery.widths import prune, widen

@@ -35,12 +35,12 @@ from resnetkit.architecture.spec import (
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import Fault, UsageError, suggestion
+from resnetkit.formatting import counted
 from resnetkit.network.layers import Network
-from resnetkit.surgery.carry import NOWHERE, Edited, carry, edit, edited, told
-from resnetkit.surgery.paths import find, refuse, several, whole
-from resnetkit.surgery.proof import compared, finished, rounded
+from resnetkit.surgery.select import find, refuse, several, whole
 from resnetkit.surgery.strides import NOTHING
-from resnetkit.tables import counted
+from resnetkit.surgery.transfer import NOWHERE, Edited, carry, edit, edited, told
+from resnetkit.surgery.verify import compared, finished, rounded
 
 Brought = dict[str, tuple[Tensor, str]]
 _AS_IDENTITY = "so that the block starts as the identity"

@@ -18,11 +18,11 @@ from resnetkit.architecture.spec import Network as Spec
 from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import UsageError
 from resnetkit.network.build import shell
+from resnetkit.network.inference import evaluating
 from resnetkit.network.layers import Network
-from resnetkit.network.modes import evaluating
-from resnetkit.surgery.carry import Edited, carry, edit, edited, told
-from resnetkit.surgery.paths import whole
-from resnetkit.surgery.proof import compared, finished, rounded
+from resnetkit.surgery.select import whole
+from resnetkit.surgery.transfer import Edited, carry, edit, edited, told
+from resnetkit.surgery.verify import compared, finished, rounded
 
 _FOLDED = "with the norm behind it"
 

@@ -26,10 +26,10 @@ from resnetkit.architecture.tensors import tensors_of
 from resnetkit.errors import UsageError, suggestion
 from resnetkit.network.layers import Network
 from resnetkit.network.report import Proof
-from resnetkit.surgery.carry import Adapted, Edited, carry, edit, edited, told
-from resnetkit.surgery.paths import find, whole
-from resnetkit.surgery.paths import stages as chosen_stages
-from resnetkit.surgery.proof import EXACT, Maps, at, compared, finished
+from resnetkit.surgery.select import find, whole
+from resnetkit.surgery.select import stages as chosen_stages
+from resnetkit.surgery.transfer import Adapted, Edited, carry, edit, edited, told
+from resnetkit.surgery.verify import EXACT, Maps, at, compared, finished
 
 
 @edit

@@ -13,11 +13,11 @@ from resnetkit.architecture.spec import Basic, Bottleneck, Chain, GroupNorm, Sta
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import Fault, UsageError
 from resnetkit.network.layers import Network
-from resnetkit.surgery.carry import Edited, carry, edit, edited, told
-from resnetkit.surgery.paths import refuse, whole
-from resnetkit.surgery.paths import stages as chosen_stages
-from resnetkit.surgery.proof import compared, finished, rounded
+from resnetkit.surgery.select import refuse, whole
+from resnetkit.surgery.select import stages as chosen_stages
 from resnetkit.surgery.strides import NOTHING
+from resnetkit.surgery.transfer import Edited, carry, edit, edited, told
+from resnetkit.surgery.verify import compared, finished, rounded
 
 Choose = Callable[[str, int], Tensor]  # (path of a branch, number of a convolution) -> which units it has from now on
 

@@ -18,12 +18,12 @@ from resnetkit import files
 from resnetkit.architecture.card import CARD_FILE, WEIGHTS_FILE
 from resnetkit.errors import MachineError, UsageError, VerificationError, suggestion
 from resnetkit.network.layers import Network
+from resnetkit.weights.constructor_args import LIBRARIES, Library, Words, expressed
 from resnetkit.weights.dialects import ALIASES, table_for
 from resnetkit.weights.hugging_face import IMAGES_FILE, SQUEEZED, config_of, images_of
-from resnetkit.weights.libraries import LIBRARIES, Library, Words, expressed
+from resnetkit.weights.load import load, save
 from resnetkit.weights.read import read_tensors
-from resnetkit.weights.recognise import OWN
-from resnetkit.weights.store import load, save
+from resnetkit.weights.recognize import OWN
 
 
 def convert(model: str | os.PathLike[str] | Network, to: str, path: str | Path) -> Path:

@@ -1,9 +1,11 @@
-"""How other ecosystems name the tensors of a network: tables from our paths to theirs, and back. No torch.
+"""How other ecosystems name the tensors of a network: tables from our paths to theirs, and back.
 
 A row pairs two patterns. ``{s}``, ``{b}`` and ``{i}`` stand for the number of a stage, a block and a convolution as we
 count them, from 1; ``{b-1}`` is the same number counted from 0, ``{s+3}`` from 4. ``*`` is a tensor's own name (weight,
 running_mean).
 Every table is a bijection on the tensors of a plan; a test holds each of them to it.
+
+This module imports no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Whether tensors are those of a network, by names and shapes. No torch."""
+"""Whether tensors are those of a network, by names and shapes.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Both are read and written here. They came with weights: what does not fit is a `WeightsError`, and nothing in them names
 anything to import.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from resnetkit.architecture.catalog import row_of
 from resnetkit.architecture.rules import faults
 from resnetkit.architecture.spec import Network
 from resnetkit.errors import UsageError, WeightsError
-from resnetkit.text import parse_json, read_text
-from resnetkit.weights.libraries import Words, hugging_face_spec
+from resnetkit.serialization import parse_json, read_text
+from resnetkit.weights.constructor_args import Words, hugging_face_spec
 
 IMAGES_FILE = "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

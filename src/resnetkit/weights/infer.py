@@ -1,7 +1,9 @@
-"""A network from the shapes of its tensors, whose names are ours already. No torch.
+"""A network from the shapes of its tensors, whose names are ours already.
 
 Shapes tell depth, blocks, widths, groups, stem, classes and input channels. They do not tell strides, pools, or what an
 adapter without weights does: those are conventions of whoever wrote the file, and each that is used is said.
+
+This module imports no torch.
 """
 
 from __future__ import annotations

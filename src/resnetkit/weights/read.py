@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from resnetkit import kinds
+from resnetkit import file_types as kinds
 from resnetkit.errors import WeightsError
-from resnetkit.weights.envelope import unpacked
 from resnetkit.weights.fit import short
 from resnetkit.weights.pickles import GARBLED, objection, stranger
+from resnetkit.weights.unwrap import unpacked
 
 _LONGEST_HEADER = 2 * 2**20  # reading one can take thirty times its length; a network of 10,000 tensors needs 1.2 MB
 

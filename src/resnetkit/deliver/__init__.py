@@ -1,1 +1,0 @@
-"""From a trained network to answers."""

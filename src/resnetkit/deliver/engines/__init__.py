@@ -1,1 +1,0 @@
-"""The libraries behind `resnetkit.deliver.engine`: one module for each, imported when it is chosen."""

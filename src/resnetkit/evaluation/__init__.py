@@ -1,0 +1,1 @@
+"""Measure how often a model is right."""

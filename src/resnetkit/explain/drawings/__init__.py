@@ -1,0 +1,1 @@
+"""Draw networks as SVG. No torch."""

@@ -1,0 +1,87 @@
+"""What a file really is, whatever it is called: one table of first bytes, for all that reads files from elsewhere.
+
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+
+START = 1024  # bytes that the table looks at; a comment may stand before the first tag of a page
+_BOM = b"\xef\xbb\xbf"
+
+# Patterns begin at the first byte; the first that fits is the answer.
+PICTURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "BMP": rb"BM.{4}\0{4}",
+    "GIF": rb"GIF8[79]a",
+    "PSD": rb"8BPS\0[\x01\x02]",
+    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "PDF": rb"%PDF-",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "JPEG 2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    "JPEG XL": rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a",
+    "FITS": rb"SIMPLE  =",
+    "SVG": rb"(?i)\s*(?=<)(?:(?!<html|<!doctype html).)*<svg\b",
+    "HEIC": rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
+    "AVIF": rb".{4}ftypavi[fs]",
+    "ICO": rb"\0\0\x01\0.{4}",
+    "PPM": rb"P[1-7]\s+(?:#|\d|WIDTH)",
+    "OpenEXR": rb"v/1\x01",
+    "DICOM": rb".{128}DICM",
+}
+SAFETENSORS, PICKLE, ZIP = "a safetensors file", "a pickle", "a zip archive"
+_LFS, _EMPTY = "a git-LFS pointer", "an empty file"
+_TEXTS = {
+    _EMPTY: rb"\Z",
+    _LFS: rb"version https://git-lfs\.github\.com/spec/",
+    "an HTML page": rb"(?i)\s*<(?:(?!\?xml)|.*<html\b)",
+    "an XML text": rb"\s*<",
+    "a JSON text": rb'(\xef\xbb\xbf)?\s*(?:\{\s*["}]|\[\s*[\[{"\d\]])',
+}
+_VIDEOS = {"an MP4 video": rb".{4}ftyp", "a Matroska video": rb"\x1a\x45\xdf\xa3", "an AVI video": rb"RIFF.{4}AVI "}
+_ARCHIVES = {
+    ZIP: rb"PK(?:\x03\x04|\x05\x06)",
+    "a gzip archive": rb"\x1f\x8b\x08",
+    "a tar archive": rb".{257}ustar",
+    "a bzip2 archive": rb"BZh[1-9]",
+    "an xz archive": rb"\xfd7zXZ\0",
+    "a zstd archive": rb"\x28\xb5\x2f\xfd",
+    "a 7z archive": rb"7z\xbc\xaf\x27\x1c",
+    "a RAR archive": rb"Rar!\x1a\x07",
+}
+_TENSORS = {
+    SAFETENSORS: rb".{4}\0{4}\{",
+    PICKLE: rb"\x80[\x02-\x05]",
+    "an HDF5 file": rb"\x89HDF\r\n\x1a\n",
+    "a NumPy file": rb"\x93NUMPY",
+    "a GGUF file": rb"GGUF",
+}
+# a safetensors file may begin with any four bytes, so it is asked for first
+_TABLE = _TENSORS | PICTURES | _TEXTS | _VIDEOS | _ARCHIVES
+_ROWS = {name: re.compile(pattern, re.DOTALL) for name, pattern in _TABLE.items()}
+_FIXES = (
+    dict.fromkeys(_TEXTS, "fetch the file itself again")
+    | dict.fromkeys(_ARCHIVES, "unpack it")
+    | {_LFS: "git lfs pull"}
+)
+
+
+def kind_of(start: bytes) -> str:
+    """What a file with these first bytes is: a key of `PICTURES`, or words such as "an HTML page"; else nothing."""
+    return next((name for name, pattern in _ROWS.items() if pattern.match(start.removeprefix(_BOM))), "")
+
+
+def mistaken(start: bytes, wanted: str) -> tuple[str, str]:
+    """What to say of a file that is not ``wanted``, and what to do about it; each may be empty."""
+    kind = kind_of(start)
+    if kind == _LFS:
+        size = re.search(rb"^size (\d{1,18})\r?$", start, re.MULTILINE)
+        real = f" (real size {int(size[1]):,} bytes)" if size else ""
+        return f"this is {kind}, not the file{real}", _FIXES[kind]
+    if kind == _EMPTY:
+        return "the file is empty", _FIXES[kind]
+    called = f"a picture ({kind})" if kind in PICTURES else kind
+    return f"this is {called}, not {wanted}" if kind else "", _FIXES.get(kind, "")

@@ -1,0 +1,1 @@
+"""HTML and SVG that pages are made of. No torch."""

@@ -1,0 +1,142 @@
+"""One page, one file: it works offline, loads nothing, and runs at most one script of its own.
+
+The content policy forbids everything but the page's own style and, where it has one, its own script, both named by
+their digests; every text goes through `escape`.
+
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2733; --paper: #ffffff; --soft: #5d6b7a; --line: #d5dce4; --fill: #f3f6f9;
+  --one: #2563eb; --two: #d9480f; --three: #2b8a3e; --four: #9c36b5; --five: #0b7285; --six: #846a00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --paper: #14191f; --soft: #9aa7b4; --line: #35404b;
+  --fill: #1d242c; --one: #74a9ff; --two: #ff9f6b; --three: #69db7c; --four: #e599f7; --five: #66d9e8;
+  --six: #ffd43b; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+h1, h2, p { overflow-wrap: anywhere; }
+p.lead { color: var(--soft); margin: 0 0 1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
+dl div { background: var(--fill); border-radius: .5rem; padding: .6rem .8rem; }
+dt { color: var(--soft); font-size: .8rem; } dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
+dd.more { color: var(--soft); font-size: .8rem; font-weight: 400; }
+svg { display: block; max-width: 100%; height: auto; } .scroll svg { max-width: none; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem 1.5rem; }
+.charts h3 { font-size: .95rem; margin: .25rem 0; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .75rem; }
+.gallery.large { grid-template-columns: repeat(auto-fill, minmax(min(13rem, 45%), 1fr)); }
+figure { margin: 0; font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere; }
+figure img { display: block; max-width: 100%; border-radius: .25rem; margin-bottom: .25rem; }
+hr { border: 0; border-top: 1px solid var(--line); margin: 1rem 0; }
+figcaption { text-wrap: balance; } figcaption span { color: var(--soft); display: block; }
+td, dd, li, figcaption, figcaption span { unicode-bidi: isolate; }
+ul { padding-left: 1.2rem; overflow-wrap: anywhere; } p.note { color: var(--soft); max-width: 46rem; }
+pre { overflow-x: auto; font-size: .85rem; }
+"""
+
+
+_MARK = '<meta name="generator" content="resnetkit">'
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a page that was made here."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _MARK.encode() in file.read(2000)
+
+
+def page(title: str, lead: str, sections: Iterable[tuple[str, str]], *, script: str = "", style: str = "") -> str:
+    """A whole document; the sections are (heading, markup made here). ``style`` is put behind the common one.
+
+    ``script`` and ``style`` are files of this package, never texts of a user: they stand in the page as they are.
+    """
+    css = STYLE + style
+    body = "".join(
+        f"<section>{f'<h2>{escape(heading)}</h2>' if heading else ''}{markup}</section>" for heading, markup in sections
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(css, script)}">'
+        f'{_MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{css}</style></head>"
+        f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}'
+        + (f"<script>{script}</script>" if script else "")
+        + "</body></html>\n"
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    """What a browser may take from the page: this style, this script, pictures inside it, and nothing else."""
+    scripts = f"script-src {_digest(script)}; " if script else ""
+    allowed = f"style-src {_digest(style)}; {scripts}img-src data:"
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; the first column is a heading of its row."""
+    head = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def figures(pairs: Iterable[tuple[str, str]]) -> str:
+    """A few large numbers with their names."""
+    return "<dl>" + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs) + "</dl>"
+
+
+def cards(found: Iterable[tuple[str, str, str]]) -> str:
+    """A few large numbers: (what it is, the number, what it is of, in small letters)."""
+    shown = [
+        f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd><dd class="more">{escape(more)}</dd></div>'
+        for k, v, more in found
+    ]
+    return f"<dl>{''.join(shown)}</dl>"
+
+
+def charts(drawn: Iterable[tuple[str, str]]) -> str:
+    """Charts beside each other where there is room: (heading, SVG)."""
+    return '<div class="charts">' + "".join(f"<div><h3>{escape(k)}</h3>{svg}</div>" for k, svg in drawn) + "</div>"
+
+
+def gallery(pictures: Iterable[tuple[str, str, str]], *, large: bool = False) -> str:
+    """Small pictures, or ``large`` ones, two in a row on a telephone: (JPEG in base64, caption, second line)."""
+    shown = [
+        f'<figure><img alt="{escape(caption)}" src="data:image/jpeg;base64,{escape(jpeg)}">'
+        f"<figcaption>{escape(caption)}<span>{escape(more)}</span></figcaption></figure>"
+        for jpeg, caption, more in pictures
+    ]
+    return f'<div class="gallery{" large" * large}">{"".join(shown)}</div>'
+
+
+def items(lines: Iterable[str]) -> str:
+    """A list of sentences."""
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def note(text: str) -> str:
+    """A paragraph that explains what stands below or above it."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def scroll(markup: str) -> str:
+    """What may be wider than the page."""
+    return f'<div class="scroll">{markup}</div>'

@@ -1,0 +1,1 @@
+"""Find the fastest inference engine whose predictions match fp32."""

@@ -1,0 +1,1 @@
+"""Train a network: configuration, loop, checkpoints, run folder."""

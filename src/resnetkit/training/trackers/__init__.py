@@ -1,0 +1,1 @@
+"""Forward the events of a run to TensorBoard, MLflow or Weights & Biases."""
