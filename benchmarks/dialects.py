@@ -88,7 +88,7 @@ def evaluated(pictures, path):
         first, second = rk.evaluate(path, pictures), rk.evaluate(again, pictures)
     told = f"{first.correct:,} of {first.n:,} right"
     row = {"library": "akamaster", "what": f"{Path(path).name}, CIFAR-10's test pictures", "told": told}
-    row["equal"] = "the same answers" if first.answers == second.answers else "other answers"
+    row["equal"] = "the same answers" if first.predictions == second.predictions else "other answers"
     print(row, flush=True)
     return row
 

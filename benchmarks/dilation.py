@@ -31,7 +31,7 @@ import torchvision
 from torch import Tensor, nn
 
 import resnetkit as rk
-from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.spec import GroupNorm, Network, NoHead
 from resnetkit.errors import SpecError, UsageError, VerificationError
 
@@ -112,7 +112,7 @@ def our_pair(spec: str | Network, output_stride: int) -> Pair:
 
 def _last_map(model: Any) -> Maps:
     last = f"stage{len(model.card.spec.stages)}"
-    return lambda x: model.features(x, [last])[last]
+    return lambda x: model.extract_features(x, [last])[last]
 
 
 def torchvision_pair(name: str, output_stride: int) -> Pair:
@@ -199,7 +199,7 @@ def has_statistics(spec: Network) -> bool:
 
 
 # the last map alone is compared, so heads are left out: those of VGG are larger than all else
-EXACT = {name: replace(spec, head=NoHead()) for name, spec in ROWS.items() if not has_statistics(spec)}
+EXACT = {name: replace(spec, head=NoHead()) for name, spec in CATALOG.items() if not has_statistics(spec)}
 
 
 def sizes_for(spec: Network) -> tuple[Size, ...]:
@@ -269,7 +269,7 @@ def compared(before: dict[str, Any]) -> dict[str, Any]:
 def whole(before: dict[str, Any], names: list[str]) -> dict[str, Any]:
     new = catalogue(names)
     kept = [row for row in before.get("catalogue", []) if row["name"] not in names]
-    order = list(ROWS)
+    order = list(CATALOG)
     found = sorted(new + kept, key=lambda row: (order.index(row["name"]), -row["output_stride"]))
     return {"catalogue_sizes": CATALOGUE_SIZES, "catalogue": found}
 

@@ -11,16 +11,16 @@ import tempfile
 from pathlib import Path
 
 import resnetkit as rk
-from resnetkit.evaluation.result import told
-from resnetkit.runtime.environment import environment
+from resnetkit.evaluation.result import format_accuracy
+from resnetkit.runtime.environment import collect_environment
 
 OUT = Path(__file__).parents[1] / "docs" / "measured" / "fine-tuning.json"
 NEW, LEARNT_FROM = ("airplane", "frog"), 100
 WAYS = {
     "from random weights": {"start": "scratch"},
     "fine-tuned (the default)": {},
-    "fine-tuned, norm statistics learnt": {"start": {"norms": "learnt"}},
-    "the head alone": {"start": {"body_rate": 0.0}},
+    "fine-tuned, norm statistics learnt": {"start": {"norm_stats": "learnt"}},
+    "the head alone": {"start": {"backbone_lr_scale": 0.0}},
 }
 
 
@@ -55,7 +55,7 @@ def measure(base: Path, few: Path, rest: Path, folder: Path, seeds: int) -> list
             "epochs": [len(run.epochs) for run in runs],
             "seconds": statistics.median(run.results.seconds for run in runs),
         })  # fmt: skip
-        print(way, [told(one.correct, one.n) for one in found], flush=True)
+        print(way, [format_accuracy(one.correct, one.n) for one in found], flush=True)
     return rows
 
 
@@ -78,7 +78,7 @@ def main() -> None:
         "base_epochs": options.epochs,
         "pictures": LEARNT_FROM * len(NEW),
         "rows": rows,
-        "environment": environment(),
+        "environment": collect_environment(),
     }
     OUT.write_text(json.dumps(found, indent=2) + "\n")
 

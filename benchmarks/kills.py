@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from resnetkit.errors import ResnetkitError
-from resnetkit.training.checkpoint import read_newest
-from resnetkit.training.run_folder import METRICS_FILE, finished
+from resnetkit.training.checkpoint import load_latest_checkpoint
+from resnetkit.training.run_folder import METRICS_FILE, is_run_finished
 
 NETWORK = """
 input = [1, 8, 8]
@@ -56,11 +56,11 @@ def stands(run):
     if not (run / "run.toml").exists():
         return "before it began"
     try:
-        found = read_newest(run / "state", lambda found: None)
+        found = load_latest_checkpoint(run / "state", lambda found: None)
     except ResnetkitError as error:
         return f"WITHOUT A LOADABLE CHECKPOINT: {error.what}"
     logged = len([line for line in lines_read(run) if line.get("kind") == "step"])
-    return f"checkpoint of step {found.state.steps}, {logged} logged" if found else "before the first checkpoint"
+    return f"checkpoint of step {found.state.global_step}, {logged} logged" if found else "before the first checkpoint"
 
 
 def lines_read(run):
@@ -96,7 +96,7 @@ def main():
                 if process.poll() is None:
                     process.kill()
                 process.wait()
-                if finished(run):
+                if is_run_finished(run):
                     break
                 if process.returncode == -9:
                     told.append(stands(run))

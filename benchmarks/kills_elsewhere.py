@@ -126,20 +126,20 @@ def finish(model: nn.Module, place: Path) -> None:
 
 def ours(place: Path, at: int) -> None:
     """`rk.train`; a step is heard of after it was taken and before a checkpoint of it is written."""
-    from resnetkit.training.run_folder import Step
+    from resnetkit.training.run_folder import StepMetrics
 
     told, run = Steps(place, at + 1), place / "run"
 
     def watch(what: Any) -> None:
-        if isinstance(what, Step):
+        if isinstance(what, StepMetrics):
             told((what.epoch - 1) * STEPS + what.step, what.epoch - 1)
 
     if (run / "run.toml").exists():
-        rk.train(resume=run, watch=watch)
+        rk.train(resume=run, on_event=watch)
     else:
         how = {"epochs": EPOCHS, "batch_size": BATCH, "precision": "fp32", "checkpoint_steps": EVERY}
         network(place)
-        rk.train("digits", place / "net.toml", out=run, watch=watch, **how)
+        rk.train("digits", place / "net.toml", out=run, on_event=watch, **how)
     shutil.copytree(run / "model", place / "model")
 
 

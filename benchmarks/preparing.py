@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from resnetkit.architecture.card import IMAGENET_MEAN, IMAGENET_STD, Preparation
-from resnetkit.images.decode import pictures_below
-from resnetkit.images.prepare import open_prepared
-from resnetkit.runtime.environment import environment
+from resnetkit.images.decode import find_images
+from resnetkit.images.prepare import load_pixels
+from resnetkit.runtime.environment import collect_environment
 
 HOW = Preparation(256, (224, 224), IMAGENET_MEAN, IMAGENET_STD)
 LARGE = (4000, 3000)
@@ -42,7 +42,7 @@ def idiom(content):
 
 
 def ours(content):
-    return open_prepared(content, HOW)
+    return load_pixels(content, HOW)
 
 
 WAYS = {"decode": decode, "idiom": idiom, "ours": ours}
@@ -94,10 +94,10 @@ def main():
     parser.add_argument("--most", type=int, default=100, help="pictures that are taken")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    contents = [path.read_bytes() for path in sorted(pictures_below(options.folder))[: options.most]]
+    contents = [path.read_bytes() for path in sorted(find_images(options.folder))[: options.most]]
     if not contents:
         raise SystemExit(f"no pictures below {options.folder}")
-    found = {"environment": {key: environment()[key] for key in ("cores", "threads", "features", "gpus")}}
+    found = {"environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")}}
     found["as they are"] = compared(contents, options.rounds)
     show("as they are", found["as they are"])
     found["4000x3000"] = compared([enlarged(content) for content in contents], options.rounds)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resnetkit.runtime.environment import environment
+from resnetkit.runtime.environment import collect_environment
 
 SETTINGS = (0, 1, 2, 4)
 
@@ -50,25 +50,25 @@ def training(root, rounds, steps):
 
     `kept` is the same steps with pictures that are pixels already.
     """
-    from resnetkit.training.setup import start
-    from resnetkit.training.trainer import Training
+    from resnetkit.training.setup import prepare_run
+    from resnetkit.training.trainer import Trainer
 
-    begun = start(root, "resnet18", {"batch_size": 32}, out=root.parent / "run", device="cpu", tell=None)
-    source, found = begun.sources["train"], {}
-    kept = [source.cropped(np.arange(step * 32, step * 32 + 32), 0.35, (0, 0)) for step in range(steps)]
-    loop = Training(begun, lambda event: None)
-    read = loop.batch
+    begun = prepare_run(root, "resnet18", {"batch_size": 32}, out=root.parent / "run", device="cpu", on_progress=None)
+    source, found = begun.loaders["train"], {}
+    kept = [source.load_random_crops(np.arange(step * 32, step * 32 + 32), 0.35, (0, 0)) for step in range(steps)]
+    loop = Trainer(begun, lambda event: None)
+    read = loop.load_batch
     made = work(loop, source, kept, steps)
     for number in range(rounds + bool(rounds)):
         for setting in ("kept", *SETTINGS):
             source.workers = 0 if setting == "kept" else setting
-            loop.batch = read if setting != "kept" else lambda epoch, step, chosen: labelled(source, kept[step])
+            loop.load_batch = read if setting != "kept" else lambda epoch, step, chosen: labelled(source, kept[step])
             pace = one_round(loop, number + 1, steps)
             found.setdefault(str(setting), []).extend([pace] * (number > 0))  # the first round warms up
     return {
         "model": "resnet18",
         "batch": 32,
-        "precision": begun.prepared.precision,
+        "precision": begun.setup.precision,
         "steps": steps,
         **made,
         "rounds": found,
@@ -80,8 +80,8 @@ def work(loop, source, kept, steps):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     source.workers = 0
-    loop.batch = lambda epoch, step, chosen: labelled(source, kept[step])
-    reading = [clocked(lambda: source.cropped(np.arange(32), 0.35, (0, 0)), 32) for _ in range(5)]
+    loop.load_batch = lambda epoch, step, chosen: labelled(source, kept[step])
+    reading = [clocked(lambda: source.load_random_crops(np.arange(32), 0.35, (0, 0)), 32) for _ in range(5)]
     learning = [clocked(lambda: one_round(loop, 1, steps), 32 * steps) for _ in range(4)]
     torch.set_num_threads(threads)
     return {"read_ms": statistics.median(reading), "learn_ms": statistics.median(learning[1:])}
@@ -101,18 +101,18 @@ def labelled(source, batch):
 
 def one_round(loop, epoch, steps):
     """Images per second of some steps, reading among them."""
-    from resnetkit.training.state import State
+    from resnetkit.training.state import TrainState
 
-    paces, loop.now = [], State(epoch=epoch, batch_size=loop.recipe.batch_size)
+    paces, loop.state = [], TrainState(epoch=epoch, batch_size=loop.recipe.batch_size)
 
     def watch(event):
         paces.append(event.images_per_second)
         if event.step == steps:
             raise StopIteration
 
-    loop.watch = watch
+    loop.on_event = watch
     try:
-        loop.epoch(epoch)
+        loop.train_epoch(epoch)
     except StopIteration:
         return paces[-1]
     raise SystemExit("an epoch has fewer steps than --steps")
@@ -135,15 +135,15 @@ def small(root, rows):
 READ = """
 import json, sys, time
 import numpy as np
-from resnetkit.data.open import open_data
+from resnetkit.data.open import open_dataset
 def peak():  # of this program alone: getrusage begins with that of the one that started it
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 begun = time.perf_counter()
-pictures = open_data(sys.argv[1]).first
+pictures = open_dataset(sys.argv[1]).train_split
 opened, before = time.perf_counter() - begun, peak()
 begun = time.perf_counter()
 for i in np.random.default_rng(0).permutation(len(pictures)).tolist():
-    pictures.image(i)
+    pictures.load_image(i)
 pace = len(pictures) / (time.perf_counter() - begun)
 print(json.dumps([opened, pace, before, peak()]))
 """
@@ -177,7 +177,7 @@ def main():
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    found = {"environment": {key: environment()[key] for key in ("cores", "threads", "features", "gpus")}}
+    found = {"environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")}}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         small(root, options.rows)

@@ -14,11 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from resnetkit.runtime.environment import environment
-from resnetkit.runtime.signals import Signals
+from resnetkit.runtime.environment import collect_environment
+from resnetkit.runtime.signals import SignalHandler
 from resnetkit.training import trainer as training
-from resnetkit.training.setup import start
-from resnetkit.training.state import State
+from resnetkit.training.setup import prepare_run
+from resnetkit.training.state import TrainState
 
 
 class Turns:
@@ -26,7 +26,13 @@ class Turns:
 
     def __init__(self, run):
         self.run, self.times, self.exact = run, {True: [], False: []}, True
-        self.kept = training.reseed, training.step_line, run.log.add, run.keeper.due, run.heed
+        self.kept = (
+            training.seed_torch,
+            training.format_step_line,
+            run.metrics_log.add,
+            run.checkpoints.is_due,
+            run.check_stop,
+        )
         self.absent = (self.nothing, lambda *words: "", self.nothing, lambda steps: False, self.nothing)
         self.clock, self.processor = time.perf_counter(), time.process_time()
 
@@ -34,7 +40,9 @@ class Turns:
         """What resuming needs, left out."""
 
     def use(self, functions):
-        training.reseed, training.step_line, self.run.log.add, self.run.keeper.due, self.run.heed = functions
+        run = self.run
+        training.seed_torch, training.format_step_line, *rest = functions
+        run.metrics_log.add, run.checkpoints.is_due, run.check_stop = rest
 
     def __call__(self, event):
         now = time.perf_counter(), time.process_time()
@@ -58,18 +66,18 @@ def main():
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        begun = start(options.data, options.model, {}, out=Path(folder) / "run", device="auto", tell=None)
-        run = training.Training(begun, lambda event: None, Signals())
+        begun = prepare_run(options.data, options.model, {}, out=Path(folder) / "run", device="auto", on_progress=None)
+        run = training.Trainer(begun, lambda event: None, SignalHandler())
         turns, saves = Turns(run), []
-        run.watch, run.save = turns, lambda: None
+        run.on_event, run.save_checkpoint = turns, lambda: None
         for number in range(1, options.epochs + 1):
-            run.now = State(epoch=number, batch_size=run.recipe.batch_size)
-            run.epoch(number)
+            run.state = TrainState(epoch=number, batch_size=run.recipe.batch_size)
+            run.train_epoch(number)
         turns.use(turns.kept)
         for number in range(1, 8):
-            run.now = State(steps=number, step=1, batch_size=run.recipe.batch_size)
+            run.state = TrainState(global_step=number, step=1, batch_size=run.recipe.batch_size)
             started = time.perf_counter()
-            training.Training.save(run)
+            training.Trainer.save_checkpoint(run)
             saves.append(time.perf_counter() - started)
     found = {
         "model": options.model,
@@ -78,7 +86,7 @@ def main():
         "milliseconds_a_step": {"exact": turns.median(True, 0), "without": turns.median(False, 0)},
         "processor_milliseconds_a_step": {"exact": turns.median(True, 1), "without": turns.median(False, 1)},
         "milliseconds_a_checkpoint": 1000 * statistics.median(saves),
-        "environment": {key: environment()[key] for key in ("cores", "threads", "features", "gpus")},
+        "environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")},
     }
     for name in ("milliseconds_a_step", "processor_milliseconds_a_step"):
         exact, without = found[name]["exact"], found[name]["without"]

@@ -102,14 +102,14 @@ def onnxruntime(network, setting):
 
 def ours(network, setting):
     """The engine that was kept for throughput, or the one for latency; on all its streams, as predict asks it."""
-    from resnetkit.engines.saved import opened, read
-    from resnetkit.optimization.worker import timed
+    from resnetkit.engines.saved import open_engine, read_engines_file
+    from resnetkit.optimization.worker import measure_speed
 
     folder = Path(setting["folder"])
     purpose = "latency" if setting["batch"] == 1 else "throughput"
-    engine = opened(folder, next(kept for kept in read(folder).kept if kept.purpose == purpose))
-    pixels = np.random.default_rng(0).integers(0, 256, (2 * engine.choice.batch, 224, 224, 3), np.uint8)
-    return lambda seconds: timed(engine, pixels, seconds)["images_per_second"]
+    engine = open_engine(folder, next(kept for kept in read_engines_file(folder).engines if kept.purpose == purpose))
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * engine.config.batch_size, 224, 224, 3), np.uint8)
+    return lambda seconds: measure_speed(engine, pixels, seconds)["images_per_second"]
 
 
 def matmul(network, setting):
@@ -316,8 +316,11 @@ def optimized(network, photos, work, precision, minutes):
     folder = rk.save(rk.build(network), work / f"{network}-{precision}")
     names = ["int8", "int8-body"] if precision == "int8" else [precision]
     found = rk.optimize(folder, data=photos, minutes=minutes, precisions=names)
-    for kept in found.kept:
-        print(f"  ours for {kept.purpose}: {kept.row.choice}, logits {kept.row.error:.1e}", flush=True)
+    for kept in found.engines:
+        print(
+            f"  ours for {kept.purpose}: {kept.measurement.config}, logits {kept.measurement.logit_error:.1e}",
+            flush=True,
+        )
     return folder
 
 
@@ -348,9 +351,9 @@ def engines(options, photos, work):
 def store(options, found):
     """What there is so far: such a run takes long."""
     if options.save:
-        from resnetkit.runtime.environment import environment
+        from resnetkit.runtime.environment import collect_environment
 
-        told = {"environment": environment(), "pace": options.host.told(), "found": found}
+        told = {"environment": collect_environment(), "pace": options.host.told(), "found": found}
         options.save.write_text(json.dumps(told, indent=2) + "\n")
 
 

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 import resnetkit as rk
 from resnetkit.architecture.card import Card
-from resnetkit.data.loader import PixelSource, Skipped
-from resnetkit.data.open import open_data
-from resnetkit.network.layers import Network
-from resnetkit.runtime.device import ToInput
-from resnetkit.training.recipe import Error
+from resnetkit.data.bad_files import Error, SkippedFiles
+from resnetkit.data.loader import ImageLoader
+from resnetkit.data.open import open_dataset
+from resnetkit.network.inference import PixelNormalizer
+from resnetkit.network.layers import NetworkModule
 
 OUT = Path(__file__).parents[1] / "docs" / "measured" / "surgery.json"
 FITTED_ON, GROUPS, SHARE, WIDTH, BLOCKS = 256, 4, 0.75, 96, (10, 11, 9)
@@ -54,16 +54,16 @@ class Bench:
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder = folder
         self.model = rk.load(weights)
-        self.truth = torch.from_numpy(open_data(folder / "test").first.labels)
+        self.truth = torch.from_numpy(open_dataset(folder / "test").train_split.labels)
         self.before = self.last = self.evaluated(self.model)[1]
 
-    def evaluated(self, model: Network) -> tuple[int, Tensor]:
+    def evaluated(self, model: NetworkModule) -> tuple[int, Tensor]:
         """How many are right by `rk.evaluate`, and the logits that it saw."""
         with answers_of(model) as seen:
             found = rk.evaluate(model, self.folder / "test")
         return found.correct, torch.cat(seen)
 
-    def row(self, edit: str, made: Network, **more: Any) -> Row:
+    def row(self, edit: str, made: NetworkModule, **more: Any) -> Row:
         """A network that answers by itself."""
         correct, logits = self.evaluated(made)
         row = self.counted(edit, made, logits, **more)
@@ -72,7 +72,7 @@ class Bench:
 
     @torch.inference_mode()
     def by_hand(
-        self, edit: str, made: Network, ask: Callable[[Tensor], Tensor], card: Card | None = None, **more: Any
+        self, edit: str, made: NetworkModule, ask: Callable[[Tensor], Tensor], card: Card | None = None, **more: Any
     ) -> Row:
         """A network without a classifier of its own, or one that is asked in another way."""
         return self.counted(edit, made, torch.cat([ask(x) for x in self.images(card or made.card)]), **more)
@@ -80,7 +80,7 @@ class Bench:
     def counted(
         self,
         edit: str,
-        made: Network,
+        made: NetworkModule,
         logits: Tensor,
         *,
         how: str = "",
@@ -96,13 +96,13 @@ class Bench:
 
     def images(self, card: Card, part: str = "test", count: int | None = None) -> Iterator[Tensor]:
         """Pictures as a network of this card sees them (N C H W); ``count`` of them from all over a part."""
-        data = open_data(self.folder / part)
-        source = PixelSource(data.first, card.preparation, Skipped(data, Error()), keep=False)
+        data = open_dataset(self.folder / part)
+        source = ImageLoader(data.train_split, card.preparation, SkippedFiles(data, Error()), cache=False)
         if count is None:
-            pixels = (batch for batch, _ in source.batches())
+            pixels = (batch for batch, _ in source.iter_batches())
         else:
-            pixels = iter([source.prepared(np.linspace(0, len(source) - 1, count).astype(int))[0]])
-        return map(ToInput(card.preparation, CPU), pixels)
+            pixels = iter([source.load_eval_pixels(np.linspace(0, len(source) - 1, count).astype(int))[0]])
+        return map(PixelNormalizer(card.preparation, CPU), pixels)
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def grey(bench: Bench) -> Iterator[Row]:
     """Grey pictures in three channels and in one."""
     model, (made, _) = bench.model, rk.surgery.input_channels(bench.model, 1)
     as_colour = replace(made.card, preparation=replace(made.card.preparation, mean=(0.0,), std=(1.0,)))
-    usual = ToInput(model.card.preparation, CPU)
+    usual = PixelNormalizer(model.card.preparation, CPU)
     ask = partial(_in_three, model, lambda x: usual((x * 255).permute(0, 2, 3, 1)))
     how = "grey pictures in three channels, each with its own mean and deviation"
     yield bench.by_hand("none", model, ask, as_colour, how=how, promised=False)
@@ -172,7 +172,7 @@ def grey(bench: Bench) -> Iterator[Row]:
     yield bench.row("1 input channel", made, how="grey pictures; beside the row above", beside=bench.last)
 
 
-def _in_three(model: Network, prepare: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _in_three(model: NetworkModule, prepare: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return model(prepare(x.expand(-1, 3, -1, -1)))
 
 

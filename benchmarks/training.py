@@ -17,11 +17,11 @@ import torch
 from torch.nn import functional as F
 
 import resnetkit as rk
-from resnetkit.runtime.device import ToInput
-from resnetkit.runtime.environment import environment
-from resnetkit.training.setup import start
-from resnetkit.training.state import State
-from resnetkit.training.trainer import Training
+from resnetkit.network.inference import PixelNormalizer
+from resnetkit.runtime.environment import collect_environment
+from resnetkit.training.setup import prepare_run
+from resnetkit.training.state import TrainState
+from resnetkit.training.trainer import Trainer
 
 
 def plain_round(model, optimiser, pictures, batch, steps):
@@ -47,9 +47,9 @@ def our_round(training, epoch, steps):
         if event.step == steps:
             raise StopIteration
 
-    training.watch, training.now = watch, State(epoch=epoch, batch_size=training.recipe.batch_size)
+    training.on_event, training.state = watch, TrainState(epoch=epoch, batch_size=training.recipe.batch_size)
     try:
-        training.epoch(epoch)
+        training.train_epoch(epoch)
     except StopIteration:
         return paces[-1]
     raise SystemExit("an epoch has fewer steps than --steps")
@@ -65,14 +65,14 @@ def main():
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        begun = start(options.data, options.model, {}, out=Path(folder) / "run", device="auto", tell=None)
-    prepared, sources, recipe = begun.prepared, begun.sources, begun.prepared.recipe
-    training = Training(begun, lambda event: None)
+        begun = prepare_run(options.data, options.model, {}, out=Path(folder) / "run", device="auto", on_progress=None)
+    prepared, sources, recipe = begun.setup, begun.loaders, begun.setup.recipe
+    training = Trainer(begun, lambda event: None)
 
     count, device = options.steps * recipe.batch_size, torch.device(prepared.device)
-    pixels, _ = sources["train"].prepared(torch.arange(count).numpy())
+    pixels, _ = sources["train"].load_eval_pixels(torch.arange(count).numpy())
     labels = sources["train"].labels[:count].to(device)
-    inputs = ToInput(prepared.card.preparation, device)(pixels).contiguous()
+    inputs = PixelNormalizer(prepared.card.preparation, device)(pixels).contiguous()
     model = rk.build(prepared.card.spec).to(device).train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
@@ -94,7 +94,7 @@ def main():
         "ratio": ratio,
         "rounds": options.rounds,
         "steps": options.steps,
-        "environment": {key: environment()[key] for key in ("cores", "threads", "features", "gpus")},
+        "environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")},
     }
     for name in ("plain", "ours"):
         print(f"{name:<6}{found[name]['images_per_second']:8.0f} images/s   {found[name]['setting']}")

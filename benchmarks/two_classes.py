@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from resnetkit.runtime.environment import environment
+from resnetkit.runtime.environment import collect_environment
 
 OUT = Path(__file__).parents[1] / "docs" / "measured" / "two-classes.json"
 CLASSES, COUNT = ("airplane", "frog"), 100
@@ -46,7 +46,7 @@ def main() -> None:
             last = [line for line in done.stdout.splitlines() if not line.startswith("wrote ")][-1]
             rows.append({"command": command, "seconds": time.perf_counter() - started, "last": last})
             print(rows[-1], flush=True)
-    found = {"classes": CLASSES, "pictures": COUNT * len(CLASSES), "rows": rows, "environment": environment()}
+    found = {"classes": CLASSES, "pictures": COUNT * len(CLASSES), "rows": rows, "environment": collect_environment()}
     OUT.write_text(json.dumps(found, indent=2) + "\n")
 
 

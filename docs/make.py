@@ -18,12 +18,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.published import PUBLISHED
 from resnetkit.cli import main
-from resnetkit.explain.drawings.overview import picture
-from resnetkit.explain.drawings.side_by_side import figure
+from resnetkit.explain.drawings.overview import draw_overview
+from resnetkit.explain.drawings.side_by_side import draw_side_by_side
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -387,7 +387,7 @@ TABLES = {
 def catalogue(_: str) -> str:
     rows = ["| name | input | params | MACs | depth | receptive field | published top-1 | where |"]
     rows.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |")
-    for name, spec in ROWS.items():
+    for name, spec in CATALOG.items():
         made, known = plan(spec), PUBLISHED.get(name)
         shape, told = "x".join(map(str, made.input)), (f"{known.top1:.2f}", known.source) if known else ("", "")
         rows.append(
@@ -406,9 +406,11 @@ def block(match: re.Match) -> str:
 def files() -> dict[Path, str]:
     """Path -> what should stand there."""
     pages = {ROOT / page: BLOCK.sub(block, (ROOT / page).read_text()) for page in PAGES}
-    pictures = {ROOT / "docs" / "pictures" / f"{name}.svg": picture(plan(ROWS[name]), name) for name in PICTURES}
-    plans = {name: plan(ROWS[name]) for name in COMPARED}
-    return pages | pictures | {ROOT / "docs" / "pictures" / f"{'-'.join(COMPARED)}.svg": figure(plans)}
+    pictures = {
+        ROOT / "docs" / "pictures" / f"{name}.svg": draw_overview(plan(CATALOG[name]), name) for name in PICTURES
+    }
+    plans = {name: plan(CATALOG[name]) for name in COMPARED}
+    return pages | pictures | {ROOT / "docs" / "pictures" / f"{'-'.join(COMPARED)}.svg": draw_side_by_side(plans)}
 
 
 if __name__ == "__main__":

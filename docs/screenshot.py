@@ -12,8 +12,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from resnetkit.architecture.catalog import ROWS
-from resnetkit.explain.page import page
+from resnetkit.architecture.catalog import CATALOG
+from resnetkit.explain.page import render_network_page
 
 PICTURES = Path(__file__).parent / "pictures"
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -37,6 +37,6 @@ if __name__ == "__main__":
         sys.exit()
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "page.html"
-        made.write_text(page("resnet50", ROWS["resnet50"]), encoding="utf-8")
+        made.write_text(render_network_page("resnet50", CATALOG["resnet50"]), encoding="utf-8")
         shoot(made, PICTURES / "page.png", 1280, 1180)
         shoot(made, PICTURES / "page-narrow.png", 400, 900)

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from resnetkit.cli import main
-from resnetkit.data.dataset import divide
-from resnetkit.data.open import open_data
+from resnetkit.data.dataset import split_dataset
+from resnetkit.data.open import open_dataset
 from resnetkit.errors import ResnetkitError
 
 
@@ -25,10 +25,10 @@ def run(*words: str) -> None:
 def write_pictures(folder: Path, count: int) -> None:
     """Some digits that training will not see, as pictures twenty times as large."""
     folder.mkdir()
-    held_out = divide(open_data("digits"), 0).part("test")
+    held_out = split_dataset(open_dataset("digits"), 0).get_split("test")
     for digit in range(count):
         i = held_out.labels.tolist().index(digit)
-        image = held_out.image(i)
+        image = held_out.load_image(i)
         image.resize((160, 160), 0).save(folder / f"{held_out.names[i]}.png".replace(" ", "-"))
 
 

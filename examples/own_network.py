@@ -18,6 +18,6 @@ print(f"\noption A saves {rk.plan(spec).params - rk.plan(padded).params:,} param
 
 model = rk.build(spec, seed=0).eval()
 with torch.inference_mode():
-    found = model.features(torch.zeros(1, *model.plan.input), ["stage1", "stage2", "stage3"])
+    found = model.extract_features(torch.zeros(1, *model.plan.input), ["stage1", "stage2", "stage3"])
 for place, map_ in found.items():
     print(f"{place}: {tuple(map_.shape)}, as planned: {model.plan[place].output}")

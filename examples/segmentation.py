@@ -28,7 +28,7 @@ SIDE, BATCH, HELD_OUT = 64, 8, 32
 def classifier(folder: Path, epochs: int, count: int = 60):
     """A network that has learnt to tell suns from moons, from ``count`` pictures of each."""
     pictures = two_classes.make(folder / "sky", count)
-    settings = {"image": [3, SIDE, SIDE]}
+    settings = {"input_size": [3, SIDE, SIDE]}
     return rk.load(rk.train(pictures, "resnet18", out=folder / "run", epochs=epochs, settings=settings).path)
 
 
@@ -54,7 +54,7 @@ class Segmenter(nn.Module):
     def __init__(self, body) -> None:
         super().__init__()
         self.body = body
-        self.head = nn.Conv2d(sum(place.output[0] for place in body.maps.values()), len(CLASSES), 1)
+        self.head = nn.Conv2d(sum(place.output[0] for place in body.feature_info.values()), len(CLASSES), 1)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = torch.cat(list(self.body(x).values()), 1)

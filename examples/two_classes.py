@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
 
 from resnetkit.cli import main
-from resnetkit.data.readers.image_folder import open_folder
+from resnetkit.data.readers.image_folder import open_image_folder
 
 
 def drawn(name: str, draw: random.Random) -> Image.Image:
@@ -60,7 +60,7 @@ def run(*words: str) -> None:
 
 def five_commands(folder: Path, out: Path, options: list[str]) -> None:
     """What README shows."""
-    inbox = open_folder(folder, "").first.where(0)
+    inbox = open_image_folder(folder, "").train_split.format_location(0)
     run("check", str(folder))
     run("train", str(folder), "--out", str(out), *options)
     run("evaluate", str(out), str(folder))
@@ -73,4 +73,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         pictures = Path(chosen) if chosen else make(Path(temporary) / "sky")
         out = next(path for i in range(1, 10**6) if not (path := Path(f"runs/two-classes-{i}")).exists())
-        five_commands(pictures, out, rest or ["--model", "resnet20", "--set", "image=[3,48,48]"])
+        five_commands(pictures, out, rest or ["--model", "resnet20", "--set", "input_size=[3,48,48]"])

@@ -12,7 +12,7 @@ from PIL import Image
 from resnetkit.cli import main
 from resnetkit.serialization import to_toml
 
-from tiny import BASE
+from helpers.tiny import BASE
 
 torch.set_num_threads(1)
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
@@ -23,8 +23,8 @@ settings.load_profile("quick")
 def cli(capsys):
     """Run a command in this process: (exit code, stdout, stderr)."""
 
-    def run(*words):
-        code = main([str(word) for word in words])
+    def run(*args):
+        code = main([str(arg) for arg in args])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -40,8 +40,8 @@ def pictures(tmp_path):
             folder = tmp_path / root / name
             folder.mkdir(parents=True)
             for i in range(count):
-                draw = np.random.default_rng([label, i])
-                pixels = draw.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
+                rng = np.random.default_rng([label, i])
+                pixels = rng.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
                 pixels[..., label % 3] += 120
                 Image.fromarray(pixels).save(folder / f"{i}.png")
         return tmp_path / root
@@ -63,9 +63,9 @@ def browser():
     if path is None:
         pytest.skip("there is no Chromium here; pages are not opened")
     playwright = pytest.importorskip("playwright.sync_api")
-    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
+    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
              "--disable-component-update", "--disable-quic"]  # fmt: skip
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=quiet)
-        yield opened
-        opened.close()
+        chromium = driver.chromium.launch(executable_path=path, args=flags)
+        yield chromium
+        chromium.close()

@@ -84,17 +84,17 @@ def test_turned_twins_are_twins(tmp_path, pictures):
     exif = Image.Exif()
     exif[0x0112] = 6
     upright.transpose(Image.Transpose.ROTATE_90).save(root / "a" / "turned.png", exif=exif)
-    (twins,) = rk.check(root).twins
-    assert [look.where.rpartition("/")[2] for look in twins.looks] == ["0.png", "turned.png"]
+    (twins,) = rk.check(root).duplicates
+    assert [look.location.rpartition("/")[2] for look in twins.images] == ["0.png", "turned.png"]
     assert not twins.same_bytes
 
 
 def test_the_digits_and_progress():
     seen = []
-    found = rk.check("digits", tell=lambda done, total: seen.append((done, total)))
+    found = rk.check("digits", on_progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (1797, 1797)
     assert found.findings == ()
-    assert found.sizes() == (("smallest", 8, 8), ("middle", 8, 8), ("largest", 8, 8))
+    assert found.summarize_sizes() == (("smallest", 8, 8), ("middle", 8, 8), ("largest", 8, 8))
 
 
 WRONG = {
@@ -126,7 +126,7 @@ def test_d08_no_verb_writes_below_the_data(flowers, tmp_path, cli):
             touched.append(str(arguments[0]))
 
     sys.addaudithook(hook)
-    small = ["--model", "resnet20", "--epochs", 1, "--set", "image=[3,16,16]", "--max-bad", "20%"]
+    small = ["--model", "resnet20", "--epochs", 1, "--set", "input_size=[3,16,16]", "--max-bad", "20%"]
     cli("check", flowers, "--page", tmp_path / "c.html")
     assert cli("train", flowers, *small, "--out", tmp_path / "run")[0] == 0
     assert cli("evaluate", tmp_path / "run", flowers)[0] == 0

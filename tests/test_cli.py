@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from resnetkit.architecture.spec import Network
-from resnetkit.cli import VERBS, main
+from resnetkit.cli import COMMANDS, main
 from resnetkit.network.build import build
-from resnetkit.runtime.environment import Trial, extras, missing
+from resnetkit.runtime.environment import MatmulCheck, find_missing_packages, list_extras
 from resnetkit.serialization import from_toml, to_toml
 from resnetkit.weights.load import save
 
-from tiny import BASE
+from helpers.tiny import BASE
 
 
 @pytest.fixture
@@ -119,11 +119,11 @@ def test_doctor_tries_a_device_out(cli, monkeypatch):
     assert code == 0, err
     assert re.search(r"^cpu +a product of 256x256 matrices in fp32 is right, [\d.]+ ms$", out, re.MULTILINE)
     products = json.loads(cli("doctor", "--device", "cpu", "--json")[1])["trial"]["products"]
-    assert [(product["precision"], product["right"]) for product in products] == [("fp32", True), ("bf16", True)]
+    assert [(product["precision"], product["correct"]) for product in products] == [("fp32", True), ("bf16", True)]
     assert cli("doctor", "--device", "tpu")[::2] == (
         2, "error: there is no kind of device called 'tpu'\nfix: --device cpu, cuda or auto\n"
     )  # fmt: skip
-    monkeypatch.setattr("resnetkit.commands.doctor.try_out", lambda device: [Trial("fp32", 1.0, False)])
+    monkeypatch.setattr("resnetkit.commands.doctor.run_matmul_checks", lambda device: [MatmulCheck("fp32", 1.0, False)])
     code, out, err = cli("doctor", "--device", "cpu")
     assert (code, err) == (6, "error: cpu multiplies wrongly in fp32\n")
     assert "in fp32 is WRONG, 1.00 ms" in out
@@ -131,7 +131,7 @@ def test_doctor_tries_a_device_out(cli, monkeypatch):
 
 def test_doctor_says_what_is_broken_or_missing(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr("resnetkit.commands.doctor.extras", lambda: {"demo": ["scikit-learn"]})
+    monkeypatch.setattr("resnetkit.commands.doctor.list_extras", lambda: {"demo": ["scikit-learn"]})
     code, out, err = cli("doctor")
     assert code == 5
     assert err.startswith("error: torch cannot be imported: ")
@@ -142,11 +142,11 @@ def test_doctor_says_what_is_broken_or_missing(cli, monkeypatch):
 
 def test_extras_are_read_from_the_metadata(monkeypatch):
     needs = {"demo": ["no-such-thing", "numpy"], "dev": ["resnetkit[demo]", "neither-this"]}
-    assert missing("dev", needs) == ["no-such-thing", "neither-this"]
-    assert missing("demo", needs) == ["no-such-thing"]
-    assert set(extras()) >= {"demo", "dev"}
+    assert find_missing_packages("dev", needs) == ["no-such-thing", "neither-this"]
+    assert find_missing_packages("demo", needs) == ["no-such-thing"]
+    assert set(list_extras()) >= {"demo", "dev"}
     monkeypatch.setattr("resnetkit.runtime.environment.metadata.metadata", Mock(side_effect=PackageNotFoundError))
-    assert extras() == {}
+    assert list_extras() == {}
 
 
 WRONG = {
@@ -218,12 +218,12 @@ def test_wrong_words(words, cli, tmp_path, monkeypatch):
 
 
 def test_a_config_with_unknown_keys(cli, tmp_path):
-    (tmp_path / "run.toml").write_text("epoch = 3\n[optimiser]\nlearning_rate = 1\n")
+    (tmp_path / "run.toml").write_text("epoch = 3\n[optimizer]\nlearning_rate = 1\n")
     code, _, err = cli("train", "digits", "--config", tmp_path / "run.toml", "--out", tmp_path / "run")
     assert code == 2
     assert "epoch: came an unknown key; allowed: data, model, epochs" in err
     assert "(did you mean epochs?)" in err
-    assert "optimiser.learning_rate: came an unknown key; allowed: lr, momentum, weight_decay, nesterov" in err
+    assert "optimizer.learning_rate: came an unknown key; allowed: lr, momentum, weight_decay, nesterov" in err
     assert not (tmp_path / "run").exists()
 
 
@@ -236,7 +236,7 @@ def test_print_config_takes_the_nearest_to_the_hand(cli, tmp_path):
 
 
 def test_a_config_gives_the_model_unless_one_is_named(cli, tmp_path):
-    (tmp_path / "run.toml").write_text('model = "resnet32"\ndata = "elsewhere"\noptimiser = "adam-w"\n')
+    (tmp_path / "run.toml").write_text('model = "resnet32"\ndata = "elsewhere"\noptimizer = "adam-w"\n')
     words = ["train", "digits", "--config", tmp_path / "run.toml", "--print-config"]
     assert {'model = "resnet32"', 'data = "digits"'} <= set(cli(*words)[1].splitlines())
     assert 'model = "resnet44"' in cli(*words, "--model", "resnet44")[1]
@@ -256,7 +256,7 @@ def test_what_the_machine_lacks(error, code, told, monkeypatch, capsys):
     def fail():
         raise error
 
-    monkeypatch.setattr("resnetkit.commands.doctor.environment", fail)
+    monkeypatch.setattr("resnetkit.commands.doctor.collect_environment", fail)
     assert main(["doctor"]) == code
     assert capsys.readouterr().err.startswith(told)
 
@@ -285,7 +285,7 @@ def test_a_weights_file_of_another_library(cli, tmp_path, pictures):
 
 
 def test_ones_own_bug_is_said_to_be_one(cli, monkeypatch):
-    monkeypatch.setattr("resnetkit.commands.doctor.environment", lambda: 1 // 0)
+    monkeypatch.setattr("resnetkit.commands.doctor.collect_environment", lambda: 1 // 0)
     code, _, err = cli("doctor")
     assert code == 1
     assert "error: a bug of resnetkit: ZeroDivisionError" in err
@@ -295,7 +295,7 @@ def test_an_interrupt(monkeypatch, capsys):
     def stop():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("resnetkit.commands.doctor.environment", stop)
+    monkeypatch.setattr("resnetkit.commands.doctor.collect_environment", stop)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -304,7 +304,7 @@ def test_version_and_help_of_every_verb(cli):
     from resnetkit import __version__
 
     assert cli("--version") == (0, __version__ + "\n", "")
-    for verb in VERBS:
+    for verb in COMMANDS:
         code, out, _ = cli(verb, "--help")
         assert code == 0
         assert "Examples: resnetkit " + verb in " ".join(out.split())
@@ -313,7 +313,7 @@ def test_version_and_help_of_every_verb(cli):
 @pytest.mark.parametrize("columns", ["80", "50"])
 def test_the_commands_of_help_can_be_copied(cli, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
-    for verb in VERBS:
+    for verb in COMMANDS:
         out = cli(verb, "--help")[1]
         shown = out.split("Examples:\n")[1].split("\n\n")[0]
         assert all(re.match(r"  \S|      \S", line) for line in shown.splitlines()), shown
@@ -325,7 +325,7 @@ def test_the_commands_of_help_can_be_copied(cli, monkeypatch, columns):
 
 
 def test_help_says_what_an_option_takes_and_no_empty_default(cli):
-    for verb in VERBS:
+    for verb in COMMANDS:
         out = cli(verb, "--help")[1]
         assert not re.search(r"\(default:\s*(''|None|False)?\s*\)|\b(STR|INT|FLOAT)\b|│ +│", out), out
     told = {verb: " ".join(cli(verb, "--help")[1].split()) for verb in ("optimize", "predict", "train", "embed")}
@@ -334,7 +334,7 @@ def test_help_says_what_an_option_takes_and_no_empty_default(cli):
     assert "--out FILE A .csv" in told["predict"] and "--top NUMBER" in told["predict"]
     assert "--set KEY=VALUE" in told["train"] and "(repeatable)" in told["train"] and "--out DIR" in told["train"]
     assert "(default: vectors.npz)" in told["embed"]
-    assert "--part {train,val,test,all} " in " ".join(cli("evaluate", "--help")[1].split())
+    assert "--split {train,val,test,all} " in " ".join(cli("evaluate", "--help")[1].split())
 
 
 def test_classes_that_differ(cli, tmp_path, pictures):

@@ -9,33 +9,33 @@ import torch
 from PIL import Image
 
 from resnetkit.architecture.card import Preparation
-from resnetkit.data.dataset import divide, fingerprint
-from resnetkit.data.loader import PixelSource, Skipped
-from resnetkit.data.open import open_data
+from resnetkit.data.bad_files import Error, SkippedFiles
+from resnetkit.data.dataset import compute_fingerprint, split_dataset
+from resnetkit.data.loader import ImageLoader
+from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, UsageError
-from resnetkit.images.prepare import open_prepared
-from resnetkit.prediction.inputs import Input
-from resnetkit.prediction.pipeline import streamed
-from resnetkit.training.augment import moved
-from resnetkit.training.recipe import Error
+from resnetkit.images.prepare import load_pixels
+from resnetkit.prediction.inputs import ImageInput
+from resnetkit.prediction.pipeline import run_pipeline
+from resnetkit.training.augment import pad_crop_flip
 
 
 def counts(data):
-    return {name: len(part) for name, part in data.parts.items()}
+    return {name: len(part) for name, part in data.splits.items()}
 
 
 def test_one_folder_is_divided_by_the_seed(pictures):
     root = pictures("flowers", ["rose", "daisy"], 20)
-    opened = open_data(root)
+    opened = open_dataset(root)
     assert opened.classes == ("daisy", "rose")
     assert counts(opened) == {"all": 40}
-    first, same, other = divide(opened, 0), divide(opened, 0), divide(opened, 1)
+    first, same, other = split_dataset(opened, 0), split_dataset(opened, 0), split_dataset(opened, 1)
     assert counts(first) == {"train": 28, "val": 4, "test": 8}
-    assert all(first.parts[p].names == same.parts[p].names for p in first.parts)
-    assert set(first.parts["test"].names) != set(other.parts["test"].names)
-    every = [name for part in first.parts.values() for name in part.names]
-    assert sorted(every) == sorted(opened.parts["all"].names)
-    for part in first.parts.values():
+    assert all(first.splits[p].names == same.splits[p].names for p in first.splits)
+    assert set(first.splits["test"].names) != set(other.splits["test"].names)
+    every = [name for part in first.splits.values() for name in part.names]
+    assert sorted(every) == sorted(opened.splits["all"].names)
+    for part in first.splits.values():
         assert len(set(np.bincount(part.labels))) == 1
         assert all(name.startswith(opened.classes[label]) for name, label in zip(part.names, part.labels, strict=True))
 
@@ -43,24 +43,24 @@ def test_one_folder_is_divided_by_the_seed(pictures):
 def test_parts_that_stand_there_are_kept(pictures):
     pictures("d/train", ["a", "b"], 10)
     root = pictures("d/val", ["a", "b"], 3).parent
-    assert counts(divide(open_data(root), 0)) == {"train": 20, "val": 6}
+    assert counts(split_dataset(open_dataset(root), 0)) == {"train": 20, "val": 6}
     pictures("e/train", ["a", "b"], 10)
     root = pictures("e/test", ["b"], 3).parent
-    data = divide(open_data(root), 0)
+    data = split_dataset(open_dataset(root), 0)
     assert counts(data) == {"train": 18, "val": 2, "test": 3}
-    assert set(data.parts["test"].labels) == {1}
+    assert set(data.splits["test"].labels) == {1}
 
 
 @pytest.mark.parametrize("name", ["valid", "validation"])
 def test_other_names_of_val(pictures, name):
     pictures("d/train", ["a", "b"])
     root = pictures(f"d/{name}", ["a", "b"]).parent
-    assert "val" in open_data(root).parts
+    assert "val" in open_dataset(root).splits
 
 
 def test_what_is_passed_over(pictures):
     root = pictures("d", ["a", "b"], 3)
-    clean = fingerprint(open_data(root))
+    clean = compute_fingerprint(open_dataset(root))
     for hidden in (".ipynb_checkpoints", "__MACOSX"):
         shutil.copytree(root / "a", root / hidden)
     (root / "a" / "notes.txt").write_text("x")
@@ -68,35 +68,35 @@ def test_what_is_passed_over(pictures):
     (root / "empty").mkdir()
     (root / "a" / "loop").symlink_to(root / "a")
     (root / "a" / "circle").symlink_to(root / "a" / "circle")
-    data = open_data(root)
+    data = open_dataset(root)
     assert data.classes == ("a", "b")
-    assert fingerprint(open_data(root)) == clean
+    assert compute_fingerprint(open_dataset(root)) == clean
 
 
 def test_nested_pictures_belong_to_their_class(pictures):
     root = pictures("d", ["a", "b"], 2)
     shutil.copytree(root / "a", root / "b" / "deeper" / "still")
-    assert np.bincount(open_data(root).parts["all"].labels).tolist() == [2, 4]
+    assert np.bincount(open_dataset(root).splits["all"].labels).tolist() == [2, 4]
 
 
 def test_a_class_that_only_val_has(pictures):
     pictures("d/train", ["cat", "dog"])
     root = pictures("d/val", ["cat", "dgo"]).parent
     with pytest.raises(DataError) as caught:
-        open_data(root)
+        open_dataset(root)
     assert str(caught.value) == (
         f"error: val has a class that train has not: dgo\nwhere: {root}\n"
         "fix: did you mean dog? Otherwise add it to train, or remove it from val"
     )
     shutil.move(root / "val" / "dgo", root / "val" / "zebra")
     with pytest.raises(DataError) as caught:
-        open_data(root)
+        open_dataset(root)
     assert caught.value.fix == "add it to train, or remove it from val"
 
 
 def test_a_class_called_train(pictures):
     root = pictures("vehicles", ["bus", "car", "train"], 3)
-    assert open_data(root).classes == ("bus", "car", "train")
+    assert open_dataset(root).classes == ("bus", "car", "train")
 
 
 def test_a_class_that_is_no_text(tmp_path):
@@ -104,42 +104,42 @@ def test_a_class_that_is_no_text(tmp_path):
     folder.mkdir(parents=True)
     (folder / "1.png").touch()
     with pytest.raises(DataError) as caught:
-        open_data(tmp_path / "d")
+        open_dataset(tmp_path / "d")
     assert caught.value.what == "the name of a class is not text"
     assert "\\udce9" in caught.value.where[0]
 
 
 def test_folders_without_pictures(tmp_path, pictures):
     with pytest.raises(UsageError, match="there is no such folder"):
-        open_data(tmp_path / "none")
+        open_dataset(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="there are no pictures here"):
-        open_data(tmp_path / "empty")
+        open_dataset(tmp_path / "empty")
     root = pictures("d", ["a"])
     with pytest.raises(DataError, match="the pictures lie beside each other, not in classes"):
-        open_data(root / "a")
+        open_dataset(root / "a")
     pictures("t/test", ["a", "b"])
     with pytest.raises(DataError, match="there is no train folder beside the others"):
-        divide(open_data(tmp_path / "t"), 0)
+        split_dataset(open_dataset(tmp_path / "t"), 0)
 
 
 def test_the_digits():
-    data = open_data("digits")
+    data = open_dataset("digits")
     assert data.classes == tuple("0123456789")
-    assert counts(divide(data, 0)) == {"train": 1295, "val": 143, "test": 359}
-    assert data.first.image(0).size == (8, 8)
+    assert counts(split_dataset(data, 0)) == {"train": 1295, "val": 143, "test": 359}
+    assert data.train_split.load_image(0).size == (8, 8)
 
 
 def test_every_bad_picture_is_named(pictures):
-    from resnetkit.architecture.card import preparation_for
+    from resnetkit.architecture.card import make_default_preparation
     from resnetkit.architecture.catalog import spec
 
     root = pictures("d", ["a", "b"], 8)
     for i in range(7):
         (root / "a" / f"{i}.png").write_bytes(b"no picture")
-    data = open_data(root)
+    data = open_dataset(root)
     with pytest.raises(DataError) as caught:
-        PixelSource(data.first, preparation_for(spec("resnet20")), Skipped(data, Error()))
+        ImageLoader(data.train_split, make_default_preparation(spec("resnet20")), SkippedFiles(data, Error()))
     assert caught.value.what == "7 pictures cannot be read"
     assert len(caught.value.where) == 7
     assert caught.value.where[0] == f"{root}/a/0.png: not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)"
@@ -150,16 +150,19 @@ def test_every_bad_picture_is_named(pictures):
 
 
 def test_kept_and_streamed_pictures_are_the_same(pictures):
-    from resnetkit.architecture.card import preparation_for
+    from resnetkit.architecture.card import make_default_preparation
     from resnetkit.architecture.catalog import spec
 
-    data = open_data(pictures("d", ["a", "b"], 5))
-    how = preparation_for(spec("resnet20"))
-    skipped = Skipped(data, Error())
-    kept, streamed = PixelSource(data.first, how, skipped), PixelSource(data.first, how, skipped, keep=False)
-    assert kept.in_memory
-    assert not streamed.in_memory
-    for (a, b), (c, d) in zip(kept.batches(size=3), streamed.batches(size=3), strict=True):
+    data = open_dataset(pictures("d", ["a", "b"], 5))
+    how = make_default_preparation(spec("resnet20"))
+    skipped = SkippedFiles(data, Error())
+    kept, streamed = (
+        ImageLoader(data.train_split, how, skipped),
+        ImageLoader(data.train_split, how, skipped, cache=False),
+    )
+    assert kept.is_cached
+    assert not streamed.is_cached
+    for (a, b), (c, d) in zip(kept.iter_batches(batch_size=3), streamed.iter_batches(batch_size=3), strict=True):
         assert torch.equal(a, c)
         assert np.array_equal(b, d)
 
@@ -173,33 +176,33 @@ def test_evaluation_predictions_and_rows_see_the_same_pixels(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse.resize(size).save(path)
     how = Preparation(36, (32, 32), (0.5,) * 3, (0.5,) * 3)
-    data = open_data(tmp_path / "files")
-    paths = data.first.paths
-    table = {"image": [path.read_bytes() for path in paths], "label": data.first.labels.tolist()}
+    data = open_dataset(tmp_path / "files")
+    paths = data.train_split.paths
+    table = {"image": [path.read_bytes() for path in paths], "label": data.train_split.labels.tolist()}
     parquet.write_table(pyarrow.table(table), tmp_path / "rows.parquet")
-    rows = open_data(tmp_path / "rows.parquet")
+    rows = open_dataset(tmp_path / "rows.parquet")
     predicted = [
         read
-        for chunk in streamed([Input(str(path)) for path in paths], how, lambda asked: asked, 3, 2)
+        for chunk in run_pipeline([ImageInput(str(path)) for path in paths], how, lambda asked: asked, 3, 2)
         for _, read in chunk
     ]
     for one in (data, rows):
         for keep in (True, False):
-            source = PixelSource(one.first, how, Skipped(one, Error()), keep=keep)
-            assert np.array_equal(source.prepared(np.arange(4))[0].numpy(), np.stack(predicted))
-    assert all(np.array_equal(open_prepared(path, how), pixels) for path, pixels in zip(paths, predicted, strict=True))
-    sizes = [sorted(one.first.image(i, shorter=shorter).size for i in range(4)) for shorter in (0, 36)]
+            source = ImageLoader(one.train_split, how, SkippedFiles(one, Error()), cache=keep)
+            assert np.array_equal(source.load_eval_pixels(np.arange(4))[0].numpy(), np.stack(predicted))
+    assert all(np.array_equal(load_pixels(path, how), pixels) for path, pixels in zip(paths, predicted, strict=True))
+    sizes = [sorted(one.train_split.load_image(i, shorter_side=shorter).size for i in range(4)) for shorter in (0, 36)]
     assert sizes == [[(90, 64), (130, 127), (480, 648), (640, 480)], [(90, 64), (120, 162), (130, 127), (160, 120)]]
 
 
 def test_moved_pictures_are_windows_of_the_padded_ones():
     pixels = torch.arange(1, 1 + 4 * 5 * 6 * 3).reshape(4, 5, 6, 3).to(torch.uint8)
     draw = np.random.default_rng(0)
-    got = moved(pixels, 2, True, np.random.default_rng(0))
+    got = pad_crop_flip(pixels, 2, True, np.random.default_rng(0))
     down, right = draw.integers(5, size=(2, 4))
     flipped = draw.random(4) < 0.5
     padded = torch.nn.functional.pad(pixels, (0, 0, 2, 2, 2, 2))
     for i in range(4):
         window = padded[i, down[i] : down[i] + 5, right[i] : right[i] + 6]
         assert torch.equal(got[i], window.flip(1) if flipped[i] else window)
-    assert torch.equal(moved(pixels, 0, False, draw), pixels)
+    assert torch.equal(pad_crop_flip(pixels, 0, False, draw), pixels)

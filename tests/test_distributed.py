@@ -25,24 +25,24 @@ from safetensors.torch import load_file
 from torch import nn
 
 import resnetkit as rk
-from resnetkit import files as writing
+from resnetkit import files as file_utils
 from resnetkit.architecture import spec as s
 from resnetkit.cli import main
 from resnetkit.data import loader as pixels
 from resnetkit.errors import UsageError
-from resnetkit.prediction import api as predicting
+from resnetkit.prediction import api as predict_api
 from resnetkit.runtime import process_group as group
-from resnetkit.runtime.distributed import ALONE, Launch, cores, launched, share_of
-from resnetkit.runtime.rendezvous import fresh
+from resnetkit.runtime.distributed import SINGLE_PROCESS, LaunchInfo, count_cores, get_rank_slice, read_launch_info
+from resnetkit.runtime.rendezvous import create_prefix_store
 from resnetkit.serialization import to_toml
 from resnetkit.training import memory
 from resnetkit.training import trainer as training
-from resnetkit.training.checkpoint import read_newest
-from resnetkit.training.sync_batch_norm import SyncedNorm, synchronise
-from resnetkit.training.sync_batch_norm import alone as norms_alone
+from resnetkit.training.checkpoint import load_latest_checkpoint
+from resnetkit.training.sync_batch_norm import SyncBatchNorm2d, convert_sync_batchnorm
+from resnetkit.training.sync_batch_norm import disable_sync as norms_alone
 from test_resume import CHANCE, die, lines, sha
 
-from tiny import BASE
+from helpers.tiny import BASE
 
 HOW = ["--batch-size", 8, "--precision", "fp32", "--checkpoint-steps", 4]
 
@@ -84,7 +84,7 @@ def begin(folder, world, work, acts, environment):
         if not child:
             os.environ.update(around, RANK=str(rank), LOCAL_RANK=str(rank), **(environment or {}))
             sys.stdout, sys.stderr = ((folder / f"{name}{rank}").open("w") for name in ("out", "err"))
-            group.cores = lambda: 1
+            group.count_cores = lambda: 1
             code = 70
             with contextlib.suppress(BaseException):
                 acts.get(rank, lambda: None)()
@@ -137,7 +137,7 @@ def distance(a, b):
 @pytest.mark.parametrize("alone", [True, False])
 def test_shares_hold_every_position_once_and_never_one_alone(world, alone):
     for window in range(30):
-        shares = [list(range(window))[share_of(window, rank, world, alone)] for rank in range(world)]
+        shares = [list(range(window))[get_rank_slice(window, rank, world, alone)] for rank in range(world)]
         assert sorted(place for share in shares for place in share) == list(range(window))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1 or alone
         if alone and window > 1:
@@ -147,30 +147,30 @@ def test_shares_hold_every_position_once_and_never_one_alone(world, alone):
 def test_what_torchrun_says(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert launched() is None
+    assert read_launch_info() is None
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launched() is None
-    every = cores()
+    assert read_launch_info() is None
+    every = count_cores()
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UsageError) as caught:
-        launched()
+        read_launch_info()
     assert str(caught.value) == (
         "error: RANK is no number\nwhere: RANK=\n"
         "fix: start it with torchrun, which sets them; unset WORLD_SIZE for one process alone"
     )
     monkeypatch.setenv("RANK", "3")
-    assert launched() == Launch(3, 4, 0, 1)
-    assert cores() == every
+    assert read_launch_info() == LaunchInfo(3, 4, 0, 1)
+    assert count_cores() == every
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "3")
     with pytest.raises(UsageError) as caught:
-        launched()
+        read_launch_info()
     assert str(caught.value).splitlines()[:2] == [
         "error: these numbers of a process contradict each other",
         "where: RANK=3 of WORLD_SIZE=4; 3 of 3 on this machine",
     ]
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert cores() == max(1, every // 3)
+    assert count_cores() == max(1, every // 3)
 
 
 # ------------------------------------------------------------------------------------------------ T12: the large batch
@@ -208,7 +208,7 @@ def test_t12_three_processes_equal_one(place, alone):
 
 def test_synchronised_norms_equal_one_process(place):
     one = trained_alone(place, "one-norms", "norms", epochs=1)
-    assert distance(trained(place, "synced", 3, "norms", "--epochs", 1, "--set", "sync_norms=true"), one) < 1e-5
+    assert distance(trained(place, "synced", 3, "norms", "--epochs", 1, "--set", "sync_batch_norm=true"), one) < 1e-5
     local = trained(place, "local", 3, "norms", "--epochs", 1)
     assert distance(local, one) > 1e-4
     assert weights(local).keys() == rk.build(place / "norms.toml", classes=3).state_dict().keys()
@@ -218,8 +218,8 @@ def test_synchronised_norms_equal_one_process(place):
 def test_a_synchronised_norm_is_a_norm(kind):
     torch.manual_seed(0)
     ours, theirs = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3))
-    synchronise(ours, ALONE.add)
-    assert isinstance(ours[0], SyncedNorm)
+    convert_sync_batchnorm(ours, SINGLE_PROCESS.all_reduce_sum)
+    assert isinstance(ours[0], SyncBatchNorm2d)
     tensors = []
     for norm in (ours, theirs):
         torch.manual_seed(1)
@@ -266,7 +266,7 @@ def test_averaged_weights_and_mixed_pictures_in_two_processes(place):
         "--set",
         "mix.kind=cut-mix",
         "--set",
-        "sync_norms=true",
+        "sync_batch_norm=true",
         "--accumulate",
         2,
     )
@@ -283,8 +283,8 @@ def test_averaged_weights_and_mixed_pictures_in_two_processes(place):
 
 @pytest.mark.parametrize("batch", [7, 64])
 def test_t11_one_two_and_three_processes_count_alike(place, alone, batch, monkeypatch):
-    monkeypatch.setattr(pixels, "EVALUATED", batch)
-    words = ("evaluate", alone, place / "flowers", "--part", "all", "--json")
+    monkeypatch.setattr(pixels, "EVAL_BATCH_SIZE", batch)
+    words = ("evaluate", alone, place / "flowers", "--split", "all", "--json")
     documents = []
     for world in (1, 2, 3):
         said = several(place / f"count-{batch}-{world}", world, *words)
@@ -294,7 +294,7 @@ def test_t11_one_two_and_three_processes_count_alike(place, alone, batch, monkey
     assert documents[0]["n"] == 60
     assert documents[0] == documents[1] == documents[2]
     exact = ("n", "correct", "confusion", "top5")
-    known = rk.evaluate(alone, place / "flowers", part="all")
+    known = rk.evaluate(alone, place / "flowers", split="all")
     assert [documents[0][key] for key in exact[:2]] == [known.n, known.correct]
 
 
@@ -302,18 +302,18 @@ def test_a_batch_of_any_size_gives_the_same_answers(place, alone, monkeypatch):
     """Libraries add in another order for each size of a batch: counts are the same, what is rounded nearly so."""
     found = []
     for batch in (7, 64, 128):
-        monkeypatch.setattr(pixels, "EVALUATED", batch)
-        found.append(rk.evaluate(alone, place / "flowers", part="all"))
+        monkeypatch.setattr(pixels, "EVAL_BATCH_SIZE", batch)
+        found.append(rk.evaluate(alone, place / "flowers", split="all"))
     first, *others = found
     for other in others:
-        assert (other.n, other.correct, other.top5) == (first.n, first.correct, first.top5)
-        assert replace(other.answers, confidence=()) == replace(first.answers, confidence=())
-        assert other.answers.confidence == pytest.approx(first.answers.confidence, abs=1.1e-5)
+        assert (other.n, other.correct, other.top5_correct) == (first.n, first.correct, first.top5_correct)
+        assert replace(other.predictions, confidence=()) == replace(first.predictions, confidence=())
+        assert other.predictions.confidence == pytest.approx(first.predictions.confidence, abs=1.1e-5)
         assert other.loss == pytest.approx(first.loss, abs=1e-7)
 
 
 def test_predict_has_one_table_in_the_order_of_the_files(place, alone, monkeypatch):
-    monkeypatch.setattr(predicting, "BATCH", 4)
+    monkeypatch.setattr(predict_api, "DEFAULT_BATCH_SIZE", 4)
     bad = place / "bad.png"
     bad.write_bytes(b"")
     files = [*sorted((place / "flowers" / "rose").iterdir())[:9], bad, place / "flowers" / "tulip"]
@@ -329,7 +329,7 @@ def test_predict_has_one_table_in_the_order_of_the_files(place, alone, monkeypat
     assert several(place / "predict-out", 2, *words, "--out", labels)[0][:2] == (3, f"wrote 30 rows to {labels}\n")
     assert labels.read_text() == csv[0][1]
     part = place / "again.csv.part"
-    killed = {0: lambda: setattr(writing, "finish", lambda *paths: os._exit(9))}
+    killed = {0: lambda: setattr(file_utils, "publish", lambda *paths: os._exit(9))}
     assert several(place / "predict-kill", 1, *words, "--out", part.with_suffix(""), acts=killed)[0][0] == 9
     part.write_text("".join(part.read_text().splitlines(keepends=True)[:14]))
     said = several(place / "predict-again", 2, *words, "--out", part.with_suffix(""), "--resume")
@@ -383,7 +383,7 @@ def at_step(count, act):
     """Something to do in a process: before its ``count``-th step, ``act``."""
 
     def patch():
-        original, calls = training.Training.step, []
+        original, calls = training.Trainer.train_step, []
 
         def spy(self, *words):
             calls.append(1)
@@ -391,7 +391,7 @@ def at_step(count, act):
                 act()
             return original(self, *words)
 
-        training.Training.step = spy
+        training.Trainer.train_step = spy
 
     return patch
 
@@ -491,7 +491,7 @@ def test_t04_a_signal_to_one_or_to_all_stops_all_at_the_same_step(place, whole, 
         "terminated; the run is saved after step 5 of epoch 1", f"next: resnetkit train --resume {place / out}",
     ]  # fmt: skip
     assert said[1][1:] == ("", "")
-    assert read_newest(place / out / "state", lambda found: None).state.steps == 5
+    assert load_latest_checkpoint(place / out / "state", lambda found: None).state.global_step == 5
     said = several(place / f"t{out}", 2, "train", "--resume", place / out)
     assert [code for code, *_ in said] == [0, 0], said
     assert same(place / out, whole)
@@ -504,16 +504,16 @@ def counting(folder):
     """Something to do in a process: write down which pictures it learns from."""
 
     def patch():
-        original = training.Training.step
+        original = training.Trainer.train_step
 
         def spy(self, step, pixels, labels, which):
             with (folder / f"seen{os.environ['RANK']}").open("a") as file:
-                named = [(self.now.epoch, int(i), self.sources["train"].pictures.names[i], int(y))
+                named = [(self.state.epoch, int(i), self.loaders["train"].images.names[i], int(y))
                          for i, y in zip(which, labels, strict=True)]  # fmt: skip
                 file.write("".join(json.dumps(row) + "\n" for row in named))
             return original(self, step, pixels, labels, which)
 
-        training.Training.step = spy
+        training.Trainer.train_step = spy
 
     return patch
 
@@ -567,7 +567,7 @@ def test_d03_bad_pictures_in_two_processes(place, norms):
         path.write_bytes(path.read_bytes()[:40])
     folder = place / f"bad-{norms}"
     words = ("train", data, "--model", place / "norms.toml", "--out", place / f"run-{norms}", *HOW, "--epochs", 2,
-             "--max-bad", "10%", "--set", "augment=random-crop", "--set", f"sync_norms={norms}")  # fmt: skip
+             "--max-bad", "10%", "--set", "augment=random-resized-crop", "--set", f"sync_batch_norm={norms}")  # fmt: skip
     said = several(folder, 2, *words, acts={rank: counting(folder) for rank in range(2)})
     assert [code for code, *_ in said] == [0, 0], said
     results = json.loads((place / f"run-{norms}" / "results.json").read_text())
@@ -586,7 +586,7 @@ def test_d04_too_many_bad_pictures_end_all(place):
     for i in range(20):
         (data / "rose" / f"{i}.png").write_bytes(b"")
     words = ("train", data, "--model", place / "norms.toml", "--out", place / "run-many", *HOW, "--epochs", 2,
-             "--max-bad", "10%", "--set", "augment=random-crop")  # fmt: skip
+             "--max-bad", "10%", "--set", "augment=random-resized-crop")  # fmt: skip
     said = several(place / "many", 2, *words)
     assert [code for code, *_ in said] == [3, 3], said
     assert sum("may be skipped (0.1 of all)" in err for _, _, err in said) == 1
@@ -604,7 +604,7 @@ def test_an_attempt_does_not_hear_the_one_before_it():
 
         def meet(rank, found=found, attempt=attempt):
             time.sleep(0.3 * (rank == attempt))
-            found[rank] = fresh(store, Launch(rank, 2), 20)
+            found[rank] = create_prefix_store(store, LaunchInfo(rank, 2), 20)
 
         threads = [threading.Thread(target=meet, args=(rank,)) for rank in (0, 1)]
         for thread in threads:
@@ -616,7 +616,7 @@ def test_an_attempt_does_not_hear_the_one_before_it():
         assert found[1].get("address") == str(attempt).encode()
     for rank, told in ((0, "process 1 does not come"), (1, "process 0 does not answer")):
         with pytest.raises(TimeoutError, match=told):
-            fresh(torch.distributed.HashStore(), Launch(rank, 2), 0.05)
+            create_prefix_store(torch.distributed.HashStore(), LaunchInfo(rank, 2), 0.05)
 
 
 def test_processes_that_do_not_meet(place):
@@ -634,13 +634,13 @@ DIES_ONCE = """
 import os, signal, sys
 from resnetkit.training import trainer as training
 from resnetkit.cli import main
-original, calls = training.Training.step, []
+original, calls = training.Trainer.train_step, []
 def step(self, *words):
     calls.append(1)
     if len(calls) == 9 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, *words)
-training.Training.step = step
+training.Trainer.train_step = step
 raise SystemExit(main())
 """
 
@@ -661,7 +661,7 @@ def test_t10_torchrun_starts_them_again_and_the_weights_are_the_same(place, whol
 
 def test_t10_processes_that_were_started_again_resume_the_run_that_they_resumed(place, monkeypatch):
     run = trained_alone(place, "resumed-again", "plain", epochs=1)
-    monkeypatch.setattr("resnetkit.training.api.restarted", lambda: True)
+    monkeypatch.setattr("resnetkit.training.api.is_restarted", lambda: True)
     assert rk.train(resume=run, epochs=1).path == run  # it has finished meanwhile
 
 
@@ -670,12 +670,12 @@ def test_t09_what_is_tried_out_after_a_lack_of_memory_asks_no_other_process():
         raise AssertionError
 
     model = rk.build(BASE)
-    synchronise(model, lost)
+    convert_sync_batchnorm(model, lost)
     norms_alone(model)
     assert model.train()(torch.randn(2, *BASE.input)).isfinite().all()
 
 
 def test_t09_the_memory_of_a_machine_is_shared_by_its_processes(monkeypatch):
-    alone = memory.available(torch.device("cpu"))
-    monkeypatch.setattr(memory, "launched", lambda: Launch(0, 4, 0, 4))
-    assert memory.available(torch.device("cpu")) == pytest.approx(alone / 4, rel=0.3)
+    alone = memory.get_available_memory(torch.device("cpu"))
+    monkeypatch.setattr(memory, "read_launch_info", lambda: LaunchInfo(0, 4, 0, 4))
+    assert memory.get_available_memory(torch.device("cpu")) == pytest.approx(alone / 4, rel=0.3)

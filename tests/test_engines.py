@@ -20,21 +20,22 @@ import torch
 
 import resnetkit
 from resnetkit.architecture.spec import EfficientChannels, SqueezeExcite
+from resnetkit.engines import calibration, openvino
 from resnetkit.engines import export as served
 from resnetkit.engines import no_telemetry as quiet
 from resnetkit.engines import onnxruntime as onnx_runtime
-from resnetkit.engines import openvino, ranges
 from resnetkit.engines import torch_compile as compiled
 from resnetkit.engines import torch_eager as eager
-from resnetkit.engines.base import KINDS, Choice, padded
+from resnetkit.engines.base import ENGINE_SPECS, EngineConfig, pad_batch
 from resnetkit.errors import MachineError, UsageError
-from resnetkit.images.prepare import prepare
+from resnetkit.images.prepare import resize_and_crop
 from resnetkit.network.build import build
-from resnetkit.runtime.device import answering, gains_by_bf16
-from resnetkit.surgery.norms import fold_norms, folded
+from resnetkit.network.inference import inference
+from resnetkit.runtime.device import has_fast_bf16
+from resnetkit.surgery.norms import fold_for_inference, fold_norms
 from resnetkit.weights.load import save
 
-from tiny import BASE, TINY
+from helpers.tiny import BASE, TINY
 
 
 def once(spec, *attention):
@@ -54,7 +55,7 @@ VARIANTS = {
     "VGG": once(TINY["vgg"]),
 }
 OFF = {"fp32": 1e-4, "bf16": 5e-2, "int8": 0.2, "int8-body": 0.2}
-needs_bf16 = pytest.mark.skipif(not gains_by_bf16(torch.device("cpu")), reason="this processor has no bf16")
+needs_bf16 = pytest.mark.skipif(not has_fast_bf16(torch.device("cpu")), reason="this processor has no bf16")
 PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
 
 
@@ -64,7 +65,7 @@ def pictures_for(card, count=8, seed=0):
 
 
 def answers(model, pixels):
-    with answering(model, torch.device("cpu")) as logits:
+    with inference(model, torch.device("cpu")) as logits:
         return logits(torch.from_numpy(pixels)).numpy()
 
 
@@ -85,8 +86,8 @@ def made(tmp_path, kind, model, choice, pixels=None):
     if not folder.exists():
         save(model, folder)
     artefact.mkdir()
-    kind.make(model, artefact, choice.precision, pixels)
-    return kind.open(folder, artefact, choice)
+    kind.export_artifact(model, artefact, choice.precision, pixels)
+    return kind.load_engine(folder, artefact, choice)
 
 
 def apart(found, wanted):
@@ -101,7 +102,7 @@ def apart(found, wanted):
 @pytest.fixture(scope="module", autouse=True)
 def exported_once():
     """The graph of a network is exported once in this file, as that takes longest."""
-    kept, export = {}, served.exported
+    kept, export = {}, served.export_program
 
     def once(network):
         if network not in kept:
@@ -109,7 +110,7 @@ def exported_once():
         return kept[network]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served, "exported", once)
+        patch.setattr(served, "export_program", once)
         yield
 
 
@@ -128,23 +129,23 @@ def base():
 
 def test_openvino(tmp_path, variant):
     model, pixels, wanted = variant
-    engine = made(tmp_path, openvino, model, Choice("openvino", "fp32", 4))
+    engine = made(tmp_path, openvino, model, EngineConfig("openvino", "fp32", 4))
     assert apart(engine(pixels[:3]), wanted[:3]) <= OFF["fp32"]
     assert apart(engine(pixels[4:]), wanted[4:]) <= OFF["fp32"]
-    if gains_by_bf16(torch.device("cpu")):
-        low = openvino.open(tmp_path / "model", tmp_path / "openvino-fp32", Choice("openvino", "bf16", 8))
+    if has_fast_bf16(torch.device("cpu")):
+        low = openvino.load_engine(tmp_path / "model", tmp_path / "openvino-fp32", EngineConfig("openvino", "bf16", 8))
         assert OFF["fp32"] < apart(low(pixels), wanted) <= OFF["bf16"]
 
 
 def test_openvino_knows_every_size(tmp_path, base):
-    engine = made(tmp_path, openvino, base, Choice("openvino", "fp32", 3))
+    engine = made(tmp_path, openvino, base, EngineConfig("openvino", "fp32", 3))
     assert str(engine._compiled.input().get_partial_shape()) == "[3,16,16,3]"
     assert str(engine._compiled.output().get_partial_shape()) == "[3,5]"
 
 
 def test_onnx_runtime(tmp_path, variant):
     model, pixels, wanted = variant
-    engine = made(tmp_path, onnx_runtime, model, Choice("onnxruntime", "fp32", 4))
+    engine = made(tmp_path, onnx_runtime, model, EngineConfig("onnxruntime", "fp32", 4))
     assert apart(engine(pixels[:3]), wanted[:3]) <= OFF["fp32"]
     assert apart(engine(pixels[4:]), wanted[4:]) <= OFF["fp32"]
 
@@ -152,14 +153,14 @@ def test_onnx_runtime(tmp_path, variant):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_eager(tmp_path, variant, precision):
     model, pixels, wanted = variant
-    engine = made(tmp_path, eager, model, Choice("eager", precision, 4))
+    engine = made(tmp_path, eager, model, EngineConfig("eager", precision, 4))
     assert apart(engine(pixels[:3]), wanted[:3]) <= OFF[precision]
     assert list((tmp_path / f"eager-{precision}").iterdir()) == []
 
 
 def rounded_in_openvino(artefact):
     """For each convolution and matrix product in order, whether its input is rounded to 8 bits."""
-    graph = quiet.quietly("openvino").Core().read_model(artefact / "model.xml")
+    graph = quiet.import_without_telemetry("openvino").Core().read_model(artefact / "model.xml")
     nodes = [node for node in graph.get_ordered_ops() if node.get_type_name() in ("Convolution", "MatMul")]
     return [before_moves(node) == "FakeQuantize" for node in nodes]
 
@@ -173,7 +174,7 @@ def before_moves(node):
 
 
 def rounded_in_onnx(artefact):
-    graph = quiet.quietly("onnx").load(artefact / "model.onnx").graph
+    graph = quiet.import_without_telemetry("onnx").load(artefact / "model.onnx").graph
     maker = {name: node.op_type for node in graph.node for name in node.output}
     nodes = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     return [[maker.get(name) for name in node.input[:2]] == ["DequantizeLinear"] * 2 for node in nodes]
@@ -184,7 +185,7 @@ def rounded_in_onnx(artefact):
 def test_int8(tmp_path, base, kind, rounded, precision):
     pixels = pictures_for(base.card, 32)
     wanted = answers(base, pixels)
-    engine = made(tmp_path, kind, base, Choice("any", precision, 32), pixels)
+    engine = made(tmp_path, kind, base, EngineConfig("any", precision, 32), pixels)
     assert OFF["fp32"] < apart(engine(pixels), wanted) <= OFF[precision]
     assert apart(engine(pixels[:5]), wanted[:5]) <= OFF[precision]
     ends = precision == "int8"  # the first convolution and the classifier
@@ -196,7 +197,7 @@ def test_int8(tmp_path, base, kind, rounded, precision):
 def test_int8_of_every_kind_of_network(tmp_path, variant, kind):
     """Option A has no product of its own to be rounded."""
     model, pixels, wanted = variant
-    engine = made(tmp_path, kind, model, Choice("any", "int8", 8), pixels)
+    engine = made(tmp_path, kind, model, EngineConfig("any", "int8", 8), pixels)
     assert OFF["fp32"] < apart(engine(pixels), wanted) <= OFF["int8"]
 
 
@@ -204,24 +205,24 @@ def test_int8_of_every_kind_of_network(tmp_path, variant, kind):
 @pytest.mark.parametrize("pixels", [None, np.zeros((0, 16, 16, 3), np.uint8)])
 def test_int8_needs_pictures(tmp_path, base, kind, pixels):
     with pytest.raises(UsageError) as caught:
-        kind.make(base, tmp_path, "int8", pixels)
+        kind.export_artifact(base, tmp_path, "int8", pixels)
     assert str(caught.value) == "error: int8 needs pictures to measure ranges\nfix: --data DIR"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ranges_are_measured_on_three_hundred_pictures_at_most():
-    assert len(ranges.require_pixels("int8-body", np.zeros((301, 1, 1, 1), np.uint8))) == 300
-    assert ranges.require_pixels("fp32", np.zeros((301, 1, 1, 1), np.uint8)) is None
+    assert len(calibration.select_calibration_pixels("int8-body", np.zeros((301, 1, 1, 1), np.uint8))) == 300
+    assert calibration.select_calibration_pixels("fp32", np.zeros((301, 1, 1, 1), np.uint8)) is None
 
 
 def test_pixels_are_prepared_as_pictures_are(tmp_path):
-    """Not by `learn.device`, which the other tests compare with: the definition in a card, in fp64."""
+    """Not by `runtime.device`, which the other tests compare with: the definition in a card, in fp64."""
     model = network_of(BASE)
     how, pixels = model.card.preparation, pictures_for(model.card, 2)
     numbers = (pixels / 255 - np.array(how.mean)) / np.array(how.std)
     with torch.inference_mode():
         wanted = model.double()(torch.from_numpy(numbers).permute(0, 3, 1, 2)).numpy()
-        found = served.Served(model.float()).eval()(torch.from_numpy(pixels)).numpy()
+        found = served.ExportModule(model.float()).eval()(torch.from_numpy(pixels)).numpy()
     assert apart(found, wanted) <= 1e-5
 
 
@@ -230,9 +231,9 @@ def test_a_picture_that_must_not_be_written_is_no_warning(tmp_path, pictures):
 
     model = network_of(BASE)
     path = next(pictures("p", ["a"]).rglob("*.png"))
-    pixels = prepare(Image.open(path), model.card.preparation)[None]
+    pixels = resize_and_crop(Image.open(path), model.card.preparation)[None]
     assert not pixels.flags.writeable
-    engine = made(tmp_path, eager, model, Choice("eager", "fp32", 4))
+    engine = made(tmp_path, eager, model, EngineConfig("eager", "fp32", 4))
     assert apart(engine(pixels), answers(model, pixels.copy())) <= OFF["fp32"]
 
 
@@ -241,9 +242,12 @@ def opened(tmp_path_factory, base):
     """Engines of one network with two streams: openvino, onnxruntime, eager."""
     place, model = tmp_path_factory.mktemp("engines"), base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resnetkit.engines.base.cores", lambda: 2)
-        choices = {kind: Choice(kind, "fp32", 4, 2) for kind in ("openvino", "onnxruntime", "eager")}
-        yield model, {kind: made(place, KINDS[kind].backend(), model, choice) for kind, choice in choices.items()}
+        patch.setattr("resnetkit.engines.base.count_cores", lambda: 2)
+        choices = {kind: EngineConfig(kind, "fp32", 4, 2) for kind in ("openvino", "onnxruntime", "eager")}
+        yield (
+            model,
+            {kind: made(place, ENGINE_SPECS[kind].import_backend(), model, choice) for kind, choice in choices.items()},
+        )
     torch.set_num_threads(1)
 
 
@@ -279,8 +283,8 @@ def test_an_answer_stays_when_the_next_comes(opened, kind):
 
 def test_padding_is_black_and_behind():
     given = np.full((2, 3, 3, 1), 7, np.uint8)
-    assert padded(given, 2) is given
-    assert padded(given, 4).tolist() == [*given.tolist(), *np.zeros((2, 3, 3, 1), int).tolist()]
+    assert pad_batch(given, 2) is given
+    assert pad_batch(given, 4).tolist() == [*given.tolist(), *np.zeros((2, 3, 3, 1), int).tolist()]
 
 
 # ------------------------------------------------------------------------------------------- folding
@@ -289,7 +293,7 @@ def test_padding_is_black_and_behind():
 @pytest.mark.parametrize("name", ["basic-b", "pre-bottleneck", "biases", "group-norm", "vgg"])
 def test_folding_without_proof_is_the_same_folding(name):
     model = network_of(TINY[name]).train()
-    found = folded(model)
+    found = fold_for_inference(model)
     assert model.training
     assert not found.training
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -308,7 +312,7 @@ def test_folding_without_proof_is_the_same_folding(name):
 def test_serving_changes_nothing_of_the_network():
     model = network_of(TINY["vgg"]).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    served.Served(model, torch.bfloat16).to(memory_format=torch.channels_last)
+    served.ExportModule(model, torch.bfloat16).to(memory_format=torch.channels_last)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.dtype == torch.float32 and parameter.is_contiguous() for parameter in model.parameters())
@@ -317,7 +321,7 @@ def test_serving_changes_nothing_of_the_network():
 @needs_bf16
 def test_bf16_keeps_no_weights_in_fp32(tmp_path):
     folder = save(network_of(TINY["pre-bottleneck"]), tmp_path / "m")
-    module, _ = eager.served(folder, Choice("eager", "bf16"))
+    module, _ = eager.load_export_module(folder, EngineConfig("eager", "bf16"))
     wide = [key for key, value in module.state_dict().items() if value.dtype == torch.float32]
     assert wide == ["scale", "shift"]
 
@@ -344,7 +348,7 @@ def test_compiled(tmp_path, compiler):
     wanted = answers(model, pixels)
     engines = {}
     for precision in ("fp32", "bf16"):
-        engines[precision] = made(tmp_path, compiled, model, Choice("compiled", precision, 4))
+        engines[precision] = made(tmp_path, compiled, model, EngineConfig("compiled", precision, 4))
         assert list((tmp_path / f"compiled-{precision}").iterdir()) == []
     assert any((Path(os.environ["RESNETKIT_CACHE"]) / "inductor").iterdir())
     torch.set_num_threads(2 if torch.get_num_threads() == 1 else 1)  # somebody else's wish
@@ -362,7 +366,7 @@ def test_without_a_compiler(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "told"))
     with config.patch({"cpp.cxx": (None, str(tmp_path / "g++"))}), pytest.raises(MachineError) as caught:
-        made(tmp_path, compiled, network_of(TINY["no-stem"]), Choice("compiled", "fp32"))
+        made(tmp_path, compiled, network_of(TINY["no-stem"]), EngineConfig("compiled", "fp32"))
     assert str(caught.value) == (
         "error: torch compiles with a C++ compiler, and finds none here\n"
         "fix: install g++ or clang (CXX names it), or take another engine"
@@ -375,9 +379,9 @@ def test_without_a_compiler(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["eager", "compiled"])
 def test_bf16_where_the_processor_has_none(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("resnetkit.runtime.device.gains_by_bf16", lambda device: False)
+    monkeypatch.setattr("resnetkit.runtime.device.has_fast_bf16", lambda device: False)
     with pytest.raises(MachineError) as caught:
-        made(tmp_path, KINDS[kind].backend(), network_of(BASE), Choice(kind, "bf16"))
+        made(tmp_path, ENGINE_SPECS[kind].import_backend(), network_of(BASE), EngineConfig(kind, "bf16"))
     assert str(caught.value) == "error: this processor does not multiply in bf16\nfix: an engine in fp32 or int8"
 
 
@@ -422,30 +426,30 @@ class Processor:
 
 @pytest.mark.parametrize("able", [["FP32"], ["FP32", "BF16"]])
 def test_bf16_that_openvino_would_emulate_or_leave_out(tmp_path, monkeypatch, able):
-    monkeypatch.setattr(openvino, "_core", lambda: Processor(able, "f32"))
+    monkeypatch.setattr(openvino, "_get_core", lambda: Processor(able, "f32"))
     with pytest.raises(MachineError, match="this processor does not multiply in bf16"):
-        openvino.open(tmp_path, tmp_path, Choice("openvino", "bf16"))
+        openvino.load_engine(tmp_path, tmp_path, EngineConfig("openvino", "bf16"))
 
 
 def test_what_int8_leaves_is_in_fp32_where_there_is_no_bf16(tmp_path, monkeypatch):
     core = Processor(["FP32"], "f32")
-    monkeypatch.setattr(openvino, "_core", lambda: core)
-    monkeypatch.setattr("resnetkit.engines.base.cores", lambda: 8)
-    openvino.open(tmp_path, tmp_path, Choice("openvino", "int8", 1, 4))
+    monkeypatch.setattr(openvino, "_get_core", lambda: core)
+    monkeypatch.setattr("resnetkit.engines.base.count_cores", lambda: 8)
+    openvino.load_engine(tmp_path, tmp_path, EngineConfig("openvino", "int8", 1, 4))
     assert core.settings == {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 4, "INFERENCE_NUM_THREADS": 8}
 
 
 @pytest.mark.parametrize(
     ("package", "extra", "ask"),
     [
-        ("openvino", "openvino", lambda path: openvino.open(path, path, Choice("openvino", "fp32"))),
-        ("nncf", "openvino", lambda path: KINDS["openvino"].require(making=True)),
-        ("onnxruntime", "onnx", lambda path: onnx_runtime.open(path, path, Choice("onnxruntime", "fp32"))),
-        ("onnxscript", "onnx", lambda path: onnx_runtime.make(build(BASE), path, "fp32", None)),
+        ("openvino", "openvino", lambda path: openvino.load_engine(path, path, EngineConfig("openvino", "fp32"))),
+        ("nncf", "openvino", lambda path: ENGINE_SPECS["openvino"].check_packages(for_export=True)),
+        ("onnxruntime", "onnx", lambda path: onnx_runtime.load_engine(path, path, EngineConfig("onnxruntime", "fp32"))),
+        ("onnxscript", "onnx", lambda path: onnx_runtime.export_artifact(build(BASE), path, "fp32", None)),
     ],
 )
 def test_an_extra_that_is_not_installed(tmp_path, monkeypatch, package, extra, ask):
-    monkeypatch.setattr(openvino, "_core", openvino._core.__wrapped__)  # it has been imported here already
+    monkeypatch.setattr(openvino, "_get_core", openvino._get_core.__wrapped__)  # it has been imported here already
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
@@ -487,23 +491,23 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
-from tiny import BASE
-from resnetkit.engines.base import KINDS, Choice
+from helpers.tiny import BASE
+from resnetkit.engines.base import ENGINE_SPECS, EngineConfig
 from resnetkit.engines import no_telemetry as quiet
 from resnetkit.engines import export as served
 from resnetkit.network.build import build
 if sys.argv[1] == "loud":
-    quiet._block = lambda: None
-    quiet.quietly("nncf"), quiet.quietly("onnxruntime")
+    quiet._block_telemetry = lambda: None
+    quiet.import_without_telemetry("nncf"), quiet.import_without_telemetry("onnxruntime")
 else:
     network = build(replace(BASE, stages=(replace(BASE.stages[0], blocks=1),)))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    served.exported = functools.cache(served.exported)
+    served.export_program = functools.cache(served.export_program)
     for kind in ("openvino", "onnxruntime"):
-        backend, artefact = KINDS[kind].backend(), Path(sys.argv[2], kind)
+        backend, artefact = ENGINE_SPECS[kind].import_backend(), Path(sys.argv[2], kind)
         artefact.mkdir()
-        backend.make(network, artefact, "int8", pixels)
-        backend.open(artefact, artefact, Choice(kind, "int8", 2))(pixels)
+        backend.export_artifact(network, artefact, "int8", pixels)
+        backend.load_engine(artefact, artefact, EngineConfig(kind, "int8", 2))(pixels)
 time.sleep(0.3)
 alive = False
 telemetry = [name for name, module in sys.modules.items() if name.startswith("openvino_telemetry") and module]
@@ -568,7 +572,7 @@ def test_telemetry_that_somebody_imported_before_does_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino_telemetry.main", main)
     before = Telemetry()
     before.send_event("first")
-    quiet.quietly("openvino")
+    quiet.import_without_telemetry("openvino")
     before.send_event("second")
     assert sent == ["first"]
     with pytest.raises(ImportError):
@@ -595,8 +599,9 @@ import sys, threading
 from pathlib import Path
 import numpy as np
 from resnetkit.architecture.spec import EfficientChannels
-from resnetkit.engines.base import KINDS, Choice
-engine = KINDS[sys.argv[1]].backend().open(Path(sys.argv[2]), Path(sys.argv[2]), Choice(sys.argv[1], "fp32", 2))
+from resnetkit.engines.base import ENGINE_SPECS, EngineConfig
+folder, config = Path(sys.argv[2]), EngineConfig(sys.argv[1], "fp32", 2)
+engine = ENGINE_SPECS[sys.argv[1]].import_backend().load_engine(folder, folder, config)
 assert not {"torch", "onnx", "nncf"} & set(sys.modules)
 sys.setswitchinterval(1e-6)
 together = threading.Barrier(8)
@@ -614,7 +619,7 @@ print("answered")
 
 @pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
 def test_opening_needs_no_torch_and_the_first_to_ask_may_be_many(tmp_path, base, kind):
-    KINDS[kind].backend().make(base, tmp_path, "fp32", None)
+    ENGINE_SPECS[kind].import_backend().export_artifact(base, tmp_path, "fp32", None)
     path = str(Path(resnetkit.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", OPENED, kind, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60,
@@ -626,11 +631,12 @@ def test_opening_needs_no_torch_and_the_first_to_ask_may_be_many(tmp_path, base,
 SIGNALLED = """
 import gc, signal, sys
 from pathlib import Path
-from resnetkit.engines.base import KINDS, Choice
+from resnetkit.engines.base import ENGINE_SPECS, EngineConfig
 heard = []
 signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
 place = Path(sys.argv[2])
-opened = [KINDS[sys.argv[1]].backend().open(place, place, Choice(sys.argv[1], "fp32", batch)) for batch in (1, 2)]
+backend = ENGINE_SPECS[sys.argv[1]].import_backend()
+opened = [backend.load_engine(place, place, EngineConfig(sys.argv[1], "fp32", batch)) for batch in (1, 2)]
 while opened:
     del opened[0]
     gc.collect()
@@ -642,7 +648,7 @@ print("heard", len(heard))
 @pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
 def test_a_signal_is_heard_when_engines_are_gone(tmp_path, base, kind):
     """In the order in which they came: OpenVINO changes the stack on which signals are handled."""
-    KINDS[kind].backend().make(base, tmp_path, "fp32", None)
+    ENGINE_SPECS[kind].import_backend().export_artifact(base, tmp_path, "fp32", None)
     words = [sys.executable, "-c", SIGNALLED, kind, str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "heard 2\n", "")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resnetkit.cli import VERBS
+from resnetkit.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +58,10 @@ def test_a_classifier_becomes_a_backbone_that_learns_to_segment(tmp_path, monkey
     found = segmentation.example(model, steps=10)
     told = capsys.readouterr().out
     assert len(found["reports"]) == len(segmentation.lines()) == 6
-    assert all(report.proved and all(proof.holds for proof in report.proved) for report in found["reports"])
+    assert all(
+        report.verifications and all(proof.is_within_limit for proof in report.verifications)
+        for report in found["reports"]
+    )
     assert sum(found["losses"][-3:]) < sum(found["losses"][:3])
     assert sum(found["after"]) > sum(found["before"])
     assert reports_in(told) == reports_in((ROOT / "docs" / "measured" / "segmentation.txt").read_text())
@@ -71,10 +74,10 @@ def test_a_pyramid_stands_on_a_backbone():
     import resnetkit as rk
 
     body, _ = rk.surgery.features(rk.build("resnet18"), (2, 3, 4))
-    neck = FeaturePyramidNetwork([place.output[0] for place in body.maps.values()], 16)
+    neck = FeaturePyramidNetwork([place.output[0] for place in body.feature_info.values()], 16)
     found = neck(body(torch.zeros(1, 3, 64, 96)))
     assert {name: tuple(map_.shape) for name, map_ in found.items()} == {
-        name: (1, 16, 64 // place.stride, 96 // place.stride) for name, place in body.maps.items()
+        name: (1, 16, 64 // place.stride, 96 // place.stride) for name, place in body.feature_info.items()
     }
     sum(map_.sum() for map_ in found.values()).backward()
     assert all(parameter.grad is not None for parameter in body.parameters())
@@ -110,7 +113,7 @@ def test_the_python_of_readme_runs(capsys):
     assert capsys.readouterr().out.startswith("channels 256 -> 512 and stride 2: 80 -> 40\n")
 
 
-COMMANDS = sorted(
+DOCUMENTED_COMMANDS = sorted(
     {
         line.split("#")[0].strip().removeprefix("$ ")
         for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -120,10 +123,10 @@ COMMANDS = sorted(
 )
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", DOCUMENTED_COMMANDS)
 def test_commands_of_the_documentation_have_verbs_and_options_that_exist(command, cli):
     verb, *words = shlex.split(command.split(">")[0].removeprefix("resnetkit "))
-    assert verb in VERBS
+    assert verb in COMMANDS
     told = cli(verb, "--help")[1]
     for word in words:
         assert not word.startswith("--") or word in told

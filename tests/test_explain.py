@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 import resnetkit as rk
-from resnetkit.architecture.catalog import ROWS, spec
+from resnetkit.architecture.catalog import CATALOG, spec
 from resnetkit.architecture.plan import Role, plan
 from resnetkit.architecture.spec import FirstBlock
 from resnetkit.errors import UsageError
-from resnetkit.explain.drawings.overview import picture
+from resnetkit.explain.drawings.overview import draw_overview
 from resnetkit.explain.why import SENTENCES, why
-from resnetkit.weights.layer_aliases import called, resolve
+from resnetkit.weights.layer_aliases import resolve_path, translate_path
 
-from tiny import TINY, atrous
+from helpers.tiny import TINY, make_atrous
 
 
 def test_the_shortcuts_of_resnet50():
@@ -81,13 +81,13 @@ def test_when_a_shortcut_needs_an_adapter():
 )
 def test_the_names_of_other_libraries_are_understood(name, word, path):
     made = plan(spec(name))
-    assert resolve(made, word) == path
+    assert resolve_path(made, word) == path
     assert why(made, word) == why(made, path)
 
 
 def test_a_name_of_nobody_gets_the_nearest_of_all():
     with pytest.raises(UsageError) as caught:
-        resolve(plan(spec("resnet50")), "layer1.0.downsamples")
+        resolve_path(plan(spec("resnet50")), "layer1.0.downsamples")
     assert str(caught.value) == (
         "error: there is no such path in this network\nwhere: layer1.0.downsamples\n"
         "fix: try layer1.0.downsample or layer1.0.downsample.1 or layer1.0.downsample.0"
@@ -108,12 +108,12 @@ def test_a_name_of_nobody_gets_the_nearest_of_all():
     ],
 )
 def test_what_others_call_it(name, path, library, word):
-    assert called(plan(spec(name)), path, library) == word
+    assert translate_path(plan(spec(name)), path, library) == word
 
 
 def test_names_of_a_library_that_is_not_known():
     with pytest.raises(UsageError, match="the names of 'kera' are not known"):
-        called(plan(spec("resnet18")), "stem", "kera")
+        translate_path(plan(spec("resnet18")), "stem", "kera")
 
 
 def test_variants_say_why_they_are_there():
@@ -144,9 +144,9 @@ def test_every_role_has_a_sentence():
     assert set(SENTENCES) == set(Role.__args__)
 
 
-@pytest.mark.parametrize("name", [*TINY, *(row for row in ROWS if "1202" not in row)])
+@pytest.mark.parametrize("name", [*TINY, *(row for row in CATALOG if "1202" not in row)])
 def test_every_path_has_an_answer(name):
-    made = plan((ROWS | TINY)[name])
+    made = plan((CATALOG | TINY)[name])
     for path in made.parts:
         answer = why(made, path)
         assert answer[0].isupper() or answer[0].isdigit()
@@ -163,7 +163,7 @@ def test_other_shortcuts_say_what_they_are():
     assert "an average pool and a 1x1 projection 8 -> 16 with stride 1" in said["basic-d"]
     assert "Stride 2, 16 -> 8, so a max pool 1x1/2 picks from the input" in said["subsampled"]
     assert "asks for it in every block" in why(plan(TINY["basic-c"]), "stage1.block2.shortcut")
-    assert "kept as dilation" in why(plan(atrous(TINY["basic-b"], 2)), "stage2.block1.shortcut")
+    assert "kept as dilation" in why(plan(make_atrous(TINY["basic-b"], 2)), "stage2.block1.shortcut")
     assert "and a bias" in said["no-norm"]
 
 
@@ -193,8 +193,8 @@ def test_convolutions_say_why_they_have_no_bias():
 
 @pytest.mark.parametrize("name", [*TINY, "resnet50", "resnet152", "plain34", "resnet20", "resnet1202"])
 def test_a_picture_is_sound_and_shows_every_block(name):
-    made = plan((ROWS | TINY)[name])
-    drawn = picture(made, '<b>"name"&')
+    made = plan((CATALOG | TINY)[name])
+    drawn = draw_overview(made, '<b>"name"&')
     root = ET.fromstring(drawn)
     assert root.tag.endswith("svg")
     assert "<b>" not in drawn
@@ -291,11 +291,11 @@ def test_options_that_do_not_go_together(cli, words, tmp_path, monkeypatch):
 
 def test_a_tensor_of_another_library_is_where_it_stands():
     made = plan("resnet50")
-    assert resolve(made, "module.layer2.0.conv1.weight") == "stage2.block1.branch.conv1"
-    assert resolve(made, "layer4.2.bn3.running_mean") == "stage4.block3.branch.norm3"
-    assert resolve(made, "conv4_x") == "stage3"
+    assert resolve_path(made, "module.layer2.0.conv1.weight") == "stage2.block1.branch.conv1"
+    assert resolve_path(made, "layer4.2.bn3.running_mean") == "stage4.block3.branch.norm3"
+    assert resolve_path(made, "conv4_x") == "stage3"
     with pytest.raises(UsageError, match="torchvision has no names for a network like this"):
-        called(plan("resnetv2_50"), "stem", "torchvision")
+        translate_path(plan("resnetv2_50"), "stem", "torchvision")
 
 
 def test_sentences_are_of_the_network_at_hand():

@@ -10,18 +10,18 @@ import pytest
 
 from resnetkit.architecture import spec as s
 from resnetkit.architecture.catalog import spec
-from resnetkit.architecture.operations import MaxPooling
+from resnetkit.architecture.operations import MaxPoolOp
 from resnetkit.architecture.plan import Node, Plan, plan
-from resnetkit.architecture.summary import cells, describe_shortcut, rows
+from resnetkit.architecture.summary import describe_shortcut, format_summary_row, list_summary_rows
 from resnetkit.errors import ResnetkitError, SpecError
 from resnetkit.explain import page as page_module
-from resnetkit.explain.page import page
-from resnetkit.explain.page_facts import embedded, facts, geometry, variants
+from resnetkit.explain.page import render_network_page
+from resnetkit.explain.page_facts import build_page_data, encode_script_json, get_size_rule, plan_stride_variants
 from resnetkit.explain.why import why
 from resnetkit.html import page as html
 from test_pages import NASTY
 
-from tiny import BASE, TINY
+from helpers.tiny import BASE, TINY
 
 DEEP_POOL = replace(
     BASE, stem=s.Stem((s.Conv(8, 3, 2),), (s.MaxPool(2, 2),)), stages=(*BASE.stages, *TINY["three-stages"].stages[2:])
@@ -63,7 +63,9 @@ class Opened:
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    return lambda name, network, **context: Opened(browser, tmp_path / "page.html", page(name, network), **context)
+    return lambda name, network, **context: Opened(
+        browser, tmp_path / "page.html", render_network_page(name, network), **context
+    )
 
 
 def texts(there, selector):
@@ -94,7 +96,10 @@ def assert_totals(there, made):
 
 
 def assert_parts(there, made):
-    told = [[*cells(row)[:2], typeset(row.output), *cells(row)[3:]] for row in rows(made)]
+    told = [
+        [*format_summary_row(row)[:2], typeset(row.output), *format_summary_row(row)[3:]]
+        for row in list_summary_rows(made)
+    ]
     shown = there.evaluate(
         "[...document.querySelectorAll('#parts tbody tr')].map(row => [...row.children].map(c => c.textContent))"
     )
@@ -102,8 +107,8 @@ def assert_parts(there, made):
     captions = there.evaluate(
         "[...document.querySelectorAll('.caption')].map(c => [...c.querySelectorAll('text')].map(t => t.textContent))"
     )
-    shares = {row.path: f"{row.share:.1%} of MACs" if row.macs else "" for row in rows(made)}
-    assert captions == [[row.path, typeset(row.output), shares[row.path]] for row in rows(made)]
+    shares = {row.path: f"{row.macs_share:.1%} of MACs" if row.macs else "" for row in list_summary_rows(made)}
+    assert captions == [[row.path, typeset(row.output), shares[row.path]] for row in list_summary_rows(made)]
 
 
 EVERYTHING = """([stride, sides]) => {
@@ -118,7 +123,7 @@ EVERYTHING = """([stride, sides]) => {
 def test_the_script_says_what_the_plan_says(opened, name):
     """Read from the page after its controls were moved; every place and operation, too, as the script worked it out."""
     with opened(name, NETWORKS[name]) as there:
-        for i, made in enumerate(variants(NETWORKS[name])):
+        for i, made in enumerate(plan_stride_variants(NETWORKS[name])):
             if there.locator("[name=stride]").count():
                 there.locator("[name=stride]").nth(i).check()
             there.click("#own")
@@ -311,12 +316,12 @@ def test_boxes_are_to_scale(opened):
 
 
 def test_output_strides_are_offered_where_dilation_can_meet_them():
-    assert [made.root.stride for made in variants(spec("resnet50"))] == [32, 16, 8]
-    assert [made.root.stride for made in variants(spec("resnet20"))] == [4]
+    assert [made.root.stride for made in plan_stride_variants(spec("resnet50"))] == [32, 16, 8]
+    assert [made.root.stride for made in plan_stride_variants(spec("resnet20"))] == [4]
     third = replace(BASE, stages=TINY["three-stages"].stages, stem=s.Stem((s.Conv(8, 3, 3),), ()))
     assert plan(third).root.stride == 18
-    assert [made.root.stride for made in variants(third)] == [18]  # 6, but neither 16 nor 8
-    dilated = variants(spec("resnet50"))[2]
+    assert [made.root.stride for made in plan_stride_variants(third)] == [18]  # 6, but neither 16 nor 8
+    dilated = plan_stride_variants(spec("resnet50"))[2]
     assert [stage.reduce.atrous for stage in dilated.spec.stages] == [False, False, True, True]
 
 
@@ -324,7 +329,7 @@ def test_sentences_follow_the_output_stride(opened):
     with opened("resnet50", spec("resnet50")) as there:
         there.locator("[name=stride]").nth(2).check()
         assert there.text_content("#said") == "Said for images of 3 × 224 × 224 and output stride 8."
-        assert texts(there, "#whys dd")[5] == why(variants(spec("resnet50"))[2], "stage4").splitlines()[0]
+        assert texts(there, "#whys dd")[5] == why(plan_stride_variants(spec("resnet50"))[2], "stage4").splitlines()[0]
 
 
 @pytest.mark.parametrize("width", [1280, 400])
@@ -355,7 +360,7 @@ def test_without_scripts_the_drawing_the_table_and_the_sentences_stand(opened):
 
 @pytest.mark.parametrize("name", NASTY)
 def test_a_name_is_text(opened, name):
-    made = page(name, TINY["basic-b"])
+    made = render_network_page(name, TINY["basic-b"])
     if "<" in name:
         assert name not in made.replace("<script>const", "")
     with opened(name, TINY["basic-b"]) as there:
@@ -365,27 +370,28 @@ def test_a_name_is_text(opened, name):
 
 def test_json_cannot_leave_its_element():
     nasty = "</script><!--&\u2028\u2029'\"é\ud800"
-    text = embedded({"a": nasty})
+    text = encode_script_json({"a": nasty})
     assert not set("<>&\u2028\u2029é\ud800") & set(text)
     assert json.loads(text) == {"a": nasty}
 
 
 def test_the_policy_names_the_script_and_the_style():
-    made = page("tiny", BASE)
+    made = render_network_page("tiny", BASE)
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', made)[1]
     digest = "'sha256-[A-Za-z0-9+/]{43}='"
     assert re.fullmatch(
         f"default-src 'none'; style-src {digest}; script-src {digest}; img-src data:; base-uri 'none'; form-action 'none'",
         policy,
     )
-    assert "script-src" not in html.page("t", "l", [])
+    assert "script-src" not in html.render_html("t", "l", [])
     assert not re.search(r"\son\w+=|\sstyle=|innerHTML|insertAdjacentHTML|document\.write", made)
 
 
 def test_a_script_that_is_not_the_pages_own_does_not_run(browser, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(
-        page("tiny", BASE).replace("</body>", "<script>document.title = 'changed'</script></body>"), encoding="utf-8"
+        render_network_page("tiny", BASE).replace("</body>", "<script>document.title = 'changed'</script></body>"),
+        encoding="utf-8",
     )
     there = browser.new_context(offline=True).new_page()
     there.goto(path.as_uri())
@@ -394,8 +400,8 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(browser, tmp_path):
 
 
 def test_large_networks_stay_small_and_usable(opened):
-    assert len(page("resnet152", spec("resnet152")).encode()) < 300_000
-    assert len(page("resnet1202", spec("resnet1202")).encode()) < 600_000
+    assert len(render_network_page("resnet152", spec("resnet152")).encode()) < 300_000
+    assert len(render_network_page("resnet1202", spec("resnet1202")).encode()) < 600_000
     with opened("resnet1202", spec("resnet1202")) as there:
         assert there.locator(".box").count() == 602
         there.fill("#size", "45")
@@ -409,7 +415,7 @@ def test_large_networks_stay_small_and_usable(opened):
 
 
 def test_equal_blocks_share_one_tree():
-    told = facts("resnet1202", [plan(spec("resnet1202"))])
+    told = build_page_data("resnet1202", [plan(spec("resnet1202"))])
     assert (
         len(told["trees"]) == 2 + 5
     )  # stem and head; the first blocks of stages 2 and 3 differ from those behind them
@@ -420,14 +426,14 @@ def test_a_node_that_stands_directly_in_a_stage_is_a_box_of_its_own(opened, monk
     """Its role says nothing to the page, and nothing has to be known of it but its operation."""
     first, *rest = (made := plan(BASE)).root.children[1:]
     shape = (8, 8, 8)
-    pool = Node("stage1.pool", "stem-pool", MaxPooling(2, 2), first.output, shape, first.receptive_field + 1, 2)
+    pool = Node("stage1.pool", "stem-pool", MaxPoolOp(2, 2), first.output, shape, first.receptive_field + 1, 2)
     stage = replace(
         first, children=(*first.children, pool), output=shape, receptive_field=pool.receptive_field, stride=2
     )
     ahead = made.root.children[0]
     root = replace(made.root, children=(ahead, stage), output=shape, receptive_field=stage.receptive_field, stride=2)
     assert len(rest) == 2
-    monkeypatch.setattr(page_module, "variants", lambda spec: (Plan(BASE, root),))
+    monkeypatch.setattr(page_module, "plan_stride_variants", lambda spec: (Plan(BASE, root),))
     with opened("pooled", BASE) as there:
         assert there.evaluate("boxes.map(box => box.dataset.path)") == [
             "stem",
@@ -453,11 +459,11 @@ def test_an_operation_without_a_rule_is_refused():
             return "odd pool"
 
     with pytest.raises(ResnetkitError, match="no size rule for odd pool"):
-        geometry(Odd())
+        get_size_rule(Odd())
 
 
 def test_it_needs_no_torch():
-    code = "import sys; from resnetkit.explain.page import page; from resnetkit.architecture.catalog import spec; page('x', spec('resnet20')); assert 'torch' not in sys.modules"
+    code = "import sys; from resnetkit.explain.page import render_network_page; from resnetkit.architecture.catalog import spec; render_network_page('x', spec('resnet20')); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,17 +12,16 @@ import pytest
 import torch
 
 import resnetkit as rk
-from resnetkit.data.dataset import leaks
-from resnetkit.data.loader import PixelSource, Skipped
-from resnetkit.data.open import open_data
+from resnetkit.data.bad_files import Skip, SkippedFiles, parse_bad_files_policy
+from resnetkit.data.dataset import find_leaks
+from resnetkit.data.loader import ImageLoader
+from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, UsageError
-from resnetkit.images.decode import pictures_below
+from resnetkit.images.decode import find_images
 from resnetkit.training import trainer as training
-from resnetkit.training.overrides import policy
-from resnetkit.training.recipe import Skip
 from resnetkit.training.run_folder import read_run
 
-from tiny import BASE
+from helpers.tiny import BASE
 
 SETTINGS = {"epochs": 2, "batch_size": 8, "precision": "fp32"}
 JUNK = {"empty": b"", "random": bytes(range(256)), "text": b"this is a text, not a picture\n"}
@@ -41,30 +40,34 @@ def spoil(folder, count):
     return bad
 
 
-@pytest.mark.parametrize("augment", ["pad-crop", "random-crop"])
+@pytest.mark.parametrize("augment", ["pad-crop", "random-resized-crop"])
 def test_d01_d03_bad_files_are_skipped_named_and_counted(flowers, network, tmp_path, augment):
     bad = spoil(flowers / "rose", 3)
-    settings = SETTINGS | {"augment": augment, "bad_files": {"kind": "skip", "at_most": 0.1}}
-    seen, original = Counter(), training.augmented
+    settings = SETTINGS | {"augment": augment, "bad_files": {"kind": "skip", "max_fraction": 0.1}}
+    seen, original = Counter(), training.load_augmented
 
     def spy(source, indices, *rest, **share):
         pixels, which = original(source, indices, *rest, **share)
-        seen.update((source.pictures.where(i), int(source.labels[i])) for i in which.tolist())
+        seen.update((source.images.format_location(i), int(source.labels[i])) for i in which.tolist())
         return pixels, which
 
-    training.augmented = spy
+    training.load_augmented = spy
     try:
         run = rk.train(flowers, network, out=tmp_path / "run", settings=settings)
     finally:
-        training.augmented = original
+        training.load_augmented = original
     assert {name for name, _ in run.evaluation.skipped} == set(map(str, bad))
     assert all(reason for _, reason in run.evaluation.skipped)
-    clean = open_data(flowers)
+    clean = open_dataset(flowers)
     good = Counter(
-        {(str(p), int(n)): 2 for p, n in zip(clean.first.paths, clean.first.labels, strict=True) if p not in bad}
+        {
+            (str(p), int(n)): 2
+            for p, n in zip(clean.train_split.paths, clean.train_split.labels, strict=True)
+            if p not in bad
+        }
     )
     assert all(seen[pair] == good[pair] for pair in seen)  # each twice, in two epochs, with its own label
-    assert sum(seen.values()) == 2 * sum(str(p) in {w for w, _ in seen} for p in clean.first.paths)
+    assert sum(seen.values()) == 2 * sum(str(p) in {w for w, _ in seen} for p in clean.train_split.paths)
     assert all(str(path) in (run.path / "report.html").read_text() for path in bad)
 
 
@@ -73,13 +76,13 @@ def test_d03_every_epoch_has_the_same_number_of_steps(flowers, network, tmp_path
     steps = []
     for name, at_most in (("a", 0.1), ("b", 0.5)):
         events = []
-        rk.train(flowers, network, out=tmp_path / name, watch=events.append,
-                 settings=SETTINGS | {"bad_files": {"kind": "skip", "at_most": at_most}})  # fmt: skip
-        steps.append([event.step for event in events if hasattr(event, "steps")])
+        rk.train(flowers, network, out=tmp_path / name, on_event=events.append,
+                 settings=SETTINGS | {"bad_files": {"kind": "skip", "max_fraction": at_most}})  # fmt: skip
+        steps.append([event.step for event in events if hasattr(event, "steps_per_epoch")])
     assert steps[0] == steps[1]
 
 
-@pytest.mark.parametrize("augment", ["pad-crop", "random-crop"])
+@pytest.mark.parametrize("augment", ["pad-crop", "random-resized-crop"])
 def test_d04_too_many_bad_files_stop_the_run(flowers, network, tmp_path, cli, augment):
     bad = spoil(flowers / "rose", 20) + spoil(flowers / "daisy", 5)
     words = ["train", flowers, "--model", network, "--out", tmp_path / "run", "--set", f"augment={augment}"]
@@ -103,8 +106,8 @@ def test_d01_evaluation_takes_bad_files_for_an_error_unless_told(flowers, networ
         rk.evaluate(model, flowers)
     found = rk.evaluate(model, flowers, max_bad="5%")
     assert found.skipped == ((str(bad), "the file is empty"),)
-    assert (found.n, len(found.answers)) == (59, 59)
-    assert str(bad.relative_to(flowers)) not in found.answers.names
+    assert (found.n, len(found.predictions)) == (59, 59)
+    assert str(bad.relative_to(flowers)) not in found.predictions.names
     rk.save(model, tmp_path / "model")
     code, out, err = cli("evaluate", tmp_path / "model", flowers, "--bad-files", "skip", "--max-bad", "0.1", "--json")
     document = json.loads(out)
@@ -117,17 +120,17 @@ def test_d01_evaluation_takes_bad_files_for_an_error_unless_told(flowers, networ
 @pytest.mark.parametrize("share", ["2", "101%", "-0.1", "inf", "nan", "a lot"])
 def test_shares_that_are_none(share):
     with pytest.raises(UsageError, match="is no share of the pictures"):
-        policy(None, share)
+        parse_bad_files_policy(None, share)
 
 
 def test_d10_a_file_that_vanishes_is_a_bad_one(flowers, tmp_path):
-    data = open_data(flowers)
+    data = open_dataset(flowers)
     how = rk.build(BASE).card.preparation
-    skipped = Skipped(data, Skip(0.1))
-    source = PixelSource(data.first, how, skipped, keep=False)
-    gone = data.first.paths[3]
+    skipped = SkippedFiles(data, Skip(0.1))
+    source = ImageLoader(data.train_split, how, skipped, cache=False)
+    gone = data.train_split.paths[3]
     gone.unlink()
-    pixels, which = source.prepared(np.arange(8))
+    pixels, which = source.load_eval_pixels(np.arange(8))
     assert which.tolist() == [0, 1, 2, 4, 5, 6, 7]
     assert pixels.shape[0] == 7
     assert skipped.reasons == {str(gone): "there is no such file"}
@@ -135,34 +138,34 @@ def test_d10_a_file_that_vanishes_is_a_bad_one(flowers, tmp_path):
 
 def test_d10_a_file_that_fails_once_stays_out_of_the_run(flowers, monkeypatch):
     """Else the counts of a part and the names of its pictures would be of different sets."""
-    data = open_data(flowers)
-    skipped = Skipped(data, Skip(0.1))
-    source = PixelSource(data.first, rk.build(BASE).card.preparation, skipped, keep=False)
-    gone = data.first.paths[3]
+    data = open_dataset(flowers)
+    skipped = SkippedFiles(data, Skip(0.1))
+    source = ImageLoader(data.train_split, rk.build(BASE).card.preparation, skipped, cache=False)
+    gone = data.train_split.paths[3]
     content = gone.read_bytes()
     gone.unlink()
-    source.prepared(np.arange(8))
+    source.load_eval_pixels(np.arange(8))
     gone.write_bytes(content)
-    assert source.prepared(np.arange(8))[1].tolist() == [0, 1, 2, 4, 5, 6, 7]
-    assert sum(len(which) for _, which in source.batches()) == 59
+    assert source.load_eval_pixels(np.arange(8))[1].tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert sum(len(which) for _, which in source.iter_batches()) == 59
 
 
 def test_a_model_is_saved_before_anything_can_fail(flowers, network, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "found", lambda *words, **more: 1 // 0)
+    monkeypatch.setattr(training, "build_evaluation", lambda *words, **more: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
     assert rk.load(tmp_path / "run").card.classes == ("daisy", "rose", "tulip")
 
 
 def test_a_picture_of_the_page_that_is_gone_is_not_shown(flowers, network, tmp_path, monkeypatch):
-    original = training.found
+    original = training.build_evaluation
 
     def remove_first(card, data, part, tally, source, **more):
-        for path in source.pictures.paths[:5]:
+        for path in source.images.paths[:5]:
             path.unlink()
         return original(card, data, part, tally, source, **more)
 
-    monkeypatch.setattr(training, "found", remove_first)
+    monkeypatch.setattr(training, "build_evaluation", remove_first)
     run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
     assert len(run.results.thumbnails) == 7
     assert run.evaluation.n == 12
@@ -179,9 +182,9 @@ def test_nothing_readable_is_said(flowers, network, tmp_path):
 def test_pictures_that_may_have_been_learnt_are_said(flowers, network, tmp_path, pictures):
     run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
     assert rk.evaluate(run, flowers).notes == ()
-    assert rk.evaluate(run, flowers, part="train").notes == ("the model has learnt from these very pictures",)
+    assert rk.evaluate(run, flowers, split="train").notes == ("the model has learnt from these very pictures",)
     events = []
-    rk.train(flowers, run, out=tmp_path / "other", settings=SETTINGS, split_seed=1, watch=events.append)
+    rk.train(flowers, run, out=tmp_path / "other", settings=SETTINGS, split_seed=1, on_event=events.append)
     assert "mine has learnt from flowers before, with other pictures held out: " in events[0].notes[-1]
     (flowers / "rose" / "new.png").write_bytes((flowers / "rose" / "1.png").read_bytes())
     (note,) = rk.evaluate(run, flowers).notes
@@ -191,8 +194,8 @@ def test_pictures_that_may_have_been_learnt_are_said(flowers, network, tmp_path,
 def test_val_that_also_chose_the_epoch_is_said_to_be_kind(tmp_path, pictures, network):
     data = pictures("d/train", ["a", "b"], 20).parent
     run = rk.train(data, network, out=tmp_path / "run", settings=SETTINGS)
-    assert run.evaluation.part == "val"
-    assert run.card.figures[0].source.endswith("; val also chose the epoch, so this is kind")
+    assert run.evaluation.split == "val"
+    assert run.card.metrics[0].source.endswith("; val also chose the epoch, so this is kind")
     assert "val also chose the epoch, so this is kind" in (run.path / "report.html").read_text()
 
 
@@ -207,14 +210,14 @@ def test_a_run_that_cannot_begin_leaves_nothing(flowers, network, tmp_path, monk
 
 
 def test_an_interrupt_keeps_the_best_epoch(flowers, network, tmp_path, cli, monkeypatch):
-    original = training.Training.epoch
+    original = training.Trainer.train_epoch
 
     def interrupted(self, number):
         if number == 2:
             raise KeyboardInterrupt
         return original(self, number)
 
-    monkeypatch.setattr(training.Training, "epoch", interrupted)
+    monkeypatch.setattr(training.Trainer, "train_epoch", interrupted)
     code, _, err = cli("train", flowers, "--model", network, "--out", tmp_path / "run", "--epochs", 3)
     assert code == 130
     assert err.splitlines()[-1] == f"interrupted; the model of epoch 1 is kept in {tmp_path / 'run'}"
@@ -222,14 +225,14 @@ def test_an_interrupt_keeps_the_best_epoch(flowers, network, tmp_path, cli, monk
 
 
 def test_d10_an_error_of_the_disk_is_a_reason(flowers, monkeypatch):
-    data = open_data(flowers)
+    data = open_dataset(flowers)
 
     def fail(*_, **__):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("PIL.Image.open", fail)
-    skipped = Skipped(data, Skip(1.0))
-    PixelSource(data.first, rk.build(BASE).card.preparation, skipped, keep=False).prepared(np.arange(3))
+    skipped = SkippedFiles(data, Skip(1.0))
+    ImageLoader(data.train_split, rk.build(BASE).card.preparation, skipped, cache=False).load_eval_pixels(np.arange(3))
     assert set(skipped.reasons.values()) == {"input/output error"}
 
 
@@ -240,7 +243,7 @@ def test_d10_loops_and_odd_names(tmp_path, pictures, cli):
     odd = ["with space.png", "line\nbreak.png", "\U0001f980.png", os.fsdecode(b"\xff\xfe.png")]
     for name in odd:
         (root / "b" / name).write_bytes((root / "b" / "0.png").read_bytes()[:-1] + b"x")
-    assert len(list(pictures_below(root))) == 24 + len(odd)
+    assert len(list(find_images(root))) == 24 + len(odd)
     (root / "a" / "round").unlink()
     run = rk.train(root, "resnet20", out=tmp_path / "run", settings=SETTINGS | {"epochs": 1}, seed=3)
     page = (run.path / "report.html").read_text(encoding="utf-8")
@@ -254,7 +257,7 @@ def test_d10_loops_and_odd_names(tmp_path, pictures, cli):
 def test_d13_twins_across_parts_are_said_once(tmp_path, pictures, network):
     pictures("d/train", ["a", "b"], 10)
     root = pictures("d/val", ["a", "b"], 3).parent  # the same colours and noise as in train
-    found = leaks(open_data(root))
+    found = find_leaks(open_dataset(root))
     assert len(found) == 6
     assert (str(root / "train" / "a" / "0.png"), str(root / "val" / "a" / "0.png")) in found
     run = rk.train(root, network, out=tmp_path / "run", settings=SETTINGS | {"epochs": 1})
@@ -279,8 +282,8 @@ class Sick:
 
 
 def sick_from(monkeypatch, steps):
-    original = training.ToInput
-    monkeypatch.setattr(training, "ToInput", lambda *words: Sick(original(*words), steps))
+    original = training.PixelNormalizer
+    monkeypatch.setattr(training, "PixelNormalizer", lambda *words: Sick(original(*words), steps))
 
 
 def test_t08_a_single_bad_step_is_left_out(flowers, network, tmp_path, monkeypatch):
@@ -300,11 +303,11 @@ def test_t08_bad_steps_in_a_row_end_the_run_and_keep_the_last_good_model(flowers
     assert lines[1].startswith("where: epoch 2, step 4, learning rate ")
     assert lines[1].endswith("norm of the gradient nan")
     assert lines[2].count(".png") == 3
-    assert lines[3].startswith("fix: a smaller rate: --set optimiser.lr=")
+    assert lines[3].startswith("fix: a smaller rate: --set optimizer.lr=")
     assert lines[3].endswith(f"; the model of epoch 1 is kept in {tmp_path / 'run'}")
     run = rk.load(tmp_path / "run")
     assert all(torch.isfinite(value).all() for value in run.state_dict().values())
-    assert read_run(tmp_path / "run").results.ended == "the loss became nan in epoch 2"
+    assert read_run(tmp_path / "run").results.stop_reason == "the loss became nan in epoch 2"
     assert (tmp_path / "run" / "metrics.jsonl").is_file()
     assert "the loss became nan in epoch 2" in (tmp_path / "run" / "report.html").read_text()
 
@@ -316,7 +319,7 @@ def test_t08_a_rate_that_is_far_too_high(flowers, network, tmp_path, cli):
     code, _out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "other", "--lr", 1e30,
                          "--set", "schedule.warmup=0")  # fmt: skip
     assert code == 3
-    assert "error: the loss on val is no number\nwhere: epoch 1\nfix: a smaller rate: --set optimiser.lr=1e+29" in err
+    assert "error: the loss on val is no number\nwhere: epoch 1\nfix: a smaller rate: --set optimizer.lr=1e+29" in err
     assert not (tmp_path / "other" / "model").exists()
 
 

@@ -16,18 +16,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from resnetkit.architecture.card import card_of
-from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.card import resolve_card
+from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.plan import plan
-from resnetkit.architecture.tensors import tensors_of
+from resnetkit.architecture.tensors import get_tensor_shapes
 from resnetkit.errors import ResnetkitWarning, WeightsError
 from resnetkit.network.build import build
 from resnetkit.weights.dialects import TORCHVISION
-from resnetkit.weights.load import load, nonfinite, save
+from resnetkit.weights.load import count_nonfinite, load, save
 from resnetkit.weights.read import read_tensors
-from resnetkit.weights.recognize import looks_like
+from resnetkit.weights.recognize import guess_networks
 
-from tiny import BASE, a_moment
+from helpers.tiny import BASE, measure_cpu_budget
 
 AGAIN = "copy or download the file again"
 RESAVE = "save the tensors as safetensors with the program that wrote the file"
@@ -348,7 +348,7 @@ def test_w05_hostile_headers_take_no_time_and_no_memory(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row[0]: row[1:] for row in (line.split("|") for line in done.stdout.splitlines())}
     assert rows.keys() == {*files, "200 MB"}
-    few = a_moment()
+    few = measure_cpu_budget()
     assert all(float(seconds) < few and float(megabytes) < 150 for seconds, megabytes, *_ in rows.values()), done.stdout
     for name, (told, _) in files.items():
         assert rows[name][2] == "4"
@@ -376,9 +376,9 @@ def test_w07_numbers_that_are_not_finite_are_told(saved):
 def test_w07_large_numbers_are_finite():
     large = torch.full((100,), 3e38)
     assert not large.sum().isfinite()
-    assert nonfinite({"a": large, "b": torch.tensor(5), "c": torch.zeros(0)}) == {}
+    assert count_nonfinite({"a": large, "b": torch.tensor(5), "c": torch.zeros(0)}) == {}
     many = {f"t{i}": torch.tensor([1.0, torch.nan]) for i in range(7)}
-    assert nonfinite(many) == dict.fromkeys(many, 1)
+    assert count_nonfinite(many) == dict.fromkeys(many, 1)
 
 
 # --------------------------------------------------------------------------------------------------- other networks
@@ -391,7 +391,7 @@ def written(tmp_path, shapes):
 
 
 def shapes_of(name):
-    return dict(tensors_of(plan(ROWS[name])))
+    return dict(get_tensor_shapes(plan(CATALOG[name])))
 
 
 RESET_HEAD = "--reset-head CLASSES takes it and starts a new classifier"
@@ -415,7 +415,7 @@ def test_w11_the_wrong_width(tmp_path, refused):
     error = refused(written(tmp_path, shapes_of("cifar_resnet18")), "resnet20")
     assert "stem.conv1.weight: came [64, 3, 3, 3]; expected [16, 3, 3, 3]" in error.where[1]
     assert error.fix == f"this file looks like cifar_resnet18; {NAME_IT}"
-    error = refused(written(tmp_path, tensors_of(plan(BASE))), "resnet20")
+    error = refused(written(tmp_path, get_tensor_shapes(plan(BASE))), "resnet20")
     assert error.fix == NAME_IT
 
 
@@ -469,10 +469,10 @@ def test_w11_the_wrong_type(tmp_path, refused):
 
 def test_w11_the_wrong_dialect(tmp_path, refused):
     shapes = shapes_of("resnet18")
-    theirs = {TORCHVISION.theirs(key): (1,) if "stage4" in key else shape for key, shape in shapes.items()}
+    theirs = {TORCHVISION.to_theirs(key): (1,) if "stage4" in key else shape for key, shape in shapes.items()}
     assert refused(written(tmp_path, theirs)).fix == NAME_IT
     ours = shapes_of("resnet20_b")
-    path = written(tmp_path, {TORCHVISION.theirs(key): shape for key, shape in ours.items()})
+    path = written(tmp_path, {TORCHVISION.to_theirs(key): shape for key, shape in ours.items()})
     assert refused(path, "resnet20_b").fix == f"this file looks like resnet20_b in the dialect torchvision; {NAME_IT}"
     error = refused(written(tmp_path, ours), "resnet20_b", "torchvision")
     assert error.what == "these names have no meaning in the dialect torchvision"
@@ -483,7 +483,7 @@ def test_w11_nothing_is_loaded_in_part(tmp_path, monkeypatch, refused):
     def never(*_, **__):
         pytest.fail("a tensor was moved")
 
-    monkeypatch.setattr("resnetkit.weights.load._assign", never)
+    monkeypatch.setattr("resnetkit.weights.load._assign_tensors", never)
     refused(written(tmp_path, shapes_of("resnet20") | {"head.linear.weight": (10, 63)}), "resnet20")
 
 
@@ -493,18 +493,18 @@ def test_w11_nothing_is_loaded_in_part(tmp_path, monkeypatch, refused):
 def test_w11_every_row_looks_like_itself(name):
     start = time.process_time()
     shapes = shapes_of(name)
-    assert name in looks_like(shapes).split(" or ")
+    assert name in guess_networks(shapes).split(" or ")
     stem = shapes["stem.conv1.weight"]
-    assert looks_like(shapes | {"stem.conv1.weight": (stem[0], 5, *stem[2:])}).endswith(" with 5 input channels")
-    assert looks_like(shapes | {"extra": (1,)}) == ""
-    assert time.process_time() - start < 2 * a_moment()
+    assert guess_networks(shapes | {"stem.conv1.weight": (stem[0], 5, *stem[2:])}).endswith(" with 5 input channels")
+    assert guess_networks(shapes | {"extra": (1,)}) == ""
+    assert time.process_time() - start < 2 * measure_cpu_budget()
 
 
 @pytest.mark.parametrize(
     "shapes", [{}, {"stem.conv1.weight": ()}, {"stem.conv1.weight": (1,)}, {"stage9999.block9.x": ()}]
 )
 def test_w11_odd_tensors_look_like_nothing(shapes):
-    assert looks_like(shapes) == ""
+    assert guess_networks(shapes) == ""
 
 
 # ------------------------------------------------------------------------------------------------------------- cards
@@ -586,7 +586,7 @@ def test_w13_a_card_that_is_wrong(saved, change, told):
     _, folder = saved
     path = change_card(folder, change)
     with pytest.raises(WeightsError) as caught:
-        card_of(folder)
+        resolve_card(folder)
     assert told in str(caught.value)
     assert caught.value.where[0] == str(path)
 
@@ -624,7 +624,7 @@ def test_w13_texts_that_are_no_card_and_no_network(saved, tmp_path, cli, kind):
     for words, expected in ((("evaluate", folder, "digits"), 4), (("explain", tmp_path / "net.json"), 2)):
         start = time.process_time()
         code, out, err = cli(*words)
-        assert time.process_time() - start < a_moment()
+        assert time.process_time() - start < measure_cpu_budget()
         assert (code, out) == (expected, "")
         assert told in err
         assert "Traceback" not in err
@@ -648,7 +648,7 @@ def test_w13_toml_that_is_no_network(tmp_path, cli, kind):
     (tmp_path / "net.toml").write_text(text)
     start = time.process_time()
     code, out, err = cli("explain", tmp_path / "net.toml")
-    assert time.process_time() - start < a_moment()
+    assert time.process_time() - start < measure_cpu_budget()
     assert (code, out) == (2, "")
     assert told in err
     assert "Traceback" not in err

@@ -19,10 +19,10 @@ def test_writing(tmp_path):
 def test_a_failure_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), files.replacing(path) as part:
+    with pytest.raises(ZeroDivisionError), files.atomic_write(path) as part:
         part.write_text("half")
         _ = 1 // 0
-    with pytest.raises(ZeroDivisionError), files.new_folder(tmp_path / "folder") as part:
+    with pytest.raises(ZeroDivisionError), files.atomic_write_folder(tmp_path / "folder") as part:
         (part / "x").write_text("half")
         _ = 1 // 0
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
@@ -37,7 +37,7 @@ def test_a_failing_disk_is_an_error_of_the_machine(tmp_path, monkeypatch, name):
     target = tmp_path / "a"
     with pytest.raises(MachineError) as caught:
         if name == "rename":
-            with files.new_folder(target):
+            with files.atomic_write_folder(target):
                 pass
         else:
             files.write_text(target, "x")
@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 
 
 def test_what_numpy_says_of_a_full_disk(tmp_path):
-    with pytest.raises(MachineError) as caught, files.replacing(tmp_path / "a"):
+    with pytest.raises(MachineError) as caught, files.atomic_write(tmp_path / "a"):
         raise OSError("1000 requested and 24 written")
     assert caught.value.what == "cannot write: 1000 requested and 24 written"
     assert caught.value.fix == "make room, or write to another disk"
@@ -65,17 +65,17 @@ def test_what_numpy_says_of_a_full_disk(tmp_path):
 
 def test_what_is_held_has_the_name(tmp_path, monkeypatch):
     """Who held it before gives it another name after this one has opened it."""
-    path, locked, names = tmp_path / "a", files._locked, [tmp_path / "1", tmp_path / "2"]
+    path, locked, names = tmp_path / "a", files._try_lock, [tmp_path / "1", tmp_path / "2"]
 
     def meanwhile(handle):
         if names:
             path.rename(names.pop())
         return locked(handle)
 
-    monkeypatch.setattr(files, "_locked", meanwhile)
-    with files.held(path) as mine:
+    monkeypatch.setattr(files, "_try_lock", meanwhile)
+    with files.lock_file(path) as mine:
         assert mine
-        with files.held(path) as other:
+        with files.lock_file(path) as other:
             assert not other
     assert sorted(each.name for each in tmp_path.iterdir()) == ["1", "2", "a"]
 
@@ -91,14 +91,14 @@ def test_a_new_file_takes_no_name_of_another(tmp_path, monkeypatch, links):
     path, part, record = tmp_path / "a", tmp_path / "a.part", tmp_path / "a.part.json"
     for one in (path, part, record):
         one.write_text(one.name)
-    assert not files.finish(part, path, record)
-    with pytest.raises(UsageError) as caught, files.replacing(path, new=True) as made:
+    assert not files.publish(part, path, record)
+    with pytest.raises(UsageError) as caught, files.atomic_write(path, exclusive=True) as made:
         made.write_text("new")
     assert str(caught.value) == (f"error: this file exists already\nwhere: {path}\nfix: name another, or remove it")
     assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {n: n for n in ("a", "a.part", "a.part.json")}
     path.unlink()
-    assert files.finish(part, path, record)
-    with files.replacing(tmp_path / "b", new=True) as made:
+    assert files.publish(part, path, record)
+    with files.atomic_write(tmp_path / "b", exclusive=True) as made:
         made.write_text("new")
     assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {"a": "a.part", "b": "new"}
 
@@ -109,17 +109,17 @@ def test_only_ordinary_files_are_written_to_and_read(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     for name in ("pipe", "link"):
         with pytest.raises(OSError, match=r"^this is no ordinary file$"):
-            files.put(tmp_path / name, b"x")
+            files.write_at(tmp_path / name, b"x")
     assert (tmp_path / "mine").read_text() == "mine"
-    with pytest.raises(MachineError) as caught, files.held(tmp_path / "pipe"):
+    with pytest.raises(MachineError) as caught, files.lock_file(tmp_path / "pipe"):
         pass
     assert str(caught.value) == (
         f"error: cannot write: this is no ordinary file\nwhere: {tmp_path / 'pipe'}\nfix: name another place to write to"
     )
-    with files.held(tmp_path / "link") as mine:  # a card may be a link into a cache
+    with files.lock_file(tmp_path / "link") as mine:  # a card may be a link into a cache
         assert mine
     with pytest.raises(MachineError) as caught:
-        files.digest(tmp_path / "pipe")
+        files.hash_file(tmp_path / "pipe")
     assert str(caught.value) == (
         f"error: this is no ordinary file\nwhere: {tmp_path / 'pipe'}\nfix: put a copy of the file itself there"
     )
@@ -128,5 +128,5 @@ def test_only_ordinary_files_are_written_to_and_read(tmp_path):
 def test_what_one_name_left_half_written_is_swept(tmp_path):
     for name in (".a[1].abcdefgh.part", ".a1.abcdefgh.part", ".a[1].b.abcdefgh.part", "a[1].part"):
         (tmp_path / name).touch()
-    files.sweep(tmp_path, "a[1]")
+    files.remove_temporary(tmp_path, "a[1]")
     assert sorted(one.name for one in tmp_path.iterdir()) == [".a1.abcdefgh.part", ".a[1].b.abcdefgh.part", "a[1].part"]

@@ -15,21 +15,21 @@ from PIL import Image
 from safetensors.torch import save as to_bytes
 
 import resnetkit as rk
-from resnetkit.architecture.card import Card, card_for
-from resnetkit.architecture.catalog import ROWS, spec
-from resnetkit.architecture.rules import require
+from resnetkit.architecture.card import Card, make_card
+from resnetkit.architecture.catalog import CATALOG, spec
+from resnetkit.architecture.rules import check_spec
 from resnetkit.architecture.spec import Linear, Network
-from resnetkit.data.open import open_data
-from resnetkit.errors import DataError, PictureError, ResnetkitError, UsageError
+from resnetkit.data.open import open_dataset
+from resnetkit.errors import DataError, ImageError, ResnetkitError, UsageError
 from resnetkit.images.decode import FORMATS, decode
 from resnetkit.serialization import from_json, from_toml, to_json, to_toml
-from resnetkit.training.recipe import Recipe, Steps, check, recipe_for
-from resnetkit.training.report import report
+from resnetkit.training.recipe import MultiStep, Recipe, build_default_recipe, check_recipe
+from resnetkit.training.report import build_run_report
 from resnetkit.training.run_folder import Results, read_run
 from resnetkit.weights.dialects import TORCHVISION
 from test_pages import a_run
 
-from tiny import BASE
+from helpers.tiny import BASE
 
 INTERESTING = [b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"A" * 40]
 
@@ -87,7 +87,7 @@ def test_mutated_pictures(seed):
         case = mutated(content, np.random.default_rng([seed, number]))
         try:
             image = decode(case)
-        except PictureError as error:
+        except ImageError as error:
             assert error.what, number
             assert error.where == ("the bytes given",), number
         else:
@@ -103,16 +103,16 @@ def spec_text():
 
 
 def recipe_text():
-    recipe = recipe_for("flowers/", "resnet18", 224, 500)
+    recipe = build_default_recipe("flowers/", "resnet18", 224, 500)
     return to_toml(
-        Recipe(**{**{f: getattr(recipe, f) for f in recipe.__dataclass_fields__}, "schedule": Steps((3.0, 7.5))})
+        Recipe(**{**{f: getattr(recipe, f) for f in recipe.__dataclass_fields__}, "schedule": MultiStep((3.0, 7.5))})
     )
 
 
 TEXTS = {
-    "network": (spec_text, lambda text: require(from_toml(Network, text))),
-    "recipe": (recipe_text, lambda text: check(from_toml(Recipe, text))),
-    "card": (lambda: to_json(card_for("tiny", BASE, ("a", "b"))), lambda text: from_json(Card, text)),
+    "network": (spec_text, lambda text: check_spec(from_toml(Network, text))),
+    "recipe": (recipe_text, lambda text: check_recipe(from_toml(Recipe, text))),
+    "card": (lambda: to_json(make_card("tiny", BASE, ("a", "b"))), lambda text: from_json(Card, text)),
     "results": (lambda: to_json(a_run().results), lambda text: from_json(Results, text)),
 }
 
@@ -143,7 +143,7 @@ def test_mutated_tables(tmp_path):
     for number in range(2000):
         table.write_bytes(mutated(content, np.random.default_rng([3, number]), marks))
         try:
-            data = open_data(table)
+            data = open_dataset(table)
         except DataError as error:
             assert str(table) in error.where, number
         else:
@@ -153,8 +153,8 @@ def test_mutated_tables(tmp_path):
 def test_mutated_options(cli, monkeypatch, tmp_path):
     """Words of the command line, up to the point where a run would begin."""
     monkeypatch.chdir(tmp_path)
-    keys = ["epochs", "batch_size", "optimiser.lr", "schedule", "schedule.warmup", "augment", "start", "start.norms",
-            "bad_files.at_most", "image", "preparation.mean", "data", "seed"]  # fmt: skip
+    keys = ["epochs", "batch_size", "optimizer.lr", "schedule", "schedule.warmup", "augment", "start", "start.norm_stats",
+            "bad_files.max_fraction", "input_size", "preparation.mean", "data", "seed"]  # fmt: skip
     values = [
         "1",
         "-1",
@@ -174,7 +174,9 @@ def test_mutated_options(cli, monkeypatch, tmp_path):
     for number in range(120):
         settings = [f"{draw.choice(keys)}={draw.choice(values)}" for _ in range(draw.integers(1, 4))]
         words = [word for setting in settings for word in ("--set", setting)]
-        code, out, err = cli("train", "digits", "--model", str(draw.choice(list(ROWS)[:5])), "--print-config", *words)
+        code, out, err = cli(
+            "train", "digits", "--model", str(draw.choice(list(CATALOG)[:5])), "--print-config", *words
+        )
         codes.add(code)
         assert code in (0, 2), (number, words, err)
         assert "Traceback" not in err, number
@@ -191,7 +193,7 @@ def test_the_public_functions_take_what_is_left_of_a_run_folder(tmp_path, digits
         for number in range(100):
             path.write_bytes(mutated(content, np.random.default_rng([seed, number]), WORDS))
             try:
-                assert "<script" not in report([read_run(digits_run)])
+                assert "<script" not in build_run_report([read_run(digits_run)])
             except ResnetkitError as error:
                 assert error.exit_code in (2, 4), (path.name, number)
         path.write_bytes(content)
@@ -201,10 +203,10 @@ def test_the_public_functions_take_what_is_left_of_a_run_folder(tmp_path, digits
 def digits_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "mine.toml").write_text(to_toml(BASE))
-    settings = {"epochs": 1, "precision": "fp32", "image": [1, 8, 8]}
+    settings = {"epochs": 1, "precision": "fp32", "input_size": [1, 8, 8]}
     run = rk.train("digits", folder / "mine.toml", out=folder / "run", settings=settings)
     results = json.loads((run.path / "results.json").read_text())
-    for column in results["evaluation"]["answers"].values():
+    for column in results["evaluation"]["predictions"].values():
         del column[12:]
     (run.path / "results.json").write_text(json.dumps(results, indent=1))
     return run.path
@@ -213,7 +215,7 @@ def digits_run(tmp_path_factory):
 def weights_files():
     """A small network as safetensors, as pickles of both archives, and as a folder of transformers."""
     model = rk.build(replace(BASE, head=Linear(3)))
-    table = TORCHVISION.table(model.plan)
+    table = TORCHVISION.map_tensors(model.plan)
     state = {table[key]: value for key, value in model.state_dict().items()}
     new, old = io.BytesIO(), io.BytesIO()
     torch.save({"state_dict": state, "epoch": 3}, new)

@@ -12,13 +12,19 @@ import torch
 from PIL import Image
 
 import resnetkit as rk
-from resnetkit.errors import PictureError, UsageError
-from resnetkit.explain.grad_cam import Answer, Channel, Inside, Stage, look
-from resnetkit.explain.grad_cam_page import _colours, page
-from resnetkit.prediction.inputs import Input
-from resnetkit.runtime.device import ToInput
+from resnetkit.errors import ImageError, UsageError
+from resnetkit.explain.grad_cam import (
+    ChannelActivation,
+    ImageExplanation,
+    PredictedClass,
+    StageActivations,
+    explain_image,
+)
+from resnetkit.explain.grad_cam_page import _apply_colormap, render_grad_cam_page
+from resnetkit.network.inference import PixelNormalizer
+from resnetkit.prediction.inputs import ImageInput
 
-from tiny import TINY
+from helpers.tiny import TINY
 
 NETWORKS = ["basic-b", "bottleneck", "plain", "silu-grey", "group-norm", "imagenet-stem", "three-stages"]
 NASTY = ("<b>bold</b>", '"><script>alert(1)</script>', "plain")
@@ -50,51 +56,51 @@ def a_network(name, seed=1):
 
 def batch(model, found):
     """The input that prediction would make of the same pixels."""
-    return ToInput(model.card.preparation, torch.device("cpu"))(torch.from_numpy(found.pixels.copy())[None])
+    return PixelNormalizer(model.card.preparation, torch.device("cpu"))(torch.from_numpy(found.pixels.copy())[None])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_evidence_is_what_captum_finds(name, picture):
     attr = pytest.importorskip("captum.attr")
     model = a_network(name)
-    found = look(model, picture, top=5)
+    found = explain_image(model, picture, top=5)
     x = batch(model, found).requires_grad_()
     last = model.get_submodule(found.stages[-1].path)
-    assert len(found.answers) == 5
-    for answer in found.answers:
+    assert len(found.predictions) == 5
+    for answer in found.predictions:
         number = int(answer.label.removeprefix("class "))
         expected = attr.LayerGradCam(model, last).attribute(x, target=number, relu_attributions=True)
-        np.testing.assert_allclose(answer.evidence, expected[0, 0].detach().numpy(), rtol=0, atol=1e-6)
-    assert any(answer.evidence.max() > 1e-3 for answer in found.answers)
+        np.testing.assert_allclose(answer.heatmap, expected[0, 0].detach().numpy(), rtol=0, atol=1e-6)
+    assert any(answer.heatmap.max() > 1e-3 for answer in found.predictions)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_evidence_behind_an_average_is_the_class_activation_map(name, picture):
     """Where the head is an average and a linear layer, Grad-CAM is CAM (arXiv 1610.02391, section 3.1): no gradient."""
     model = a_network(name)
-    found = look(model, picture, top=5)
+    found = explain_image(model, picture, top=5)
     with torch.no_grad():
-        last = model.features(batch(model, found), [found.stages[-1].path])[found.stages[-1].path][0]
-    for answer in found.answers:
+        last = model.extract_features(batch(model, found), [found.stages[-1].path])[found.stages[-1].path][0]
+    for answer in found.predictions:
         weights = model.head.linear.weight[int(answer.label.removeprefix("class "))].detach()
         expected = torch.einsum("c,chw->hw", weights, last).relu() / last[0].numel()
-        np.testing.assert_allclose(answer.evidence, expected.numpy(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(answer.heatmap, expected.numpy(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_answers_are_those_of_prediction(name, picture):
     model = a_network(name)
-    (told,) = rk.predict(Input("x", picture), model, top=3, device="cpu")
-    found = look(model, picture)
-    assert [answer.label for answer in found.answers] == [label for label, _ in told.top]
-    np.testing.assert_allclose([a.share for a in found.answers], [share for _, share in told.top], atol=1e-5)
-    assert len(look(model, picture, top=100).answers) == 5
+    (told,) = rk.predict(ImageInput("x", picture), model, top=3, device="cpu")
+    found = explain_image(model, picture)
+    assert [answer.label for answer in found.predictions] == [label for label, _ in told.top]
+    np.testing.assert_allclose([a.probability for a in found.predictions], [share for _, share in told.top], atol=1e-5)
+    assert len(explain_image(model, picture, top=100).predictions) == 5
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_strongest_maps_are_those_of_the_stages(name, picture):
     model = a_network(name)
-    found = look(model, picture, maps=4)
+    found = explain_image(model, picture, n_maps=4)
     outputs = OrderedDict()
     hooks = [
         part.register_forward_hook(lambda _, __, output, path=path: outputs.update({path: output[0].detach().numpy()}))
@@ -108,11 +114,11 @@ def test_the_strongest_maps_are_those_of_the_stages(name, picture):
     for stage, output in zip(found.stages, outputs.values(), strict=True):
         means = output.mean((1, 2))
         assert stage.channels == len(output)
-        assert [one.number for one in stage.strongest] == np.argsort(-means)[:4].tolist()
+        assert [one.index for one in stage.strongest] == np.argsort(-means)[:4].tolist()
         for one in stage.strongest:
-            assert one.strength == pytest.approx(means[one.number], abs=1e-5)
-            np.testing.assert_allclose(one.values, output[one.number], atol=1e-5)
-    assert len(look(model, picture, maps=100).stages[0].strongest) == found.stages[0].channels
+            assert one.mean == pytest.approx(means[one.index], abs=1e-5)
+            np.testing.assert_allclose(one.values, output[one.index], atol=1e-5)
+    assert len(explain_image(model, picture, n_maps=100).stages[0].strongest) == found.stages[0].channels
 
 
 def test_the_network_is_left_as_it_is(picture):
@@ -123,7 +129,7 @@ def test_the_network_is_left_as_it_is(picture):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [part.training for part in model.modules()]
     asked = [parameter.requires_grad for parameter in model.parameters()]
-    look(model, picture)
+    explain_image(model, picture)
     assert [part.training for part in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == asked
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -137,26 +143,26 @@ def test_modes_are_put_back_after_an_error(picture):
     model = a_network("basic-b").train()
     model.stage1 = torch.nn.Sequential(torch.nn.Conv2d(99, 1, 1))
     with pytest.raises(RuntimeError):
-        look(model, picture)
+        explain_image(model, picture)
     assert all(part.training for part in model.modules())
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_it_works_in_whatever_mode_the_caller_is(around, picture):
-    expected = look(a_network("basic-b"), picture)
+    expected = explain_image(a_network("basic-b"), picture)
     with around():
         enabled, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        found = look(a_network("basic-b"), picture)  # made in that mode, too
+        found = explain_image(a_network("basic-b"), picture)  # made in that mode, too
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (enabled, inference)
-    assert any(answer.evidence.any() for answer in found.answers)
-    for one, other in zip(found.answers, expected.answers, strict=True):
-        np.testing.assert_array_equal(one.evidence, other.evidence)
+    assert any(answer.heatmap.any() for answer in found.predictions)
+    for one, other in zip(found.predictions, expected.predictions, strict=True):
+        np.testing.assert_array_equal(one.heatmap, other.heatmap)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_of_number(dtype, picture):
-    found = look(a_network("basic-b").to(dtype), picture)
-    assert found.answers[0].evidence.dtype == found.stages[0].strongest[0].values.dtype == np.float32
+    found = explain_image(a_network("basic-b").to(dtype), picture)
+    assert found.predictions[0].heatmap.dtype == found.stages[0].strongest[0].values.dtype == np.float32
 
 
 @pytest.mark.parametrize("crop", [(16, 16), (9, 40), (61, 33), (1, 1)])
@@ -165,32 +171,32 @@ def test_any_size_of_image(crop, picture):
     model.card = replace(
         model.card, preparation=replace(model.card.preparation, resize=max(crop), crop=crop), classes=tuple("abcde")
     )
-    found = look(model, picture)
+    found = explain_image(model, picture)
     assert found.pixels.shape == (*crop, 3)
-    assert found.answers[0].label in "abcde"
-    assert found.answers[0].evidence.shape == found.stages[-1].strongest[0].values.shape
-    assert page(found, "n", "f").count("data:image/jpeg;base64,") == 4 + 8 + 8
+    assert found.predictions[0].label in "abcde"
+    assert found.predictions[0].heatmap.shape == found.stages[-1].strongest[0].values.shape
+    assert render_grad_cam_page(found, "n", "f").count("data:image/jpeg;base64,") == 4 + 8 + 8
 
 
 def test_errors_say_what_to_do(picture):
     for name in ("pooled", "headless"):
         with pytest.raises(UsageError, match="this network has no classifier") as caught:
-            look(rk.build(TINY[name]), picture)
+            explain_image(rk.build(TINY[name]), picture)
         assert caught.value.where == (rk.build(TINY[name]).card.name,)
         assert caught.value.fix == "look into a network that ends in one; rk.embed gives what this one hands on"
     model = a_network("basic-b")
-    for words in ({"top": 0}, {"maps": -1}):
+    for words in ({"top": 0}, {"n_maps": -1}):
         ((name, count),) = words.items()
         with pytest.raises(UsageError, match=f"{count} of them leave nothing to show") as caught:
-            look(model, picture, **words)
+            explain_image(model, picture, **words)
         assert (caught.value.where, caught.value.fix) == ((name,), f"{name} of 1 or more")
-    with pytest.raises(PictureError, match="not a picture that is read here"):
-        look(model, b"no picture")
+    with pytest.raises(ImageError, match="not a picture that is read here"):
+        explain_image(model, b"no picture")
     with pytest.raises(UsageError, match="this network sees 2 channels"):
-        look(rk.build(replace(TINY["basic-b"], input=(2, 16, 16))), picture)
+        explain_image(rk.build(replace(TINY["basic-b"], input=(2, 16, 16))), picture)
     model.stage2.add_module("flat", torch.nn.Flatten())
     with pytest.raises(UsageError, match="hands on 2 dimensions, and evidence is found on a map of 4") as caught:
-        look(model, picture)
+        explain_image(model, picture)
     assert caught.value.fix == "let the last stage hand on a map, and the head average it"
 
 
@@ -201,8 +207,8 @@ def by_hand(evidence, pixels=None, share=0.5):
     """Something to show, with these values as the evidence and as a map."""
     values = np.array(evidence, np.float32)
     pixels = np.full((14, 14, 3), 128, np.uint8) if pixels is None else pixels
-    stage = Stage("stage1", 9, (Channel(7, 1.25, values),))
-    return Inside(pixels, (Answer("cat", share, values.clip(0)),), (stage,))
+    stage = StageActivations("stage1", 9, (ChannelActivation(7, 1.25, values),))
+    return ImageExplanation(pixels, (PredictedClass("cat", share, values.clip(0)),), (stage,))
 
 
 def pictures_of(made):
@@ -212,19 +218,19 @@ def pictures_of(made):
 
 
 def test_the_evidence_lies_over_the_picture_where_it_is():
-    plain, over, small = pictures_of(page(by_hand([[0, 0], [0, 4]]), "n", "f"))
+    plain, over, small = pictures_of(render_grad_cam_page(by_hand([[0, 0], [0, 4]]), "n", "f"))
     assert plain.shape == over.shape == (448, 448, 3)
     assert abs(plain - 128).max() <= 2
-    assert over[440, 440] == pytest.approx(0.25 * 128 + 0.75 * _colours(np.array(1.0)), abs=6)
+    assert over[440, 440] == pytest.approx(0.25 * 128 + 0.75 * _apply_colormap(np.array(1.0)), abs=6)
     for corner in ((8, 8), (8, 440), (440, 8)):
-        assert over[corner] == pytest.approx(0.8 * 128 + 0.2 * _colours(np.array(0.0)), abs=6)
+        assert over[corner] == pytest.approx(0.8 * 128 + 0.2 * _apply_colormap(np.array(0.0)), abs=6)
     assert small.shape == (224, 224, 3)
-    assert small[180, 180] == pytest.approx(_colours(np.array(1.0)), abs=6)
-    assert small[20, 20] == pytest.approx(_colours(np.array(0.0)), abs=6)
+    assert small[180, 180] == pytest.approx(_apply_colormap(np.array(1.0)), abs=6)
+    assert small[20, 20] == pytest.approx(_apply_colormap(np.array(0.0)), abs=6)
 
 
 def test_the_scale_gets_lighter_in_even_steps():
-    colours = _colours(np.linspace(0, 1, 101)) / 255
+    colours = _apply_colormap(np.linspace(0, 1, 101)) / 255
     light = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     cones = light @ np.array(_CONES).T
     lightness = np.cbrt(cones) @ [0.2104542553, 0.7936177850, -0.0040720468]  # bottosson.github.io/posts/oklab
@@ -243,14 +249,14 @@ _CONES = [
     "values", [[[0, 0]], [[-1, -2]], [[3, 3]], [[np.nan, 1]], [[np.inf, -np.inf]], [[3e38, -3e38]]]
 )
 def test_maps_of_every_kind_can_be_shown(values):
-    made = page(by_hand(values), "n", "f")
+    made = render_grad_cam_page(by_hand(values), "n", "f")
     assert len(pictures_of(made)) == 3
     if max(values[0]) <= 0:
         assert "50.0%, and no place speaks for it" in made
 
 
 def test_the_page_says_what_it_shows(picture):
-    made = page(look(a_network("silu-grey"), picture), "silu", "cat.png")
+    made = render_grad_cam_page(explain_image(a_network("silu-grey"), picture), "silu", "cat.png")
     assert "<h1>what silu sees in cat.png</h1>" in made
     assert "17x15 pixels, as the network gets it" in made
     assert "the last map is 9x8, so that one pixel of it stands for about 2x2 of the picture" in made
@@ -263,7 +269,7 @@ def test_the_page_says_what_it_shows(picture):
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_the_page_in_a_browser(browser, tmp_path, picture, width, scheme):
     model = rk.build(TINY["basic-b"], classes=[*NASTY, "x" * 300])
-    made = page(look(model, picture, top=4), NASTY[0], f"{NASTY[1]}{'y' * 300}.png")
+    made = render_grad_cam_page(explain_image(model, picture, top=4), NASTY[0], f"{NASTY[1]}{'y' * 300}.png")
     assert not any(name in made for name in NASTY[:2])
     assert "&lt;b&gt;bold&lt;/b&gt;" in made
     assert "<script" not in made

@@ -14,7 +14,7 @@ COMPARE = """
 import sys
 import keras, numpy, torch
 import resnetkit as rk
-from resnetkit.weights.layer_aliases import called
+from resnetkit.weights.layer_aliases import translate_path
 
 name, application = sys.argv[1:]
 torch.manual_seed(0)
@@ -26,7 +26,7 @@ met = set()
 for node in ours.plan.nodes:
     if node.role == "add" or node.op.params == 0 or node.path == "head.linear":
         continue
-    layer = theirs.get_layer(called(ours.plan, node.path, "keras"))
+    layer = theirs.get_layer(translate_path(ours.plan, node.path, "keras"))
     met.add(layer.name)
     tensors = [torch.as_tensor(numpy.array(weight)) for weight in layer.get_weights()]
     if "norm" in node.path:
@@ -43,7 +43,7 @@ assert met == {layer.name for layer in theirs.layers if layer.get_weights()}, me
 x = torch.randn(2, 75, 69, 3, generator=draw)
 with torch.inference_mode():
     expected = torch.as_tensor(keras.ops.convert_to_numpy(theirs(x, training=False)))
-    found = ours.features(x.permute(0, 3, 1, 2), ["head.pool"])["head.pool"]
+    found = ours.extract_features(x.permute(0, 3, 1, 2), ["head.pool"])["head.pool"]
 print(float((found - expected).abs().max() / expected.abs().max()))
 """
 

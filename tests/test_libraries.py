@@ -15,18 +15,18 @@ from torch.nn import functional as F
 
 import resnetkit as rk
 from resnetkit.architecture.card import Preparation
-from resnetkit.architecture.catalog import ROWS, spec
+from resnetkit.architecture.catalog import CATALOG, spec
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import MLP, OPTION_D, Bottleneck, Conv, Linear, MaxPool, NoHead, Pooled, Stem
-from resnetkit.architecture.tensors import tensors_of
+from resnetkit.architecture.tensors import get_tensor_shapes
 from resnetkit.errors import MachineError, ResnetkitWarning, SpecError, UsageError, WeightsError
-from resnetkit.weights.constructor_args import LIBRARIES, expressed
-from resnetkit.weights.dialects import table_for
-from resnetkit.weights.hugging_face import images_of
-from resnetkit.weights.layer_aliases import called
-from resnetkit.weights.recognize import Recognised, recognise
+from resnetkit.weights.constructor_args import LIBRARIES, build_constructor_args
+from resnetkit.weights.dialects import select_table
+from resnetkit.weights.hugging_face import build_preprocessor_config
+from resnetkit.weights.layer_aliases import translate_path
+from resnetkit.weights.recognize import RecognizedWeights, recognize_weights
 
-from tiny import BASE, networks
+from helpers.tiny import BASE, networks
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of these libraries' own dependencies, while they are imported
@@ -93,11 +93,11 @@ def test_torchvision_in_and_out(name):
     same_tensors(rk.as_module(ours, "torchvision"), theirs)
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name in timm.list_models()])
+@pytest.mark.parametrize("name", [name for name in CATALOG if name in timm.list_models()])
 def test_timm_counts_the_same(name):
     with torch.device("meta"):
         theirs = timm.create_model(name)
-    assert sum(p.numel() for p in theirs.parameters()) == plan(ROWS[name]).params
+    assert sum(p.numel() for p in theirs.parameters()) == plan(CATALOG[name]).params
 
 
 @pytest.mark.parametrize("name", [*TIMM, "resnetblur50"])
@@ -127,9 +127,9 @@ def test_vgg_in_and_out(name):
 def test_vgg_is_recognised_by_its_shapes(depth, norm):
     with torch.device("meta"):
         theirs = getattr(torchvision.models, f"vgg{depth}{norm}")(weights=None)
-    found = recognise({key: tuple(value.shape) for key, value in theirs.state_dict().items()})
-    assert isinstance(found, Recognised)
-    assert found.spec == ROWS[f"vgg{depth}{norm}"]
+    found = recognize_weights({key: tuple(value.shape) for key, value in theirs.state_dict().items()})
+    assert isinstance(found, RecognizedWeights)
+    assert found.spec == CATALOG[f"vgg{depth}{norm}"]
 
 
 @pytest.mark.parametrize("name", HUGGING_FACE)
@@ -296,13 +296,13 @@ def test_a_head_of_ones_own_is_left_behind(tmp_path, cli):
     )
     model = rk.load(path, reset_head=["cat", "dog"])
     assert (model.card.name, model.card.classes, model.card.spec.head) == ("resnet18", ("cat", "dog"), Linear(2))
-    assert model.report.initialised == {"head.linear.weight": "new", "head.linear.bias": "new"}
+    assert model.report.initialized == {"head.linear.weight": "new", "head.linear.bias": "new"}
     assert set(model.report.dropped) == {"fc.0.weight", "fc.0.bias", "fc.3.weight", "fc.3.bias"}
     assert len(model.report.kept) + len(model.report.renamed) + 2 == len(model.state_dict())
     theirs.fc = nn.Identity()
     with torch.no_grad():
         x = torch.randn(2, 3, 64, 64)
-        assert torch.equal(theirs(x), model.features(x, ["head.pool"])["head.pool"].flatten(1))
+        assert torch.equal(theirs(x), model.extract_features(x, ["head.pool"])["head.pool"].flatten(1))
     code, _, err = cli("convert", path, tmp_path / "model", "--to", "resnetkit", "--reset-head", 4)
     assert code == 0
     assert "2 initialised (new), 4 dropped" in err
@@ -369,8 +369,8 @@ def test_two_changes_are_one_report(tmp_path):
     theirs = shaken(torchvision.models.resnet18())
     model = rk.load(theirs.state_dict(), reset_head=2, input_channels=1)
     told = model.report
-    assert told.initialised == {"head.linear.weight": "new", "head.linear.bias": "new"}
-    assert len(told.kept) + len(told.renamed) + len(told.adapted) + len(told.initialised) == len(model.state_dict())
+    assert told.initialized == {"head.linear.weight": "new", "head.linear.bias": "new"}
+    assert len(told.kept) + len(told.renamed) + len(told.adapted) + len(told.initialized) == len(model.state_dict())
     assert not any("3x224x224" in line or "RGB" in line for line in model.card.assumed)
 
 
@@ -379,7 +379,7 @@ def test_one_library_has_two_words(tmp_path):
     rk.convert(model, "transformers", tmp_path / "hf")
     assert rk.load(tmp_path / "hf").card.name == "resnet18"
     assert type(rk.as_module(model, "hf")).__name__ == "ResNetForImageClassification"
-    assert called(rk.plan("resnet18"), "stem.conv1", "transformers") == "resnet.embedder.embedder.convolution"
+    assert translate_path(rk.plan("resnet18"), "stem.conv1", "transformers") == "resnet.embedder.embedder.convolution"
 
 
 LIVE_NAMES = {
@@ -397,8 +397,8 @@ LIVE_NAMES = {
 def test_names_are_those_of_live_models(name, library):
     with torch.device("meta"):
         theirs = dict(LIVE_NAMES[name, library]().named_modules())
-    made = plan(ROWS[name])
-    names = {path: called(made, path, library) for path in made.parts if path}
+    made = plan(CATALOG[name])
+    names = {path: translate_path(made, path, library) for path in made.parts if path}
     assert {path: word for path, word in names.items() if word and word not in theirs} == {}
     assert sum(bool(names[node.path]) for node in made.nodes if node.op.params) == sum(
         bool(n.op.params) for n in made.nodes
@@ -443,20 +443,23 @@ def test_six_channels_are_kept_and_no_picture_has_them(tmp_path, cli):
 # ------------------------------------------------------------------------------------- what can be told, and what not
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", CATALOG)
 def test_each_library_takes_a_network_or_says_why_not(name):
     network = spec(name)
     for dialect, library in LIBRARIES.items():
         try:
-            words = expressed(network, library)
+            words = build_constructor_args(network, library)
         except UsageError as error:
             assert error.what.startswith(f"{library[0].name} cannot express this network: it has ")
             assert error.where
             continue
         assert words["family"] in {each.family for each in library}
-        shapes = {table_for(dialect, network).theirs(key): shape for key, shape in tensors_of(plan(network)).items()}
-        found = recognise(shapes, dialect)
-        assert isinstance(found, Recognised)
+        shapes = {
+            select_table(dialect, network).to_theirs(key): shape
+            for key, shape in get_tensor_shapes(plan(network)).items()
+        }
+        found = recognize_weights(shapes, dialect)
+        assert isinstance(found, RecognizedWeights)
         stride = [getattr(stage.branch, "stride_at", 2) for stage in network.stages]
         if dialect == "hf" and 1 in stride:  # only the config of transformers tells v1 from v1.5
             continue
@@ -496,17 +499,17 @@ def test_random_networks_round_trip_or_say_why(network):
         return
     for dialect in LIBRARIES:
         try:
-            expressed(network, LIBRARIES[dialect])
+            build_constructor_args(network, LIBRARIES[dialect])
         except UsageError as error:
             assert "cannot express this network" in error.what
             continue
-        table = table_for(dialect, network).table(made)
-        assert len(set(table.values())) == len(tensors_of(made))
+        table = select_table(dialect, network).map_tensors(made)
+        assert len(set(table.values())) == len(get_tensor_shapes(made))
 
 
 def test_what_shapes_cannot_tell_is_not_guessed():
     for name in ("plain20", "resnet20"):
-        tensors = {key: torch.zeros(shape) for key, shape in tensors_of(plan(spec(name))).items()}
+        tensors = {key: torch.zeros(shape) for key, shape in get_tensor_shapes(plan(spec(name))).items()}
         with pytest.raises(WeightsError) as caught:
             rk.load(tensors)
         assert caught.value.what == (
@@ -521,7 +524,7 @@ def test_every_tensor_is_accounted_for(tmp_path):
     ours = rk.load(theirs)
     assert str(ours.report) == "0 kept, 20 renamed, 102 adapted (cast from float16), 0 initialised, 0 dropped"
     report = ours.report
-    every = [*report.kept, *report.renamed, *report.adapted, *report.initialised]
+    every = [*report.kept, *report.renamed, *report.adapted, *report.initialized]
     assert sorted(every) == sorted(ours.state_dict())
     back = rk.load(rk.save(ours, tmp_path / "model"))
     assert str(back.report) == "122 kept, 0 renamed, 0 adapted, 0 initialised, 0 dropped"
@@ -597,7 +600,7 @@ def test_transformers_activates_by_relu_inside_its_branches(tmp_path):
 
 def test_option_a_is_taken_from_a_dialect_and_never_from_its_lack():
     state = {key.replace("head.", "fc."): value for key, value in rk.build("resnet20").state_dict().items()}
-    theirs = {table_for("akamaster", spec("resnet20")).theirs(key): value
+    theirs = {select_table("akamaster", spec("resnet20")).to_theirs(key): value
               for key, value in rk.build("resnet20").state_dict().items()}  # fmt: skip
     headless = {key: value for key, value in theirs.items() if not key.startswith("linear")}
     for tensors, more in ((headless, {}), (headless, {"reset_head": 3}), (state, {})):
@@ -666,7 +669,7 @@ def test_what_does_not_travel_is_said(tmp_path, cli):
 @given(st.integers(1, 380), st.integers(1, 600))
 def test_the_preparation_of_transformers_comes_back(crop, more):
     how = Preparation(crop + more, (crop, crop), (0.5,) * 3, (0.5,) * 3)
-    share = images_of(how)["crop_pct"]
+    share = build_preprocessor_config(how)["crop_pct"]
     assert int(crop / share) == crop + more
 
 
@@ -685,9 +688,9 @@ def test_other_channels_widths_and_no_head():
     odd = replace(
         BASE, stem=Stem((Conv(12, 3, 2), Conv(8), Conv(8)), (MaxPool(),)), shortcuts=OPTION_D, input=(3, 224, 224)
     )
-    table = table_for("timm", odd)
-    shapes = {table.theirs(key): shape for key, shape in tensors_of(plan(odd)).items()}
-    assert recognise(shapes).spec == odd
+    table = select_table("timm", odd)
+    shapes = {table.to_theirs(key): shape for key, shape in get_tensor_shapes(plan(odd)).items()}
+    assert recognize_weights(shapes).spec == odd
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import torch
 
 from resnetkit import load, save, surgery
 from resnetkit.architecture import spec as s
-from resnetkit.commands.modify import _READ
+from resnetkit.commands.modify import _EDIT_BUILDERS
 from resnetkit.network.build import build
 from test_network import shaken
 
-from tiny import BASE, TINY
+from helpers.tiny import BASE, TINY
 
 DEEP = replace(BASE, stages=(*BASE.stages, s.Stage(2, 24, s.Basic(24), s.FirstBlock(2))), input=(3, 24, 26))
 
@@ -72,9 +72,9 @@ def test_each_option_is_the_function_of_its_name(modify, model, tmp_path, words,
     assert code == 0, err
     expected, report = edit(model)
     same(load(tmp_path / "out"), expected)
-    assert out.startswith(f"{words[0]}: {report.tensors}\n")
+    assert out.startswith(f"{words[0]}: {report.tensor_summary}\n")
     assert all(note in out for note in report.notes)
-    assert all(proof.what in out for proof in report.proved)
+    assert all(proof.subject in out for proof in report.verifications)
     counts = f"{expected.plan.params:,} params, {expected.plan.macs:,} MACs"
     assert out.endswith(f"wrote {tmp_path / 'out'}: {counts}\n")
     assert err == f"next: resnetkit explain {tmp_path / 'out'}\n"
@@ -114,10 +114,10 @@ def test_edits_are_made_in_the_order_of_the_help(modify, model, tmp_path):
 def test_the_help_lists_edits_in_the_order_in_which_they_are_made(cli):
     code, out, _ = cli("modify", "--help")
     assert code == 0
-    places = [out.index(f"--{name.replace('_', '-')}") for name in _READ if name != "group_norm"]
+    places = [out.index(f"--{name.replace('_', '-')}") for name in _EDIT_BUILDERS if name != "group_norm"]
     listed = out[out.index("--remove PLACES") :]
-    assert [listed.index(f"--{name.replace('_', '-')}") for name in _READ] == sorted(
-        listed.index(f"--{name.replace('_', '-')}") for name in _READ
+    assert [listed.index(f"--{name.replace('_', '-')}") for name in _EDIT_BUILDERS] == sorted(
+        listed.index(f"--{name.replace('_', '-')}") for name in _EDIT_BUILDERS
     )
     assert places
 
@@ -134,14 +134,14 @@ def test_the_report_as_a_document(modify, model, tmp_path):
     assert dilated["proved"][0]["figure"] <= dilated["proved"][0]["limit"] == 1e-12
     assert dilated["proved"][0]["why"] is None
     assert classes["adapted"] == dict.fromkeys(("head.linear.weight", "head.linear.bias"), "1 of 2 rows kept, by name")
-    assert {*dilated} == {"edit", "kept", "renamed", "adapted", "initialised", "dropped", "notes", "proved"}
+    assert {*dilated} == {"edit", "kept", "renamed", "adapted", "initialized", "dropped", "notes", "proved"}
 
 
 def test_several_places_are_told_of_as_one(modify, model, tmp_path):
     code, out, _ = modify("--insert", "stage1.block1=1,stage2.block2=1", "--restride", "stage2=1,stage3=1", "--json")
     assert code == 0
     inserted, restrided = json.loads(out)["edits"]
-    assert {".".join(key.split(".")[:2]) for key in inserted["initialised"]} == {"stage1.block2", "stage2.block3"}
+    assert {".".join(key.split(".")[:2]) for key in inserted["initialized"]} == {"stage1.block2", "stage2.block3"}
     assert len(inserted["proved"]) == 2
     assert not inserted["dropped"]
     assert [stage.reduce.stride for stage in load(tmp_path / "out").card.spec.stages] == [1, 1, 1]

@@ -19,7 +19,7 @@ from resnetkit.network.build import build
 from resnetkit.network.layers import Block, PlainBlock
 from resnetkit.weights.dialects import TORCHVISION
 
-from tiny import BASE, TINY, atrous
+from helpers.tiny import BASE, TINY, make_atrous
 
 TORCHVISION_NAMES = [
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
@@ -50,7 +50,9 @@ def test_logits_equal_those_of_torchvision(name):
     theirs = shaken(getattr(torchvision.models, name)(weights=None))
     state = theirs.state_dict()
     ours = build(name, device="meta")
-    ours.load_state_dict({key: state[foreign] for key, foreign in TORCHVISION.table(ours.plan).items()}, assign=True)
+    ours.load_state_dict(
+        {key: state[foreign] for key, foreign in TORCHVISION.map_tensors(ours.plan).items()}, assign=True
+    )
     x = torch.randn(1, 3, 96, 64)
     with torch.inference_mode():
         expected, got = theirs(x), ours.eval()(x)
@@ -106,7 +108,7 @@ def test_an_a_trous_network_is_the_original_on_the_subsampled_grid(name, size):
     original = replace(TINY[name], head=s.NoHead(), input=(TINY[name].input[0], *size))
     every = range(2, len(original.stages) + 1)
     for stages in {(2,), tuple(every)}:
-        dense = build(atrous(original, *stages), dtype=torch.float64)
+        dense = build(make_atrous(original, *stages), dtype=torch.float64)
         sparse = build(original, dtype=torch.float64)
         shaken(sparse)
         dense.load_state_dict(sparse.state_dict())
@@ -135,7 +137,7 @@ def test_any_stages_may_be_a_trous(name):
     x = images(sparse, dtype=torch.float64)
     numbers = range(2, len(original.stages) + 1)
     for stages in itertools.chain.from_iterable(itertools.combinations(numbers, n) for n in range(1, len(numbers) + 1)):
-        dense = build(atrous(original, *stages), dtype=torch.float64)
+        dense = build(make_atrous(original, *stages), dtype=torch.float64)
         dense.load_state_dict(sparse.state_dict())
         step = sparse.plan.root.stride // dense.plan.root.stride
         with torch.inference_mode():
@@ -169,11 +171,11 @@ def test_option_a_pads_with_zeros_on_both_sides_or_at_the_end():
 def test_features():
     model = shaken(build(BASE))
     x = images(model)
-    found = model.features(x, ["stem", "stage2"])
+    found = model.extract_features(x, ["stem", "stage2"])
     assert list(found) == ["stem", "stage2"]
     assert torch.equal(model.head(found["stage2"]), model(x))
     with pytest.raises(UsageError) as caught:
-        model.features(x, ["stage3"])
+        model.extract_features(x, ["stage3"])
     assert str(caught.value) == "error: this network has no place called 'stage3'\nfix: did you mean stage2?"
 
 
@@ -243,7 +245,7 @@ def test_any_size_of_image_fits(name, height, width):
 
 def test_a_branch_is_left_out_in_training_only():
     model = build(replace(BASE, stochastic_depth=0.5)).eval()
-    rates = [module.rate for module in model.modules() if type(module).__name__ == "DropBranch"]
+    rates = [module.rate for module in model.modules() if type(module).__name__ == "StochasticDepth"]
     assert rates == pytest.approx([0.5 / 3, 1 / 3, 0.5])
     drop = model.stage2.block2.branch.drop
     x = torch.ones(4000, 2, 1, 1)

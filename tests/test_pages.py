@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnetkit.architecture.card import Training, card_for
-from resnetkit.data.check import Checked, Look, Twins
-from resnetkit.data.check_page import check_page
-from resnetkit.data.dataset import Data, Files
-from resnetkit.engines.base import Choice
-from resnetkit.engines.saved import Kept, Optimized, Row
-from resnetkit.evaluation.result import Answers, Evaluation
+from resnetkit.architecture.card import TrainingInfo, make_card
+from resnetkit.data.check import CheckResult, DuplicateGroup, ImageInfo
+from resnetkit.data.check_page import build_check_page
+from resnetkit.data.dataset import Dataset, ImageFiles
+from resnetkit.engines.base import EngineConfig
+from resnetkit.engines.saved import Measurement, OptimizeResult, SavedEngine
+from resnetkit.evaluation.result import Evaluation, Predictions
 from resnetkit.html import charts as chart
 from resnetkit.html import page as html
 from resnetkit.html import svg
-from resnetkit.images.thumbnail import thumbnail
-from resnetkit.optimization.report import name_of, optimized_page
+from resnetkit.images.thumbnail import encode_thumbnail
+from resnetkit.optimization.report import get_model_name, render_optimize_report
 from resnetkit.training.recipe import Recipe
-from resnetkit.training.report import report, sign_test
-from resnetkit.training.run_folder import Epoch, Results, Run, Thumbnail
+from resnetkit.training.report import build_run_report, compute_sign_test
+from resnetkit.training.run_folder import EpochMetrics, Results, Run, Thumbnail
 
-from tiny import BASE
+from helpers.tiny import BASE
 
 NASTY = ("<script>alert(1)</script>", "</style><b>", '"&\u202eabc')
 
@@ -34,26 +34,26 @@ NASTY = ("<script>alert(1)</script>", "</style><b>", '"&\u202eabc')
 def a_run(classes=NASTY, epochs=6, path="runs/x"):
     """A run as it would be read: nine right answers for each class, and a few wrong ones."""
     rows = tuple(
-        Epoch(i, 0.1, 2.0 / i, 1 - 0.8 / i, 20, 10 + i, (10 + i) / 20, 1.9 / i, 900.0, 3.0)
+        EpochMetrics(i, 0.1, 2.0 / i, 1 - 0.8 / i, 20, 10 + i, (10 + i) / 20, 1.9 / i, 900.0, 3.0)
         for i in range(1, epochs + 1)
     )
     pairs = [(i, j) for i in range(len(classes)) for j in range(len(classes)) for _ in range(9 if i == j else j)]
     names = tuple(f"{classes[i]}/{n}.png" for n, (i, _) in enumerate(pairs))
     confidence = tuple(0.3 + 0.69 * n / len(pairs) for n in range(len(pairs)))
-    answers = Answers(names, tuple(i for i, _ in pairs), tuple(j for _, j in pairs), confidence)
+    answers = Predictions(names, tuple(i for i, _ in pairs), tuple(j for _, j in pairs), confidence)
     skipped = ((f"{NASTY[0]}.png", NASTY[1]),)
     found = Evaluation("tiny", "flowers", "test", classes, answers, len(pairs), 0.4, skipped)
-    pixel = thumbnail(Image.new("RGB", (4, 4), (200, 30, 30)))
-    shown = tuple(Thumbnail(i, pixel) for i in sorted({*found.mistakes(24), *found.unsure(24)}))
+    pixel = encode_thumbnail(Image.new("RGB", (4, 4), (200, 30, 30)))
+    shown = tuple(Thumbnail(i, pixel) for i in sorted({*found.find_mistakes(24), *found.find_least_confident(24)}))
     parts = (("train", 60), ("test", len(pairs)))
     results = Results(epochs, 20.0, "cpu", "fp32", parts, (NASTY[0],), found, shown, "val got no better")
     environment = {"python": "3.11", "packages": {"torch": "2.15.0"}}
-    card = replace(card_for("tiny", BASE, classes), training=Training("flowers", "f00d", 0, 0, epochs))
+    card = replace(make_card("tiny", BASE, classes), training=TrainingInfo("flowers", "f00d", 0, 0, epochs))
     return Run(Path(path), Recipe("flowers", "tiny"), card, rows, results, environment)
 
 
 def test_names_are_text_and_never_markup():
-    page = report([a_run()])
+    page = build_run_report([a_run()])
     for name in NASTY[:2]:
         assert name not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -61,7 +61,7 @@ def test_names_are_text_and_never_markup():
 
 
 def test_the_policy_allows_the_style_and_nothing_else():
-    page = html.page("t", "l", [])
+    page = html.render_html("t", "l", [])
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)[1]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
@@ -70,11 +70,11 @@ def test_the_policy_allows_the_style_and_nothing_else():
 
 def test_charts_are_sound():
     for drawn in (
-        chart.lines("a", "x", {"one": [(0.0, 1.0), (1.0, float("nan")), (2.0, 3.0)], "none": []}),
-        chart.lines("b", "x", {"flat": [(1.0, 5.0)]}),
-        chart.lines("c", "x", {}),
-        chart.lines("e", "x", {"far": [(1.0, 1e308), (2.0, -1e308), (3.0, 1e-13)]}),
-        chart.matrix("d", NASTY, [[1, 0, 2], [0, 0, 0], [5, 5, 5]]),
+        chart.draw_line_chart("a", "x", {"one": [(0.0, 1.0), (1.0, float("nan")), (2.0, 3.0)], "none": []}),
+        chart.draw_line_chart("b", "x", {"flat": [(1.0, 5.0)]}),
+        chart.draw_line_chart("c", "x", {}),
+        chart.draw_line_chart("e", "x", {"far": [(1.0, 1e308), (2.0, -1e308), (3.0, 1e-13)]}),
+        chart.draw_confusion_matrix("d", NASTY, [[1, 0, 2], [0, 0, 0], [5, 5, 5]]),
     ):
         root = ET.fromstring(drawn)
         assert "nan" not in drawn
@@ -84,14 +84,14 @@ def test_charts_are_sound():
 
 def test_ticks_enclose_the_values():
     for low, high in [(0, 1), (0.97, 0.98), (-3, 1000), (5, 5), (0, 0), (0, 1e-13), (1e-13, 1e-13), (0, 5e-324)]:
-        ticks = chart._ticks(low, high)
+        ticks = chart._compute_ticks(low, high)
         assert ticks[0] <= low <= high <= ticks[-1]
         assert 2 <= len(ticks) <= 8
 
 
 def test_attributes_are_escaped():
-    assert svg.element("a", b='"<&') == '<a b="&quot;&lt;&amp;"/>'
-    assert svg.words("<b>", 1, 2.50) == '<text x="1" y="2.5">&lt;b&gt;</text>'
+    assert svg.build_element("a", b='"<&') == '<a b="&quot;&lt;&amp;"/>'
+    assert svg.build_text("<b>", 1, 2.50) == '<text x="1" y="2.5">&lt;b&gt;</text>'
 
 
 def a_check(tmp_path):
@@ -101,22 +101,26 @@ def a_check(tmp_path):
         path = tmp_path / f"{i}.png"
         Image.new("RGB", (40, 30), (40 * i, 90, 90)).save(path)
         paths.append((path, name))
-    files = Files(tuple(p for p, _ in paths), tuple(n for _, n in paths), np.arange(4))
-    data = Data(f"data of {NASTY[0]}", (*NASTY, "plain"), {"train": files, "val": files}, (NASTY[1],))
+    files = ImageFiles(tuple(p for p, _ in paths), tuple(n for _, n in paths), np.arange(4))
+    data = Dataset(f"data of {NASTY[0]}", (*NASTY, "plain"), {"train": files, "val": files}, (NASTY[1],))
     looks = [
-        Look(part, i, i, f"{name}.png", 40, 30, bytes([i]))
+        ImageInfo(part, i, i, f"{name}.png", 40, 30, bytes([i]))
         for part in ("train", "val")
         for i, (_, name) in enumerate(paths)
     ]
-    bad = Look("train", 0, 0, f"{NASTY[0]}/bad.png", error=NASTY[1])
-    twins = (Twins((looks[0], looks[4]), True), Twins((looks[1], looks[2]), False), Twins((looks[3], looks[3]), True))
-    return Checked(data, (*looks, bad), twins)
+    bad = ImageInfo("train", 0, 0, f"{NASTY[0]}/bad.png", error=NASTY[1])
+    twins = (
+        DuplicateGroup((looks[0], looks[4]), True),
+        DuplicateGroup((looks[1], looks[2]), False),
+        DuplicateGroup((looks[3], looks[3]), True),
+    )
+    return CheckResult(data, (*looks, bad), twins)
 
 
 PAGES = {
-    "report": (lambda folder: report([a_run(("daisy", *NASTY))]), "x: tiny on flowers", 5),
-    "several": (lambda folder: report([a_run(path="a/x"), a_run(path="b/x", epochs=3)]), "2 runs", 4),
-    "check": (lambda folder: check_page(a_check(folder)), f"check of data of {NASTY[0]}", 0),
+    "report": (lambda folder: build_run_report([a_run(("daisy", *NASTY))]), "x: tiny on flowers", 5),
+    "several": (lambda folder: build_run_report([a_run(path="a/x"), a_run(path="b/x", epochs=3)]), "2 runs", 4),
+    "check": (lambda folder: build_check_page(a_check(folder)), f"check of data of {NASTY[0]}", 0),
 }
 
 
@@ -150,7 +154,7 @@ def test_a_page_in_a_browser(browser, tmp_path, name, width, scripts):
 
 
 def test_a_check_names_its_findings_as_text(tmp_path):
-    page = check_page(a_check(tmp_path))
+    page = build_check_page(a_check(tmp_path))
     for name in NASTY[:2]:
         assert name not in page
     assert "In several parts" in page
@@ -162,7 +166,7 @@ def test_a_check_names_its_findings_as_text(tmp_path):
 def test_several_runs_on_one_page():
     first, second = a_run(path="a/x"), a_run(path="b/x", epochs=3)
     second = replace(second, recipe=replace(second.recipe, epochs=3))
-    page = report([first, second])
+    page = build_run_report([first, second])
     assert "a/x" in page
     assert "b/x" in page
     assert "<td>epochs</td><td>30</td><td>3</td>" in page
@@ -173,24 +177,24 @@ def test_several_runs_on_one_page():
     ("a", "b", "p"), [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 0.021484375), (300, 400, 1.8e-4)]
 )
 def test_the_sign_test(a, b, p):
-    assert sign_test(a, b) == sign_test(b, a) == pytest.approx(p, rel=0.02)
+    assert compute_sign_test(a, b) == compute_sign_test(b, a) == pytest.approx(p, rel=0.02)
 
 
 # ------------------------------------------------------------------------------------------------- the page of engines
 
 
 def engines(same=0.99):
-    slow = Row(Choice("eager", "fp32"), 100.0, 10.0, 2.0, 1e-7, same)
-    fast = Row(Choice("openvino", "int8", 32, 2), 650.0, 98.0, 0.5, 0.2, same)
-    bad = Row(Choice("openvino", "bf16"), 300.0, 3.3, None, 0.5, same, why="logits differ")
-    kept = tuple(Kept(purpose, row, (), "abc") for purpose, row in (("throughput", fast), ("start", fast)))
-    return Optimized("", "a processor", "16 pictures", (slow, fast, bad), kept)
+    slow = Measurement(EngineConfig("eager", "fp32"), 100.0, 10.0, 2.0, 1e-7, same)
+    fast = Measurement(EngineConfig("openvino", "int8", 32, 2), 650.0, 98.0, 0.5, 0.2, same)
+    bad = Measurement(EngineConfig("openvino", "bf16"), 300.0, 3.3, None, 0.5, same, reason="logits differ")
+    kept = tuple(SavedEngine(purpose, row, (), "abc") for purpose, row in (("throughput", fast), ("start", fast)))
+    return OptimizeResult("", "a processor", "16 pictures", (slow, fast, bad), kept)
 
 
 def test_a_chart_of_dots_says_by_itself_what_is_what():
-    placed = [chart.Dot("one", 1e-7, 10, "a", kind="fp32"), chart.Dot("two", 0.1, 40, "b", True, "int8"),
-              chart.Dot("two", 0.1, 40, "c", kind="fp32", mark="start")]  # fmt: skip
-    root = ET.fromstring(f"<div>{chart.dots('a chart', ('apart', 'images/s'), placed)}</div>")
+    placed = [chart.ScatterPoint("one", 1e-7, 10, "a", shape_group="fp32"), chart.ScatterPoint("two", 0.1, 40, "b", True, "int8"),
+              chart.ScatterPoint("two", 0.1, 40, "c", shape_group="fp32", label="start")]  # fmt: skip
+    root = ET.fromstring(f"<div>{chart.draw_scatter_plot('a chart', ('apart', 'images/s'), placed)}</div>")
     keys, plot = root.findall("div"), root.find("{*}svg")
     assert [[span.find("svg").tail for span in key] for key in keys] == [
         ["one", "two"],
@@ -205,8 +209,10 @@ def test_a_chart_of_dots_says_by_itself_what_is_what():
 
 
 def test_marks_of_dots_near_each_other_stand_apart():
-    placed = [chart.Dot("one", 0.1, y, "", mark=name) for y, name in ((40, "high"), (39.9, "middle"), (39.8, "low"))]
-    root = ET.fromstring(f"<div>{chart.dots('a chart', ('x', 'y'), placed)}</div>")
+    placed = [
+        chart.ScatterPoint("one", 0.1, y, "", label=name) for y, name in ((40, "high"), (39.9, "middle"), (39.8, "low"))
+    ]
+    root = ET.fromstring(f"<div>{chart.draw_scatter_plot('a chart', ('x', 'y'), placed)}</div>")
     places = sorted(
         float(text.get("y")) for text in root.findall(".//{*}text") if text.text in ("high", "middle", "low")
     )
@@ -215,7 +221,7 @@ def test_marks_of_dots_near_each_other_stand_apart():
 
 def test_the_page_of_engines_is_for_every_screen(tmp_path, browser):
     path = tmp_path / "engines.html"
-    path.write_text(optimized_page("net", engines()))
+    path.write_text(render_optimize_report("net", engines()))
     for width in (1280, 400):
         page = browser.new_page(viewport={"width": width, "height": 900})
         page.goto(path.as_uri())
@@ -228,12 +234,12 @@ def test_the_page_of_engines_is_for_every_screen(tmp_path, browser):
 
 
 def test_the_page_of_engines_tells_how_much_faster_and_what_was_judged():
-    said = optimized_page("net", engines()).replace("\N{NO-BREAK SPACE}", " ")
+    said = render_optimize_report("net", engines()).replace("\N{NO-BREAK SPACE}", " ")
     assert (
         "<dd>650.0 images/s</dd>" in said and "many pictures, openvino-int8, batch 32 x 2, 6.5 times eager fp32" in said
     )
     assert "by its logits alone" not in said and '<th scope="col">same</th>' in said
-    alone = optimized_page("net", engines(same=None))
+    alone = render_optimize_report("net", engines(same=None))
     assert "by its logits alone" in alone and '<th scope="col">same</th>' not in alone
 
 
@@ -241,6 +247,6 @@ def test_a_model_folder_in_a_run_has_the_name_of_the_run(tmp_path, monkeypatch):
     for run in ("digits-1", "other"):
         (tmp_path / run / "model").mkdir(parents=True)
     (tmp_path / "digits-1" / "run.toml").touch()
-    assert [name_of(tmp_path / run / "model") for run in ("digits-1", "other")] == ["digits-1", "model"]
+    assert [get_model_name(tmp_path / run / "model") for run in ("digits-1", "other")] == ["digits-1", "model"]
     monkeypatch.chdir(tmp_path / "digits-1" / "model")
-    assert name_of(Path()) == "digits-1"
+    assert get_model_name(Path()) == "digits-1"

@@ -7,40 +7,42 @@ import torch
 from hypothesis import given
 
 from resnetkit.architecture import spec as s
-from resnetkit.architecture.catalog import ROWS, name_of, names, spec
-from resnetkit.architecture.operations import Normalisation
+from resnetkit.architecture.catalog import CATALOG, get_network_name, list_models, spec
+from resnetkit.architecture.operations import NormOp
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.published import PUBLISHED
-from resnetkit.architecture.summary import rows, text
-from resnetkit.architecture.tensors import tensors_of
+from resnetkit.architecture.summary import format_summary, list_summary_rows
+from resnetkit.architecture.tensors import get_tensor_shapes
 from resnetkit.errors import SpecError, UsageError
 from resnetkit.network.build import build
 
-import facts
-from tiny import TINY, atrous, networks
+from helpers import published
+from helpers.tiny import TINY, make_atrous, networks
 
 COUNTS = (
-    facts.IMAGENET | facts.CIFAR | {name: (count, facts.FAMILY_MACS.get(name)) for name, count in facts.FAMILY.items()}
+    published.IMAGENET
+    | published.CIFAR
+    | {name: (count, published.FAMILY_MACS.get(name)) for name, count in published.FAMILY_PARAMS.items()}
 )
-TIMM = {name for name in ROWS if name.startswith(("resnetv2_", "seresne", "ecaresnet")) or name == "resnet200d"}
+TIMM = {name for name in CATALOG if name.startswith(("resnetv2_", "seresne", "ecaresnet")) or name == "resnet200d"}
 
 
 def test_every_row_has_a_count_that_others_published():
-    assert set(ROWS) == set(COUNTS) | set(facts.KERAS_TOTALS) | TIMM  # timm's are counted in test_libraries.py
+    assert set(CATALOG) == set(COUNTS) | set(published.KERAS_TOTALS) | TIMM  # timm's are counted in test_libraries.py
 
 
-@pytest.mark.parametrize("name", facts.KERAS_TOTALS)
+@pytest.mark.parametrize("name", published.KERAS_TOTALS)
 def test_keras_counts_moving_statistics_as_well(name):
-    made = plan(ROWS[name])
-    channels = sum(node.op.channels for node in made.nodes if isinstance(node.op, Normalisation))
-    assert made.params + 2 * channels == facts.KERAS_TOTALS[name]
-    macs = facts.FAMILY_MACS.get(name)
+    made = plan(CATALOG[name])
+    channels = sum(node.op.channels for node in made.nodes if isinstance(node.op, NormOp))
+    assert made.params + 2 * channels == published.KERAS_TOTALS[name]
+    macs = published.FAMILY_MACS.get(name)
     assert macs is None or made.macs == macs
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_are_the_published_ones(name):
-    made = plan(ROWS[name])
+    made = plan(CATALOG[name])
     params, macs = COUNTS[name]
     assert made.params == params
     assert macs is None or made.macs == macs
@@ -48,19 +50,19 @@ def test_counts_are_the_published_ones(name):
     assert sum(node.macs for node in made.nodes) == made.macs
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", CATALOG)
 def test_depth_is_the_number_in_the_name(name):
     digits = "".join(c if c.isdigit() else " " for c in name.removeprefix("wide_").replace("v2", "")).split()
-    assert plan(ROWS[name]).depth == int(digits[0])
+    assert plan(CATALOG[name]).depth == int(digits[0])
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if "1202" not in name])
+@pytest.mark.parametrize("name", [name for name in CATALOG if "1202" not in name])
 def test_the_module_on_the_meta_device_is_the_plan(name):
-    made = plan(ROWS[name])
+    made = plan(CATALOG[name])
     model = build(name, device="meta")
     assert sum(p.numel() for p in model.parameters()) == made.params
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    assert list(shapes.items()) == list(tensors_of(made).items())
+    assert list(shapes.items()) == list(get_tensor_shapes(made).items())
     inside = tuple(f"{node.path}." for node in made.nodes)  # an operation may be made of several layers
     modules = {path: module for path, module in model.named_modules() if path and not path.startswith(inside)}
     whole = {node.path for node in made.nodes}
@@ -72,26 +74,26 @@ def test_the_module_on_the_meta_device_is_the_plan(name):
     )
 
 
-@pytest.mark.parametrize("name", facts.FIELDS)
+@pytest.mark.parametrize("name", published.RECEPTIVE_FIELDS)
 def test_receptive_fields_after_the_stages(name):
     made = plan(spec(name))
-    assert tuple(made[f"stage{i}"].receptive_field for i in range(1, 5)) == facts.FIELDS[name]
-    assert made.receptive_field == facts.FIELDS[name][-1]
+    assert tuple(made[f"stage{i}"].receptive_field for i in range(1, 5)) == published.RECEPTIVE_FIELDS[name]
+    assert made.receptive_field == published.RECEPTIVE_FIELDS[name][-1]
 
 
-@pytest.mark.parametrize(("name", "field"), facts.LAST_FIELD.items())
+@pytest.mark.parametrize(("name", "field"), published.LAST_RECEPTIVE_FIELD.items())
 def test_receptive_field_of_deep_networks(name, field):
     assert plan(spec(name)).receptive_field == field
 
 
-@pytest.mark.parametrize("name", facts.BATCH_NORM_CHANNELS)
+@pytest.mark.parametrize("name", published.BATCH_NORM_CHANNELS)
 def test_norm_channels_and_state_entries(name):
     made = plan(spec(name))
-    assert sum(n.op.channels for n in made.nodes if isinstance(n.op, Normalisation)) == facts.BATCH_NORM_CHANNELS[name]
-    assert len(tensors_of(made)) == facts.STATE_ENTRIES[name]
+    assert sum(n.op.channels for n in made.nodes if isinstance(n.op, NormOp)) == published.BATCH_NORM_CHANNELS[name]
+    assert len(get_tensor_shapes(made)) == published.STATE_ENTRIES[name]
 
 
-@pytest.mark.parametrize(("depth", "params"), facts.CIFAR_100_A.items())
+@pytest.mark.parametrize(("depth", "params"), published.CIFAR_100_A.items())
 def test_cifar_100(depth, params):
     assert plan(replace(spec(f"resnet{depth}"), head=s.Linear(100))).params == params
 
@@ -154,7 +156,7 @@ def test_a_stride_alone_is_a_cause():
 
 
 def test_an_a_trous_stage_keeps_its_shortcut_and_its_map():
-    made = plan(atrous(TINY["bottleneck"], 2))
+    made = plan(make_atrous(TINY["bottleneck"], 2))
     assert made["stage2"].output == (32, 16, 16)
     assert made["stage2.block1.shortcut"].reason == "channels 16 -> 32 and stride 2, kept as dilation: 16 -> 16"
     dilations = [made[f"stage2.block{b}.branch.conv2"].op.dilation for b in (1, 2)]
@@ -205,7 +207,7 @@ def test_another_image_changes_the_plan_but_not_the_params():
 
 
 def test_the_table():
-    table = text(plan(spec("resnet50"))).splitlines()
+    table = format_summary(plan(spec("resnet50"))).splitlines()
     assert table[0].split() == ["path", "what", "output", "params", "MACs", "share", "field", "stride"]
     assert table[3].split() == [
         "stage2",
@@ -229,22 +231,22 @@ def test_the_table():
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_a_table_of_any_depth_adds_up(name, depth):
     made = plan(TINY[name])
-    listed = rows(made, depth)
+    listed = list_summary_rows(made, depth)
     assert sum(row.params for row in listed) == made.params
     assert sum(row.macs for row in listed) == made.macs
-    assert sum(row.share for row in listed) == pytest.approx(1)
+    assert sum(row.macs_share for row in listed) == pytest.approx(1)
 
 
 def test_names_and_patterns():
-    assert names("wide") == ["wide_resnet50_2", "wide_resnet101_2"]
-    assert names("resnet?8") == ["resnet18"]
-    assert name_of(spec("resnet34")) == "resnet34"
-    assert name_of(TINY["chain"]) == "custom"
-    assert set(PUBLISHED) <= set(ROWS)
+    assert list_models("wide") == ["wide_resnet50_2", "wide_resnet101_2"]
+    assert list_models("resnet?8") == ["resnet18"]
+    assert get_network_name(spec("resnet34")) == "resnet34"
+    assert get_network_name(TINY["chain"]) == "custom"
+    assert set(PUBLISHED) <= set(CATALOG)
     with pytest.raises(UsageError, match="there is no network called 'resnet5O'") as caught:
         spec("resnet5O")
     assert caught.value.fix == "did you mean resnet50?"
 
 
 def test_equal_networks_have_equal_specs():
-    assert len(set(ROWS.values())) == len(ROWS)
+    assert len(set(CATALOG.values())) == len(CATALOG)

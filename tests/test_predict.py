@@ -16,10 +16,10 @@ from PIL import Image
 import resnetkit as rk
 from resnetkit.architecture.spec import NoHead
 from resnetkit.errors import DataError, UsageError
-from resnetkit.prediction.inputs import Input
+from resnetkit.prediction.inputs import ImageInput
 from resnetkit.weights.load import save
 
-from tiny import BASE
+from helpers.tiny import BASE
 
 NAMES = ("daisy", "rose", "tulip")
 
@@ -181,7 +181,7 @@ WRONG = {
     ),
     "predict x.png --precision fp8": (2, "error: there is no precision called 'fp8'\nwhere: --precision"),
     "embed x.png --out x.csv": (2, "error: what is written here is .npz or .parquet\nwhere: x.csv\nfix: call it x.npz"),
-    "embed x.png --place stage9": (2, "error: this network has no place called 'stage9'\nfix: did you mean stage"),
+    "embed x.png --layer stage9": (2, "error: this network has no place called 'stage9'\nfix: did you mean stage"),
     "embed": (2, "error: there is no picture to look at\nwhere: resnetkit embed"),
 }
 
@@ -199,7 +199,7 @@ def test_wrong_words(words, model, cli, tmp_path, monkeypatch):
 
 def test_a_picture_from_memory(model, inbox):
     content = (inbox / "a b.png").read_bytes()
-    assert rk.predict(Input("upload", content), model)[0].top == rk.predict(inbox / "a b.png", model)[0].top
+    assert rk.predict(ImageInput("upload", content), model)[0].top == rk.predict(inbox / "a b.png", model)[0].top
 
 
 def test_vectors_are_what_the_classifier_sees(inbox, model, cli, tmp_path):

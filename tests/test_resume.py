@@ -22,11 +22,11 @@ from resnetkit.errors import DataError, ResnetkitWarning, WeightsError
 from resnetkit.serialization import to_toml
 from resnetkit.training import checkpoint as keeping
 from resnetkit.training import trainer as training
-from resnetkit.training.checkpoint import Checkpoint, read_newest, write
-from resnetkit.training.run_folder import Epoch, Prepared, Step
-from resnetkit.training.state import State, Sums, read_state, to_text
+from resnetkit.training.checkpoint import Checkpoint, load_latest_checkpoint, write_checkpoint
+from resnetkit.training.run_folder import EpochMetrics, RunSetup, StepMetrics
+from resnetkit.training.state import EpochTotals, TrainState, read_state, serialize_state
 
-from tiny import BASE
+from helpers.tiny import BASE
 
 HOW = {"epochs": 3, "batch_size": 8, "precision": "fp32", "checkpoint_steps": 4}
 CHANCE = replace(BASE, stochastic_depth=0.5, head=MLP(5, (8,), 1, 0.5))  # dropout, and branches that are dropped
@@ -58,8 +58,8 @@ def same(run, whole):
     """Whether nothing tells a resumed run from one that went through."""
     assert sha(run) == sha(whole)
     assert lines(run) == lines(whole)
-    assert run.evaluation.answers == whole.evaluation.answers
-    assert (run.best, run.results.ended) == (whole.best, whole.results.ended)
+    assert run.evaluation.predictions == whole.evaluation.predictions
+    assert (run.best_epoch, run.results.stop_reason) == (whole.best_epoch, whole.results.stop_reason)
     assert not (run.path / "state").exists()
     assert not list(run.path.rglob("*.part"))
     return True
@@ -106,14 +106,14 @@ def dies_at(place, name, count):
 # ------------------------------------------------------------------------------------------------- T1: exact resuming
 
 MOMENTS = {
-    "before the first checkpoint": [(training.Training, "step", 2)],
-    "in a step, twice": [(training.Training, "step", 7), (training.Training, "step", 7)],
+    "before the first checkpoint": [(training.Trainer, "train_step", 2)],
+    "in a step, twice": [(training.Trainer, "train_step", 7), (training.Trainer, "train_step", 7)],
     "inside a checkpoint": [(os, "write", 40)],
     "before a checkpoint is renamed": [(os, "rename", 2)],
-    "in evaluation": [(training, "count", 2)],
-    "when the model has been written": [(training.Training, "finish", 1)],
-    "in the evaluation at the end": [(training, "count", 4)],
-    "before the results": [(training, "leave_results", 1)],
+    "in evaluation": [(training, "count_predictions", 2)],
+    "when the model has been written": [(training.Trainer, "finish", 1)],
+    "in the evaluation at the end": [(training, "count_predictions", 4)],
+    "before the results": [(training, "write_results", 1)],
 }
 
 
@@ -147,25 +147,25 @@ def whole(flowers, chance, once):
 
 
 RECIPES = {
-    "adam": {"optimiser": {"kind": "adam-w"}, "schedule": "triangle"},
-    "plain sgd": {"optimiser": {"momentum": 0.0, "nesterov": False}},
-    "pictures that are read anew": {"augment": {"kind": "random-crop"}},
+    "adam": {"optimizer": {"kind": "adam-w"}, "schedule": "triangle"},
+    "plain sgd": {"optimizer": {"momentum": 0.0, "nesterov": False}},
+    "pictures that are read anew": {"augment": {"kind": "random-resized-crop"}},
     "bf16": {"precision": "bf16"},
     "all that is drawn": {
         "augment": "pad-crop",
-        "also": ["trivial-augment", "colour-jitter", {"kind": "random-erasing", "share": 0.5}],
+        "transforms": ["trivial-augment", "color-jitter", {"kind": "random-erasing", "p": 0.5}],
         "mix": "mix-up-or-cut-mix",
-        "ema": {"decay": 0.9, "every": 2},
+        "ema": {"decay": 0.9, "update_every": 2},
         "stochastic_depth": 0.5,
         "label_smoothing": 0.1,
     },
     "random windows, then more": {
-        "augment": "random-crop",
-        "also": ["trivial-augment"],
+        "augment": "random-resized-crop",
+        "transforms": ["trivial-augment"],
         "mix": "cut-mix",
         "ema": "ema",
     },
-    "patience": {"epochs": 30, "patience": 1, "optimiser": {"lr": 1e-12}},
+    "patience": {"epochs": 30, "patience": 1, "optimizer": {"lr": 1e-12}},
 }
 
 
@@ -173,40 +173,40 @@ RECIPES = {
 def test_t01_whatever_the_recipe(flowers, network, tmp_path, recipe):
     settings = HOW | RECIPES[recipe]
     whole = rk.train(flowers, network, out=tmp_path / "whole", settings=settings)
-    killed(dies_at(training.Training, "step", 10), flowers, network, out=tmp_path / "run", settings=settings)
+    killed(dies_at(training.Trainer, "train_step", 10), flowers, network, out=tmp_path / "run", settings=settings)
     assert same(rk.train(resume=tmp_path / "run"), whole)
 
 
 def test_t01_fine_tuning_in_both_of_its_parts(flowers, network, tmp_path, pictures):
     base = rk.train(pictures("d", ["a", "b"], 12), network, out=tmp_path / "base", settings=HOW)
-    settings = HOW | {"start": {"head_epochs": 1, "norms": "learnt"}}
+    settings = HOW | {"start": {"head_epochs": 1, "norm_stats": "learnt"}}
     whole = rk.train(flowers, base.path, out=tmp_path / "whole", settings=settings)
     for step in (3, 9):
         out = tmp_path / f"run{step}"
-        killed(dies_at(training.Training, "step", step), flowers, base.path, out=out, settings=settings)
+        killed(dies_at(training.Trainer, "train_step", step), flowers, base.path, out=out, settings=settings)
         assert same(rk.train(resume=out), whole)
 
 
 def test_only_the_steps_after_the_last_checkpoint_run_again(flowers, network, tmp_path):
-    killed(dies_at(training.Training, "step", 6), flowers, network, out=tmp_path / "run", settings=HOW)
+    killed(dies_at(training.Trainer, "train_step", 6), flowers, network, out=tmp_path / "run", settings=HOW)
     events = []
-    rk.train(resume=tmp_path / "run", watch=events.append)
-    assert isinstance(events[0], Prepared)
-    assert events[0].resumed == ("resuming after step 4 of epoch 1",)
-    assert [(e.epoch, e.step) for e in events if isinstance(e, Step)][:3] == [(1, 5), (1, 6), (2, 1)]
+    rk.train(resume=tmp_path / "run", on_event=events.append)
+    assert isinstance(events[0], RunSetup)
+    assert events[0].resume_notes == ("resuming after step 4 of epoch 1",)
+    assert [(e.epoch, e.step) for e in events if isinstance(e, StepMetrics)][:3] == [(1, 5), (1, 6), (2, 1)]
 
 
 def test_a_run_that_is_killed_in_evaluation_goes_on_in_evaluation(flowers, network, tmp_path):
-    killed(dies_at(training, "count", 2), flowers, network, out=tmp_path / "run", settings=HOW)
+    killed(dies_at(training, "count_predictions", 2), flowers, network, out=tmp_path / "run", settings=HOW)
     events = []
-    rk.train(resume=tmp_path / "run", watch=events.append)
-    assert isinstance(events[1], Epoch)
+    rk.train(resume=tmp_path / "run", on_event=events.append)
+    assert isinstance(events[1], EpochMetrics)
     assert events[1].epoch == 2
 
 
 def test_t08_bad_steps_and_pictures_that_failed_are_remembered(flowers, network, tmp_path, monkeypatch):
     """Two bad steps before the kill and one after it are three in a row."""
-    original = training.ToInput
+    original = training.PixelNormalizer
 
     class Sick:
         steps = range(0)
@@ -218,14 +218,14 @@ def test_t08_bad_steps_and_pictures_that_failed_are_remembered(flowers, network,
             self.step += 1
             return self.good(pixels) * (float("nan") if self.step in Sick.steps else 1.0)
 
-    monkeypatch.setattr(training, "ToInput", Sick)
+    monkeypatch.setattr(training, "PixelNormalizer", Sick)
     Sick.steps = range(7, 99)
     with pytest.raises(DataError) as whole:
         rk.train(flowers, network, out=tmp_path / "whole", settings=HOW | {"checkpoint_steps": 1})
-    act = dies_at(training.Training, "step", 9)
+    act = dies_at(training.Trainer, "train_step", 9)
     killed(act, flowers, network, out=tmp_path / "run", settings=HOW | {"checkpoint_steps": 1})
-    state = read_newest(tmp_path / "run" / "state", lambda found: None).state
-    assert (state.steps, state.bad_steps) == (8, 2)
+    state = load_latest_checkpoint(tmp_path / "run" / "state", lambda found: None).state
+    assert (state.global_step, state.bad_steps) == (8, 2)
     Sick.steps = range(1, 99)
     with pytest.raises(DataError) as caught:
         rk.train(resume=tmp_path / "run")
@@ -234,12 +234,12 @@ def test_t08_bad_steps_and_pictures_that_failed_are_remembered(flowers, network,
 
 
 def test_a_picture_that_failed_once_stays_out_after_resuming(flowers, network, tmp_path):
-    settings = HOW | {"bad_files": {"at_most": 0.1}}
+    settings = HOW | {"bad_files": {"max_fraction": 0.1}}
     bad = flowers / "rose" / "3.png"
     content = bad.read_bytes()
     bad.write_bytes(b"")
     whole = rk.train(flowers, network, out=tmp_path / "whole", settings=settings)
-    killed(dies_at(training.Training, "step", 8), flowers, network, out=tmp_path / "run", settings=settings)
+    killed(dies_at(training.Trainer, "train_step", 8), flowers, network, out=tmp_path / "run", settings=settings)
     bad.write_bytes(content)
     run = rk.train(resume=tmp_path / "run")
     assert same(run, whole)
@@ -251,10 +251,10 @@ def test_t13_the_same_seed_twice_whatever_is_drawn_beside_it(flowers, chance, tm
     before = torch.get_rng_state()
 
     def draw(event):
-        if isinstance(event, Step):
+        if isinstance(event, StepMetrics):
             torch.rand(7)
 
-    again = rk.train(flowers, chance, out=tmp_path / "again", settings=HOW, watch=draw)
+    again = rk.train(flowers, chance, out=tmp_path / "again", settings=HOW, on_event=draw)
     assert sha(again) == sha(whole)
     assert torch.equal(torch.get_rng_state(), before)  # and it leaves no trace
 
@@ -310,7 +310,7 @@ def tensors(number):
 
 
 def state_after(steps):
-    return State(steps=steps, step=steps, batch_size=8, sums=Sums(3, 2, 0.1 + 0.2))
+    return TrainState(global_step=steps, step=steps, batch_size=8, totals=EpochTotals(3, 2, 0.1 + 0.2))
 
 
 def point(steps):
@@ -321,11 +321,11 @@ def test_t02_whatever_is_cut_off_a_loadable_checkpoint_stands(tmp_path, monkeypa
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # what it would have saved is lost by the shim
     with monkeypatch.context() as patch:
         disk = Disk(patch)
-        write(tmp_path / "count", point(1))
+        write_checkpoint(tmp_path / "count", point(1))
     assert disk.count > 20
     for fatal in range(1, 200):
         folder = tmp_path / str(fatal)
-        keeper = keeping.Keeper(folder, None, None)
+        keeper = keeping.CheckpointManager(folder, None, None)
         for steps in (1, 2):
             keeper.save(lambda steps=steps: point(steps))
         with monkeypatch.context() as patch:
@@ -335,14 +335,14 @@ def test_t02_whatever_is_cut_off_a_loadable_checkpoint_stands(tmp_path, monkeypa
                 died = False
             except Abort:
                 died = True
-        found = read_newest(folder, lambda found: None)
-        assert found.state.steps == (3 if not died else found.state.steps)
-        assert found.state.steps in (2, 3)
-        assert found.state == state_after(found.state.steps)
-        assert torch.equal(found.model["stem.weight"], tensors(found.state.steps)["stem.weight"])
-        after = keeping.Keeper(folder, None, found)
+        found = load_latest_checkpoint(folder, lambda found: None)
+        assert found.state.global_step == (3 if not died else found.state.global_step)
+        assert found.state.global_step in (2, 3)
+        assert found.state == state_after(found.state.global_step)
+        assert torch.equal(found.model["stem.weight"], tensors(found.state.global_step)["stem.weight"])
+        after = keeping.CheckpointManager(folder, None, found)
         after.save(lambda: point(4))  # and it can go on
-        assert read_newest(folder, lambda found: None).state.steps == 4
+        assert load_latest_checkpoint(folder, lambda found: None).state.global_step == 4
         if not died:
             assert sorted(p.name for p in folder.iterdir()) == ["latest", "step-00000003", "step-00000004"]
             break
@@ -395,7 +395,7 @@ def standing_at(step, flowers, network, folder, settings):
     """``folder/run``, killed in a step; made once, then copied to where other pictures of the same names lie."""
     kept = STANDING.get(step)
     if kept is None:
-        killed(dies_at(training.Training, "step", step), flowers, network, out=folder / "run", settings=settings)
+        killed(dies_at(training.Trainer, "train_step", step), flowers, network, out=folder / "run", settings=settings)
         kept = STANDING[step] = (tempfile.mkdtemp(), str(folder))
         shutil.copytree(folder / "run", kept[0], dirs_exist_ok=True)
     else:
@@ -472,9 +472,9 @@ DAMAGE = {
     "a state that is none": (lambda f: signed(f, lambda f: (f / "state.json").write_text("{")), "state.json cannot be"),
     "a deep state": (lambda f: signed(f, lambda f: (f / "state.json").write_text("[" * 100_000)), "state.json cannot"),
     "a strange state": (lambda f: signed(f, in_state(epoch=7)), "state.json does not describe a state: 1 fault"),
-    "a state with more": (lambda f: signed(f, in_state(code="import os")), "state.json does not describe a state"),
-    "another step": (lambda f: signed(f, in_state(steps=99)), "this is the state after 99 steps"),
-    "more metrics": (lambda f: signed(f, in_state(metrics=10**9)), "metrics.jsonl is shorter than this checkpoint says"),
+    "a state with more": (lambda f: signed(f, in_state(code="import os")), "state.json does not describe a train-state"),
+    "another step": (lambda f: signed(f, in_state(global_step=99)), "this is the state after 99 steps"),
+    "more metrics": (lambda f: signed(f, in_state(metrics_bytes=10**9)), "metrics.jsonl is shorter than this checkpoint says"),
 }  # fmt: skip
 
 
@@ -513,20 +513,20 @@ def test_a_pointer_elsewhere_is_not_followed(halted, whole_plain):
 def test_a_damaged_checkpoint_is_not_in_the_way_of_the_next(halted, network):
     halve(halted / "state" / "step-00000006" / "model.safetensors")
     warnings.simplefilter("ignore", ResnetkitWarning)  # of the child
-    killed(dies_at(training.Training, "step", 4), resume=halted)
+    killed(dies_at(training.Trainer, "train_step", 4), resume=halted)
     names = sorted(path.name for path in (halted / "state").glob("step-*"))
     assert names == ["step-00000004", "step-00000006"]
-    assert [keeping.read(halted / "state" / name).state.steps for name in names] == [4, 6]
+    assert [keeping.read_checkpoint(halted / "state" / name).state.global_step for name in names] == [4, 6]
 
 
 def test_a_state_is_written_and_read_exactly(tmp_path):
     odd = replace(state_after(3), unreadable=(("\udcff.png", "the file is empty"),), seconds=0.1 + 0.2)
-    (tmp_path / "state.json").write_text(to_text(odd))
+    (tmp_path / "state.json").write_text(serialize_state(odd))
     assert read_state(tmp_path / "state.json") == odd
     with pytest.raises(WeightsError) as caught:
-        (tmp_path / "state.json").write_text(to_text(replace(odd, step=4, best=2)))
+        (tmp_path / "state.json").write_text(serialize_state(replace(odd, step=4, best_epoch=2)))
         read_state(tmp_path / "state.json")
     assert caught.value.where[1:] == (
-        "best: came 2; allowed: 0 to 0",
+        "best_epoch: came 2; allowed: 0 to 0",
         "step: came 4; allowed: 3 at most, all steps of the run",
     )

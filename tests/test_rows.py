@@ -16,15 +16,15 @@ from PIL import Image
 from pyarrow import ipc, parquet
 
 import resnetkit as rk
-from resnetkit.data.dataset import divide, fingerprint, leaks
-from resnetkit.data.open import open_data
+from resnetkit.data.dataset import compute_fingerprint, find_leaks, split_dataset
+from resnetkit.data.open import open_dataset
 from resnetkit.data.readers import parquet as copying
-from resnetkit.errors import DataError, MachineError, PictureError
+from resnetkit.errors import DataError, ImageError, MachineError
 from resnetkit.training import trainer as training
 from test_structure import WATCH
 
 NAMES = ("rose", "daisy", "tulip")
-SETTINGS = {"epochs": 2, "batch_size": 8, "precision": "fp32", "bad_files": {"kind": "skip", "at_most": 0.1}}
+SETTINGS = {"epochs": 2, "batch_size": 8, "precision": "fp32", "bad_files": {"kind": "skip", "max_fraction": 0.1}}
 FEATURES = {"label": {"names": list(NAMES), "_type": "ClassLabel"}, "image": {"_type": "Image"}}
 PAIR = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
 
@@ -76,7 +76,7 @@ def saved(root, rows):
 
 def told(path):
     with pytest.raises(DataError) as caught:
-        open_data(path)
+        open_dataset(path)
     return caught.value
 
 
@@ -120,31 +120,33 @@ def written(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["parts", "one", "hub"])
 def test_what_datasets_writes_is_read(written, kind):
-    data = open_data(written / kind)
+    data = open_dataset(written / kind)
     assert data.classes == NAMES
-    assert {part: len(rows) for part, rows in data.parts.items()} == (
+    assert {part: len(rows) for part, rows in data.splits.items()} == (
         {"all": 24} if kind == "one" else {"train": 24, "val": 6}
     )
     for part, first in (("train", 0), ("val", 100)) if kind != "one" else (("all", 0),):
-        rows = data.parts[part]
+        rows = data.splits[part]
         assert rows.labels.tolist() == [i % 3 for i in range(len(rows))]
         for i in range(len(rows)):
-            assert rows.content(i) == png(first + i, i)
-    assert np.asarray(data.first.image(7)).tolist() == np.asarray(Image.open(io.BytesIO(png(7, 7)))).tolist()
-    assert sum(map(len, divide(data, 0).parts.values())) == sum(map(len, data.parts.values()))
+            assert rows.read_content(i) == png(first + i, i)
+    assert np.asarray(data.train_split.load_image(7)).tolist() == np.asarray(Image.open(io.BytesIO(png(7, 7)))).tolist()
+    assert sum(map(len, split_dataset(data, 0).splits.values())) == sum(map(len, data.splits.values()))
 
 
 def test_rows_that_were_chosen_are_read_in_their_order(written):
-    assert [open_data(written / "chosen").first.content(i) for i in range(3)] == [png(i, i) for i in (5, 3, 1)]
+    assert [open_dataset(written / "chosen").train_split.read_content(i) for i in range(3)] == [
+        png(i, i) for i in (5, 3, 1)
+    ]
 
 
 def test_nothing_is_asked_of_a_network_or_written_elsewhere(written, tmp_path):
     code = """
-from resnetkit.data.open import open_data
-from resnetkit.data.dataset import divide, fingerprint, leaks
+from resnetkit.data.open import open_dataset
+from resnetkit.data.dataset import compute_fingerprint, find_leaks, split_dataset
 for place in sys.argv[2:]:
-    data = divide(open_data(place), 0)
-    fingerprint(data), leaks(data), [data.first.image(i) for i in range(len(data.first))]
+    data = split_dataset(open_dataset(place), 0)
+    compute_fingerprint(data), find_leaks(data), [data.train_split.load_image(i) for i in range(len(data.train_split))]
 found = {"torch", "datasets", "pandas", "requests", "httpx", "huggingface_hub", "multiprocess", "dill"} & set(sys.modules)
 assert not found, found
 elsewhere = [it for it in loud if not all(str(word).startswith(sys.argv[1]) for word in it[1] if isinstance(word, str) and "/" in word)]
@@ -192,38 +194,38 @@ def test_a_copy_of_parquet_is_the_same_data_as_files(tmp_path, network):
         place = tmp_path / "files" / str(i % 3) / f"a.parquet row {i:02}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(png(i, i))
-    rows, pictures = open_data(tmp_path / "a.parquet").first, open_data(tmp_path / "files").first
-    assert open_data(tmp_path / "a.parquet").classes == open_data(tmp_path / "files").classes
+    rows, pictures = open_dataset(tmp_path / "a.parquet").train_split, open_dataset(tmp_path / "files").train_split
+    assert open_dataset(tmp_path / "a.parquet").classes == open_dataset(tmp_path / "files").classes
     order = np.argsort(rows.labels, kind="stable")
     assert (rows.labels[order] == pictures.labels).all()
     for i, j in enumerate(order.tolist()):
-        assert np.array_equal(np.asarray(rows.image(j, "L")), np.asarray(pictures.image(i, "L")))
+        assert np.array_equal(np.asarray(rows.load_image(j, "L")), np.asarray(pictures.load_image(i, "L")))
 
 
-@pytest.mark.parametrize("augment", ["pad-crop", "random-crop"])
+@pytest.mark.parametrize("augment", ["pad-crop", "random-resized-crop"])
 def test_d03_bad_rows_are_skipped_named_and_counted(tmp_path, network, monkeypatch, augment):
     images = [{"bytes": png(i, i), "path": None} for i in range(60)]
     bad = {3: b"", 20: b"text", 41: png(41)[:40]}
     for row, content in bad.items():
         images[row]["bytes"] = content
     parquet.write_table(table(60, image=pyarrow.array(images, PAIR)), tmp_path / "flowers.parquet")
-    seen, original = Counter(), training.augmented
+    seen, original = Counter(), training.load_augmented
 
     def spy(*words, **more):
         pixels, which = original(*words, **more)
         source = words[0]
-        seen.update((source.pictures.where(i), int(source.labels[i])) for i in which.tolist())
+        seen.update((source.images.format_location(i), int(source.labels[i])) for i in which.tolist())
         return pixels, which
 
-    monkeypatch.setattr(training, "augmented", spy)
-    data = divide(open_data(tmp_path / "flowers.parquet"), 0)
+    monkeypatch.setattr(training, "load_augmented", spy)
+    data = split_dataset(open_dataset(tmp_path / "flowers.parquet"), 0)
     run = rk.train(
         tmp_path / "flowers.parquet", network, out=tmp_path / "run", settings=SETTINGS | {"augment": augment}
     )
     named = {f"{tmp_path / 'flowers.parquet'} row {row}" for row in bad}
     assert {name for name, _ in run.evaluation.skipped} == named
-    train = data.parts["train"]
-    clean = {(train.where(i), int(train.labels[i])) for i in range(len(train))} - {
+    train = data.splits["train"]
+    clean = {(train.format_location(i), int(train.labels[i])) for i in range(len(train))} - {
         (name, i % 3) for name in named for i in range(3)
     }
     assert set(seen) <= clean
@@ -243,11 +245,11 @@ def test_a_row_that_cannot_be_read_says_why(tmp_path):
             saved(tmp_path / name, rows)
         else:
             parquet.write_table(rows, tmp_path / name)
-        pictures, reasons = open_data(tmp_path / name).first, []
+        pictures, reasons = open_dataset(tmp_path / name).train_split, []
         for i in range(4):
-            with pytest.raises(PictureError) as caught:
-                pictures.image(i)
-            assert caught.value.where == (pictures.where(i),)
+            with pytest.raises(ImageError) as caught:
+                pictures.load_image(i)
+            assert caught.value.where == (pictures.format_location(i),)
             reasons.append(caught.value.what)
         assert reasons == [
             "there is no picture in this row",
@@ -255,41 +257,41 @@ def test_a_row_that_cannot_be_read_says_why(tmp_path):
             "there is no picture in this row",
             "not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)",
         ]
-        assert pictures.where(1).endswith(".arrow row 1" if name == "saved" else "rows.parquet row 1")
+        assert pictures.format_location(1).endswith(".arrow row 1" if name == "saved" else "rows.parquet row 1")
 
 
 def test_other_formats_are_refused_in_rows_too(tmp_path):
     parquet.write_table(table(1, image=pyarrow.array([b"8BPS\0\1" + bytes(40)])), tmp_path / "a.parquet")
-    with pytest.raises(PictureError, match="format PSD is not accepted"):
-        open_data(tmp_path / "a.parquet").first.image(0)
+    with pytest.raises(ImageError, match="format PSD is not accepted"):
+        open_dataset(tmp_path / "a.parquet").train_split.load_image(0)
 
 
 def test_d10_a_file_that_goes_or_changes_while_it_is_read(tmp_path, cache):
     root = saved(tmp_path / "saved", table(12))
-    pictures, file = open_data(root).first, root / "data-00000-of-00001.arrow"
+    pictures, file = open_dataset(root).train_split, root / "data-00000-of-00001.arrow"
     content = file.read_bytes()
     file.write_bytes(content[:-200])
-    with pytest.raises(PictureError) as caught:
-        pictures.image(11)
+    with pytest.raises(ImageError) as caught:
+        pictures.load_image(11)
     assert caught.value.what == "its file has changed since it was opened"
     file.unlink()
-    with pytest.raises(PictureError) as caught:
-        pictures.image(2)
+    with pytest.raises(ImageError) as caught:
+        pictures.load_image(2)
     assert (caught.value.what, caught.value.where) == ("there is no such file", (f"{file} row 2",))
     parquet.write_table(table(12), tmp_path / "a.parquet")
-    pictures = open_data(tmp_path / "a.parquet").first
+    pictures = open_dataset(tmp_path / "a.parquet").train_split
     (tmp_path / "a.parquet").unlink()
-    assert pictures.image(3).size == (20, 16)  # the copy is what is read
+    assert pictures.load_image(3).size == (20, 16)  # the copy is what is read
     shutil.rmtree(cache)
-    with pytest.raises(PictureError, match="there is no such file"):
-        pictures.image(3)
+    with pytest.raises(ImageError, match="there is no such file"):
+        pictures.load_image(3)
 
 
 def test_parts_taken_and_joined(tmp_path):
     root = hub(tmp_path / "d", train_00000_of_00002=table(9), train_00001_of_00002=table(4, 9), test=table(3, 50))
-    data = open_data(root)
-    everything = data.part("all")
-    assert [everything.content(i) for i in range(16)] == [png(i, i if i < 9 else i - 9) for i in range(13)] + [
+    data = open_dataset(root)
+    everything = data.get_split("all")
+    assert [everything.read_content(i) for i in range(16)] == [png(i, i if i < 9 else i - 9) for i in range(13)] + [
         png(50 + i, i) for i in range(3)
     ]
     some = everything.take(np.array([15, 9, 0]))
@@ -298,12 +300,12 @@ def test_parts_taken_and_joined(tmp_path):
     ]  # fmt: skip
     assert some.labels.tolist() == [2, 0, 0]
     shutil.copytree(root, tmp_path / "moved")
-    assert fingerprint(open_data(tmp_path / "moved")) == fingerprint(data)
+    assert compute_fingerprint(open_dataset(tmp_path / "moved")) == compute_fingerprint(data)
 
 
 def test_d13_rows_in_two_parts_are_leaks(tmp_path):
     root = hub(tmp_path / "d", train=table(9), test=table(3))
-    assert leaks(open_data(root)) == [
+    assert find_leaks(open_dataset(root)) == [
         (f"{root}/data/train.parquet row {i}", f"{root}/data/test.parquet row {i}") for i in range(3)
     ]
 
@@ -332,9 +334,9 @@ def test_which_columns_are_meant(tmp_path, columns, classes):
     parquet.write_table(table(3, **columns), tmp_path / "a.parquet")
     saved(tmp_path / "saved", table(3, **columns))
     for place in ("a.parquet", "saved"):
-        data = open_data(tmp_path / place)
+        data = open_dataset(tmp_path / place)
         assert data.classes == classes
-        assert [data.first.image(i).size for i in range(3)] == [(20, 16)] * 3
+        assert [data.train_split.load_image(i).size for i in range(3)] == [(20, 16)] * 3
 
 
 def test_columns_that_are_not_clear(tmp_path):
@@ -372,13 +374,13 @@ def test_a_description_of_columns_that_is_no_json(tmp_path):
     parquet.write_table(table(3).replace_schema_metadata({"huggingface": "{" * 5000}), tmp_path / "a.parquet")
     assert told(tmp_path / "a.parquet").what.startswith("its description of the columns cannot be read")
     parquet.write_table(table(3, label=TEXTS).replace_schema_metadata({"huggingface": "[1]"}), tmp_path / "b.parquet")
-    assert open_data(tmp_path / "b.parquet").classes == ("a", "b")
+    assert open_dataset(tmp_path / "b.parquet").classes == ("a", "b")
 
 
 def test_a_part_without_labels_is_said_and_not_used(tmp_path):
     root = hub(tmp_path / "d", train=table(9), test=table(3, label=pyarrow.array([-1, -1, -1])))
-    data = open_data(root)
-    assert (list(data.parts), data.notes) == (["train"], ("test has no labels, so it is not used",))
+    data = open_dataset(root)
+    assert (list(data.splits), data.notes) == (["train"], ("test has no labels, so it is not used",))
 
 
 def test_d09_a_class_that_only_val_has(tmp_path):
@@ -407,17 +409,17 @@ def test_where_parts_stand(tmp_path):
     for part in ("train", "test"):
         (tmp_path / "a" / "default" / part).mkdir(parents=True)
         parquet.write_table(table(3), tmp_path / "a" / "default" / part / "0000.parquet")
-    assert list(open_data(tmp_path / "a").parts) == ["train", "test"]
-    assert list(open_data(tmp_path / "a" / "default").parts) == ["train", "test"]
+    assert list(open_dataset(tmp_path / "a").splits) == ["train", "test"]
+    assert list(open_dataset(tmp_path / "a" / "default").splits) == ["train", "test"]
     root = hub(tmp_path / "b", train=table(3), extra=table(3))
-    assert open_data(root).notes == ("files of other parts were passed over: extra.parquet",)
-    assert list(open_data(hub(tmp_path / "c", x=table(3), y=table(3))).parts) == ["all"]
+    assert open_dataset(root).notes == ("files of other parts were passed over: extra.parquet",)
+    assert list(open_dataset(hub(tmp_path / "c", x=table(3), y=table(3))).splits) == ["all"]
 
 
 def test_a_table_beside_folders_of_classes_is_no_data(pictures):
     root = pictures("flowers", ["a", "b"], 2)
     parquet.write_table(table(3), root / "vectors.parquet")
-    assert open_data(root).classes == ("a", "b")
+    assert open_dataset(root).classes == ("a", "b")
 
 
 def test_files_that_differ(tmp_path):
@@ -458,11 +460,11 @@ def test_broken_files_are_errors_of_data(tmp_path):
             content[int(draw.integers(len(whole)))] ^= int(draw.integers(1, 256))
             file.write_bytes(content)
             try:
-                found = open_data(place).first
+                found = open_dataset(place).train_split
             except DataError:
                 continue
             for i in range(len(found)):
-                found.size(i)
+                found.get_byte_size(i)
 
 
 def test_a_compressed_arrow_file_would_be_unpacked_into_memory(tmp_path):
@@ -481,29 +483,29 @@ def test_a_compressed_arrow_file_would_be_unpacked_into_memory(tmp_path):
 def test_a_file_is_copied_once_and_again_when_it_changes(tmp_path, cache, monkeypatch):
     path, heard = tmp_path / "a.parquet", []
     parquet.write_table(table(9), path)
-    open_data(path, lambda done, total: heard.append((done, total)))
+    open_dataset(path, lambda done, total: heard.append((done, total)))
     assert heard == [(9, 9)]
     [copy] = (cache / "parquet").iterdir()
     first = copy.stat()
-    open_data(path, lambda done, total: heard.append((done, total)))
+    open_dataset(path, lambda done, total: heard.append((done, total)))
     assert (len(heard), copy.stat()) == (1, first)
     copy.write_bytes(copy.read_bytes()[:-30])
-    assert open_data(path).first.image(8).size == (20, 16)
+    assert open_dataset(path).train_split.load_image(8).size == (20, 16)
     parquet.write_table(table(12, 50), path)
-    assert open_data(path).first.content(11) == png(61, 11)
+    assert open_dataset(path).train_split.read_content(11) == png(61, 11)
     assert len(list((cache / "parquet").iterdir())) == 1
 
 
 def test_a_file_that_breaks_or_changes_while_it_is_copied(tmp_path, cache, monkeypatch):
-    path, original = tmp_path / "a.parquet", copying._require_space
+    path, original = tmp_path / "a.parquet", copying._check_free_space
     parquet.write_table(table(9), path)
 
     def meanwhile(folder, size):
         os.utime(path, (1, 1))
 
-    monkeypatch.setattr(copying, "_require_space", meanwhile)
+    monkeypatch.setattr(copying, "_check_free_space", meanwhile)
     assert told(path).what == "this file cannot be read: it changed while it was read"
-    monkeypatch.setattr(copying, "_require_space", original)
+    monkeypatch.setattr(copying, "_check_free_space", original)
     parquet.write_table(table(9), path)
     content = bytearray(path.read_bytes())
     content[4:40] = b"\xff" * 36  # the header of the first page of pictures
@@ -515,9 +517,9 @@ def test_a_file_that_breaks_or_changes_while_it_is_copied(tmp_path, cache, monke
 def test_a_copy_needs_space(tmp_path, monkeypatch):
     parquet.write_table(table(9), tmp_path / "a.parquet")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(copying.shutil, "disk_usage", lambda place: usage._replace(free=copying._SPARE + 100))
+    monkeypatch.setattr(copying.shutil, "disk_usage", lambda place: usage._replace(free=copying._MIN_FREE_BYTES + 100))
     with pytest.raises(MachineError) as caught:
-        open_data(tmp_path / "a.parquet")
+        open_dataset(tmp_path / "a.parquet")
     assert caught.value.what.startswith("a copy of Parquet's pictures needs ")
     assert caught.value.what.endswith(" bytes, and 100 are free")
     assert caught.value.fix == "set RESNETKIT_CACHE to a folder with more space"
@@ -529,17 +531,17 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path / "file"))
     with pytest.raises(MachineError, match="cannot write"):
-        open_data(tmp_path / "a.parquet")
+        open_dataset(tmp_path / "a.parquet")
 
 
 def test_large_groups_are_copied_by_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(copying, "_BATCH", 2000)
+    monkeypatch.setattr(copying, "_BATCH_BYTES", 2000)
     parquet.write_table(table(40), tmp_path / "a.parquet")
     heard = []
-    data = open_data(tmp_path / "a.parquet", lambda done, total: heard.append(done))
+    data = open_dataset(tmp_path / "a.parquet", lambda done, total: heard.append(done))
     assert len(heard) > 10
     assert heard[-1] == 40
-    assert [data.first.content(i) for i in range(40)] == [png(i, i) for i in range(40)]
+    assert [data.train_split.read_content(i) for i in range(40)] == [png(i, i) for i in range(40)]
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):
@@ -548,6 +550,6 @@ def test_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for place in ("a.parquet", "saved"):
         with pytest.raises(MachineError) as caught:
-            open_data(tmp_path / place)
+            open_dataset(tmp_path / place)
         assert caught.value.what == "pyarrow, which reads Arrow and Parquet, is not installed"
         assert caught.value.fix == "pip install 'resnetkit[data]'"

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 
 from resnetkit.architecture import spec as s
-from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.plan import plan
-from resnetkit.architecture.rules import MOST_BLOCKS, faults, require
+from resnetkit.architecture.rules import MAX_BLOCKS, check_spec, find_spec_faults
 from resnetkit.errors import SpecError
 
-from tiny import BASE, TINY, networks
+from helpers.tiny import BASE, TINY, networks
 
 
 def stage(branch, channels=8, blocks=2, **reduce):
@@ -54,7 +54,7 @@ CASES = {
     "a stage of no blocks": (stage(s.Basic(8), blocks=0), "stage1.blocks: came 0; allowed: 1 or more"),
     "too many blocks": (
         stage(s.Basic(8), blocks=10**9),
-        f"stages: came 1,000,000,000 blocks; allowed: at most {MOST_BLOCKS:,}",
+        f"stages: came 1,000,000,000 blocks; allowed: at most {MAX_BLOCKS:,}",
     ),
     "too many convolutions": (
         stage(s.Chain((s.Step(8, 1),) * 100), blocks=200),
@@ -135,7 +135,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_an_illegal_network(name):
     network, told = CASES[name]
-    assert told in [str(fault) for fault in faults(network)]
+    assert told in [str(fault) for fault in find_spec_faults(network)]
     with pytest.raises(SpecError) as caught:
         plan(network)
     assert caught.value.exit_code == 2
@@ -146,23 +146,23 @@ def test_an_illegal_network(name):
 
 def test_all_faults_come_at_once():
     network = replace(BASE, stem=s.Stem((s.Conv(0, 4, 0),), ()), head=s.Linear(0), norm=s.GroupNorm(3, -1.0))
-    paths = {fault.path for fault in faults(network)}
+    paths = {fault.path for fault in find_spec_faults(network)}
     assert {"stem.conv1.channels", "stem.conv1.kernel", "stem.conv1.stride", "head.classes", "norm.eps"} <= paths
     with pytest.raises(SpecError, match=r"cannot be built: \d+ faults") as caught:
-        require(network)
-    assert len(caught.value.where) == len(caught.value.faults) == len(faults(network))
+        check_spec(network)
+    assert len(caught.value.where) == len(caught.value.faults) == len(find_spec_faults(network))
 
 
 def test_a_fault_is_told_once():
-    found = faults(stage(s.Basic(0), channels=0))
+    found = find_spec_faults(stage(s.Basic(0), channels=0))
     assert len(found) == len(set(found))
 
 
-@pytest.mark.parametrize("name", [*ROWS, *TINY])
+@pytest.mark.parametrize("name", [*CATALOG, *TINY])
 def test_a_legal_network(name):
-    assert faults((ROWS | TINY)[name]) == []
+    assert find_spec_faults((CATALOG | TINY)[name]) == []
 
 
 @given(networks)
 def test_random_legal_networks_pass(network):
-    assert faults(network) == []
+    assert find_spec_faults(network) == []

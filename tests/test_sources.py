@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import resnetkit as rk
-from resnetkit.data.dataset import divide, fingerprint, leaks
-from resnetkit.data.open import open_data
+from resnetkit.data.dataset import compute_fingerprint, find_leaks, split_dataset
+from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, UsageError
 
-from tiny import BASE
+from helpers.tiny import BASE
 
 # ----------------------------------------------------------------------------------------------------------- folders
 
@@ -24,21 +24,21 @@ from tiny import BASE
 def test_d09_classes_are_matched_by_name_and_what_lacks_is_said(pictures, tmp_path, cli):
     pictures("d/train", ["ant", "bee", "cat"], 8)
     root = pictures("d/val", ["cat", "bee"], 3).parent
-    data = open_data(root)
+    data = open_dataset(root)
     assert data.classes == ("ant", "bee", "cat")
-    assert sorted(set(data.parts["val"].labels.tolist())) == [1, 2]
-    assert data.lacking() == {"val": ["ant"]}
+    assert sorted(set(data.splits["val"].labels.tolist())) == [1, 2]
+    assert data.find_missing_classes() == {"val": ["ant"]}
     assert data.notes == ()
     model = rk.build(BASE, classes=["cat", "ant", "bee"])  # another order
-    found = rk.evaluate(model, root, part="val")
-    assert [name for name, *_ in found.per_class()] == ["cat", "bee"]
-    assert [n for _, n, _ in found.per_class()] == [3, 3]
+    found = rk.evaluate(model, root, split="val")
+    assert [name for name, *_ in found.count_per_class()] == ["cat", "bee"]
+    assert [n for _, n, _ in found.count_per_class()] == [3, 3]
     assert found.confusion[1] == (0, 0, 0)
     code, out, err = cli("check", root)
     assert code == 3
     assert "missing classes: 1\n  val has no ant\n" in out
     rk.save(model, tmp_path / "model")
-    code, out, err = cli("evaluate", tmp_path / "model", root, "--part", "val")
+    code, out, err = cli("evaluate", tmp_path / "model", root, "--split", "val")
     assert code == 0
     assert [line.split()[:2] for line in out.splitlines()[:3]] == [["class", "pictures"], ["cat", "3"], ["bee", "3"]]
     assert "note: there is no picture of: ant" in err.splitlines()
@@ -61,9 +61,9 @@ def test_d09_what_is_hidden_or_empty(pictures):
     (root / ".DS_Store").write_bytes(b"x")
     (root / "ant" / "._1.jpg").write_bytes(b"x")
     (root / "wasp").mkdir()
-    data = open_data(root)
+    data = open_dataset(root)
     assert data.classes == ("ant", "bee")
-    assert len(data.first) == 6
+    assert len(data.train_split) == 6
     assert data.notes == ("folders without a picture are no classes: wasp",)
 
 
@@ -73,14 +73,14 @@ def test_d09_what_is_hidden_or_empty(pictures):
 def test_d09_other_names_of_the_parts(pictures, name, part):
     pictures("d/Training", ["a", "b"])
     root = pictures(f"d/{name}", ["a", "b"]).parent
-    assert list(open_data(root).parts) == ["train", part]
+    assert list(open_dataset(root).splits) == ["train", part]
 
 
 def test_d09_a_folder_beside_the_parts_is_no_class(pictures):
     pictures("d/train", ["a", "b"])
     root = pictures("d/vall", ["a", "b"]).parent
     with pytest.raises(DataError) as caught:
-        open_data(root)
+        open_dataset(root)
     assert str(caught.value) == (
         f"error: beside the parts stands a folder that is none: vall\nwhere: {root}\n"
         "fix: is it val? Then call it so; otherwise take it out, or rename it: the parts are train, val and test"
@@ -89,7 +89,7 @@ def test_d09_a_folder_beside_the_parts_is_no_class(pictures):
     pictures("d/valid", ["a", "b"])
     (root / "vall").rename(root / "extra")
     with pytest.raises(DataError, match="two folders are for the same part: val and valid"):
-        open_data(root)
+        open_dataset(root)
 
 
 def test_d09_what_is_passed_over_is_counted(pictures):
@@ -98,28 +98,28 @@ def test_d09_what_is_passed_over_is_counted(pictures):
         (root / "ant" / name).write_bytes(b"x")
     (root / "loose.png").write_bytes(b"x")
     (root / "ant" / "__1.png").write_bytes((root / "ant" / "1.png").read_bytes())
-    data = open_data(root)
+    data = open_dataset(root)
     assert data.notes == (
         "files of other kinds were passed over: 2 .tif, 1 README, 1 .txt (read are .jpg .jpeg .png .webp .bmp .gif)",
         "pictures beside the folders of the classes were passed over: loose.png",
     )
-    assert len(data.first) == 7
+    assert len(data.train_split) == 7
 
 
 def test_a_class_that_a_drawn_part_lacks_is_said(pictures):
     pictures("d", ["ant", "bee"], 12)
-    data = divide(open_data(pictures("d", ["cat"], 1)), 0)
-    assert data.lacking() == {"val": ["cat"], "test": ["cat"]}
+    data = split_dataset(open_dataset(pictures("d", ["cat"], 1)), 0)
+    assert data.find_missing_classes() == {"val": ["cat"], "test": ["cat"]}
 
 
 def test_d09_pictures_in_the_root_and_nested_classes(pictures, tmp_path):
     root = pictures("d", ["ant"], 3)
     with pytest.raises(DataError) as caught:
-        open_data(root / "ant")
+        open_dataset(root / "ant")
     assert caught.value.what == "the pictures lie beside each other, not in classes"
     assert caught.value.fix == "put the pictures of each class into a folder: CLASS/picture.jpg"
     pictures("d/bee/of 2026", ["deep"], 2)
-    assert np.bincount(open_data(root).first.labels).tolist() == [3, 2]
+    assert np.bincount(open_dataset(root).train_split.labels).tolist() == [3, 2]
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
@@ -146,17 +146,17 @@ ROWS = ["ant/0.png,ant", "ant/1.png,ant", "bee/0.png,bee", "bee/1.png,bee"]
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_d11_byte_order_marks_line_ends_and_separators(table, end, encoding, mark):
     path = table(end.join(["path,label", *ROWS]).replace(",", mark) + end, encoding)
-    data = open_data(path)
+    data = open_dataset(path)
     assert data.classes == ("ant", "bee")
-    assert data.parts["all"].labels.tolist() == [0, 0, 1, 1]
-    assert data.parts["all"].names == ("ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png")
-    assert data.first.image(0).size == (20, 16)
+    assert data.splits["all"].labels.tolist() == [0, 0, 1, 1]
+    assert data.splits["all"].names == ("ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png")
+    assert data.train_split.load_image(0).size == (20, 16)
 
 
 def test_d11_parts_and_other_words(table):
     rows = ["ant,ant/0.png,train", "bee,bee/0.png,Training", 'ant,"ant/1.png",validation', "bee,bee/1.png,val"]
-    data = open_data(table("\n".join(["class,file,split", *rows]) + "\n"))
-    assert {part: len(files) for part, files in data.parts.items()} == {"train": 2, "val": 2}
+    data = open_dataset(table("\n".join(["class,file,split", *rows]) + "\n"))
+    assert {part: len(files) for part, files in data.splits.items()} == {"train": 2, "val": 2}
 
 
 FAULTS = {
@@ -187,7 +187,7 @@ def test_d11_faults_have_their_line(table, cli, name):
 def test_d11_the_first_five_are_shown(table):
     path = table("path,label\n" + "".join(f"none/{i}.png,ant\n" for i in range(9)))
     with pytest.raises(DataError) as caught:
-        open_data(path)
+        open_dataset(path)
     assert caught.value.what == "9 lines of this table cannot be used"
     assert len(caught.value.where) == 1 + 5 + 1
     assert caught.value.where[-1] == "... and 4 more"
@@ -196,7 +196,7 @@ def test_d11_the_first_five_are_shown(table):
 def test_d11_a_class_that_is_not_learnt_and_a_missing_part(table):
     rows = ["ant/0.png,ant,train", "bee/0.png,bee,train", "bee/1.png,wasp,val", "ant/1.png,ant,eval", "ant/2.png,ant,"]
     with pytest.raises(DataError) as caught:
-        open_data(table("\n".join(["path,label,part", *rows])))
+        open_dataset(table("\n".join(["path,label,part", *rows])))
     assert caught.value.where[1:] == (
         "line 4: val has a class that train has not: wasp",
         "line 5: there is no part called 'eval'; the parts are train, val and test",
@@ -216,24 +216,24 @@ def test_d11_a_class_that_is_not_learnt_and_a_missing_part(table):
 )
 def test_d11_headers(table, header, told):
     with pytest.raises(DataError) as caught:
-        open_data(table(header + "\nant/0.png,ant,3\n"))
+        open_dataset(table(header + "\nant/0.png,ant,3\n"))
     assert f"line 1: {told}" in caught.value.where
     assert caught.value.fix == "name the columns path, label and perhaps part; remove others"
 
 
 def test_d11_tables_without_pictures(table):
     with pytest.raises(DataError, match="a line of this table cannot be used"):
-        open_data(table("path,label\n"))
+        open_dataset(table("path,label\n"))
 
 
 def test_a_table_is_data_like_any_other(table, tmp_path):
     rows = [f"{name}/{i}.png,{name}" for name in ("ant", "bee") for i in range(3)]
     path = table("\n".join(["path,label", *rows]))
-    data = divide(open_data(path), 0)
-    assert {part: len(files) for part, files in data.parts.items()} == {"train": 2, "val": 2, "test": 2}
+    data = split_dataset(open_dataset(path), 0)
+    assert {part: len(files) for part, files in data.splits.items()} == {"train": 2, "val": 2, "test": 2}
     path.parent.rename(tmp_path / "moved")
-    assert fingerprint(open_data(tmp_path / "moved" / "labels.csv")) == fingerprint(
-        open_data(shutil.copytree(tmp_path / "moved", tmp_path / "again") / "labels.csv")
+    assert compute_fingerprint(open_dataset(tmp_path / "moved" / "labels.csv")) == compute_fingerprint(
+        open_dataset(shutil.copytree(tmp_path / "moved", tmp_path / "again") / "labels.csv")
     )
 
 
@@ -279,15 +279,15 @@ def test_cifar(tmp_path, unpacked):
             with tarfile.open(path) as opened:
                 opened.extractall(tmp_path, filter="data")
         ten_at, hundred_at = tmp_path / "cifar-10-batches-bin", tmp_path / "cifar-100-binary"
-    data = open_data(ten_at)
+    data = open_dataset(ten_at)
     assert data.classes == ("airplane", "automobile", "bird")
-    assert {part: len(pictures) for part, pictures in data.parts.items()} == {"train": 20, "test": 2}
-    assert data.parts["test"].labels.tolist() == [2, 0]
-    assert data.parts["train"].image(5).getpixel((3, 17)) == (21, 22, 17)
-    assert data.parts["train"].names[5] == "data_batch_2.bin:1"
-    data = open_data(hundred_at)
+    assert {part: len(pictures) for part, pictures in data.splits.items()} == {"train": 20, "test": 2}
+    assert data.splits["test"].labels.tolist() == [2, 0]
+    assert data.splits["train"].load_image(5).getpixel((3, 17)) == (21, 22, 17)
+    assert data.splits["train"].names[5] == "data_batch_2.bin:1"
+    data = open_dataset(hundred_at)
     assert data.classes == ("apple", "bear", "cloud")
-    assert data.parts["train"].labels.tolist() == [0, 1, 2]
+    assert data.splits["train"].labels.tolist() == [0, 1, 2]
 
 
 def test_cifar_can_be_trained_on(tmp_path):
@@ -339,7 +339,7 @@ BROKEN = {
 def test_broken_archives(tmp_path, name):
     files, told = BROKEN[name]
     with pytest.raises(DataError) as caught:
-        open_data(archive(tmp_path / "c.tar.gz", files))
+        open_dataset(archive(tmp_path / "c.tar.gz", files))
     assert caught.value.what.startswith(told)
 
 
@@ -348,17 +348,17 @@ def test_what_is_no_archive(tmp_path, content):
     path = tmp_path / "c.tar.gz"
     path.write_bytes(content)
     with pytest.raises(DataError, match="this archive cannot be read: "):
-        open_data(path)
+        open_dataset(path)
     whole = archive(tmp_path / "whole.tar.gz", ten()).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError):
-        open_data(path)
+        open_dataset(path)
 
 
 def test_other_files_are_no_data(tmp_path):
     (tmp_path / "cat.jpg").write_bytes(b"x")
     with pytest.raises(UsageError) as caught:
-        open_data(tmp_path / "cat.jpg")
+        open_dataset(tmp_path / "cat.jpg")
     assert caught.value.what == "this file is no data that is read here"
 
 
@@ -372,20 +372,20 @@ def test_archives_that_unpack_without_end(tmp_path):
             file.write(bytes(1_000_000))
     started = time.perf_counter()
     with pytest.raises(DataError, match="it unpacks to far more than CIFAR"):
-        open_data(path)
+        open_dataset(path)
     assert time.perf_counter() - started < 20
     with tarfile.open(path, "w:gz") as opened:  # names of names of names
         for _ in range(3000):
             opened.fileobj.write(tarfile.TarInfo("x").tobuf().replace(b"0" + b"\0" * 100, b"x" + b"\0" * 100))
     with pytest.raises(DataError):
-        open_data(path)
+        open_dataset(path)
 
 
 @pytest.mark.parametrize("names", [b"a\nb\na\n", b"a\n\nb\nc\n", b"a\n\x1b[2J\nc\n", b"\n\n", b""])
 def test_names_of_classes_in_an_archive(tmp_path, names):
     files = ten() | {"cifar-10-batches-bin/batches.meta.txt": names}
     with pytest.raises(DataError, match="the names of the classes are not sound"):
-        open_data(archive(tmp_path / "c.tar.gz", files))
+        open_dataset(archive(tmp_path / "c.tar.gz", files))
 
 
 def test_a_pipe_in_two_parts_is_not_waited_for(pictures):
@@ -393,7 +393,7 @@ def test_a_pipe_in_two_parts_is_not_waited_for(pictures):
     root = pictures("d/val", ["a", "b"], 3).parent
     for part in ("train", "val"):
         os.mkfifo(root / part / "a" / "pipe.png")
-    assert len(leaks(open_data(root))) == 6
+    assert len(find_leaks(open_dataset(root))) == 6
 
 
 def test_a_run_is_not_written_into_the_data(pictures, tmp_path, cli, monkeypatch):
@@ -408,7 +408,7 @@ def test_a_run_is_not_written_into_the_data(pictures, tmp_path, cli, monkeypatch
 def test_all_the_parts_as_one(pictures):
     pictures("d/train", ["a", "b"], 5)
     root = pictures("d/val", ["a", "b"], 3).parent
-    data = open_data(root)
-    assert len(data.part("all")) == 16
-    assert data.part("all").labels.tolist() == [0] * 5 + [1] * 5 + [0] * 3 + [1] * 3
-    assert rk.evaluate(rk.build(BASE, classes=["a", "b"]), root, part="all").n == 16
+    data = open_dataset(root)
+    assert len(data.get_split("all")) == 16
+    assert data.get_split("all").labels.tolist() == [0] * 5 + [1] * 5 + [0] * 3 + [1] * 3
+    assert rk.evaluate(rk.build(BASE, classes=["a", "b"]), root, split="all").n == 16

@@ -16,21 +16,21 @@ import torch
 import resnetkit as rk
 from resnetkit import files
 from resnetkit.data import loader as pixels
-from resnetkit.errors import MachineError, ResnetkitWarning, Stopped, UsageError
+from resnetkit.errors import MachineError, ResnetkitInterrupt, ResnetkitWarning, UsageError
 from resnetkit.runtime import threads as workers
-from resnetkit.runtime.signals import Signals, listening
+from resnetkit.runtime.signals import SignalHandler, handle_signals
 from resnetkit.training import setup as start
 from resnetkit.training import trainer as training
-from resnetkit.training.checkpoint import read_newest
+from resnetkit.training.checkpoint import load_latest_checkpoint
 from test_resume import HOW, _swept, chance, flowers, lines, once, same, sha, standing_at, whole  # noqa: F401
 
-from tiny import a_moment
+from helpers.tiny import measure_cpu_budget
 
 WORDS = ["--epochs", 3, "--batch-size", 8, "--precision", "fp32", "--checkpoint-steps", 4]
 
 
 def newest(run):
-    return read_newest(run / "state", lambda found: None).state
+    return load_latest_checkpoint(run / "state", lambda found: None).state
 
 
 # ------------------------------------------------------------------------------------------------ T4, T5: signals
@@ -51,10 +51,10 @@ def signals_at(monkeypatch, place, name, count, number, times=1):
 
 
 PHASES = {
-    "a step": (training.Training, "step", 5, "step 5 of epoch 1", 5),
-    "the last step of an epoch": (training.Training, "step", 6, "step 6 of epoch 1", 6),
-    "an evaluation": (training, "count", 2, "step 6 of epoch 2", 12),
-    "a checkpoint": (training.Training, "checkpoint", 1, "step 4 of epoch 1", None),
+    "a step": (training.Trainer, "train_step", 5, "step 5 of epoch 1", 5),
+    "the last step of an epoch": (training.Trainer, "train_step", 6, "step 6 of epoch 1", 6),
+    "an evaluation": (training, "count_predictions", 2, "step 6 of epoch 2", 12),
+    "a checkpoint": (training.Trainer, "make_checkpoint", 1, "step 4 of epoch 1", None),
 }
 
 
@@ -73,7 +73,7 @@ def test_t04_a_signal_saves_and_says_how_to_go_on(flowers, chance, tmp_path, cli
         f"{word}; the run is saved after {told}",
         f"next: resnetkit train --resume {tmp_path / 'run'}",
     ]
-    assert newest(tmp_path / "run").steps == (steps or 5)
+    assert newest(tmp_path / "run").global_step == (steps or 5)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     code, out, err = cli("train", "--resume", tmp_path / "run")
     assert code == 0, err
@@ -83,7 +83,7 @@ def test_t04_a_signal_saves_and_says_how_to_go_on(flowers, chance, tmp_path, cli
 
 def test_t04_a_signal_while_pictures_are_read_leaves_nothing(flowers, network, tmp_path, cli, monkeypatch):  # noqa: F811
     with monkeypatch.context() as patch:
-        signals_at(patch, pixels, "each", 2, signal.SIGTERM)
+        signals_at(patch, pixels, "map_ordered", 2, signal.SIGTERM)
         code, out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "run", *WORDS)
     assert (code, out) == (143, "")
     assert err.splitlines()[-2:] == ["terminated; stopped at once", "nothing was written: no step was saved"]
@@ -92,15 +92,15 @@ def test_t04_a_signal_while_pictures_are_read_leaves_nothing(flowers, network, t
 
 def test_t04_what_was_not_begun_is_not_waited_for():
     done = []
-    with pytest.raises(Stopped):
-        for _ in workers.each(lambda i: (time.sleep(0.01), done.append(i)), range(1000), 2):
-            raise Stopped
+    with pytest.raises(ResnetkitInterrupt):
+        for _ in workers.map_ordered(lambda i: (time.sleep(0.01), done.append(i)), range(1000), 2):
+            raise ResnetkitInterrupt
     assert len(done) < 500
 
 
 def test_t04_at_the_end_the_model_stands_and_the_rest_is_done_again(flowers, chance, tmp_path, cli, monkeypatch, whole):  # noqa: F811
     with monkeypatch.context() as patch:
-        signals_at(patch, training, "count", 4, signal.SIGINT)
+        signals_at(patch, training, "count_predictions", 4, signal.SIGINT)
         code, _, _ = cli("train", flowers, "--model", chance, "--out", tmp_path / "run", *WORDS)
     assert code == 130
     assert sha(tmp_path / "run") == sha(whole)
@@ -109,7 +109,7 @@ def test_t04_at_the_end_the_model_stands_and_the_rest_is_done_again(flowers, cha
 
 
 def test_t04_the_best_epoch_can_be_used_meanwhile(flowers, network, tmp_path, cli, monkeypatch):  # noqa: F811
-    signals_at(monkeypatch, training.Training, "step", 8, signal.SIGINT)
+    signals_at(monkeypatch, training.Trainer, "train_step", 8, signal.SIGINT)
     assert cli("train", flowers, "--model", network, "--out", tmp_path / "run", *WORDS)[0] == 130
     assert rk.load(tmp_path / "run").card.classes == ("daisy", "rose", "tulip")
     code, _, err = cli("report", tmp_path / "run")
@@ -121,13 +121,13 @@ def test_t04_the_best_epoch_can_be_used_meanwhile(flowers, network, tmp_path, cl
 
 def test_t05_a_second_signal_leaves_at_once(flowers, chance, tmp_path, cli, monkeypatch, whole):  # noqa: F811
     with monkeypatch.context() as patch:
-        signals_at(patch, training.Training, "step", 11, signal.SIGINT, times=2)
+        signals_at(patch, training.Trainer, "train_step", 11, signal.SIGINT, times=2)
         code, _, err = cli("train", flowers, "--model", chance, "--out", tmp_path / "run", *WORDS)
     assert code == 130
     assert err.splitlines()[-2:] == [
         "interrupted; stopped at once", f"next: resnetkit train --resume {tmp_path / 'run'}",
     ]  # fmt: skip
-    assert newest(tmp_path / "run").steps == 8
+    assert newest(tmp_path / "run").global_step == 8
     assert not (tmp_path / "run" / "model").exists()
     assert same(rk.train(resume=tmp_path / "run"), whole)
 
@@ -144,28 +144,28 @@ def test_t04_a_process_of_its_own(flowers, network, tmp_path):  # noqa: F811
     assert process.returncode == 143, err
     assert err.endswith(f"next: resnetkit train --resume {tmp_path / 'run'}\n")
     state = newest(tmp_path / "run")
-    assert len([line for line in lines(tmp_path / "run") if line["kind"] == "step"]) == state.steps
+    assert len([line for line in lines(tmp_path / "run") if line["kind"] == "step"]) == state.global_step
 
 
 def test_signals_are_heard_where_somebody_asks():
-    asked = Signals()
-    with pytest.raises(Stopped):
-        asked.heard(signal.SIGTERM, None)
+    asked = SignalHandler()
+    with pytest.raises(ResnetkitInterrupt):
+        asked.handle(signal.SIGTERM, None)
     assert asked.exit_code == 143
-    asked = Signals()
+    asked = SignalHandler()
     assert not asked()
-    asked.heard(signal.SIGINT, None)
+    asked.handle(signal.SIGINT, None)
     assert asked()
     assert asked.exit_code == 130
-    with pytest.raises(Stopped):
-        asked.heard(signal.SIGINT, None)
+    with pytest.raises(ResnetkitInterrupt):
+        asked.handle(signal.SIGINT, None)
 
 
 def test_elsewhere_than_in_the_main_thread_nothing_is_installed():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def work():
-        with listening() as stop:
+        with handle_signals() as stop:
             seen.extend([signal.getsignal(signal.SIGTERM), stop()])
 
     thread = threading.Thread(target=work)
@@ -176,11 +176,11 @@ def test_elsewhere_than_in_the_main_thread_nothing_is_installed():
 
 def test_python_stops_a_run_too(flowers, network, tmp_path):  # noqa: F811
     asked = iter([False] * 7 + [True] * 99)
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(ResnetkitInterrupt) as stopped:
         rk.train(flowers, network, out=tmp_path / "run", settings=HOW, stop=lambda: next(asked))
     assert stopped.value.run == str(tmp_path / "run")
     assert isinstance(stopped.value, KeyboardInterrupt)
-    assert newest(tmp_path / "run").epoch == 2 or newest(tmp_path / "run").steps == 6
+    assert newest(tmp_path / "run").epoch == 2 or newest(tmp_path / "run").global_step == 6
 
 
 # -------------------------------------------------------------------------------------------------- T3: a full disk
@@ -191,7 +191,7 @@ def test_t03_too_little_space_is_said_at_the_start(flowers, network, tmp_path, c
     before = sorted(tmp_path.rglob("*"))
     begun = time.process_time()
     code, out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "deep" / "run", *WORDS)
-    assert time.process_time() - begun < a_moment()
+    assert time.process_time() - begun < measure_cpu_budget()
     assert (code, out) == (5, "")
     assert err == (
         "error: there is too little space for 3 checkpoints: needs 3.5 MB, free 1.5 MB\n"
@@ -209,16 +209,16 @@ def test_t03_too_little_space_to_go_on(halted, cli, monkeypatch):
 
 def full_disk(monkeypatch, fails):
     """Writing a checkpoint's model fails for the calls (from 1) in ``fails``."""
-    original, calls = files.put, []
+    original, calls = files.write_at, []
 
-    def put(path, data, start=0):
+    def put(path, data, offset=0):
         if path.name == "model.safetensors":
             calls.append(1)
             if len(calls) in fails:
                 raise OSError(28, "No space left on device")
-        return original(path, data, start)
+        return original(path, data, offset)
 
-    monkeypatch.setattr(files, "put", put)
+    monkeypatch.setattr(files, "write_at", put)
 
 
 def test_t03_a_failed_checkpoint_is_a_warning_and_training_goes_on(flowers, chance, tmp_path, monkeypatch, whole):  # noqa: F811
@@ -242,12 +242,12 @@ def test_t03_three_in_a_row_end_the_run(flowers, network, tmp_path, monkeypatch,
         f"where: {tmp_path / 'run' / 'state' / 'step-00000016'}",
         f"fix: make room; then resnetkit train --resume {tmp_path / 'run'}",
     ]
-    assert newest(tmp_path / "run").steps == 6
+    assert newest(tmp_path / "run").global_step == 6
     assert cli("train", "--resume", tmp_path / "run")[0] == 0
 
 
 def test_t03_lines_that_cannot_be_written_wait(tmp_path, monkeypatch):
-    log = files.Log(tmp_path / "log")
+    log = files.LogFile(tmp_path / "log")
     log.add("one")
     original = os.write
 
@@ -264,7 +264,7 @@ def test_t03_lines_that_cannot_be_written_wait(tmp_path, monkeypatch):
     log.add("four")
     assert log.sync() == len("one\ntwo\nthree\nfour\n")
     assert (tmp_path / "log").read_text() == "one\ntwo\nthree\nfour\n"
-    again = files.Log(tmp_path / "log", 8)  # what was written after a checkpoint is cut off
+    again = files.LogFile(tmp_path / "log", 8)  # what was written after a checkpoint is cut off
     again.add("other")
     assert (tmp_path / "log").read_text() == "one\ntwo\nother\n"
 
@@ -287,7 +287,7 @@ def test_t06_safe_changes_pass_and_are_told(halted, cli):
     code, _, err = cli("train", "--resume", halted, *words)
     assert code == 0, err
     told = [line.removeprefix("note   ") for line in err.splitlines() if line.startswith("note   ")]
-    changes = ["bad_files.at_most: 0.01 -> 0.1", "checkpoint_steps: 4 -> 2", "patience: none -> 7"]
+    changes = ["bad_files.max_fraction: 0.01 -> 0.1", "checkpoint_steps: 4 -> 2", "patience: none -> 7"]
     assert told[0] == "resuming after step 4 of epoch 1"
     assert sorted(told[1:]) == changes
     run = rk.train(resume=halted)
@@ -296,7 +296,7 @@ def test_t06_safe_changes_pass_and_are_told(halted, cli):
 
 
 UNSAFE = {
-    ("--lr", "0.01"): "optimiser.lr: 0.0125 -> 0.01",
+    ("--lr", "0.01"): "optimizer.lr: 0.0125 -> 0.01",
     ("--batch-size", "4"): "batch_size: 8 -> 4",
     ("--epochs", "5"): "epochs: 3 -> 5",
     ("--seed", "9"): "seed: 0 -> 9",
@@ -324,14 +324,14 @@ def test_t06_unsafe_changes_need_to_be_meant(halted, cli, words):
 
 
 def test_t06_a_smaller_batch_misses_no_picture(halted, monkeypatch):
-    seen, original = [], training.Training.step
+    seen, original = [], training.Trainer.train_step
 
     def spy(self, step, pixels, labels, which):
-        if self.now.epoch == 1:
+        if self.state.epoch == 1:
             seen.extend(which.tolist())
         return original(self, step, pixels, labels, which)
 
-    monkeypatch.setattr(training.Training, "step", spy)
+    monkeypatch.setattr(training.Trainer, "train_step", spy)
     rk.train(resume=halted, batch_size=5, override=True)
     order = __import__("numpy").random.default_rng([0, 1]).permutation(42).tolist()
     assert seen == order[30:]  # 32 were seen, and a step of 5 begins at 30
@@ -343,8 +343,8 @@ def test_t06_other_circumstances(halted, cli, monkeypatch):
     code, _, err = cli("train", "--resume", halted)
     assert code == 2
     assert document(err)[1] == f"where: threads: {threads} -> {threads + 3}"
-    original = start.versions
-    monkeypatch.setattr(start, "versions", lambda: original() | {"torch": "9.9"})
+    original = start.collect_versions
+    monkeypatch.setattr(start, "collect_versions", lambda: original() | {"torch": "9.9"})
     code, _, err = cli("train", "--resume", halted)
     assert re.match(r"       torch: \S+ -> 9.9", document(err)[2])
     assert cli("train", "--resume", halted, "--override")[0] == 0

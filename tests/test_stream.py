@@ -25,19 +25,19 @@ import resnetkit as rk
 from resnetkit.architecture.card import read_card
 from resnetkit.engines import base as engine
 from resnetkit.engines import saved as optimized
-from resnetkit.errors import DataError, MachineError, PictureError, ResnetkitError, UsageError, WeightsError
+from resnetkit.errors import DataError, ImageError, MachineError, ResnetkitError, UsageError, WeightsError
 from resnetkit.evaluation import api as evaluating
-from resnetkit.images.prepare import open_prepared
+from resnetkit.images.prepare import load_pixels
 from resnetkit.prediction import pipeline as stream
-from resnetkit.prediction.api import most_probable
-from resnetkit.prediction.inputs import Input
-from resnetkit.prediction.pipeline import streamed
-from resnetkit.prediction.resumable_output import Csv, JsonLines, Part
+from resnetkit.prediction.api import select_top_k
+from resnetkit.prediction.inputs import ImageInput
+from resnetkit.prediction.pipeline import run_pipeline
+from resnetkit.prediction.resumable_output import CsvFormat, JsonLinesFormat, ResumableWriter
 from resnetkit.runtime import threads as workers
 from resnetkit.weights.load import save
 
-import fakes
-from tiny import BASE
+from helpers import fake_engine
+from helpers.tiny import BASE
 
 NAMES = ("daisy", "rose, red", 'tu"lip')
 HERE = Path(__file__).parent
@@ -45,10 +45,10 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def kinds(monkeypatch):
-    monkeypatch.setattr(engine, "KINDS", engine.KINDS)
-    monkeypatch.setitem(engine.KINDS, "fake", None)
-    fakes.installed()
-    fakes.asked.clear()
+    monkeypatch.setattr(engine, "ENGINE_SPECS", engine.ENGINE_SPECS)
+    monkeypatch.setitem(engine.ENGINE_SPECS, "fake", None)
+    fake_engine.install()
+    fake_engine.batch_sizes.clear()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def model(saved, tmp_path):
     folder.mkdir()
     for path in saved.iterdir():
         os.link(path, folder / path.name)
-    fakes.optimize(folder)
+    fake_engine.write_engines(folder)
     return folder
 
 
@@ -88,27 +88,27 @@ def inbox(tmp_path):
 
 
 def prepared(model, path):
-    return open_prepared(path, read_card(model).preparation)
+    return load_pixels(path, read_card(model).preparation)
 
 
 # ---------------------------------------------------------------------------------------------------------- the pipeline
 
 
 def flow(model, inputs, ask, batch=4, streams=2):
-    return streamed([Input(str(one)) for one in inputs], read_card(model).preparation, ask, batch, streams)
+    return run_pipeline([ImageInput(str(one)) for one in inputs], read_card(model).preparation, ask, batch, streams)
 
 
 def test_rows_come_in_order_and_no_more_ask_at_once_than_may(model, inbox):
-    files, made = sorted(inbox.iterdir()), fakes.Fake(fakes.CHOICE, 3)
+    files, made = sorted(inbox.iterdir()), fake_engine.FakeEngine(fake_engine.CONFIG, 3)
     chunks = list(flow(model, files, made))
     assert [one.name for chunk in chunks for one, _ in chunk] == [str(path) for path in files]
     assert [len(chunk) for chunk in chunks] == [4] * 6 + [1]
     for chunk in chunks:
-        good = [prepared(model, one.name) for one, said in chunk if not isinstance(said, PictureError)]
-        assert len(good) == sum(not isinstance(said, PictureError) for _, said in chunk)
+        good = [prepared(model, one.name) for one, said in chunk if not isinstance(said, ImageError)]
+        assert len(good) == sum(not isinstance(said, ImageError) for _, said in chunk)
         for (_, said), expected in zip(
-            [pair for pair in chunk if not isinstance(pair[1], PictureError)],
-            fakes.logits(np.stack(good), 3) if good else (),
+            [pair for pair in chunk if not isinstance(pair[1], ImageError)],
+            fake_engine.compute_logits(np.stack(good), 3) if good else (),
             strict=True,
         ):
             np.testing.assert_array_equal(said, expected)
@@ -129,7 +129,7 @@ def test_an_error_of_a_worker_is_raised(model, inbox, error):
 
 
 def test_only_a_few_chunks_are_on_their_way_and_who_leaves_ends_it(model, inbox, monkeypatch):
-    monkeypatch.setattr(stream, "cores", lambda: 2)
+    monkeypatch.setattr(stream, "count_cores", lambda: 2)
     threads, answered = threading.active_count(), []
     chunks = flow(model, [inbox / "00.png"] * 4000, lambda pixels: answered.append(1) or pixels)
     for _ in range(10):
@@ -143,9 +143,9 @@ def test_only_a_few_chunks_are_on_their_way_and_who_leaves_ends_it(model, inbox,
 
 def test_pictures_are_decoded_while_the_network_computes(model, inbox, monkeypatch):
     """With one stream and two workers the second chunk is read before the first one is answered."""
-    monkeypatch.setattr(stream, "cores", lambda: 2)
-    read, seen, open_ = threading.Semaphore(0), [], stream._open
-    monkeypatch.setattr(stream, "_open", lambda preparation, one: (open_(preparation, one), read.release())[0])
+    monkeypatch.setattr(stream, "count_cores", lambda: 2)
+    read, seen, open_ = threading.Semaphore(0), [], stream._load_pixels
+    monkeypatch.setattr(stream, "_load_pixels", lambda preparation, one: (open_(preparation, one), read.release())[0])
 
     def ask(pixels):
         if not seen:
@@ -157,17 +157,17 @@ def test_pictures_are_decoded_while_the_network_computes(model, inbox, monkeypat
 
 
 def test_a_handful_of_pictures_is_read_on_all_cores(model, inbox, monkeypatch):
-    monkeypatch.setattr(stream, "cores", lambda: 3)
-    together, open_ = threading.Barrier(3), stream._open
-    monkeypatch.setattr(stream, "_open", lambda *words: (together.wait(10), open_(*words))[1])
+    monkeypatch.setattr(stream, "count_cores", lambda: 3)
+    together, open_ = threading.Barrier(3), stream._load_pixels
+    monkeypatch.setattr(stream, "_load_pixels", lambda *words: (together.wait(10), open_(*words))[1])
     (chunk,) = flow(model, [inbox / "00.png"] * 3, lambda pixels: pixels, 32, 1)
     assert [said.shape for _, said in chunk] == [(16, 16, 3)] * 3
 
 
 def test_who_waits_for_a_turn_gives_it_up_where_nobody_waits_for_him(model, inbox, monkeypatch):
-    monkeypatch.setattr(stream, "cores", lambda: 3)
+    monkeypatch.setattr(stream, "count_cores", lambda: 3)
     asked, first, held, leave = [], threading.Event(), threading.Event(), threading.Event()
-    open_ = stream._open
+    open_ = stream._load_pixels
 
     def ask(pixels):
         asked.append(len(pixels))
@@ -181,7 +181,7 @@ def test_who_waits_for_a_turn_gives_it_up_where_nobody_waits_for_him(model, inbo
         assert one.name.endswith("00.png") or first.wait(10)
         return open_(preparation, one)
 
-    monkeypatch.setattr(stream, "_open", read)
+    monkeypatch.setattr(stream, "_load_pixels", read)
     chunks = flow(model, [inbox / "00.png", *[inbox / "01.png"] * 39], ask, 1, 1)
     next(chunks)
     assert held.wait(10)
@@ -217,7 +217,7 @@ def test_where_no_thread_can_be_started_the_loop_does_all_itself(model, inbox, m
     found = list(flow(model, sorted(inbox.iterdir()), lambda pixels: pixels))
     assert [[one for one, _ in chunk] for chunk in found] == [[one for one, _ in chunk] for chunk in expected]
     for (_, ours), (_, theirs) in zip(*(itertools.chain(*chunks) for chunks in (found, expected)), strict=True):
-        assert str(ours) == str(theirs) if isinstance(theirs, PictureError) else np.array_equal(ours, theirs)
+        assert str(ours) == str(theirs) if isinstance(theirs, ImageError) else np.array_equal(ours, theirs)
 
 
 def test_what_no_picture_should_cause_names_the_picture(model, inbox, monkeypatch):
@@ -226,7 +226,7 @@ def test_what_no_picture_should_cause_names_the_picture(model, inbox, monkeypatc
     def fail(preparation, one):
         raise causes.pop()
 
-    monkeypatch.setattr(stream, "_open", fail)
+    monkeypatch.setattr(stream, "_load_pixels", fail)
     with pytest.raises(ResnetkitError) as caught:
         list(flow(model, [inbox / "00.png"], lambda pixels: pixels))
     assert type(caught.value) is ResnetkitError
@@ -241,7 +241,7 @@ def test_what_no_picture_should_cause_names_the_picture(model, inbox, monkeypatc
 @pytest.fixture
 def hanging(monkeypatch):
     """05.png is on a disk that does not answer; an event that is set as soon as it is asked for."""
-    begun, never, open_ = threading.Event(), threading.Event(), stream._open
+    begun, never, open_ = threading.Event(), threading.Event(), stream._load_pixels
 
     def read(preparation, one):
         if one.name.endswith("05.png"):
@@ -249,14 +249,14 @@ def hanging(monkeypatch):
             never.wait(60)
         return open_(preparation, one)
 
-    monkeypatch.setattr(stream, "_open", read)
-    monkeypatch.setattr(stream, "_GRACE", 0.1)
+    monkeypatch.setattr(stream, "_load_pixels", read)
+    monkeypatch.setattr(stream, "_JOIN_TIMEOUT", 0.1)
     yield begun
     never.set()
 
 
 def test_a_reading_that_does_not_end_is_an_error_that_names_the_picture(model, inbox, hanging, monkeypatch):
-    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    monkeypatch.setattr(workers, "READ_TIMEOUT", 0.5)
     begun, rows = time.monotonic(), []
     with pytest.raises(MachineError) as caught:
         rows += (len(chunk) for chunk in flow(model, [inbox / f"{i:02}.png" for i in range(9)], lambda pixels: pixels))
@@ -268,9 +268,9 @@ def test_a_reading_that_does_not_end_is_an_error_that_names_the_picture(model, i
 
 
 def test_pictures_that_take_long_together_are_waited_for(model, inbox, monkeypatch):
-    open_ = stream._open
-    monkeypatch.setattr(stream, "_open", lambda *words: (time.sleep(0.1), open_(*words))[1])
-    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    open_ = stream._load_pixels
+    monkeypatch.setattr(stream, "_load_pixels", lambda *words: (time.sleep(0.1), open_(*words))[1])
+    monkeypatch.setattr(workers, "READ_TIMEOUT", 0.5)
     (chunk,) = flow(model, [inbox / "00.png"] * 12, lambda pixels: pixels, 12)
     assert len(chunk) == 12
 
@@ -287,8 +287,8 @@ def test_who_leaves_does_not_wait_for_a_reading_that_hangs(model, inbox, hanging
 HANGING = """
 import sys, threading, time
 sys.path.insert(0, {here!r})
-import fakes
-fakes.installed()
+from helpers import fake_engine
+fake_engine.install()
 from resnetkit.cli import main
 from resnetkit.prediction import pipeline as stream
 def hang(preparation, one):
@@ -296,7 +296,7 @@ def hang(preparation, one):
     time.sleep(0.5)
     {then}
     threading.Event().wait(60)
-stream._open = hang
+stream._load_pixels = hang
 sys.exit(main({words!r}))
 """
 
@@ -327,27 +327,27 @@ def test_probabilities_are_those_of_torch():
     draw = torch.Generator().manual_seed(0)
     for row in torch.randn(50, 11, generator=draw) * 5:
         best = row.double().softmax(0).topk(4)
-        found = most_probable(row.numpy(), 4)
+        found = select_top_k(row.numpy(), 4)
         assert [i for i, _ in found] == best.indices.tolist()
         np.testing.assert_allclose([share for _, share in found], best.values.numpy(), rtol=1e-12)
 
 
 def test_of_equal_classes_the_lower_comes_first():
-    assert [i for i, _ in most_probable(np.array([1, 3, 3, 2, 3], np.float32), 2)] == [1, 2]
-    assert [i for i, _ in most_probable(np.zeros(9, np.float32), 20)] == list(range(9))
-    assert most_probable(np.array([-1e30, 1e30], np.float32), 2) == [(1, 1.0), (0, 0.0)]
+    assert [i for i, _ in select_top_k(np.array([1, 3, 3, 2, 3], np.float32), 2)] == [1, 2]
+    assert [i for i, _ in select_top_k(np.zeros(9, np.float32), 20)] == list(range(9))
+    assert select_top_k(np.array([-1e30, 1e30], np.float32), 2) == [(1, 1.0), (0, 0.0)]
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_no_answer(model, inbox, cli, monkeypatch, number):
-    call = fakes.Fake.__call__
+    call = fake_engine.FakeEngine.__call__
 
     def spoiled(self, pixels):
         said = call(self, pixels)
         said[1:, 1] = number
         return said
 
-    monkeypatch.setattr(fakes.Fake, "__call__", spoiled)
+    monkeypatch.setattr(fake_engine.FakeEngine, "__call__", spoiled)
     words, why = ("predict", inbox / "00.png", inbox / "01.png", "--model", model), "its logits are not finite"
     one, two = rk.predict(list(words[1:3]), model)
     assert (bool(one.label), one.error, two.label, two.probability, two.top, two.error) == (True, "", "", None, (), why)
@@ -383,7 +383,7 @@ def test_weights_that_are_no_numbers_answer_nothing(inbox, tmp_path, cli):
     ],
 )
 def test_answers_of_another_shape_are_none(model, inbox, monkeypatch, said, told):
-    monkeypatch.setattr(fakes.Fake, "__call__", lambda self, pixels: said)
+    monkeypatch.setattr(fake_engine.FakeEngine, "__call__", lambda self, pixels: said)
     with pytest.raises(MachineError) as caught:
         rk.predict([inbox / "00.png"] * 4, model)
     assert str(caught.value) == (
@@ -397,7 +397,7 @@ def test_answers_of_another_shape_are_none(model, inbox, monkeypatch, said, told
 
 def by_hand(model, path):
     """What the fake engine says of a picture alone."""
-    logits = fakes.logits(prepared(model, path)[None], 3)[0].astype(np.float64)
+    logits = fake_engine.compute_logits(prepared(model, path)[None], 3)[0].astype(np.float64)
     shares = np.exp(logits) / np.exp(logits).sum()
     return NAMES[int(shares.argmax())], float(shares.max())
 
@@ -408,14 +408,14 @@ def test_an_engine_answers_where_there_is_one(model, inbox):
         by_hand(model, inbox / "05.png")[0],
         pytest.approx(by_hand(model, inbox / "05.png")[1]),
     )
-    assert fakes.asked == [1]
+    assert fake_engine.batch_sizes == [1]
     assert rk.predict(inbox / "05.png", model, engine="fake-int8") == [answer]
     by_torch = rk.predict(inbox / "05.png", rk.load(model))
-    fakes.asked.clear()
+    fake_engine.batch_sizes.clear()
     for told in ({"engine": "torch"}, {"device": "cpu"}, {"precision": "fp32"}, {"engine": "torch", "device": "cpu"}):
         assert rk.predict(inbox / "05.png", model, **told) == by_torch
     assert rk.predict(inbox / "05.png", model / "model.safetensors") == [answer]
-    assert fakes.asked == [1]
+    assert fake_engine.batch_sizes == [1]
 
 
 @pytest.mark.parametrize(
@@ -432,14 +432,14 @@ def test_an_engine_answers_where_there_is_one(model, inbox):
 def test_an_engine_that_cannot_be_meant(model, saved, inbox, of, told, what):
     with pytest.raises(UsageError, match=what):
         rk.predict(inbox / "00.png", {"model": model, "saved": saved, "network": rk.load(saved)}[of], **told)
-    assert fakes.asked == []
+    assert fake_engine.batch_sizes == []
 
 
 def test_the_engine_that_is_soonest_done_is_taken(model, inbox, cli):
-    one = engine.Choice("fake", "fp32", 2, 1)
-    fakes.optimize(model, fakes.CHOICE, one)
+    one = engine.EngineConfig("fake", "fp32", 2, 1)
+    fake_engine.write_engines(model, fake_engine.CONFIG, one)
     assert "engine: fake-fp32, batch 2 x 1\n" in cli("predict", inbox, "--model", model)[2]
-    assert set(fakes.asked) == {2, 1}
+    assert set(fake_engine.batch_sizes) == {2, 1}
     err = cli("predict", inbox, "--model", model, "--engine", "fake-int8")[2]
     assert err.splitlines()[0] == "engine: fake-int8, batch 4 x 2"
 
@@ -451,14 +451,14 @@ def test_it_is_said_who_computes_and_why(model, saved, inbox, cli, monkeypatch):
     assert cli(*words, model, "--precision", "bf16")[2].splitlines()[0] == "engine: torch bf16, batch 32 x 1"
     code, _, err = cli(*words, model, "--network", "resnet18")
     assert (code, err.splitlines()[0]) == (2, "error: a model folder says itself what is in it")
-    monkeypatch.setattr(engine.Kind, "versions", lambda kind: ("numpy 9",))
+    monkeypatch.setattr(engine.EngineSpec, "get_versions", lambda kind: ("numpy 9",))
     line = cli(*words, model)[2].splitlines()[0]
     assert line.startswith("engine: torch fp32, batch 32 x 1, as it was optimized with numpy ")
-    assert line.endswith(f"; {optimized.again(model)}")
+    assert line.endswith(f"; {optimized.format_optimize_command(model)}")
     code, out, err = cli(*words, model, "--engine", "fake-int8")
     assert (code, out) == (5, "")
     assert err.startswith("error: it was optimized with numpy ")
-    assert fakes.asked == []
+    assert fake_engine.batch_sizes == []
 
 
 @pytest.mark.parametrize("content", ["{", '{"format": 2}'])
@@ -470,7 +470,7 @@ def test_a_list_of_engines_that_cannot_be_read_ends_nothing_but_what_names_one(m
     line = err.splitlines()[0]
     assert line.startswith("engine: torch fp32, batch 32 x 1, as ")
     assert str(model / "engines" / "engines.json") in line
-    assert line.endswith(f"; {optimized.again(model)}")
+    assert line.endswith(f"; {optimized.format_optimize_command(model)}")
     assert rk.predict(inbox / "00.png", model) == rk.predict(inbox / "00.png", model, engine="torch")
     assert cli(*words, "--engine", "fake-int8")[0] == WeightsError.exit_code
     with pytest.raises(WeightsError):
@@ -481,7 +481,7 @@ def test_an_engine_that_cannot_be_opened_ends_nothing_but_what_names_it(model, i
     def fail(folder, artefact, choice):
         raise MachineError("this processor does not multiply in bf16", fix="an engine in fp32 or int8")
 
-    monkeypatch.setattr(fakes, "open", fail)
+    monkeypatch.setattr(fake_engine, "load_engine", fail)
     why = "as fake-int8 cannot be opened: this processor does not multiply in bf16"
     data = pictures("flowers", sorted(NAMES[:2]), 9)
     code, out, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
@@ -496,36 +496,40 @@ def test_an_engine_that_cannot_be_opened_ends_nothing_but_what_names_it(model, i
 
 
 def test_what_a_library_raises_as_it_opens_is_told_in_a_line(model, inbox, cli, monkeypatch):
-    monkeypatch.setattr(fakes, "open", lambda *_: (_ for _ in ()).throw(RuntimeError("no such file: a.onnx\nat C++")))
+    monkeypatch.setattr(
+        fake_engine, "load_engine", lambda *_: (_ for _ in ()).throw(RuntimeError("no such file: a.onnx\nat C++"))
+    )
     code, out, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
     why = "fake-int8 cannot be opened: no such file: a.onnx"
     assert (code, len(out.splitlines())) == (0, 2)
-    assert err.splitlines()[0] == f"engine: torch fp32, batch 32 x 1, as {why}; {optimized.again(model)}"
+    assert (
+        err.splitlines()[0] == f"engine: torch fp32, batch 32 x 1, as {why}; {optimized.format_optimize_command(model)}"
+    )
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--engine", "fake-int8")
-    assert (code, err) == (5, f"error: {why}\nwhere: {model}\nfix: {optimized.again(model)}\n")
+    assert (code, err) == (5, f"error: {why}\nwhere: {model}\nfix: {optimized.format_optimize_command(model)}\n")
 
 
 def test_where_one_cannot_be_opened_the_next_is_asked(model, inbox, cli, monkeypatch):
-    open_ = fakes.open
-    fakes.optimize(model, fakes.CHOICE, engine.Choice("fake", "fp32", 2, 1))
+    open_ = fake_engine.load_engine
+    fake_engine.write_engines(model, fake_engine.CONFIG, engine.EngineConfig("fake", "fp32", 2, 1))
 
     def fail(folder, artefact, choice):
         if choice.precision == "fp32":
             raise MachineError("its memory is gone")
         return open_(folder, artefact, choice)
 
-    monkeypatch.setattr(fakes, "open", fail)
+    monkeypatch.setattr(fake_engine, "load_engine", fail)
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
     assert code == 0
-    why = f"fake-fp32 cannot be opened: its memory is gone; {optimized.again(model)}"
+    why = f"fake-fp32 cannot be opened: its memory is gone; {optimized.format_optimize_command(model)}"
     assert err.splitlines()[0] == f"engine: fake-int8, batch 4 x 2, as {why}"
 
 
 def test_where_the_files_of_one_are_damaged_the_next_is_asked(model, inbox, cli):
-    other = engine.Choice("fake", "fp32", 2, 1)
-    fakes.optimize(model, fakes.CHOICE, other)
-    (optimized.place(model, "f1", other) / "model.bin").write_bytes(b"other ranges")
-    why = f"a file of fake-fp32 is missing or damaged: model.bin; {optimized.again(model)}"
+    other = engine.EngineConfig("fake", "fp32", 2, 1)
+    fake_engine.write_engines(model, fake_engine.CONFIG, other)
+    (optimized.get_artifact_folder(model, "f1", other) / "model.bin").write_bytes(b"other ranges")
+    why = f"a file of fake-fp32 is missing or damaged: model.bin; {optimized.format_optimize_command(model)}"
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
     assert (code, err.splitlines()[0]) == (0, f"engine: fake-int8, batch 4 x 2, as {why}")
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--engine", "fake-fp32")
@@ -538,7 +542,7 @@ def test_an_error_while_an_engine_answers_is_one(model, inbox, monkeypatch):
     def fail(self, pixels):
         raise MachineError("out of memory")
 
-    monkeypatch.setattr(fakes.Fake, "__call__", fail)
+    monkeypatch.setattr(fake_engine.FakeEngine, "__call__", fail)
     with pytest.raises(MachineError, match="out of memory"):
         rk.predict(inbox / "00.png", model)
 
@@ -571,12 +575,14 @@ def switches():
 def test_prediction_leaves_the_switches_of_torch_as_they_were(model, inbox, pictures, cli, monkeypatch, switches):
     from resnetkit.engines import torch_eager as eager
 
-    eager_one = engine.Choice("eager", "fp32", 2, 1)
-    monkeypatch.setattr(engine.Choice, "threads", 1)
-    monkeypatch.setattr(optimized, "_lacking", lambda *_: "")
-    fakes.optimize(model, eager_one)
-    seen, call = [], eager.Eager.__call__
-    monkeypatch.setattr(eager.Eager, "__call__", lambda self, pixels: (seen.append(switches()), call(self, pixels))[1])
+    eager_one = engine.EngineConfig("eager", "fp32", 2, 1)
+    monkeypatch.setattr(engine.EngineConfig, "threads", 1)
+    monkeypatch.setattr(optimized, "_find_unusable_reason", lambda *_: "")
+    fake_engine.write_engines(model, eager_one)
+    seen, call = [], eager.EagerEngine.__call__
+    monkeypatch.setattr(
+        eager.EagerEngine, "__call__", lambda self, pixels: (seen.append(switches()), call(self, pixels))[1]
+    )
     before = switches()
     rk.predict(inbox / "00.png", model)
     assert cli("evaluate", model, pictures("flowers", sorted(NAMES[:2]), 9), "--engine", "eager-fp32")[0] == 0
@@ -586,7 +592,7 @@ def test_prediction_leaves_the_switches_of_torch_as_they_were(model, inbox, pict
     def fail(pixels):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(eager.Eager, "__call__", lambda self, pixels: fail(pixels))
+    monkeypatch.setattr(eager.EagerEngine, "__call__", lambda self, pixels: fail(pixels))
     with pytest.raises(ZeroDivisionError):
         rk.predict(inbox / "00.png", model)
     assert switches() == before
@@ -594,40 +600,40 @@ def test_prediction_leaves_the_switches_of_torch_as_they_were(model, inbox, pict
 
 def test_whoever_asks_a_network_asks_it_in_fp32(model, switches, monkeypatch):
     """As if the processor rounded what it multiplies, like a GPU."""
+    from resnetkit.network.inference import inference
     from resnetkit.runtime import torch_settings as turned
-    from resnetkit.runtime.device import answering
 
-    monkeypatch.setattr(turned, "_rounds", lambda precision, device: precision == "fp32")
+    monkeypatch.setattr(turned, "_can_use_tf32", lambda precision, device: precision == "fp32")
     before, network = switches(), rk.load(model)
-    with answering(network, torch.device("cpu")):
+    with inference(network, torch.device("cpu")):
         assert switches() == (3, False, "highest")
     assert switches() == before
-    with answering(network, torch.device("cpu"), "bf16"):
+    with inference(network, torch.device("cpu"), "bf16"):
         assert switches() == before
-    with pytest.raises(ZeroDivisionError), answering(network, torch.device("cpu")):
+    with pytest.raises(ZeroDivisionError), inference(network, torch.device("cpu")):
         raise ZeroDivisionError
     assert switches() == before
 
 
 def test_fp32_on_a_gpu_is_no_tf32(switches):
-    from resnetkit.runtime.torch_settings import multiply_exactly, put_back
+    from resnetkit.runtime.torch_settings import disable_tf32, restore_torch_settings
 
     before = switches()
     for precision, device in (("bf16", "cuda"), ("fp32", "cpu")):
-        multiply_exactly(precision, device)
+        disable_tf32(precision, device)
         assert switches() == before
-    with put_back():
-        multiply_exactly("fp32", "cuda")
+    with restore_torch_settings():
+        disable_tf32("fp32", "cuda")
         assert switches() == (3, False, "highest")
     assert switches() == before
 
 
 def command(*words):
-    return [sys.executable, str(HERE / "fakes.py"), *map(str, words)]
+    return [sys.executable, str(HERE / "helpers" / "fake_engine.py"), *map(str, words)]
 
 
 def test_an_engine_needs_no_torch(model, inbox):
-    """fakes.py looks at the modules that are there when the command has ended."""
+    """fake_engine.py looks at the modules that are there when the command has ended."""
     for form in ("--csv", "--jsonl"):
         done = subprocess.run(
             command("predict", inbox / "00.png", "--model", model, form), capture_output=True, text=True, check=False
@@ -640,7 +646,9 @@ def test_an_engine_needs_no_torch(model, inbox):
         assert [row["label"] for row in found] == [by_hand(model, inbox / "00.png")[0]]
     code = f"""
 import sys; sys.path.insert(0, {str(HERE)!r})
-import fakes, resnetkit as rk; fakes.installed()
+from helpers import fake_engine
+import resnetkit as rk
+fake_engine.install()
 print(rk.predict({str(inbox / "00.png")!r}, {str(model)!r})[0].label)
 assert "torch" not in sys.modules"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -649,37 +657,41 @@ assert "torch" not in sys.modules"""
 
 def test_evaluation_counts_what_an_engine_says(model, pictures, cli):
     data = pictures("flowers", sorted(NAMES[:2]), 9)
-    code, out, err = cli("evaluate", model, data, "--engine", "fake-int8", "--json", "--part", "all")
+    code, out, err = cli("evaluate", model, data, "--engine", "fake-int8", "--json", "--split", "all")
     assert code == 0, err
     assert err.splitlines()[0] == "engine: fake-int8, batch 4 x 2"
     files = sorted(data.rglob("*.png"))  # eighteen at once, so batches of four and one of two
     found, pixels = json.loads(out), np.stack([prepared(model, path) for path in files])
-    answers = [NAMES[i] for start in range(0, 18, 4) for i in fakes.logits(pixels[start : start + 4], 3).argmax(1)]
+    answers = [
+        NAMES[i]
+        for start in range(0, 18, 4)
+        for i in fake_engine.compute_logits(pixels[start : start + 4], 3).argmax(1)
+    ]
     assert found["n"] == 18
     assert found["correct"] == sum(path.parent.name == answer for path, answer in zip(files, answers, strict=True))
-    assert sorted(fakes.asked) == [2, 4, 4, 4, 4]
+    assert sorted(fake_engine.batch_sizes) == [2, 4, 4, 4, 4]
     code, _, err = cli("evaluate", model, data, "--engine", "fake-int8", "--device", "cpu")
     assert (code, err.splitlines()[0]) == (2, "error: fake-int8 has a device and a precision of its own")
-    answered = rk.evaluate(model, data, part="all", engine="fake-int8")
+    answered = rk.evaluate(model, data, split="all", engine="fake-int8")
     assert (answered.correct, answered.notes) == (found["correct"], ("engine: fake-int8, batch 4 x 2",))
     with pytest.raises(UsageError, match="there is no precision called 'int8'"):
         rk.evaluate(model, data, precision="int8")
     with pytest.raises(UsageError, match="only a model folder has engines"):
         rk.evaluate(rk.load(model), data, engine="fake-int8")
-    fakes.asked.clear()
+    fake_engine.batch_sizes.clear()
     assert cli("evaluate", model, data)[0] == 0
-    assert rk.evaluate(rk.load(model), data, part="all").n == 18
-    assert fakes.asked == []
+    assert rk.evaluate(rk.load(model), data, split="all").n == 18
+    assert fake_engine.batch_sizes == []
     assert "engine: fake-int8" in cli("evaluate", model, data, "--engine", "auto")[2]
 
 
 def test_what_is_asked_for_in_vain_is_told_before_anything_is_opened(model, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluating, "answers_of", lambda *_: pytest.fail("an engine was opened"))
+    monkeypatch.setattr(evaluating, "open_inference", lambda *_: pytest.fail("an engine was opened"))
     data, other = pictures("flowers", sorted(NAMES[:2]), 3), pictures("other", ["ant", "bee"], 3)
     for given, what, error in (
         ({"data": tmp_path / "nowhere"}, "there is no such folder", UsageError),
         ({"data": other}, "the data has 2 of 2 classes that the model has not", DataError),
-        ({"data": data, "part": "val"}, "there is no part 'val' here", UsageError),
+        ({"data": data, "split": "val"}, "there is no part 'val' here", UsageError),
         ({"data": tmp_path / "nowhere", "bad_files": "never"}, "bad files are an error, or skipped", UsageError),
     ):
         with pytest.raises(error, match=what):
@@ -706,7 +718,7 @@ def test_parquet_is_written_as_answers_come(model, inbox, cli, tmp_path, monkeyp
     parquet = pytest.importorskip("pyarrow.parquet")
     from resnetkit.prediction import formats as rows
 
-    monkeypatch.setattr(rows, "_GROUP", 10)
+    monkeypatch.setattr(rows, "_ROW_GROUP_SIZE", 10)
     rows_ = [
         json.loads(line) for line in cli("predict", inbox, "--model", model, "--top", 2, "--jsonl")[1].splitlines()
     ]
@@ -727,7 +739,7 @@ def begun(path, cli, *words):
     from resnetkit.prediction import resumable_output as part
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part.files, "finish", lambda *paths: True)
+        patch.setattr(part.files, "publish", lambda *paths: True)
         cli(*words, "--out", path)
     assert not path.exists()
     return path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
@@ -767,9 +779,9 @@ def test_rows_that_stand_are_not_asked_again(model, inbox, cli, tmp_path):
     files = [inbox / f"{i:02}.png" for i in range(10)]
     part, _ = begun(tmp_path / "a.csv", cli, "predict", *files, "--model", model)
     part.write_text("".join(part.read_text().splitlines(keepends=True)[:7]))  # the head and six rows
-    fakes.asked.clear()
+    fake_engine.batch_sizes.clear()
     err = cli("predict", *files, "--model", model, "--out", tmp_path / "a.csv", "--resume")[2]
-    assert sorted(fakes.asked) == [2, 4]  # rows 5 to 8, as two of them are still to come, and 9 and 10
+    assert sorted(fake_engine.batch_sizes) == [2, 4]  # rows 5 to 8, as two of them are still to come, and 9 and 10
     assert f"resumed: 6 rows of 10 stand in {part}\n" in err
 
 
@@ -812,7 +824,7 @@ def test_rows_that_were_made_otherwise_are_refused(model, inbox, cli, tmp_path, 
         code, _, err = cli(*words, "--model", other, "--resume")
         assert code == 2
         assert re.search(r"where: model: \w+\.\.\. then, \w+\.\.\. now\nfix: name the model that made them; or ", err)
-        fakes.optimize(other)
+        fake_engine.write_engines(other)
     record.write_text(record.read_text().replace('"error"', '"reason"'))
     assert (
         "where: columns: file, label, probability, top, reason then, " in cli(*words, "--model", model, "--resume")[2]
@@ -848,7 +860,7 @@ def test_an_engine_that_is_gone_is_said_to_have_made_the_rows(model, saved, inbo
         (b"", "what these rows were made with cannot be read: 1 fault"),
         (b"{", "what these rows were made with cannot be read: 1 fault"),
         (b"[" * 100_000, "what these rows were made with cannot be read: 1 fault"),
-        (b"[]", "what these rows were made with does not describe a made-with: 1 fault"),
+        (b"[]", "what these rows were made with does not describe a provenance: 1 fault"),
         ("{}".encode("utf-16"), "what these rows were made with is not UTF-8 text"),
     ],
 )
@@ -865,30 +877,32 @@ def test_a_record_that_cannot_be_read(model, inbox, cli, tmp_path, content, what
     assert len(lines) in (3, 4)
 
 
-@pytest.mark.parametrize("again", [{"content": b"other ranges"}, {"choices": [replace(fakes.CHOICE, batch=2)]}])
+@pytest.mark.parametrize(
+    "again", [{"content": b"other ranges"}, {"configs": [replace(fake_engine.CONFIG, batch_size=2)]}]
+)
 def test_rows_of_an_engine_that_was_made_again_are_not_mixed(model, inbox, cli, tmp_path, again):
     """It has the same name, for the same weights."""
     words = ("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")
     part, record = begun(tmp_path / "a.csv", cli, *words[:-2])
     assert json.loads(record.read_text())["engine"] == "fake-int8"
-    fakes.optimize(model, *again.pop("choices", ()), **again)
+    fake_engine.write_engines(model, *again.pop("configs", ()), **again)
     code, out, err = cli(*words, "--resume")
     assert (code, out) == (2, "")
     assert re.search(
         rf"error: the rows of {re.escape(str(part))} were made otherwise\n"
-        r"where: artefact: [0-9a-f]{37}\.\.\. then, [0-9a-f]{37}\.\.\. now\nfix: ",
+        r"where: artifact: [0-9a-f]{37}\.\.\. then, [0-9a-f]{37}\.\.\. now\nfix: ",
         err,
     )
-    fakes.optimize(model)
+    fake_engine.write_engines(model)
     assert cli(*words, "--resume")[0] == 0
 
 
 def test_rows_of_torch_know_no_artefact(model, saved, inbox, cli, tmp_path):
     words = ("predict", inbox / "00.png", "--model", model, "--engine", "torch", "--out", tmp_path / "a.csv")
     _, record = begun(tmp_path / "a.csv", cli, *words[:-2])
-    fakes.optimize(model, content=b"other ranges")
+    fake_engine.write_engines(model, content=b"other ranges")
     made = json.loads(record.read_text())
-    assert made.pop("artefact") == ""
+    assert made.pop("artifact") == ""
     record.write_text(json.dumps(made))
     assert cli(*words, "--resume")[0] == 0
 
@@ -914,7 +928,7 @@ def test_who_answered_before_answers_again(model, inbox, cli, tmp_path):
     code, _, err = cli(*words, "--resume")
     assert (code, err.splitlines()[0]) == (3, "engine: torch fp32, batch 32 x 1")
     begun(tmp_path / "b.csv", cli, *words[:-2])
-    fakes.optimize(model, fakes.CHOICE, engine.Choice("fake", "fp32", 1, 1))
+    fake_engine.write_engines(model, fake_engine.CONFIG, engine.EngineConfig("fake", "fp32", 1, 1))
     assert "engine: fake-int8," in cli(*words[:-1], tmp_path / "b.csv", "--resume")[2]
 
 
@@ -926,8 +940,8 @@ def foreign(path, content="mine"):
 def test_what_appears_while_the_engine_is_opened_stays(model, inbox, cli, tmp_path, monkeypatch, ending):
     if ending == "parquet":
         pytest.importorskip("pyarrow")
-    out, open_ = tmp_path / f"a.{ending}", fakes.open
-    monkeypatch.setattr(fakes, "open", lambda *words: (foreign(out), open_(*words))[1])
+    out, open_ = tmp_path / f"a.{ending}", fake_engine.load_engine
+    monkeypatch.setattr(fake_engine, "load_engine", lambda *words: (foreign(out), open_(*words))[1])
     code, printed, err = cli("predict", inbox / "00.png", "--model", model, "--out", out)
     assert (code, printed) == (2, "")
     assert err.endswith(f"error: this file exists already\nwhere: {out}\nfix: name another, or remove it\n")
@@ -939,9 +953,9 @@ def test_what_appears_while_the_engine_is_opened_stays(model, inbox, cli, tmp_pa
 def test_what_appears_while_rows_are_made_stays_and_so_do_they(model, inbox, cli, tmp_path, monkeypatch, ending):
     words = ("predict", inbox / "00.png", "--model", model)
     cli(*words, "--out", tmp_path / f"whole.{ending}")
-    out, call = tmp_path / f"a.{ending}", fakes.Fake.__call__
+    out, call = tmp_path / f"a.{ending}", fake_engine.FakeEngine.__call__
     with monkeypatch.context() as patch:
-        patch.setattr(fakes.Fake, "__call__", lambda self, pixels: (foreign(out), call(self, pixels))[1])
+        patch.setattr(fake_engine.FakeEngine, "__call__", lambda self, pixels: (foreign(out), call(self, pixels))[1])
         code, _, err = cli(*words, "--out", out)
     part = f"{out}.part"
     assert (code, out.read_text()) == (2, "mine")
@@ -955,8 +969,8 @@ def test_what_appears_while_rows_are_made_stays_and_so_do_they(model, inbox, cli
 
 
 def test_rows_that_were_begun_while_the_engine_is_opened_stay(model, inbox, cli, tmp_path, monkeypatch):
-    part, open_ = tmp_path / "a.csv.part", fakes.open
-    monkeypatch.setattr(fakes, "open", lambda *words: (foreign(part), open_(*words))[1])
+    part, open_ = tmp_path / "a.csv.part", fake_engine.load_engine
+    monkeypatch.setattr(fake_engine, "load_engine", lambda *words: (foreign(part), open_(*words))[1])
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")
     assert (code, part.read_text()) == (2, "mine")
     assert f"error: an earlier command left this unfinished\nwhere: {part}\nfix: --resume" in err
@@ -1057,7 +1071,7 @@ def test_a_name_of_any_length_is_gone_on_with(model, inbox, cli, tmp_path, monke
 
 def test_a_quote_that_nobody_closed_costs_no_more_than_the_rows(tmp_path):
     rows, begun_ = io.BytesIO(b'"' + b"a,b,1,\n" * 400_000), time.monotonic()
-    assert list(Csv(1).rows(rows)) == []
+    assert list(CsvFormat(1).read_rows(rows)) == []
     assert time.monotonic() - begun_ < 5
 
 
@@ -1065,9 +1079,9 @@ def test_what_files_say_stays_on_its_line(model, inbox, cli, monkeypatch):
     import resnetkit.commands.predict as verb
 
     why = "it is old\nerror: forged\nfix: rm -r \x1b[2J" + "x" * 9000
-    found = verb.find
-    monkeypatch.setattr(verb, "find", lambda *words: replace(found(*words), kept=(), why=why))
-    monkeypatch.setattr(verb, "passed_over", lambda files: ["one\nfix: forged"])
+    found = verb.select_engine
+    monkeypatch.setattr(verb, "select_engine", lambda *words: replace(found(*words), saved_engines=(), reason=why))
+    monkeypatch.setattr(verb, "describe_skipped_files", lambda files: ["one\nfix: forged"])
     lines = cli("predict", inbox / "00.png", "--model", model)[2].splitlines()
     assert [line.split(":")[0] for line in lines] == ["engine", "note", "next"]
     assert "it is old\\nerror: forged\\nfix: rm -r \\x1b[2Jxxx" in lines[0]
@@ -1089,7 +1103,7 @@ def test_a_bug_is_no_reason_to_go_on(model, inbox, cli, tmp_path, monkeypatch):
     def fail(self, pixels):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(fakes.Fake, "__call__", fail)
+    monkeypatch.setattr(fake_engine.FakeEngine, "__call__", fail)
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")
     assert code == 1
     assert "this goes on" not in err
@@ -1122,27 +1136,27 @@ def test_one_picture_from_standard_input_cannot_be_gone_on_with(model, inbox, cl
 
 
 def test_names_of_any_letters_come_back(tmp_path):
-    from resnetkit.prediction.formats import Answer, as_text
+    from resnetkit.prediction.formats import Prediction, escape_surrogates
 
     names = ['"', '""', "\n", "\r\n", '\n"\n', "a,b", os.fsdecode(b"\xff"), "\\udcff", " ", "\u2028", "'"]
-    told = [Answer(name, (("x", 1 / 3),)) for name in names] + [Answer("bad", error='no "\n')]
-    for form in (Csv(1), JsonLines()):
-        text = "".join(as_text(form.line(answer)) + "\n" for answer in told).encode()
-        assert [(name, bad) for _, name, bad in form.rows(io.BytesIO(text))] == [
-            *((as_text(name), False) for name in names), ("bad", True)
+    told = [Prediction(name, (("x", 1 / 3),)) for name in names] + [Prediction("bad", error='no "\n')]
+    for form in (CsvFormat(1), JsonLinesFormat()):
+        text = "".join(escape_surrogates(form.format_line(answer)) + "\n" for answer in told).encode()
+        assert [(name, bad) for _, name, bad in form.read_rows(io.BytesIO(text))] == [
+            *((escape_surrogates(name), False) for name in names), ("bad", True)
         ]  # fmt: skip
         for cut in range(len(text)):
-            found = list(form.rows(io.BytesIO(text[:cut])))
+            found = list(form.read_rows(io.BytesIO(text[:cut])))
             assert sum(size for size, *_ in found) <= cut
             assert text[: sum(size for size, *_ in found)].decode().endswith(("\n", ""))
-            assert [name for _, name, _ in found] == [as_text(answer.file) for answer in told[: len(found)]]
+            assert [name for _, name, _ in found] == [escape_surrogates(answer.file) for answer in told[: len(found)]]
 
 
 def test_an_error_names_the_command_that_goes_on(model, inbox, cli, tmp_path, monkeypatch):
     def fail(self, pixels):
         raise MemoryError
 
-    monkeypatch.setattr(fakes.Fake, "__call__", fail)
+    monkeypatch.setattr(fake_engine.FakeEngine, "__call__", fail)
     code, _, err = cli("predict", inbox, "--model", model, "--out", tmp_path / "a.csv")
     assert code == 5
     last = f"this goes on where it ended: resnetkit predict {shlex.quote(str(inbox))} --model {model} --out {tmp_path / 'a.csv'} --resume"
@@ -1215,7 +1229,7 @@ def test_rows_stand_while_others_are_made_by_one_command_alone(model, inbox, cli
     process = subprocess.Popen(
         command("predict", *[inbox / "00.png"] * 400, "--model", model, "--out", out), env=SLOW, stdout=-3, stderr=-3
     )
-    part = Part(out, True).part
+    part = ResumableWriter(out, True).part_path
     waited(part, 20, process)
     assert process.poll() is None
     assert 20 <= rows_of(part) < 400

@@ -19,17 +19,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resnetkit import load, save, surgery
 from resnetkit.architecture import spec as s
-from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.plan import plan
-from resnetkit.architecture.rules import received_channels
+from resnetkit.architecture.rules import list_stage_input_channels
 from resnetkit.errors import FaultsError, ResnetkitError, SpecError, UsageError, VerificationError
 from resnetkit.network.build import build
-from resnetkit.network.layers import Backbone, RecomputedStage
+from resnetkit.network.layers import Backbone, CheckpointedStage
 from resnetkit.surgery import norms, strides, widths
 from resnetkit.surgery import transfer as carry
 from test_network import shaken
 
-from tiny import BASE, TINY, networks
+from helpers.tiny import BASE, TINY, networks
 
 DEEP = replace(BASE, stages=(*BASE.stages, s.Stage(2, 24, s.Basic(24), s.FirstBlock(2))), input=(3, 24, 26))
 
@@ -53,7 +53,7 @@ def apart(found, expected):
 
 def at(model, place, x):
     with torch.no_grad():
-        return copy.deepcopy(model).eval().features(x, [place])[place]
+        return copy.deepcopy(model).eval().extract_features(x, [place])[place]
 
 
 def answers(model, x):
@@ -77,12 +77,12 @@ def accounted(old, new, report, edits=1):
     What was renamed and then adapted is told of by its new name, so of several edits the old ones are told in part.
     """
     before, after = old.state_dict(), new.state_dict()
-    assert sorted([*report.kept, *report.renamed, *report.adapted, *report.initialised]) == sorted(after)
+    assert sorted([*report.kept, *report.renamed, *report.adapted, *report.initialized]) == sorted(after)
     for key, origin in [*zip(report.kept, report.kept, strict=True), *report.renamed.items()]:
         assert torch.equal(after[key], before[origin]), key
     assert all(key != origin for key, origin in report.renamed.items())
     assert all(report.adapted.values())
-    assert all(report.initialised.values())
+    assert all(report.initialized.values())
     used = {*report.kept, *report.renamed.values()}
     assert used.isdisjoint(report.dropped)
     assert len(set(report.dropped)) == len(report.dropped)
@@ -96,7 +96,7 @@ def snapshot(model):
     tensors = {key: value.clone() for key, value in model.state_dict().items()}
     modes = {path: (type(module), module.training) for path, module in model.named_modules()}
     learns = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
-    return tensors, (modes, learns, model.frozen, model.card, model.plan, model.report)
+    return tensors, (modes, learns, model.frozen_paths, model.card, model.plan, model.report)
 
 
 def untouched(before, model):
@@ -173,7 +173,7 @@ def test_any_edits_in_any_order_tell_of_every_tensor_and_leave_the_model_alone(s
         assert not {tensor.data_ptr() for tensor in made.state_dict().values()} & {
             tensor.data_ptr() for tensor in model.state_dict().values()
         }
-        model, whole = made, report if whole is None else whole.then(report)
+        model, whole = made, report if whole is None else whole.combine(report)
     if whole is not None:
         accounted(first, model, whole, len(chosen))
         assert tuple(answer.shape if isinstance(answer := answers(model, noise(model)), torch.Tensor) else ()) in (
@@ -186,12 +186,12 @@ def test_two_edits_in_a_row_read_as_one():
     model = net(DEEP)
     between, first = surgery.remove(model, "stage1.block2", "stage3.block2")
     made, second = surgery.insert(between, "stage2.block1")
-    both = first.then(second)
+    both = first.combine(second)
     accounted(model, made, both)
     assert both.renamed["stage2.block3.branch.conv1.weight"] == "stage2.block2.branch.conv1.weight"
-    assert both.initialised["stage2.block2.branch.norm2.weight"] == "zeros, so that the block starts as the identity"
-    assert both.initialised["stage2.block2.branch.conv1.weight"] == "new"
-    assert both.proved == (*first.proved, *second.proved)
+    assert both.initialized["stage2.block2.branch.norm2.weight"] == "zeros, so that the block starts as the identity"
+    assert both.initialized["stage2.block2.branch.conv1.weight"] == "new"
+    assert both.verifications == (*first.verifications, *second.verifications)
     assert both.notes == (*first.notes, *second.notes)
     assert len(both.dropped) == len(first.dropped)
 
@@ -208,13 +208,15 @@ def test_the_report_in_words():
 
 
 def test_figures_are_no_longer_those_of_the_network():
-    from resnetkit.architecture.card import Figure
+    from resnetkit.architecture.card import ReportedMetric
 
     model = net()
-    model.card = replace(model.card, figures=(Figure("top-1", 0.9, "us"),), classes=tuple("abcde"), licence="MIT")
+    model.card = replace(
+        model.card, metrics=(ReportedMetric("top-1", 0.9, "us"),), classes=tuple("abcde"), license="MIT"
+    )
     made, _ = surgery.dilate(model, stages=2)
-    assert made.card.figures == ()
-    assert (made.card.classes, made.card.licence) == (tuple("abcde"), "MIT")
+    assert made.card.metrics == ()
+    assert (made.card.classes, made.card.license) == (tuple("abcde"), "MIT")
 
 
 def test_modes_of_parts_stay():
@@ -265,20 +267,20 @@ def narrow(row):
 
 
 FREE = {}
-for _name, _row in ROWS.items():
+for _name, _row in CATALOG.items():
     if not any(stage.attention for stage in _row.stages):
         FREE.setdefault(narrow(_row), []).append(_name)
 
 
 def test_narrowed_rows_are_still_what_they_are_named_for():
-    kinds = {type(stage.branch) for row in ROWS.values() for stage in narrow(row).stages}
+    kinds = {type(stage.branch) for row in CATALOG.values() for stage in narrow(row).stages}
     assert kinds == {s.Basic, s.Bottleneck, s.Chain}
     for small, (name, *_) in FREE.items():
-        row = ROWS[name]
+        row = CATALOG[name]
         assert [stage.reduce for stage in small.stages] == [stage.reduce for stage in row.stages], name
         assert (small.shortcuts, small.order, small.norm, small.bias) == (row.shortcuts, row.order, row.norm, row.bias)
         assert plan(small).root.stride == plan(row).root.stride
-        received = [[b > a for a, b in itertools.pairwise(received_channels(spec))] for spec in (small, row)]
+        received = [[b > a for a, b in itertools.pairwise(list_stage_input_channels(spec))] for spec in (small, row)]
         assert received[0] == received[1]
         assert len({part.role for part in plan(small).nodes} ^ {part.role for part in plan(row).nodes}) == 0
 
@@ -307,9 +309,9 @@ def test_a_dilated_row_is_the_row_on_the_old_grid(spec):
 
 
 def test_every_row_without_statistics_of_the_map_is_among_them():
-    attentive = {name for name, row in ROWS.items() if any(stage.attention for stage in row.stages)}
+    attentive = {name for name, row in CATALOG.items() if any(stage.attention for stage in row.stages)}
     assert attentive == {"seresnet50", "seresnext50_32x4d", "ecaresnet50d"}
-    assert sorted(itertools.chain.from_iterable(FREE.values())) == sorted(set(ROWS) - attentive)
+    assert sorted(itertools.chain.from_iterable(FREE.values())) == sorted(set(CATALOG) - attentive)
     for spec in FREE:
         strides = plan(spec).root.stride
         assert strides in (4, 8, 32)
@@ -324,12 +326,12 @@ def test_a_dilated_network_is_the_dilated_one_of_torchvision(dilated):
     )
     replaced = replaced.double().eval()
     replaced.load_state_dict(theirs.state_dict())
-    stages = tuple(replace(stage, blocks=n) for n, stage in zip((1, 2, 1, 2), ROWS["resnet50"].stages, strict=True))
+    stages = tuple(replace(stage, blocks=n) for n, stage in zip((1, 2, 1, 2), CATALOG["resnet50"].stages, strict=True))
     from resnetkit.weights.dialects import TORCHVISION
 
-    ours = build(replace(ROWS["resnet50"], stages=stages), device="meta", dtype=torch.float64)
+    ours = build(replace(CATALOG["resnet50"], stages=stages), device="meta", dtype=torch.float64)
     state = theirs.state_dict()
-    table = TORCHVISION.table(ours.plan)
+    table = TORCHVISION.map_tensors(ours.plan)
     ours.load_state_dict({key: state[foreign] for key, foreign in table.items()}, assign=True)
     made, _ = surgery.dilate(ours.eval(), stages=[i for i, on in enumerate(dilated, 2) if on])
     x = torch.randn(1, 3, 33, 40, dtype=torch.float64)
@@ -341,15 +343,15 @@ def test_a_dilated_network_is_the_dilated_one_of_torchvision(dilated):
 def test_what_averages_over_the_map_is_not_exact_and_said_so(name):
     model = net(name)
     made, report = surgery.dilate(model, stages=2)
-    (proof,) = report.proved
+    (proof,) = report.verifications
     assert proof.limit is None
-    assert proof.holds
-    assert "over the whole map" in proof.why or "from the whole map" in proof.why
+    assert proof.is_within_limit
+    assert "over the whole map" in proof.reason or "from the whole map" in proof.reason
     x = noise(model, 1)
     measured = apart(at(made, "stage2", x)[..., ::2, ::2], at(model, "stage2", x))
     assert measured > 1e-4
-    assert proof.figure > 1e-4
-    assert str(proof).startswith(f"not exact by nature ({proof.why}): the maps of stage2")
+    assert proof.difference > 1e-4
+    assert str(proof).startswith(f"not exact by nature ({proof.reason}): the maps of stage2")
 
 
 def test_stages_lose_their_stride_from_the_last_on_and_get_it_back():
@@ -360,7 +362,7 @@ def test_stages_lose_their_stride_from_the_last_on_and_get_it_back():
     assert [stage.reduce.atrous for stage in one.card.spec.stages] == [False, True, True]
     back, report = surgery.dilate(one, output_stride=4)
     assert back.card.spec == model.card.spec
-    assert report.proved[0].limit == 1e-12
+    assert report.verifications[0].limit == 1e-12
     x = noise(model)
     assert torch.equal(answers(back, x), answers(model, x))
     only, _ = surgery.dilate(one, stages=["stage2"])
@@ -373,7 +375,7 @@ def test_strides_that_do_not_divide_meet_on_a_common_grid():
     first, _ = surgery.dilate(model, stages=3)
     made, report = surgery.dilate(first, stages=2)
     assert (first.plan.root.stride, made.plan.root.stride) == (2, 3)
-    assert "common grid of 6 pixels" in report.proved[0].what
+    assert "common grid of 6 pixels" in report.verifications[0].subject
     x = noise(model, 1, (37, 31))
     assert apart(at(made, "stage3", x)[..., ::2, ::2], at(first, "stage3", x)[..., ::3, ::3]) <= 1e-12
 
@@ -428,7 +430,7 @@ def test_as_many_channels_change_nothing():
     model = net()
     made, report = surgery.input_channels(model, 3)
     assert set(report.kept) == set(model.state_dict())
-    assert (made.card, report.proved) == (model.card, ())
+    assert (made.card, report.verifications) == (model.card, ())
 
 
 # ------------------------------------------------------------------------------------------- classes, heads, features
@@ -465,9 +467,9 @@ def test_classes_in_another_order_are_the_same_logits_in_that_order():
 def test_classes_without_a_name_in_common_start_anew(wanted):
     model = net(classes=["a", "b", "c", "d", "e"], seed=3)
     made, report = surgery.classes(model, wanted)
-    assert set(report.initialised) == {"head.linear.weight", "head.linear.bias"} == set(report.dropped)
+    assert set(report.initialized) == {"head.linear.weight", "head.linear.bias"} == set(report.dropped)
     assert not torch.equal(made.head.linear.weight, model.head.linear.weight)
-    assert report.proved == ()
+    assert report.verifications == ()
     assert made.card.classes == (() if wanted == 5 else tuple(wanted))
 
 
@@ -486,7 +488,7 @@ def test_a_network_without_a_classifier_gets_one(name):
     made, report = surgery.classes(model, 4)
     assert made.card.spec.head == s.Linear(4)
     assert answers(made, noise(model)).shape == (2, 4)
-    assert set(report.initialised) == {"head.linear.weight", "head.linear.bias"}
+    assert set(report.initialized) == {"head.linear.weight", "head.linear.bias"}
 
 
 @pytest.mark.parametrize("name", ["basic-b", "pre", "vgg", "last-block", "bottleneck"])
@@ -512,7 +514,7 @@ def test_a_cut_network_hands_on_what_the_whole_one_has_there(name):
         assert torch.equal(answers(made, x), at(model, place, x)), place
         assert made.plan.output == model.plan[place].output, place
         assert set(report.kept) == {key for key in model.state_dict() if key in made.state_dict()}
-        assert not report.initialised
+        assert not report.initialized
         assert report.dropped or place == places[-1]
 
 
@@ -524,10 +526,10 @@ def test_a_backbone_hands_on_the_maps_of_its_stages(name):
     assert isinstance(made, Backbone)
     x = noise(model)
     found, names = answers(made, x), [f"stage{i}" for i in chosen]
-    assert list(found) == list(made.maps) == names
+    assert list(found) == list(made.feature_info) == names
     for stage in names:
         assert torch.equal(found[stage], at(model, stage, x))
-        told, planned = made.maps[stage], model.plan[stage]
+        told, planned = made.feature_info[stage], model.plan[stage]
         assert told.output == planned.output == found[stage].shape[1:]
         assert (told.stride, told.receptive_field) == (planned.stride, planned.receptive_field)
         c, field = planned.output[0], planned.receptive_field
@@ -545,10 +547,10 @@ def test_stages_are_named_in_any_way(given_as):
 
 def test_a_backbone_feeds_a_feature_pyramid_and_learns():
     made, _ = surgery.features(net(DEEP, dtype=torch.float32), (1, 3))
-    pyramid = torchvision.ops.FeaturePyramidNetwork([place.output[0] for place in made.maps.values()], 6)
+    pyramid = torchvision.ops.FeaturePyramidNetwork([place.output[0] for place in made.feature_info.values()], 6)
     maps = pyramid(OrderedDict(made.train()(noise(made))))
     assert {name: tuple(m.shape[1:]) for name, m in maps.items()} == {
-        name: (6, *place.output[1:]) for name, place in made.maps.items()
+        name: (6, *place.output[1:]) for name, place in made.feature_info.items()
     }
     sum(m.square().mean() for m in maps.values()).backward()
     assert all(p.grad is not None for p in made.parameters())
@@ -633,15 +635,15 @@ def test_group_norm_is_refitted_by_least_squares():
         assert made.stem.norm1.weight[c].item() == pytest.approx(scale, rel=1e-9)
         assert made.stem.norm1.bias[c].item() == pytest.approx(shift, rel=1e-9, abs=1e-12)
     assert made.card.spec.norm == s.GroupNorm(4, 1e-3)
-    raw, _ = carry.carry(model, made.card), None
+    raw, _ = carry.transfer(model, made.card), None
     x = noise(model, 8, seed=3)
     expected = answers(model, x)
     assert apart(answers(made, x), expected) < 0.7 * apart(answers(raw, x), expected)
     same = int((answers(made, images).argmax(1) == answers(model, images).argmax(1)).sum())
     assert f"of the 12 images {same} get the class that they had" in report.notes
-    (proof,) = report.proved
+    (proof,) = report.verifications
     assert proof.limit is None
-    assert proof.figure == pytest.approx(apart(answers(made, images), answers(model, images)), rel=1e-6)
+    assert proof.difference == pytest.approx(apart(answers(made, images), answers(model, images)), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -746,8 +748,8 @@ def test_a_network_that_is_all_frozen_can_still_be_changed():
 def test_recomputed_stages_learn_as_the_others_do(name):
     model = net(name)
     made, report = surgery.checkpoint(model, [1, 2])
-    assert isinstance(made.stage1, RecomputedStage)
-    assert isinstance(made.stage2, RecomputedStage)
+    assert isinstance(made.stage1, CheckpointedStage)
+    assert isinstance(made.stage2, CheckpointedStage)
     assert set(report.kept) == set(model.state_dict())
     plain, again = steps(copy.deepcopy(model)), steps(made)
     for key, value in plain.state_dict().items():
@@ -781,7 +783,7 @@ def test_recomputing_drops_what_was_dropped():
 def test_recomputed_stays_recomputed_in_what_is_made_of_it(edit, names):
     model, _ = surgery.checkpoint(net(DEEP), 2)
     made, _ = edit(model)
-    assert [name for name, part in made.named_children() if isinstance(part, RecomputedStage)] == names
+    assert [name for name, part in made.named_children() if isinstance(part, CheckpointedStage)] == names
     steps(made, 1)
 
 
@@ -807,9 +809,9 @@ def test_a_saved_network_is_neither_frozen_nor_recomputed(tmp_path):
     model, _ = surgery.freeze(surgery.checkpoint(net(dtype=torch.float32), 1)[0], 2)
     save(model, tmp_path / "m")
     read = load(tmp_path / "m")
-    assert read.frozen == frozenset()
+    assert read.frozen_paths == frozenset()
     assert all(p.requires_grad for p in read.parameters())
-    assert not isinstance(read.stage1, RecomputedStage)
+    assert not isinstance(read.stage1, CheckpointedStage)
     x = noise(model)
     assert torch.equal(answers(read, x), answers(model, x))
 
@@ -834,7 +836,7 @@ def test_new_blocks_start_as_the_identity(name):
         )
         head, number = after[:-1], int(after[-1])
         new = {f"{head}{number + 1}", f"{head}{number + 2}"}
-        assert {".".join(key.split(".")[:2]) for key in report.initialised} == new
+        assert {".".join(key.split(".")[:2]) for key in report.initialized} == new
         assert not report.adapted
         assert not report.dropped
     trained = steps(made, 1)
@@ -971,7 +973,7 @@ def test_what_is_left_closes_ranks(gone, stages):
         for b, old in enumerate(blocks, 1):
             then, here = (m.get_submodule(p).state_dict() for m, p in
                           ((model, f"stage{i}.block{old}"), (made, f"stage{now}.block{b}")))  # fmt: skip
-            fresh = within(report.initialised, f"stage{now}.block{b}")
+            fresh = within(report.initialized, f"stage{now}.block{b}")
             assert bool(fresh) == (i == 3 and not stages[1] and old == 1)
             for key, value in here.items():
                 if f"stage{now}.block{b}.{key}" not in fresh:
@@ -996,11 +998,11 @@ def test_other_strides():
         assert made.plan.root.stride == expected
         changes = {key.split(".conv")[0].split(".norm")[0] for key in report.dropped}
         assert changes <= {"stage2.block1.shortcut"}
-        assert report.proved == ()
+        assert report.verifications == ()
         assert "nothing is promised" in report.notes[-1]
     same = replace(BASE, stages=(BASE.stages[0], replace(BASE.stages[0])))
     made, report = surgery.restride(net(same), "stage2", 2)
-    assert set(report.initialised) == within(made.state_dict(), "stage2.block1.shortcut")
+    assert set(report.initialized) == within(made.state_dict(), "stage2.block1.shortcut")
     back, report = surgery.restride(made, "stage2", 1)
     assert set(report.dropped) == within(made.state_dict(), "stage2.block1.shortcut")
     assert back.card.spec == same
@@ -1020,7 +1022,7 @@ def test_other_stems_keep_the_middle_of_a_kernel():
         large.stem.conv1.weight[..., 2:5, 2:5] = 0
     assert not large.stem.conv1.weight.any()
     deep, report = surgery.stem(model, "deep")
-    assert within(report.initialised, "stem") == within(deep.state_dict(), "stem")
+    assert within(report.initialized, "stem") == within(deep.state_dict(), "stem")
     own, _ = surgery.stem(model, s.Stem((s.Conv(8, 5, 2),), ()))
     assert torch.equal(own.stem.conv1.weight, model.stem.conv1.weight[..., 1:6, 1:6])
 
@@ -1035,7 +1037,7 @@ def test_other_shortcuts(start, option, exact):
     model = net(start)
     made, report = surgery.shortcuts(model, option)
     x = noise(model)
-    assert bool(report.proved) == exact
+    assert bool(report.verifications) == exact
     assert (apart(answers(made, x), answers(model, x)) <= 1e-12) == exact
     if start == "basic-b" and option == "C":
         assert {"stage2.block1.shortcut.conv.weight", "stage2.block1.shortcut.norm.weight"} <= set(report.kept)
@@ -1072,9 +1074,9 @@ def test_every_type_stays_and_none_fails_for_its_coarseness(name, dtype):
     assert {p.dtype for p in made.parameters()} == {dtype}
     assert {b.dtype for k, b in made.named_buffers() if "tracked" not in k} <= {dtype}
     rounds = name in ("grey", "fold", "insert", "widen", "shortcuts") and dtype != torch.float64
-    assert all((proof.limit is None) == rounds for proof in report.proved)
-    assert all("16 bits" in str(proof) for proof in report.proved if rounds)
-    assert all(proof.figure < 0.2 for proof in report.proved)
+    assert all((proof.limit is None) == rounds for proof in report.verifications)
+    assert all("16 bits" in str(proof) for proof in report.verifications if rounds)
+    assert all(proof.difference < 0.2 for proof in report.verifications)
 
 
 @pytest.mark.parametrize("name", sorted(set(SAFE) - {"freeze"}))
@@ -1092,15 +1094,17 @@ def test_numbers_that_are_none_prove_nothing(name, number):
 
 def test_a_broken_helper_is_found_out(monkeypatch):
     model = net(classes=["a", "b"])
-    monkeypatch.setattr(strides, "_atrous", lambda spec, numbers: surgery.restride(net(), 2, 1)[0].card.spec)
+    monkeypatch.setattr(strides, "_make_atrous", lambda spec, numbers: surgery.restride(net(), 2, 1)[0].card.spec)
     with pytest.raises(VerificationError, match="not what it promises"):
         surgery.dilate(model, stages=2)
     monkeypatch.undo()
-    monkeypatch.setattr(norms, "_folded", lambda m, eps, conv, norm: [(f"{conv}.weight", m[f"{conv}.weight"])])
+    monkeypatch.setattr(norms, "_fold_conv", lambda m, eps, conv, norm: [(f"{conv}.weight", m[f"{conv}.weight"])])
     with pytest.raises(VerificationError, match="not what it promises"):
         surgery.fold_norms(model)
     monkeypatch.undo()
-    monkeypatch.setattr(widths._Rewidth, "columns", lambda self, weight: weight.index_select(1, self.index))
+    monkeypatch.setattr(
+        widths._ChannelSelection, "select_columns", lambda self, weight: weight.index_select(1, self.indices)
+    )
     with pytest.raises(VerificationError, match="not what it promises"):
         surgery.widen(model, 1, 12)
 
@@ -1272,16 +1276,16 @@ def test_what_rounding_alone_does_is_not_held_against_a_dilation(monkeypatch, ow
     figures = iter([1e-6, own])
 
     def measured(*words, **more):
-        return replace(strides_compared(*words, **more), figure=next(figures))
+        return replace(strides_compared(*words, **more), difference=next(figures))
 
-    strides_compared = strides.compared
-    monkeypatch.setattr(strides, "compared", measured)
+    strides_compared = strides.verify_equal
+    monkeypatch.setattr(strides, "verify_equal", measured)
     if not holds:
         with pytest.raises(VerificationError):
             surgery.dilate(build(BASE), stages=2)
         return
     _, report = surgery.dilate(build(BASE), stages=2)
-    assert report.proved[0].limit is None
+    assert report.verifications[0].limit is None
     assert "not exact by nature (rounding alone moves these maps by 0.001)" in str(report)
 
 

@@ -17,10 +17,10 @@ from unittest.mock import Mock
 import pytest
 
 from resnetkit.architecture.catalog import spec
-from resnetkit.cli import VERBS
-from resnetkit.commands.output import counting, rewrites_lines, then
+from resnetkit.cli import COMMANDS
+from resnetkit.commands.output import can_rewrite_lines, progress_bar, suggest_next
 from resnetkit.errors import ResnetkitWarning
-from resnetkit.formatting import aligned, fitted, printable
+from resnetkit.formatting import align_table, escape_control, fit_table
 from resnetkit.serialization import to_toml
 from test_structure import watched
 
@@ -32,7 +32,7 @@ for words in json.loads(sys.argv[1]):
     code = main(words)
     print(f"\\x1e{code}\\x1e", end="", flush=True)
 """
-HELP = [[], *([verb, "--help"] for verb in VERBS)]
+HELP = [[], *([verb, "--help"] for verb in COMMANDS)]
 WRONG = [["explian"], ["explain"], ["explain", "resnet50", "--wyh"], ["explain", "resnet50", "--depth", "two"],
          ["explain", "resnet5O"], ["models", "zzz"], ["explain", "resnet50", "--size", "9" * 60 + "x"]]  # fmt: skip
 COMMANDS = [
@@ -136,13 +136,13 @@ def test_neither_unicode_nor_a_home(run, tmp_path):
 
 def test_a_name_that_the_encoding_has_not(cli, monkeypatch):
     error = UnicodeEncodeError("ascii", "käse", 1, 2, "ordinal not in range(128)")
-    monkeypatch.setattr("resnetkit.commands.models.names", Mock(side_effect=error))
+    monkeypatch.setattr("resnetkit.commands.models.list_models", Mock(side_effect=error))
     told = "error: the encoding of this environment, ascii, has no letters for 'käse'\nfix: set PYTHONUTF8=1\n"
     assert cli("models") == (5, "", told)
 
 
 def test_json_without_unicode(tmp_path):
-    code = r"from resnetkit.commands.output import results; results('x', name='k\u00e4se \u732b \U0001f431')"
+    code = r"from resnetkit.commands.output import print_json; print_json('x', name='k\u00e4se \u732b \U0001f431')"
     more = {"LC_ALL": "C", "PYTHONUTF8": "0"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=True, env=environment(tmp_path, **more)
@@ -188,16 +188,16 @@ def test_a_path_with_spaces(cli, tmp_path):
 @pytest.mark.parametrize(("term", "moves"), [("xterm", True), ("dumb", False), ("", False)])
 def test_only_where_lines_can_be_rewritten_something_moves(term, moves, monkeypatch, capsys):
     monkeypatch.setenv("TERM", term)
-    assert not rewrites_lines()
+    assert not can_rewrite_lines()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert rewrites_lines() == moves
-    with counting("reading") as tell:
+    assert can_rewrite_lines() == moves
+    with progress_bar("reading") as tell:
         tell(1, 2)
     assert bool(capsys.readouterr().err) == moves
 
 
 def test_what_is_next_can_be_copied(capsys):
-    then("resnetkit evaluate", "my runs/a", "it's")
+    suggest_next("resnetkit evaluate", "my runs/a", "it's")
     assert shlex.split(capsys.readouterr().err)[2:] == ["evaluate", "my runs/a", "it's"]
 
 
@@ -223,13 +223,13 @@ def test_names_cannot_steer_a_terminal(cli):
     assert code == 2
     assert r"\x1b[31m\u202egnp.toml" in err
     assert "\x1b" not in err
-    assert printable("a\tb\nc", keep="\n") == "a\\tb\nc"
+    assert escape_control("a\tb\nc", keep="\n") == "a\\tb\nc"
 
 
 def test_wide_letters_are_counted_as_wide():
     table = [["name", "n"], ["猫", "1"], ["dog", "2"], ["é", "3"]]
-    assert aligned(table, 1).splitlines() == ["name  n", "猫    1", "dog   2", "é     3"]
-    cut = fitted([["name", "n"], ["猫" * 10, "1"]], 13, [])
+    assert align_table(table, 1).splitlines() == ["name  n", "猫    1", "dog   2", "é     3"]
+    cut = fit_table([["name", "n"], ["猫" * 10, "1"]], 13, [])
     assert cut[1] == ["猫" * 4 + "…", "1"]
 
 
@@ -242,7 +242,7 @@ def test_our_warnings_are_a_line_and_others_are_left_alone(cli, monkeypatch):
         warnings.warn("theirs", UserWarning, stacklevel=1)
         return ("resnet18",)
 
-    monkeypatch.setattr(models, "names", names)
+    monkeypatch.setattr(models, "list_models", names)
     with pytest.warns(UserWarning, match="theirs") as others:
         code, out, err = cli("models")
     assert (code, len(out.splitlines())) == (0, 2)

@@ -7,30 +7,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnetkit.architecture.card import Card, card_for
-from resnetkit.architecture.catalog import ROWS, spec
+from resnetkit.architecture.card import Card, make_card
+from resnetkit.architecture.catalog import CATALOG, spec
 from resnetkit.architecture.spec import GroupNorm, Identity, Network, Shortcuts
 from resnetkit.errors import TextError, UsageError
-from resnetkit.formatting import aligned, fitted, short_count
+from resnetkit.formatting import align_table, fit_table, shorten_count
 from resnetkit.serialization import (
+    find_type_faults,
     from_data,
     from_json,
     from_toml,
-    kind_of,
     parse_json,
     parse_toml,
+    tag_of,
     to_data,
     to_json,
     to_toml,
-    type_faults,
 )
 
-from tiny import BASE, TINY, networks
+from helpers.tiny import BASE, TINY, networks
 
 
-@pytest.mark.parametrize("name", [*ROWS, *TINY])
+@pytest.mark.parametrize("name", [*CATALOG, *TINY])
 def test_round_trip_of_every_network(name):
-    network = (ROWS | TINY)[name]
+    network = (CATALOG | TINY)[name]
     assert from_toml(Network, to_toml(network)) == network
     assert from_json(Network, to_json(network)) == network
 
@@ -43,13 +43,13 @@ def test_round_trip_of_random_networks(network):
 
 @pytest.mark.parametrize("name", TINY)
 def test_round_trip_of_a_card(name):
-    card = card_for(name, TINY[name], ("a", 'b"\n', "ü"))
+    card = make_card(name, TINY[name], ("a", 'b"\n', "ü"))
     assert from_json(Card, to_json(card)) == card
     assert from_toml(Card, to_toml(card)) == card
 
 
 def test_kinds():
-    assert kind_of(GroupNorm) == "group-norm"
+    assert tag_of(GroupNorm) == "group-norm"
     assert to_data(Shortcuts())["same"] == "identity"
     assert from_data(Shortcuts, {"same": "identity"}).same == Identity()
     assert from_data(Shortcuts, {"same": {"kind": "identity"}}).same == Identity()
@@ -163,18 +163,18 @@ TABLE = [["path", "what", "MACs", "field"], ["stage1", "three blocks of somethin
 
 
 def test_a_table_is_made_to_fit():
-    assert fitted(TABLE, 80, ["field"]) == TABLE
-    assert fitted(TABLE, 53, ["field"])[1] == ["stage1", "three blocks of something", "1.03G", "91"]
-    assert fitted(TABLE, 42, ["field"])[1] == ["stage1", "three blocks of something", "1.03G"]
-    assert fitted(TABLE, 30, ["field"])[1] == ["stage1", "three blocks o…", "1.03G"]
+    assert fit_table(TABLE, 80, ["field"]) == TABLE
+    assert fit_table(TABLE, 53, ["field"])[1] == ["stage1", "three blocks of something", "1.03G", "91"]
+    assert fit_table(TABLE, 42, ["field"])[1] == ["stage1", "three blocks of something", "1.03G"]
+    assert fit_table(TABLE, 30, ["field"])[1] == ["stage1", "three blocks o…", "1.03G"]
     for width in (24, 30, 42, 53, 80):
-        assert max(map(len, aligned(fitted(TABLE, width, ["field"]), 2).splitlines())) <= width
+        assert max(map(len, align_table(fit_table(TABLE, width, ["field"]), 2).splitlines())) <= width
 
 
 def test_counts_are_shortened_to_three_digits():
     counts = {"4,089,184,256": "4.09G", "25,557,032": "25.6M", "999,999": "1M", "10,000": "10k", "9,999": "9,999"}
     for cell, short in (counts | {"12 x": "12 x", "": "", "9" * 40: "9" * 40}).items():
-        assert short_count(cell) == short
+        assert shorten_count(cell) == short
 
 
 json_values = st.recursive(
@@ -201,15 +201,15 @@ def test_the_text_layer_needs_no_torch():
     ("cls", "text"),
     [
         (Network, "[[stages]]\n" * 200),
-        (Card, "[[figures]]\n" * 200),
+        (Card, "[[metrics]]\n" * 200),
         (Network, "".join(f"key{i} = 1\n" for i in range(500))),
     ],
 )
 def test_more_faults_than_are_told(cls, text, monkeypatch):
     looked_up = []
-    monkeypatch.setattr("resnetkit.serialization.nearest", lambda word, known: looked_up.append(word) or ())
+    monkeypatch.setattr("resnetkit.serialization.find_closest", lambda word, known: looked_up.append(word) or ())
     with pytest.raises(TextError) as caught:
         from_toml(cls, text, "x.toml")
     assert len(looked_up) in (0, 100)  # words like it take a while for each
-    assert len(caught.value.faults) == len(type_faults(cls, parse_toml(text))) == 100
-    assert str(caught.value).startswith(f"error: x.toml does not describe a {kind_of(cls)}: 100 faults\nwhere: ")
+    assert len(caught.value.faults) == len(find_type_faults(cls, parse_toml(text))) == 100
+    assert str(caught.value).startswith(f"error: x.toml does not describe a {tag_of(cls)}: 100 faults\nwhere: ")

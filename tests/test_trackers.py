@@ -13,7 +13,7 @@ import pytest
 
 import resnetkit as rk
 from resnetkit import files
-from resnetkit.errors import MachineError, ResnetkitWarning, Stopped, TextError
+from resnetkit.errors import MachineError, ResnetkitInterrupt, ResnetkitWarning, TextError
 from resnetkit.training import trainer as training
 from resnetkit.training.trackers import client as trackers
 from test_resume import HOW, dies_at, flowers, killed, lines, same, sha  # noqa: F401
@@ -74,7 +74,7 @@ def test_a_tracker_is_told_every_step_and_epoch(flowers, network, tmp_path, wand
     assert short(run) == short(plain)
     begun, *rest, end = told(run.path)
     assert (begun["name"], begun["mode"], end) == ("run", "offline", "end")
-    assert begun["config"]["optimiser.lr"] == str(run.recipe.optimiser.lr)
+    assert begun["config"]["optimizer.lr"] == str(run.recipe.optimizer.lr)
     assert [step for step, values in rest if "train/loss" in values] == list(range(1, 13))
     losses = [(step, values) for step, values in rest if "val/loss" in values]
     wanted = {"epoch": 1, "val/loss": run.epochs[0].val_loss, "val/accuracy": run.epochs[0].val_accuracy}
@@ -99,7 +99,7 @@ BROKEN = {
 def test_t15_a_broken_tracker_costs_one_warning(flowers, network, tmp_path, wandb, plain, how, monkeypatch):  # noqa: F811
     behaviour, why = BROKEN[how]
     wandb(**behaviour)
-    monkeypatch.setattr(trackers, "_PATIENCE", 0.7 if "hangs" in how else 20.0)
+    monkeypatch.setattr(trackers, "_CLOSE_TIMEOUT", 0.7 if "hangs" in how else 20.0)
     with pytest.warns(ResnetkitWarning) as warned:
         run = rk.train(flowers, network, out=tmp_path / "run", settings=HOW | {"epochs": 2}, track="wandb")
     assert [str(warning.message) for warning in warned] == [
@@ -110,7 +110,7 @@ def test_t15_a_broken_tracker_costs_one_warning(flowers, network, tmp_path, wand
 
 def test_t15_a_tracker_that_does_not_read_is_left_alone(flowers, network, tmp_path, wandb, plain, monkeypatch):  # noqa: F811
     wandb(start="time.sleep(600)")
-    monkeypatch.setattr(trackers, "_MOST_WAITING", 100)
+    monkeypatch.setattr(trackers, "_MAX_PENDING_BYTES", 100)
     monkeypatch.setattr(trackers.os, "write", _full(os.write))
     begun = time.monotonic()
     with pytest.warns(ResnetkitWarning, match="as it does not read what it is told; metrics.jsonl has everything"):
@@ -140,7 +140,7 @@ def test_t15_a_tracker_that_cannot_be_started(flowers, network, tmp_path, wandb,
 def test_a_resumed_run_goes_on_in_its_tracker(flowers, network, tmp_path, wandb, plain):  # noqa: F811
     wandb()
     settings = HOW | {"epochs": 2, "trackers": ["wandb"]}
-    killed(dies_at(training.Training, "step", 9), flowers, network, out=tmp_path / "run", settings=settings)
+    killed(dies_at(training.Trainer, "train_step", 9), flowers, network, out=tmp_path / "run", settings=settings)
     deadline = time.monotonic() + 20
     while told(tmp_path / "run")[-1:] != ["end"] and time.monotonic() < deadline:
         time.sleep(0.05)  # it outlives the run that was killed, for as long as it has something to write
@@ -155,7 +155,9 @@ def test_a_resumed_run_goes_on_in_its_tracker(flowers, network, tmp_path, wandb,
 
 def test_trackers_may_be_changed_when_a_run_is_resumed(flowers, network, tmp_path, wandb, plain):  # noqa: F811
     wandb()
-    killed(dies_at(training.Training, "step", 9), flowers, network, out=tmp_path / "run", settings=HOW | {"epochs": 2})
+    killed(
+        dies_at(training.Trainer, "train_step", 9), flowers, network, out=tmp_path / "run", settings=HOW | {"epochs": 2}
+    )
     run = rk.train(resume=tmp_path / "run", track=["wandb"])
     assert told(run.path)[-1] == "end"
     assert short(run) == short(plain)
@@ -164,14 +166,14 @@ def test_trackers_may_be_changed_when_a_run_is_resumed(flowers, network, tmp_pat
 def test_a_tracker_hears_no_ctrl_c(flowers, network, tmp_path, wandb):  # noqa: F811
     wandb()
     stops = iter([False] * 3 + [True] * 9)
-    with pytest.raises(Stopped):
+    with pytest.raises(ResnetkitInterrupt):
         rk.train(flowers, network, out=tmp_path / "run", settings=HOW, track="wandb", stop=lambda: next(stops))
     assert told(tmp_path / "run")[-1] == "end"
 
 
 def test_a_run_that_leaves_nothing_leaves_no_tracker(flowers, network, tmp_path, wandb, monkeypatch):  # noqa: F811
     wandb()
-    monkeypatch.setattr(training.Training, "step", _interrupt)
+    monkeypatch.setattr(training.Trainer, "train_step", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         rk.train(flowers, network, out=tmp_path / "run", settings=HOW, track="wandb")
     assert not (tmp_path / "run").exists()
@@ -187,9 +189,9 @@ def _interrupt(*_):
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
 def test_a_missing_extra_is_one_line(flowers, network, tmp_path, monkeypatch, name, cli):  # noqa: F811
     original = importlib.util.find_spec
-    lost = trackers._NEEDS[name][-1]
+    lost = trackers._PACKAGES[name][-1]
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == lost else original(package))
-    monkeypatch.setattr(trackers, "_NEEDS", {name: (lost,)})
+    monkeypatch.setattr(trackers, "_PACKAGES", {name: (lost,)})
     code, out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "run", "--track", name)
     assert (code, out) == (5, "")
     assert err == f"error: {lost} is not installed\nfix: pip install 'resnetkit[{name}]'\n"
@@ -207,10 +209,10 @@ def test_a_tracker_that_is_none(flowers, network, tmp_path, cli):  # noqa: F811
 def test_a_tracker_gets_a_home_of_its_own_and_no_way_out(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "https://example.org")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://example.org")
-    found = trackers._environment(tmp_path)
+    found = trackers._build_environment(tmp_path)
     assert "WANDB_BASE_URL" not in found
     assert "MLFLOW_TRACKING_URI" not in found
-    assert {found[name] for name in trackers._HOMES} == {str(tmp_path)}
+    assert {found[name] for name in trackers._HOME_VARIABLES} == {str(tmp_path)}
     assert (found["WANDB_MODE"], found["MLFLOW_DISABLE_TELEMETRY"], found["DO_NOT_TRACK"]) == (
         "offline",
         "true",
@@ -224,15 +226,15 @@ def test_a_tracker_gets_a_home_of_its_own_and_no_way_out(tmp_path, monkeypatch):
 
 def real(name, flowers, network, tmp_path, monkeypatch):  # noqa: F811
     """A run that is killed and resumed under a tracker, and everything that was written outside of it."""
-    if any(importlib.util.find_spec(package) is None for package in trackers._NEEDS[name]):
+    if any(importlib.util.find_spec(package) is None for package in trackers._PACKAGES[name]):
         pytest.skip(f"{name} is not installed")
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(trackers, "_PATIENCE", 120.0)
-    monkeypatch.setattr(trackers, "_SHORT_PATIENCE", 120.0)
+    monkeypatch.setattr(trackers, "_CLOSE_TIMEOUT", 120.0)
+    monkeypatch.setattr(trackers, "_INTERRUPTED_CLOSE_TIMEOUT", 120.0)
     settings = HOW | {"epochs": 2, "trackers": [name]}
     stops = iter([False] * 8 + [True] * 9)
-    with pytest.raises(Stopped):
+    with pytest.raises(ResnetkitInterrupt):
         rk.train(flowers, network, out=tmp_path / "run", settings=settings, stop=lambda: next(stops))
     rk.train(resume=tmp_path / "run")
     assert list((tmp_path / "home").iterdir()) == []
@@ -274,16 +276,16 @@ def test_wandb(flowers, network, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_t15_metrics_that_cannot_be_written_for_a_while_lose_nothing(flowers, network, tmp_path, plain, monkeypatch):  # noqa: F811
-    original, asked = files.put, []
+    original, asked = files.write_at, []
 
-    def put(path, data, start=0):
+    def put(path, data, offset=0):
         if path.name == "metrics.jsonl":
             asked.append(1)
             if 2 <= len(asked) <= 5:
                 raise OSError(28, "No space left on device")
-        original(path, data, start)
+        original(path, data, offset)
 
-    monkeypatch.setattr(files, "put", put)
+    monkeypatch.setattr(files, "write_at", put)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         run = rk.train(flowers, network, out=tmp_path / "run", settings=HOW | {"epochs": 2})
@@ -294,14 +296,14 @@ def test_t15_metrics_that_cannot_be_written_for_a_while_lose_nothing(flowers, ne
 
 
 def test_t15_metrics_that_can_never_be_written_end_the_run(flowers, network, tmp_path, monkeypatch):  # noqa: F811
-    original = files.put
+    original = files.write_at
 
-    def put(path, data, start=0):
+    def put(path, data, offset=0):
         if path.name == "metrics.jsonl":
             raise OSError(30, "Read-only file system")
-        original(path, data, start)
+        original(path, data, offset)
 
-    monkeypatch.setattr(files, "put", put)
+    monkeypatch.setattr(files, "write_at", put)
     warnings.simplefilter("ignore", ResnetkitWarning)
     with pytest.raises(MachineError, match="3 checkpoints in a row could not be written: cannot write: Read-only"):
         rk.train(flowers, network, out=tmp_path / "run", settings=HOW | {"epochs": 2})

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from resnetkit.architecture.card import card_of
-from resnetkit.architecture.catalog import ROWS, spec
+from resnetkit.architecture.card import resolve_card
+from resnetkit.architecture.catalog import CATALOG, spec
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import OPTION_D
-from resnetkit.architecture.tensors import tensors_of
+from resnetkit.architecture.tensors import get_tensor_shapes
 from resnetkit.errors import MachineError, ResnetkitError, UsageError, WeightsError
 from resnetkit.network.build import build
-from resnetkit.weights.dialects import NAMES, TORCHVISION, table_for
+from resnetkit.weights.dialects import DIALECT_NAMES, TORCHVISION, select_table
 from resnetkit.weights.load import load, save
 from resnetkit.weights.read import read_tensors
 
-from tiny import BASE, TINY
+from helpers.tiny import BASE, TINY
 
 
 @pytest.fixture
@@ -48,19 +48,19 @@ def test_an_existing_folder_is_refused(saved):
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", [n for n in ROWS if "1202" not in n])
+@pytest.mark.parametrize("name", [n for n in CATALOG if "1202" not in n])
 def test_every_dialect_is_a_bijection(name):
     made, named = plan(spec(name)), []
-    for dialect in NAMES:
+    for dialect in DIALECT_NAMES:
         try:
-            chosen = table_for(dialect, made.spec)
-            table = chosen.table(made)
+            chosen = select_table(dialect, made.spec)
+            table = chosen.map_tensors(made)
         except UsageError as error:
             assert error.what.startswith((f"{dialect} has no name for this tensor", f"{dialect} has no names for a"))
             continue
         named.append(dialect)
-        assert len(set(table.values())) == len(table) == len(tensors_of(made))
-        assert {chosen.ours(theirs): theirs for theirs in table.values()} == table
+        assert len(set(table.values())) == len(table) == len(get_tensor_shapes(made))
+        assert {chosen.to_ours(theirs): theirs for theirs in table.values()} == table
     assert "timm" in named or name.startswith("vgg")
     assert (
         "torchvision" in named
@@ -73,10 +73,10 @@ def test_every_dialect_is_a_bijection(name):
 
 def test_a_name_that_a_dialect_lacks():
     with pytest.raises(UsageError, match="torchvision has no name for this tensor"):
-        TORCHVISION.theirs("stem.conv2.weight")
+        TORCHVISION.to_theirs("stem.conv2.weight")
     with pytest.raises(UsageError, match="torchvision has no name for this tensor"):
-        TORCHVISION.ours("layer1.0.conv1.weight.extra")
-    assert TORCHVISION.ours("layer4.2.downsample.1.running_var") == "stage4.block3.shortcut.norm.running_var"
+        TORCHVISION.to_ours("layer1.0.conv1.weight.extra")
+    assert TORCHVISION.to_ours("layer4.2.downsample.1.running_var") == "stage4.block3.shortcut.norm.running_var"
 
 
 def deep():
@@ -196,10 +196,10 @@ def test_a_model_that_is_none(source, told):
 def test_a_name_is_a_name_even_beside_a_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "resnet18").mkdir()
-    assert card_of("resnet18").spec == spec("resnet18")
+    assert resolve_card("resnet18").spec == spec("resnet18")
     save(build(BASE), tmp_path / "resnet20")
-    assert card_of("resnet20").spec == spec("resnet20")
-    assert card_of("./resnet20").spec == card_of(tmp_path / "resnet20").spec == BASE
+    assert resolve_card("resnet20").spec == spec("resnet20")
+    assert resolve_card("./resnet20").spec == resolve_card(tmp_path / "resnet20").spec == BASE
     with pytest.raises(UsageError) as caught:
         load("resnet20")
     assert (caught.value.what, caught.value.fix) == ("resnet20 is a name without weights", "./resnet20")

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 import resnetkit as rk
-from resnetkit.architecture.card import preparation_for
+from resnetkit.architecture.card import make_default_preparation
 from resnetkit.architecture.catalog import spec
-from resnetkit.data.dataset import Files
-from resnetkit.data.loader import PixelSource, Skipped
-from resnetkit.data.open import open_data
+from resnetkit.data.bad_files import Error, Skip, SkippedFiles
+from resnetkit.data.dataset import ImageFiles
+from resnetkit.data.loader import ImageLoader
+from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, MachineError, ResnetkitError, UsageError
 from resnetkit.runtime import threads as workers
-from resnetkit.runtime.distributed import cores
-from resnetkit.runtime.threads import ahead, each
-from resnetkit.training.recipe import Error, Skip
+from resnetkit.runtime.distributed import count_cores
+from resnetkit.runtime.threads import map_ordered, prefetch
 
-SETTINGS = {"epochs": 1, "batch_size": 8, "precision": "fp32", "augment": "random-crop"}
+SETTINGS = {"epochs": 1, "batch_size": 8, "precision": "fp32", "augment": "random-resized-crop"}
 COUNTS = [0, 1, 4]
 
 
@@ -32,23 +32,23 @@ def flowers(pictures):
 
 
 def source(root, count, policy=None):
-    data = open_data(root)
-    how = preparation_for(spec("resnet20"))
-    return PixelSource(data.first, how, Skipped(data, policy or Error()), keep=False, workers=count)
+    data = open_dataset(root)
+    how = make_default_preparation(spec("resnet20"))
+    return ImageLoader(data.train_split, how, SkippedFiles(data, policy or Error()), cache=False, workers=count)
 
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_results_come_in_order_and_errors_with_them(count):
-    assert list(each(lambda i: i * i, range(50), count)) == [i * i for i in range(50)]
-    assert list(each(lambda i: i, [], count)) == []
-    assert list(ahead([lambda i=i: i for i in range(5)], count)) == list(range(5))
-    assert list(ahead([], count)) == []
+    assert list(map_ordered(lambda i: i * i, range(50), count)) == [i * i for i in range(50)]
+    assert list(map_ordered(lambda i: i, [], count)) == []
+    assert list(prefetch([lambda i=i: i for i in range(5)], count)) == list(range(5))
+    assert list(prefetch([], count)) == []
     with pytest.raises(ZeroDivisionError):
-        list(each(lambda i: 1 // i, [1, 0, 1], count))
+        list(map_ordered(lambda i: 1 // i, [1, 0, 1], count))
     with pytest.raises(ZeroDivisionError):
-        list(ahead([lambda: 1, lambda: 1 // 0], count))
+        list(prefetch([lambda: 1, lambda: 1 // 0], count))
     with pytest.raises(TimeoutError, match="of the disk"):
-        list(each(_timed_out, [1], count))
+        list(map_ordered(_timed_out, [1], count))
 
 
 def _timed_out(i):
@@ -57,7 +57,7 @@ def _timed_out(i):
 
 def test_what_nobody_waits_for_is_not_begun():
     begun = []
-    results = each(lambda i: (begun.append(i), time.sleep(0.01)), range(1000), 2)
+    results = map_ordered(lambda i: (begun.append(i), time.sleep(0.01)), range(1000), 2)
     next(results)
     results.close()
     time.sleep(0.05)
@@ -98,17 +98,17 @@ def test_d12_no_process_is_started_and_no_shared_memory_used(flowers, network, t
 @pytest.mark.parametrize("count", COUNTS)
 def test_d12_a_worker_that_fails_names_its_picture(flowers, monkeypatch, count):
     read = source(flowers, count)
-    bad = read.pictures.paths[5]
-    original = Files.image
+    bad = read.images.paths[5]
+    original = ImageFiles.load_image
 
-    def failing(self, i, colour="RGB", shorter=0):
+    def failing(self, i, color_mode="RGB", shorter_side=0):
         if self.paths[i] == bad:
             raise ZeroDivisionError("a bug")
-        return original(self, i, colour, shorter)
+        return original(self, i, color_mode, shorter_side)
 
-    monkeypatch.setattr(Files, "image", failing)
+    monkeypatch.setattr(ImageFiles, "load_image", failing)
     with pytest.raises(ResnetkitError) as caught:
-        list(read.batches(size=8))
+        list(read.iter_batches(batch_size=8))
     assert str(caught.value) == (
         f"error: a picture could not be prepared: ZeroDivisionError: a bug\nwhere: {bad}\n"
         "fix: please report it, with this picture"
@@ -117,19 +117,19 @@ def test_d12_a_worker_that_fails_names_its_picture(flowers, monkeypatch, count):
 
 def test_d12_a_reading_that_does_not_end_is_an_error_that_names_the_picture(flowers, monkeypatch):
     read, never = source(flowers, 2), threading.Event()
-    stuck = read.pictures.paths[5]
-    original = Files.image
+    stuck = read.images.paths[5]
+    original = ImageFiles.load_image
 
-    def hanging(self, i, colour="RGB", shorter=0):
+    def hanging(self, i, color_mode="RGB", shorter_side=0):
         if self.paths[i] == stuck:
             never.wait(60)
-        return original(self, i, colour, shorter)
+        return original(self, i, color_mode, shorter_side)
 
-    monkeypatch.setattr(Files, "image", hanging)
-    monkeypatch.setattr(workers, "PATIENCE", 0.2)
+    monkeypatch.setattr(ImageFiles, "load_image", hanging)
+    monkeypatch.setattr(workers, "READ_TIMEOUT", 0.2)
     begun = time.monotonic()
     with pytest.raises(MachineError) as caught:
-        list(read.batches(size=8))
+        list(read.iter_batches(batch_size=8))
     assert time.monotonic() - begun < 10
     never.set()
     assert caught.value.where == (str(stuck),)
@@ -143,8 +143,8 @@ def test_a_thread_that_hangs_does_not_keep_the_program_alive():
     code = """
 import threading
 from resnetkit.runtime import threads as workers
-workers.PATIENCE = 0.1
-list(workers.each(lambda i: threading.Event().wait(60), [1], 1))
+workers.READ_TIMEOUT = 0.1
+list(workers.map_ordered(lambda i: threading.Event().wait(60), [1], 1))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20,
                           env=os.environ | {"PYTHONPATH": str(Path(rk.__file__).parents[1])})  # fmt: skip
@@ -156,23 +156,23 @@ def test_a_pipe_that_looks_like_a_picture_is_refused_and_not_waited_for(flowers)
     os.mkfifo(flowers / "rose" / "pipe.jpg")
     for count in COUNTS:
         read = source(flowers, count, Skip(0.1))
-        assert sum(len(which) for _, which in read.batches(size=8)) == 24
+        assert sum(len(which) for _, which in read.iter_batches(batch_size=8)) == 24
         assert read.skipped.reasons == {str(flowers / "rose" / "pipe.jpg"): "this is no file"}
 
 
 def test_where_no_thread_can_be_started_the_loop_reads_itself(flowers, monkeypatch):
-    expected = [pixels.numpy() for pixels, _ in source(flowers, 2).batches(size=8)]
+    expected = [pixels.numpy() for pixels, _ in source(flowers, 2).iter_batches(batch_size=8)]
 
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    found = [pixels.numpy() for pixels, _ in source(flowers, 2).batches(size=8)]
+    found = [pixels.numpy() for pixels, _ in source(flowers, 2).iter_batches(batch_size=8)]
     assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def test_numbers_of_workers(flowers, network, tmp_path, cli):
-    assert source(flowers, None).workers == cores() >= 1
+    assert source(flowers, None).workers == count_cores() >= 1
     for count in (-1, 5000):
         with pytest.raises(UsageError, match=f"there cannot be {count:,} workers"):
             source(flowers, count)
@@ -185,4 +185,4 @@ def test_numbers_of_workers(flowers, network, tmp_path, cli):
 def test_an_error_of_data_is_itself(flowers):
     (flowers / "rose" / "0.png").write_bytes(b"")
     with pytest.raises(DataError, match="1 picture cannot be read"):
-        list(source(flowers, 2).batches(size=8))
+        list(source(flowers, 2).iter_batches(batch_size=8))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnetkit import surgery
-    from resnetkit.architecture.catalog import names as models
+    from resnetkit.architecture.catalog import list_models as models
     from resnetkit.architecture.catalog import spec
     from resnetkit.architecture.plan import plan
     from resnetkit.data.check import check
@@ -42,7 +42,7 @@ _PLACES = {
     "embed": "prediction.embed:embed",
     "evaluate": "evaluation.api:evaluate",
     "load": "weights.load:load",
-    "models": "architecture.catalog:names",
+    "models": "architecture.catalog:list_models",
     "optimize": "optimization.search:optimize",
     "plan": "architecture.plan:plan",
     "predict": "prediction.api:predict",

@@ -37,7 +37,7 @@ class ResnetkitError(Exception):
 
     def __str__(self) -> str:
         lines = [f"error: {self.what}"]
-        lines += [f"{'where:' if i == 0 else '      '} {place}" for i, place in enumerate(self.where)]
+        lines += [f"{'where:' if i == 0 else '      '} {location}" for i, location in enumerate(self.where)]
         lines += [f"fix: {self.fix}"] * bool(self.fix)
         return "\n".join(line.replace("\n", "\\n") for line in lines)  # names of files may hold any line
 
@@ -45,8 +45,8 @@ class ResnetkitError(Exception):
         return (_rebuild, (type(self), self.__dict__))
 
 
-def _rebuild(kind: type[ResnetkitError], state: dict[str, object]) -> ResnetkitError:
-    error = kind.__new__(kind)
+def _rebuild(error_class: type[ResnetkitError], state: dict[str, object]) -> ResnetkitError:
+    error = error_class.__new__(error_class)
     error.__dict__.update(state)
     return error
 
@@ -62,11 +62,11 @@ class Fault:
     """One thing that is wrong: its path, what came, and what is allowed."""
 
     path: str
-    came: str
+    value: str
     allowed: str
 
     def __str__(self) -> str:
-        return f"{self.path}: came {self.came}; allowed: {self.allowed}"
+        return f"{self.path}: came {self.value}; allowed: {self.allowed}"
 
 
 class FaultsError(UsageError):
@@ -92,7 +92,7 @@ class DataError(ResnetkitError):
     exit_code = 3
 
 
-class PictureError(DataError):
+class ImageError(DataError):
     """One file that cannot be read as a picture; ``what`` is the reason, in a few words."""
 
 
@@ -114,7 +114,7 @@ class VerificationError(ResnetkitError):
     exit_code = 6
 
 
-class ElsewhereError(ResnetkitError):
+class PeerProcessError(ResnetkitError):
     """Another process of the same run failed and says why; ``what`` is empty where nothing need be told."""
 
     def __init__(self, what: str, *, exit_code: int) -> None:
@@ -122,36 +122,36 @@ class ElsewhereError(ResnetkitError):
         self.exit_code = exit_code
 
 
-_ALIKE = str.maketrans("oOlI", "0011")  # letters that are taken for digits
+_DIGIT_LOOKALIKES = str.maketrans("oOlI", "0011")  # letters that are taken for digits
 
 
-def nearest(word: str, known: Iterable[str], count: int = 1) -> tuple[str, ...]:
+def find_closest(query: str, candidates: Iterable[str], n: int = 1) -> tuple[str, ...]:
     """The known words most like ``word``, best first; none if nothing is near."""
-    plain = {name.translate(_ALIKE): name for name in known}
-    close = difflib.get_close_matches(word[:200].translate(_ALIKE), list(plain), n=count, cutoff=0.6)
-    return tuple(plain[name] for name in close)
+    normalized = {name.translate(_DIGIT_LOOKALIKES): name for name in candidates}
+    matches = difflib.get_close_matches(query[:200].translate(_DIGIT_LOOKALIKES), list(normalized), n=n, cutoff=0.6)
+    return tuple(normalized[name] for name in matches)
 
 
-def suggestion(word: str, known: Sequence[str], otherwise: str = "") -> str:
+def suggest_fix(query: str, candidates: Sequence[str], default: str = "") -> str:
     """``did you mean X?``, or else ``otherwise``, or else all that is known."""
-    near = nearest(word, known)
-    return f"did you mean {near[0]}?" if near else otherwise or f"one of {', '.join(known)}"
+    matches = find_closest(query, candidates)
+    return f"did you mean {matches[0]}?" if matches else default or f"one of {', '.join(candidates)}"
 
 
-def extra_missing(package: str, extra: str) -> MachineError:
+def missing_extra_error(package: str, extra: str) -> MachineError:
     """The one line for a feature whose extra is not installed."""
     return MachineError(f"{package} is not installed", fix=f"pip install 'resnetkit[{extra}]'")
 
 
-class Stopped(KeyboardInterrupt):
+class ResnetkitInterrupt(KeyboardInterrupt):
     """Work that was asked to stop did. ``run`` is the folder of a run that can be resumed, where there is one.
 
     ``number`` is that of the signal where all processes of a run have agreed on it, 0 where one stopped at once.
     """
 
-    def __init__(self, told: str = "", run: str = "", number: int = 0) -> None:
-        self.run, self.number = run, number
-        super().__init__(told)
+    def __init__(self, message: str = "", run: str = "", signal_number: int = 0) -> None:
+        self.run, self.signal_number = run, signal_number
+        super().__init__(message)
 
 
 class ResnetkitWarning(UserWarning):

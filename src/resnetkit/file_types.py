@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 
-START = 1024  # bytes that the table looks at; a comment may stand before the first tag of a page
+HEADER_SIZE = 1024  # bytes that the table looks at; a comment may stand before the first tag of a page
 _BOM = b"\xef\xbb\xbf"
 
 # Patterns begin at the first byte; the first that fits is the answer.
-PICTURES = {
+IMAGE_TYPES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "WEBP": rb"RIFF.{4}WEBP",
@@ -60,8 +60,8 @@ _TENSORS = {
     "a GGUF file": rb"GGUF",
 }
 # a safetensors file may begin with any four bytes, so it is asked for first
-_TABLE = _TENSORS | PICTURES | _TEXTS | _VIDEOS | _ARCHIVES
-_ROWS = {name: re.compile(pattern, re.DOTALL) for name, pattern in _TABLE.items()}
+_PATTERNS = _TENSORS | IMAGE_TYPES | _TEXTS | _VIDEOS | _ARCHIVES
+_COMPILED_PATTERNS = {name: re.compile(pattern, re.DOTALL) for name, pattern in _PATTERNS.items()}
 _FIXES = (
     dict.fromkeys(_TEXTS, "fetch the file itself again")
     | dict.fromkeys(_ARCHIVES, "unpack it")
@@ -69,19 +69,19 @@ _FIXES = (
 )
 
 
-def kind_of(start: bytes) -> str:
+def detect_file_type(header: bytes) -> str:
     """What a file with these first bytes is: a key of `PICTURES`, or words such as "an HTML page"; else nothing."""
-    return next((name for name, pattern in _ROWS.items() if pattern.match(start.removeprefix(_BOM))), "")
+    return next((name for name, pattern in _COMPILED_PATTERNS.items() if pattern.match(header.removeprefix(_BOM))), "")
 
 
-def mistaken(start: bytes, wanted: str) -> tuple[str, str]:
+def describe_wrong_type(header: bytes, expected: str) -> tuple[str, str]:
     """What to say of a file that is not ``wanted``, and what to do about it; each may be empty."""
-    kind = kind_of(start)
-    if kind == _LFS:
-        size = re.search(rb"^size (\d{1,18})\r?$", start, re.MULTILINE)
-        real = f" (real size {int(size[1]):,} bytes)" if size else ""
-        return f"this is {kind}, not the file{real}", _FIXES[kind]
-    if kind == _EMPTY:
-        return "the file is empty", _FIXES[kind]
-    called = f"a picture ({kind})" if kind in PICTURES else kind
-    return f"this is {called}, not {wanted}" if kind else "", _FIXES.get(kind, "")
+    file_type = detect_file_type(header)
+    if file_type == _LFS:
+        size = re.search(rb"^size (\d{1,18})\r?$", header, re.MULTILINE)
+        real_size = f" (real size {int(size[1]):,} bytes)" if size else ""
+        return f"this is {file_type}, not the file{real_size}", _FIXES[file_type]
+    if file_type == _EMPTY:
+        return "the file is empty", _FIXES[file_type]
+    description = f"a picture ({file_type})" if file_type in IMAGE_TYPES else file_type
+    return f"this is {description}, not {expected}" if file_type else "", _FIXES.get(file_type, "")

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from resnetkit.architecture.catalog import ROWS, name_of
-from resnetkit.architecture.catalog import spec as spec_of
-from resnetkit.architecture.rules import require
-from resnetkit.architecture.spec import Network, class_count, with_classes
+from resnetkit.architecture.catalog import CATALOG, get_network_name
+from resnetkit.architecture.catalog import spec as resolve_spec
+from resnetkit.architecture.rules import check_spec
+from resnetkit.architecture.spec import Network, count_classes, replace_classes
 from resnetkit.errors import Fault, TextError, UsageError, WeightsError
 from resnetkit.serialization import from_data, parse_json, read_text
 
-_COLOURS = (1, 3)
+_IMAGE_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Preparation:
     std: tuple[float, ...]
 
     @property
-    def colour(self) -> Literal["L", "RGB"]:
+    def color_mode(self) -> Literal["L", "RGB"]:
         """Pillow's mode; raises `UsageError` where no picture has so many channels."""
-        if len(self.mean) not in _COLOURS:
+        if len(self.mean) not in _IMAGE_CHANNELS:
             what = f"this network sees {len(self.mean)} channels, and a picture has 1 (grey) or 3 (RGB)"
             raise UsageError(what, fix="from Python, give it tensors")
         return "L" if len(self.mean) == 1 else "RGB"
@@ -48,7 +48,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def preparation_for(spec: Network) -> Preparation:
+def make_default_preparation(spec: Network) -> Preparation:
     """The usual one: 224 is cut out of 256, small images are taken whole; RGB by ImageNet's statistics, grey by 0.5."""
     channels, height, width = spec.input
     side = max(height, width)
@@ -59,16 +59,16 @@ def preparation_for(spec: Network) -> Preparation:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class ReportedMetric:
     """A measured or published number, and where it comes from."""
 
-    what: str
+    name: str
     value: float
     source: str
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainingInfo:
     """What a model was trained on. ``fingerprint`` hashes the names of the pictures, ``split_seed`` drew the parts."""
 
     data: str
@@ -93,106 +93,106 @@ class Card:
     preparation: Preparation
     classes: tuple[str, ...] = ()
     origin: str = _UNTRAINED
-    training: Training | None = None
-    licence: str = ""
-    figures: tuple[Figure, ...] = ()
+    training: TrainingInfo | None = None
+    license: str = ""
+    metrics: tuple[ReportedMetric, ...] = ()
     assumed: tuple[str, ...] = ()
     format: Literal[1] = 1
 
     @property
-    def trained(self) -> bool:
+    def is_trained(self) -> bool:
         """Whether its weights come from anywhere, so that its answers mean something."""
         return self.origin != _UNTRAINED
 
     @property
     def labels(self) -> tuple[str, ...]:
         """What its classes are called, ``class 3`` where they have no names; empty without a classifier."""
-        return self.classes or tuple(f"class {i}" for i in range(class_count(self.spec.head)))
+        return self.classes or tuple(f"class {i}" for i in range(count_classes(self.spec.head)))
 
 
-def labels_of(card: Card) -> tuple[str, ...]:
+def get_labels(card: Card) -> tuple[str, ...]:
     """What the classes are called; raises `UsageError` where there is no classifier."""
     if not card.labels:
         raise UsageError("this network has no classifier, so it names no class", where=card.name)
     return card.labels
 
 
-def card_for(name: str, spec: Network, classes: tuple[str, ...] = ()) -> Card:
+def make_card(name: str, spec: Network, classes: tuple[str, ...] = ()) -> Card:
     """The card of a network that has not been trained; class names set the number of classes."""
-    require(spec)
+    check_spec(spec)
     if classes:
-        spec = with_classes(spec, len(classes))
-    return Card(name, spec, preparation_for(spec), classes)
+        spec = replace_classes(spec, len(classes))
+    return Card(name, spec, make_default_preparation(spec), classes)
 
 
-FORMAT = 1
+CARD_FORMAT = 1
 CARD_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
-def model_folder(source: str | Path) -> Path | None:
+def find_model_folder(source: str | Path) -> Path | None:
     """The model folder that ``source`` names: itself, or the ``model`` of a run; None for a name or anything else."""
-    if isinstance(source, str) and source in ROWS:  # a folder of this name is ./resnet18
+    if isinstance(source, str) and source in CATALOG:  # a folder of this name is ./resnet18
         return None
     path = Path(source)
     folders = (path.parent,) if path.name == WEIGHTS_FILE else (path, path / "model")
-    return next((folder for folder in folders if _holds_card(folder)), None)
+    return next((folder for folder in folders if _has_card(folder)), None)
 
 
-def is_hugging_face(folder: Path) -> bool:
+def is_hugging_face_folder(folder: Path) -> bool:
     """Whether a folder is one of transformers, which has a ``config.json`` as well."""
-    return "model_type" in _keys(folder)
+    return "model_type" in _read_card_keys(folder)
 
 
-def _holds_card(folder: Path) -> bool:
+def _has_card(folder: Path) -> bool:
     """A ``config.json`` of ours, or one that is too damaged to tell."""
-    return (folder / CARD_FILE).is_file() and bool({"spec", "format", ""} & _keys(folder))
+    return (folder / CARD_FILE).is_file() and bool({"spec", "format", ""} & _read_card_keys(folder))
 
 
-def _keys(folder: Path) -> set[str]:
+def _read_card_keys(folder: Path) -> set[str]:
     """What a ``config.json`` speaks of; nothing where there is none, and ``""`` where it cannot be read."""
     path = folder / CARD_FILE
     if not path.is_file():
         return set()
     try:
-        found = parse_json(read_text(path, "this card"), str(path))
+        data = parse_json(read_text(path, "this card"), str(path))
     except UsageError:
         return {""}
-    return set(found) if isinstance(found, dict) and found else {""}
+    return set(data) if isinstance(data, dict) and data else {""}
 
 
-def preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
+def find_preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
     """What keeps a preparation from feeding a network of so many input channels with pictures."""
-    if channels not in _COLOURS:
+    if channels not in _IMAGE_CHANNELS:
         return [Fault("input", f"{channels} channels", "1 (grey) or 3 (RGB), as pictures have")]
-    made, std, crop = len(preparation.mean), preparation.std, preparation.crop
+    n_channels, std, crop = len(preparation.mean), preparation.std, preparation.crop
     limits = [
-        ("mean", str(made), made == channels, f"{channels} numbers, one for each channel"),
-        ("std", str(list(std)), len(std) == made and all(s > 0 for s in std), f"{made} numbers above 0"),
+        ("mean", str(n_channels), n_channels == channels, f"{channels} numbers, one for each channel"),
+        ("std", str(list(std)), len(std) == n_channels and all(s > 0 for s in std), f"{n_channels} numbers above 0"),
         ("crop", str(list(crop)), min(crop) > 0, "height and width of 1 or more"),
         ("resize", str(preparation.resize), max(crop) <= preparation.resize <= 4096, f"{max(crop)} to 4,096"),
     ]
-    return [Fault(f"preparation.{path}", came, allowed) for path, came, fits, allowed in limits if not fits]
+    return [Fault(f"preparation.{path}", value, allowed) for path, value, is_valid, allowed in limits if not is_valid]
 
 
-def _faults(card: Card) -> list[Fault]:
+def _find_card_faults(card: Card) -> list[Fault]:
     """What contradicts itself in a card."""
     channels = card.spec.input[0]  # of more than pictures have, tensors are made elsewhere
-    found = preparation_faults(card.preparation, channels) if channels in _COLOURS else []
-    count = class_count(card.spec.head)
-    if card.classes and len(card.classes) != count:
-        found.append(Fault("classes", f"{len(card.classes)} names", f"{count}, as spec.head"))
-    return found
+    faults = find_preparation_faults(card.preparation, channels) if channels in _IMAGE_CHANNELS else []
+    n_classes = count_classes(card.spec.head)
+    if card.classes and len(card.classes) != n_classes:
+        faults.append(Fault("classes", f"{len(card.classes)} names", f"{n_classes}, as spec.head"))
+    return faults
 
 
-def card_of(source: str | Path | Network) -> Card:
+def resolve_card(source: str | Path | Network) -> Card:
     """The card of anything that describes a network: a name, a spec or its file, a model folder, a run folder."""
     if not isinstance(source, Network):
-        folder = model_folder(source)
+        folder = find_model_folder(source)
         if folder:
             return read_card(folder)
-        if Path(source).is_dir() and source not in ROWS:
-            raise _no_model(Path(source))
-    return card_for(name_of(source), spec_of(source))
+        if Path(source).is_dir() and source not in CATALOG:
+            raise _missing_model_error(Path(source))
+    return make_card(get_network_name(source), resolve_spec(source))
 
 
 def read_card(folder: Path) -> Card:
@@ -200,10 +200,10 @@ def read_card(folder: Path) -> Card:
     path = folder / CARD_FILE
     try:
         data = parse_json(read_text(path, "this card"), str(path))
-        _refuse_newer(data, path)
+        _check_format(data, path)
         card = from_data(Card, data, str(path))
-        require(card.spec)
-        contradictions = _faults(card)
+        check_spec(card.spec)
+        contradictions = _find_card_faults(card)
         if contradictions:
             raise TextError(f"{path} does not describe a model", contradictions)
     except UsageError as error:
@@ -213,15 +213,15 @@ def read_card(folder: Path) -> Card:
     return card
 
 
-def _refuse_newer(data: Any, path: Path) -> None:
+def _check_format(data: Any, path: Path) -> None:
     """One sentence instead of a fault for every field that is not known yet."""
-    made = data.get("format") if isinstance(data, dict) else None
-    if type(made) is int and FORMAT < made < 10**6:  # no number to fill a screen with
-        what = f"this card was made by a newer resnetkit (format {made}; this one reads {FORMAT})"
+    version = data.get("format") if isinstance(data, dict) else None
+    if type(version) is int and CARD_FORMAT < version < 10**6:  # no number to fill a screen with
+        what = f"this card was made by a newer resnetkit (format {version}; this one reads {CARD_FORMAT})"
         raise WeightsError(what, where=str(path), fix="pip install --upgrade resnetkit")
 
 
-def _no_model(path: Path) -> UsageError | WeightsError:
+def _missing_model_error(path: Path) -> UsageError | WeightsError:
     if any((folder / WEIGHTS_FILE).is_file() for folder in (path, path / "model")):
         return WeightsError(
             f"{CARD_FILE} is missing beside the weights", where=str(path), fix="copy the whole folder again"

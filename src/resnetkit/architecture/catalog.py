@@ -51,42 +51,44 @@ from resnetkit.architecture.spec import (
     Stem,
     Step,
     Subsampled,
-    class_count,
-    with_classes,
+    count_classes,
+    replace_classes,
 )
-from resnetkit.errors import UsageError, suggestion
+from resnetkit.errors import UsageError, suggest_fix
 from resnetkit.serialization import from_json, from_toml, read_text
 
 CIFAR_INPUT = (3, 32, 32)
-THREE_BY_THREE = {64: Stem((Conv(64, 3),), ()), 16: Stem((Conv(16, 3),), ())}
+STEMS_3X3 = {64: Stem((Conv(64, 3),), ()), 16: Stem((Conv(16, 3),), ())}
 
 
-def _stages(blocks: tuple[int, ...], channels: int, branches: list[Branch], **stage: Any) -> tuple[Stage, ...]:
+def _make_stages(
+    blocks: tuple[int, ...], channels: int, branches: list[Branch], **stage_fields: Any
+) -> tuple[Stage, ...]:
     """Stages that double the channels; all but the first halve the map."""
     return tuple(
-        Stage(n, channels * 2**i, branch, FirstBlock(1 if i == 0 else 2), **stage)
+        Stage(n, channels * 2**i, branch, FirstBlock(1 if i == 0 else 2), **stage_fields)
         for i, (n, branch) in enumerate(zip(blocks, branches, strict=True))
     )
 
 
-def _basic(*blocks: int, channels: int = 64, **network: Any) -> Network:
+def _make_basic(*blocks: int, channels: int = 64, **network_fields: Any) -> Network:
     branches: list[Branch] = [Basic(channels * 2**i) for i in range(len(blocks))]
-    return Network(_stages(blocks, channels, branches), **network)
+    return Network(_make_stages(blocks, channels, branches), **network_fields)
 
 
-def _bottleneck(
+def _make_bottleneck(
     *blocks: int,
     width: int = 64,
     groups: int = 1,
     v1: bool = False,
     attention: tuple[Attention, ...] = (),
-    **network: Any,
+    **network_fields: Any,
 ) -> Network:
     branches: list[Branch] = [Bottleneck(width * 2**i, groups, 1 if v1 else 2) for i in range(len(blocks))]
-    return Network(_stages(blocks, 256, branches, attention=attention), **network)
+    return Network(_make_stages(blocks, 256, branches, attention=attention), **network_fields)
 
 
-def _blurred(network: Network) -> Network:
+def _add_blur(network: Network) -> Network:
     """Anti-aliased: a blur wherever the map is made smaller, shortcuts aside (timm's resnetblur)."""
     stages = [
         replace(stage, reduce=BlurredFirstBlock(stage.reduce.stride)) if stage.reduce.stride > 1 else stage
@@ -95,14 +97,14 @@ def _blurred(network: Network) -> Network:
     return replace(network, stages=tuple(stages), stem=replace(network.stem, pool=(MaxPool(3, 1),), blur=(Blur(),)))
 
 
-def _last(network: Network) -> Network:
+def _reduce_in_last_blocks(network: Network) -> Network:
     """Each stage but the last makes the map smaller in its last block, for the next one (Keras's V2)."""
-    count = len(network.stages)
-    stages = [replace(stage, reduce=LastBlock(2 if i < count else 1)) for i, stage in enumerate(network.stages, 1)]
+    n_stages = len(network.stages)
+    stages = [replace(stage, reduce=LastBlock(2 if i < n_stages else 1)) for i, stage in enumerate(network.stages, 1)]
     return replace(network, stages=tuple(stages))
 
 
-def _vgg(*blocks: int, norm: Norm = NoNorm()) -> Network:  # noqa: B008  frozen
+def _make_vgg(*blocks: int, norm: Norm = NoNorm()) -> Network:  # noqa: B008  frozen
     """ArXiv 1409.1556, table 1: 3x3 convolutions, a pool behind each stage, three linear layers."""
     stages = [
         Stage(n, channels, Chain((Step(channels),)), PoolAfter())
@@ -111,26 +113,26 @@ def _vgg(*blocks: int, norm: Norm = NoNorm()) -> Network:  # noqa: B008  frozen
     return Network(tuple(stages), Stem((), ()), MLP(), shortcuts=NoShortcuts(), norm=norm, bias="always")
 
 
-def _cifar(depth: int, shortcuts: Shortcuts | NoShortcuts) -> Network:
+def _make_cifar(depth: int, shortcuts: Shortcuts | NoShortcuts) -> Network:
     """The paper's section 4.2: 6n + 2 layers, 16, 32 and 64 channels."""
     n = (depth - 2) // 6
-    cifar: dict[str, Any] = {"stem": THREE_BY_THREE[16], "head": Linear(10), "input": CIFAR_INPUT}
-    return _basic(n, n, n, channels=16, shortcuts=shortcuts, **cifar)
+    cifar_fields: dict[str, Any] = {"stem": STEMS_3X3[16], "head": Linear(10), "input": CIFAR_INPUT}
+    return _make_basic(n, n, n, channels=16, shortcuts=shortcuts, **cifar_fields)
 
 
-def _for_cifar(network: Network) -> Network:
+def _adapt_to_cifar(network: Network) -> Network:
     """ImageNet's stages behind a 3x3 stem without a pool (kuangliu's networks)."""
-    return Network(network.stages, THREE_BY_THREE[64], Linear(10), CIFAR_INPUT)
+    return Network(network.stages, STEMS_3X3[64], Linear(10), CIFAR_INPUT)
 
 
-_DEEP, _TIERED, _WIDE = (
+_DEEP_STEM, _TIERED_STEM, _WIDE_STEM = (
     Stem((Conv(first, 3, 2), Conv(second), Conv(2 * second))) for first, second in ((32, 32), (24, 32), (64, 64))
 )
-_C: dict[str, Any] = {"stem": _DEEP}
-_D: dict[str, Any] = {"stem": _DEEP, "shortcuts": OPTION_D}
-_S: dict[str, Any] = {"stem": _WIDE}
-_T: dict[str, Any] = {"stem": _TIERED, "shortcuts": OPTION_D}
-_PRE: dict[str, Any] = {"order": "norm-act-conv", "bias": "never"}
+_VARIANT_C: dict[str, Any] = {"stem": _DEEP_STEM}
+_VARIANT_D: dict[str, Any] = {"stem": _DEEP_STEM, "shortcuts": OPTION_D}
+_VARIANT_S: dict[str, Any] = {"stem": _WIDE_STEM}
+_VARIANT_T: dict[str, Any] = {"stem": _TIERED_STEM, "shortcuts": OPTION_D}
+_PRE_ACTIVATION: dict[str, Any] = {"order": "norm-act-conv", "bias": "never"}
 _SE: dict[str, Any] = {"attention": (SqueezeExcite(),)}
 _KERAS_NORM = BatchNorm(1.001e-5, 0.01)
 _KERAS: dict[str, Any] = {"v1": True, "norm": _KERAS_NORM, "bias": "always"}
@@ -145,84 +147,84 @@ _PLAIN: dict[str, Any] = {"shortcuts": NoShortcuts()}
 _VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _DEPTHS = (20, 32, 44, 56, 110, 1202)
 
-ROWS: dict[str, Network] = {
-    "resnet18": _basic(2, 2, 2, 2),
-    "resnet34": _basic(3, 4, 6, 3),
-    "resnet50": _bottleneck(3, 4, 6, 3),
-    "resnet101": _bottleneck(3, 4, 23, 3),
-    "resnet152": _bottleneck(3, 8, 36, 3),
-    "resnext50_32x4d": _bottleneck(3, 4, 6, 3, width=128, groups=32),
-    "resnext101_32x8d": _bottleneck(3, 4, 23, 3, width=256, groups=32),
-    "resnext101_64x4d": _bottleneck(3, 4, 23, 3, width=256, groups=64),
-    "wide_resnet50_2": _bottleneck(3, 4, 6, 3, width=128),
-    "wide_resnet101_2": _bottleneck(3, 4, 23, 3, width=128),
-    "resnet50_v1": _bottleneck(3, 4, 6, 3, v1=True),
-    "resnet101_v1": _bottleneck(3, 4, 23, 3, v1=True),
-    "resnet152_v1": _bottleneck(3, 8, 36, 3, v1=True),
-    "resnet18_a": _basic(2, 2, 2, 2, shortcuts=OPTION_A),
-    "resnet18_c": _basic(2, 2, 2, 2, shortcuts=OPTION_C),
-    "resnet34_a": _basic(3, 4, 6, 3, shortcuts=OPTION_A),
-    "resnet34_c": _basic(3, 4, 6, 3, shortcuts=OPTION_C),
-    "plain18": _basic(2, 2, 2, 2, **_PLAIN),
-    "plain34": _basic(3, 4, 6, 3, **_PLAIN),
-    **{f"resnet{depth}": _cifar(depth, OPTION_A) for depth in _DEPTHS},
-    **{f"resnet{depth}_a_end": _cifar(depth, OPTION_A_END) for depth in _DEPTHS},
-    **{f"resnet{depth}_b": _cifar(depth, OPTION_B) for depth in _DEPTHS},
-    **{f"resnet{depth}_c": _cifar(depth, OPTION_C) for depth in _DEPTHS},
-    **{f"plain{depth}": _cifar(depth, NoShortcuts()) for depth in _DEPTHS if depth < 1000},
-    "resnet10t": _basic(1, 1, 1, 1, **_T),
-    "resnet14t": _bottleneck(1, 1, 1, 1, **_T),
-    "resnet18d": _basic(2, 2, 2, 2, **_D),
-    "resnet26": _bottleneck(2, 2, 2, 2),
-    "resnet26d": _bottleneck(2, 2, 2, 2, **_D),
-    "resnet26t": _bottleneck(2, 2, 2, 2, **_T),
-    "resnet34d": _basic(3, 4, 6, 3, **_D),
-    "resnet50c": _bottleneck(3, 4, 6, 3, **_C),
-    "resnet50d": _bottleneck(3, 4, 6, 3, **_D),
-    "resnet50s": _bottleneck(3, 4, 6, 3, **_S),
-    "resnet50t": _bottleneck(3, 4, 6, 3, **_T),
-    "resnet101d": _bottleneck(3, 4, 23, 3, **_D),
-    "resnet152d": _bottleneck(3, 8, 36, 3, **_D),
-    "resnet200": _bottleneck(3, 24, 36, 3),
-    "resnet200d": _bottleneck(3, 24, 36, 3, **_D),
-    "seresnet50": _bottleneck(3, 4, 6, 3, **_SE),
-    "seresnext50_32x4d": _bottleneck(3, 4, 6, 3, width=128, groups=32, **_SE),
-    "ecaresnet50d": _bottleneck(3, 4, 6, 3, attention=(EfficientChannels(),), **_D),
-    "resnetblur50": _blurred(_bottleneck(3, 4, 6, 3)),
-    "resnetv2_50": _bottleneck(3, 4, 6, 3, **_PRE),
-    "resnetv2_50d": _bottleneck(3, 4, 6, 3, **_D, **_PRE),
-    "resnetv2_50t": _bottleneck(3, 4, 6, 3, **_T, **_PRE),
-    "resnetv2_101": _bottleneck(3, 4, 23, 3, **_PRE),
-    "resnetv2_101d": _bottleneck(3, 4, 23, 3, **_D, **_PRE),
-    "resnetv2_152": _bottleneck(3, 8, 36, 3, **_PRE),
-    "resnetv2_152d": _bottleneck(3, 8, 36, 3, **_D, **_PRE),
-    "keras_resnet50": _bottleneck(3, 4, 6, 3, **_KERAS),
-    "keras_resnet101": _bottleneck(3, 4, 23, 3, **_KERAS),
-    "keras_resnet152": _bottleneck(3, 8, 36, 3, **_KERAS),
-    "keras_resnet50v2": _last(_bottleneck(3, 4, 6, 3, **_KERAS_V2)),
-    "keras_resnet101v2": _last(_bottleneck(3, 4, 23, 3, **_KERAS_V2)),
-    "keras_resnet152v2": _last(_bottleneck(3, 8, 36, 3, **_KERAS_V2)),
-    "caffe_resnet50": _bottleneck(3, 4, 6, 3, **_CAFFE),
-    "caffe_resnet101": _bottleneck(3, 4, 23, 3, **_CAFFE),
-    "caffe_resnet152": _bottleneck(3, 8, 36, 3, **_CAFFE),
-    **{f"vgg{depth}": _vgg(*blocks) for depth, blocks in _VGG.items()},
-    **{f"vgg{depth}_bn": _vgg(*blocks, norm=BatchNorm()) for depth, blocks in _VGG.items()},
-    "cifar_resnet18": _for_cifar(_basic(2, 2, 2, 2)),
-    "cifar_resnet34": _for_cifar(_basic(3, 4, 6, 3)),
-    "cifar_resnet50": _for_cifar(_bottleneck(3, 4, 6, 3)),
-    "cifar_resnet101": _for_cifar(_bottleneck(3, 4, 23, 3)),
-    "cifar_resnet152": _for_cifar(_bottleneck(3, 8, 36, 3)),
+CATALOG: dict[str, Network] = {
+    "resnet18": _make_basic(2, 2, 2, 2),
+    "resnet34": _make_basic(3, 4, 6, 3),
+    "resnet50": _make_bottleneck(3, 4, 6, 3),
+    "resnet101": _make_bottleneck(3, 4, 23, 3),
+    "resnet152": _make_bottleneck(3, 8, 36, 3),
+    "resnext50_32x4d": _make_bottleneck(3, 4, 6, 3, width=128, groups=32),
+    "resnext101_32x8d": _make_bottleneck(3, 4, 23, 3, width=256, groups=32),
+    "resnext101_64x4d": _make_bottleneck(3, 4, 23, 3, width=256, groups=64),
+    "wide_resnet50_2": _make_bottleneck(3, 4, 6, 3, width=128),
+    "wide_resnet101_2": _make_bottleneck(3, 4, 23, 3, width=128),
+    "resnet50_v1": _make_bottleneck(3, 4, 6, 3, v1=True),
+    "resnet101_v1": _make_bottleneck(3, 4, 23, 3, v1=True),
+    "resnet152_v1": _make_bottleneck(3, 8, 36, 3, v1=True),
+    "resnet18_a": _make_basic(2, 2, 2, 2, shortcuts=OPTION_A),
+    "resnet18_c": _make_basic(2, 2, 2, 2, shortcuts=OPTION_C),
+    "resnet34_a": _make_basic(3, 4, 6, 3, shortcuts=OPTION_A),
+    "resnet34_c": _make_basic(3, 4, 6, 3, shortcuts=OPTION_C),
+    "plain18": _make_basic(2, 2, 2, 2, **_PLAIN),
+    "plain34": _make_basic(3, 4, 6, 3, **_PLAIN),
+    **{f"resnet{depth}": _make_cifar(depth, OPTION_A) for depth in _DEPTHS},
+    **{f"resnet{depth}_a_end": _make_cifar(depth, OPTION_A_END) for depth in _DEPTHS},
+    **{f"resnet{depth}_b": _make_cifar(depth, OPTION_B) for depth in _DEPTHS},
+    **{f"resnet{depth}_c": _make_cifar(depth, OPTION_C) for depth in _DEPTHS},
+    **{f"plain{depth}": _make_cifar(depth, NoShortcuts()) for depth in _DEPTHS if depth < 1000},
+    "resnet10t": _make_basic(1, 1, 1, 1, **_VARIANT_T),
+    "resnet14t": _make_bottleneck(1, 1, 1, 1, **_VARIANT_T),
+    "resnet18d": _make_basic(2, 2, 2, 2, **_VARIANT_D),
+    "resnet26": _make_bottleneck(2, 2, 2, 2),
+    "resnet26d": _make_bottleneck(2, 2, 2, 2, **_VARIANT_D),
+    "resnet26t": _make_bottleneck(2, 2, 2, 2, **_VARIANT_T),
+    "resnet34d": _make_basic(3, 4, 6, 3, **_VARIANT_D),
+    "resnet50c": _make_bottleneck(3, 4, 6, 3, **_VARIANT_C),
+    "resnet50d": _make_bottleneck(3, 4, 6, 3, **_VARIANT_D),
+    "resnet50s": _make_bottleneck(3, 4, 6, 3, **_VARIANT_S),
+    "resnet50t": _make_bottleneck(3, 4, 6, 3, **_VARIANT_T),
+    "resnet101d": _make_bottleneck(3, 4, 23, 3, **_VARIANT_D),
+    "resnet152d": _make_bottleneck(3, 8, 36, 3, **_VARIANT_D),
+    "resnet200": _make_bottleneck(3, 24, 36, 3),
+    "resnet200d": _make_bottleneck(3, 24, 36, 3, **_VARIANT_D),
+    "seresnet50": _make_bottleneck(3, 4, 6, 3, **_SE),
+    "seresnext50_32x4d": _make_bottleneck(3, 4, 6, 3, width=128, groups=32, **_SE),
+    "ecaresnet50d": _make_bottleneck(3, 4, 6, 3, attention=(EfficientChannels(),), **_VARIANT_D),
+    "resnetblur50": _add_blur(_make_bottleneck(3, 4, 6, 3)),
+    "resnetv2_50": _make_bottleneck(3, 4, 6, 3, **_PRE_ACTIVATION),
+    "resnetv2_50d": _make_bottleneck(3, 4, 6, 3, **_VARIANT_D, **_PRE_ACTIVATION),
+    "resnetv2_50t": _make_bottleneck(3, 4, 6, 3, **_VARIANT_T, **_PRE_ACTIVATION),
+    "resnetv2_101": _make_bottleneck(3, 4, 23, 3, **_PRE_ACTIVATION),
+    "resnetv2_101d": _make_bottleneck(3, 4, 23, 3, **_VARIANT_D, **_PRE_ACTIVATION),
+    "resnetv2_152": _make_bottleneck(3, 8, 36, 3, **_PRE_ACTIVATION),
+    "resnetv2_152d": _make_bottleneck(3, 8, 36, 3, **_VARIANT_D, **_PRE_ACTIVATION),
+    "keras_resnet50": _make_bottleneck(3, 4, 6, 3, **_KERAS),
+    "keras_resnet101": _make_bottleneck(3, 4, 23, 3, **_KERAS),
+    "keras_resnet152": _make_bottleneck(3, 8, 36, 3, **_KERAS),
+    "keras_resnet50v2": _reduce_in_last_blocks(_make_bottleneck(3, 4, 6, 3, **_KERAS_V2)),
+    "keras_resnet101v2": _reduce_in_last_blocks(_make_bottleneck(3, 4, 23, 3, **_KERAS_V2)),
+    "keras_resnet152v2": _reduce_in_last_blocks(_make_bottleneck(3, 8, 36, 3, **_KERAS_V2)),
+    "caffe_resnet50": _make_bottleneck(3, 4, 6, 3, **_CAFFE),
+    "caffe_resnet101": _make_bottleneck(3, 4, 23, 3, **_CAFFE),
+    "caffe_resnet152": _make_bottleneck(3, 8, 36, 3, **_CAFFE),
+    **{f"vgg{depth}": _make_vgg(*blocks) for depth, blocks in _VGG.items()},
+    **{f"vgg{depth}_bn": _make_vgg(*blocks, norm=BatchNorm()) for depth, blocks in _VGG.items()},
+    "cifar_resnet18": _adapt_to_cifar(_make_basic(2, 2, 2, 2)),
+    "cifar_resnet34": _adapt_to_cifar(_make_basic(3, 4, 6, 3)),
+    "cifar_resnet50": _adapt_to_cifar(_make_bottleneck(3, 4, 6, 3)),
+    "cifar_resnet101": _adapt_to_cifar(_make_bottleneck(3, 4, 23, 3)),
+    "cifar_resnet152": _adapt_to_cifar(_make_bottleneck(3, 8, 36, 3)),
 }
 
 
-def names(pattern: str = "*") -> list[str]:
+def list_models(pattern: str = "*") -> list[str]:
     """The names that match a shell pattern, in the order of the rows; a word without a star matches inside a name."""
-    star = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
-    return [name for name in ROWS if fnmatchcase(name, star)]
+    glob_pattern = pattern if any(wildcard in pattern for wildcard in "*?[") else f"*{pattern}*"
+    return [name for name in CATALOG if fnmatchcase(name, glob_pattern)]
 
 
-_OF_WEIGHTS = (".pth", ".pt", ".th", ".bin", ".ckpt", ".safetensors", ".h5", ".keras", ".npz")
-_PLACES = "name a catalogue entry, a .toml or .json file, a model folder or a run folder"
+_WEIGHTS_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".safetensors", ".h5", ".keras", ".npz")
+_ALLOWED_SOURCES = "name a catalogue entry, a .toml or .json file, a model folder or a run folder"
 
 
 def spec(source: str | Path | Network) -> Network:
@@ -234,32 +236,39 @@ def spec(source: str | Path | Network) -> Network:
         return source
     if str(source).endswith((".toml", ".json")):
         path = Path(source)
-        read = from_toml if path.suffix == ".toml" else from_json
-        return read(Network, read_text(path, "this network"), str(path))
-    if source not in ROWS and (os.sep in str(source) or str(source).endswith(_OF_WEIGHTS)):
-        beside = Path(source).parent
-        there = [str(entry) for entry in beside.iterdir()] if beside.is_dir() else []
+        parse = from_toml if path.suffix == ".toml" else from_json
+        return parse(Network, read_text(path, "this network"), str(path))
+    if source not in CATALOG and (os.sep in str(source) or str(source).endswith(_WEIGHTS_SUFFIXES)):
+        parent = Path(source).parent
+        siblings = [str(entry) for entry in parent.iterdir()] if parent.is_dir() else []
         raise UsageError(
-            "there is no such file or folder", where=str(source), fix=suggestion(str(source), there, _PLACES)
+            "there is no such file or folder",
+            where=str(source),
+            fix=suggest_fix(str(source), siblings, _ALLOWED_SOURCES),
         )
-    if source not in ROWS:
-        fix = suggestion(str(source), list(ROWS), "`resnetkit models` lists every name")
+    if source not in CATALOG:
+        fix = suggest_fix(str(source), list(CATALOG), "`resnetkit models` lists every name")
         raise UsageError(f"there is no network called {str(source)!r}", where="model", fix=fix)
-    return ROWS[str(source)]
+    return CATALOG[str(source)]
 
 
-def name_of(source: str | Path | Network) -> str:
+def get_network_name(source: str | Path | Network) -> str:
     """What to call a network: its name, its file's stem, or the row that has its spec."""
     if isinstance(source, Network):
-        return next((name for name, row in ROWS.items() if row == source), "custom")
+        return next((name for name, network in CATALOG.items() if network == source), "custom")
     return Path(source).stem
 
 
-def row_of(spec: Network) -> str:
+def find_catalog_name(spec: Network) -> str:
     """The name of the catalogue's network that differs in nothing but classes and size of image; else ``custom``."""
-    count = class_count(spec.head)
-    alike = (
-        (name, replace(with_classes(row, count) if count else replace(row, head=spec.head), input=spec.input))
-        for name, row in ROWS.items()
+    n_classes = count_classes(spec.head)
+    candidates = (
+        (
+            name,
+            replace(
+                replace_classes(network, n_classes) if n_classes else replace(network, head=spec.head), input=spec.input
+            ),
+        )
+        for name, network in CATALOG.items()
     )
-    return next((name for name, row in alike if row == spec), "custom")
+    return next((name for name, network in candidates if network == spec), "custom")

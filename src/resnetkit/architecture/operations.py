@@ -15,21 +15,21 @@ from resnetkit.architecture.spec import BatchNorm, GroupNorm
 Shape = tuple[int, ...]
 Window = tuple[int, int, int]
 Edge = Literal["padded", "zeros", "ceil"]
-_POINT: Window = (1, 1, 1)
+_POINT_WINDOW: Window = (1, 1, 1)
 
 
-def size(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+def compute_output_size(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
     """Out = floor((in + 2*padding - dilation*(kernel-1) - 1) / stride) + 1"""
     return (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def size_hanging_over(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+def compute_output_size_ceil(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
     """The same, rounded up: the last window may hang over the end, but has to begin inside."""
     out = -(-(n + 2 * padding - dilation * (kernel - 1) - 1) // stride) + 1
     return out - 1 if (out - 1) * stride >= n + padding else out
 
 
-def _window_text(name: str, kernel: int, stride: int, dilation: int) -> str:
+def _format_window(name: str, kernel: int, stride: int, dilation: int) -> str:
     return f"{name} {kernel}x{kernel}" + f"/{stride}" * (stride > 1) + f", dilation {dilation}" * (dilation > 1)
 
 
@@ -40,11 +40,11 @@ class Op(Protocol):
     def params(self) -> int: ...
     @property
     def window(self) -> Window: ...
-    def output(self, shape: Shape) -> Shape: ...
-    def macs(self, output: Shape) -> int: ...
+    def compute_output_shape(self, shape: Shape) -> Shape: ...
+    def count_macs(self, output_shape: Shape) -> int: ...
 
 
-class _Costless:
+class _FreeOp:
     """Nothing to learn, and nothing that MACs count."""
 
     __slots__ = ()
@@ -53,29 +53,29 @@ class _Costless:
     def params(self) -> int:
         return 0
 
-    def macs(self, output: Shape) -> int:
+    def count_macs(self, output_shape: Shape) -> int:
         return 0
 
 
-class _PerPixel:
+class _PointwiseOp:
     """Every output sees one input, and the shape stays."""
 
     __slots__ = ()
 
     @property
     def window(self) -> Window:
-        return _POINT
+        return _POINT_WINDOW
 
-    def output(self, shape: Shape) -> Shape:
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return shape
 
 
 @dataclass(frozen=True, slots=True)
-class Convolution:
+class ConvOp:
     """A square convolution, padded so that stride 1 keeps the size (odd kernels)."""
 
-    inputs: int
-    outputs: int
+    in_channels: int
+    out_channels: int
     kernel: int
     stride: int = 1
     dilation: int = 1
@@ -88,29 +88,31 @@ class Convolution:
 
     @property
     def weights(self) -> int:
-        return self.outputs * (self.inputs // self.groups) * self.kernel**2
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel**2
 
     @property
     def params(self) -> int:
-        return self.weights + self.outputs * self.bias
+        return self.weights + self.out_channels * self.bias
 
     @property
     def window(self) -> Window:
         return self.kernel, self.stride, self.dilation
 
-    def output(self, shape: Shape) -> Shape:
-        return self.outputs, *(size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        return self.out_channels, *(
+            compute_output_size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:]
+        )
 
-    def macs(self, output: Shape) -> int:
-        return self.weights * output[1] * output[2]
+    def count_macs(self, output_shape: Shape) -> int:
+        return self.weights * output_shape[1] * output_shape[2]
 
     def __str__(self) -> str:
-        text = _window_text("conv", self.kernel, self.stride, self.dilation)
-        return f"{text}, {self.inputs} -> {self.outputs}" + f", {self.groups} groups" * (self.groups > 1)
+        text = _format_window("conv", self.kernel, self.stride, self.dilation)
+        return f"{text}, {self.in_channels} -> {self.out_channels}" + f", {self.groups} groups" * (self.groups > 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Normalisation(_PerPixel):
+class NormOp(_PointwiseOp):
     """A norm with a weight and a bias per channel."""
 
     norm: BatchNorm | GroupNorm
@@ -120,7 +122,7 @@ class Normalisation(_PerPixel):
     def params(self) -> int:
         return 2 * self.channels
 
-    def macs(self, output: Shape) -> int:
+    def count_macs(self, output_shape: Shape) -> int:
         return 0
 
     def __str__(self) -> str:
@@ -128,7 +130,7 @@ class Normalisation(_PerPixel):
 
 
 @dataclass(frozen=True, slots=True)
-class Activate(_Costless, _PerPixel):
+class ActivationOp(_FreeOp, _PointwiseOp):
     """An activation, by its name in the spec."""
 
     name: str
@@ -138,7 +140,7 @@ class Activate(_Costless, _PerPixel):
 
 
 @dataclass(frozen=True, slots=True)
-class Add(_Costless, _PerPixel):
+class AddOp(_FreeOp, _PointwiseOp):
     """Where branch and shortcut meet."""
 
     def __str__(self) -> str:
@@ -146,7 +148,7 @@ class Add(_Costless, _PerPixel):
 
 
 @dataclass(frozen=True, slots=True)
-class MaxPooling(_Costless):
+class MaxPoolOp(_FreeOp):
     """A max pool; `MaxPool` says what the edges are. Kernel 2 pads by nothing."""
 
     kernel: int
@@ -162,17 +164,17 @@ class MaxPooling(_Costless):
     def window(self) -> Window:
         return self.kernel, self.stride, self.dilation
 
-    def output(self, shape: Shape) -> Shape:
-        rule = size_hanging_over if self.edge == "ceil" else size
-        return shape[0], *(rule(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        compute = compute_output_size_ceil if self.edge == "ceil" else compute_output_size
+        return shape[0], *(compute(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
 
     def __str__(self) -> str:
-        how = {"padded": "", "zeros": ", zeros around", "ceil": ", over the end"}[self.edge]
-        return _window_text("max pool", self.kernel, self.stride, self.dilation) + how
+        suffix = {"padded": "", "zeros": ", zeros around", "ceil": ", over the end"}[self.edge]
+        return _format_window("max pool", self.kernel, self.stride, self.dilation) + suffix
 
 
 @dataclass(frozen=True, slots=True)
-class Blurring(_Costless):
+class BlurOp(_FreeOp):
     """A fixed filter of binomial weights on each channel, mirrored at the edge: no weight to learn."""
 
     channels: int
@@ -188,17 +190,17 @@ class Blurring(_Costless):
     def window(self) -> Window:
         return self.kernel, self.stride, self.dilation
 
-    def output(self, shape: Shape) -> Shape:
+    def compute_output_shape(self, shape: Shape) -> Shape:
         """A map too small to be mirrored has nothing left."""
-        sizes = (size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
+        sizes = (compute_output_size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
         return shape[0], *(out if n > self.padding else 0 for n, out in zip(shape[1:], sizes, strict=True))
 
     def __str__(self) -> str:
-        return _window_text("blur", self.kernel, self.stride, self.dilation)
+        return _format_window("blur", self.kernel, self.stride, self.dilation)
 
 
 @dataclass(frozen=True, slots=True)
-class AveragePooling(_Costless):
+class AvgPoolOp(_FreeOp):
     """An average over what lies inside the map: windows may hang over the end, and count only what they see."""
 
     kernel: int
@@ -209,15 +211,15 @@ class AveragePooling(_Costless):
     def window(self) -> Window:
         return self.kernel, self.stride, self.dilation
 
-    def output(self, shape: Shape) -> Shape:
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return shape[0], *(-(-n // self.stride) for n in shape[1:])
 
     def __str__(self) -> str:
-        return _window_text("average pool", self.kernel, self.stride, self.dilation)
+        return _format_window("average pool", self.kernel, self.stride, self.dilation)
 
 
 @dataclass(frozen=True, slots=True)
-class ZeroPad(_Costless):
+class ZeroPadOp(_FreeOp):
     """Every stride-th pixel, with channels of zeros before and after."""
 
     before: int
@@ -228,23 +230,23 @@ class ZeroPad(_Costless):
     def window(self) -> Window:
         return 1, self.stride, 1
 
-    def output(self, shape: Shape) -> Shape:
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return self.before + shape[0] + self.after, *(-(-n // self.stride) for n in shape[1:])
 
     def __str__(self) -> str:
-        picked = f"every {ordinal(self.stride)} pixel, " if self.stride > 1 else ""
-        return f"{picked}{self.before} + {self.after} channels of zeros"
+        subsampling = f"every {format_ordinal(self.stride)} pixel, " if self.stride > 1 else ""
+        return f"{subsampling}{self.before} + {self.after} channels of zeros"
 
 
 @dataclass(frozen=True, slots=True)
-class GlobalAverage(_Costless):
+class GlobalAvgPoolOp(_FreeOp):
     """The average over the whole map."""
 
     @property
     def window(self) -> Window:
-        return _POINT
+        return _POINT_WINDOW
 
-    def output(self, shape: Shape) -> Shape:
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return shape[:1]
 
     def __str__(self) -> str:
@@ -252,16 +254,16 @@ class GlobalAverage(_Costless):
 
 
 @dataclass(frozen=True, slots=True)
-class AverageTo(_Costless):
+class AdaptiveAvgPoolOp(_FreeOp):
     """Averages over ``side`` x ``side`` windows, however large the map is, as one vector."""
 
     side: int
 
     @property
     def window(self) -> Window:
-        return _POINT
+        return _POINT_WINDOW
 
-    def output(self, shape: Shape) -> Shape:
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return (shape[0] * self.side**2,)
 
     def __str__(self) -> str:
@@ -269,7 +271,7 @@ class AverageTo(_Costless):
 
 
 @dataclass(frozen=True, slots=True)
-class DropOut(_Costless, _PerPixel):
+class DropoutOp(_FreeOp, _PointwiseOp):
     """In training, each number is left out this often; nothing in evaluation."""
 
     rate: float
@@ -279,7 +281,7 @@ class DropOut(_Costless, _PerPixel):
 
 
 @dataclass(frozen=True, slots=True)
-class DropBranch(_Costless, _PerPixel):
+class StochasticDepthOp(_FreeOp, _PointwiseOp):
     """In training, the branch is left out this often, image by image; nothing in evaluation."""
 
     rate: float
@@ -289,7 +291,7 @@ class DropBranch(_Costless, _PerPixel):
 
 
 @dataclass(frozen=True, slots=True)
-class SqueezeAndExcite(_PerPixel):
+class SqueezeExciteOp(_PointwiseOp):
     """Channels weighed by two layers over their averages."""
 
     channels: int
@@ -299,7 +301,7 @@ class SqueezeAndExcite(_PerPixel):
     def params(self) -> int:
         return 2 * self.channels * self.reduced + self.channels + self.reduced
 
-    def macs(self, output: Shape) -> int:
+    def count_macs(self, output_shape: Shape) -> int:
         return 2 * self.channels * self.reduced
 
     def __str__(self) -> str:
@@ -307,7 +309,7 @@ class SqueezeAndExcite(_PerPixel):
 
 
 @dataclass(frozen=True, slots=True)
-class WeighByNeighbours(_PerPixel):
+class EfficientChannelsOp(_PointwiseOp):
     """Channels weighed by a convolution along them, over their averages."""
 
     channels: int
@@ -317,7 +319,7 @@ class WeighByNeighbours(_PerPixel):
     def params(self) -> int:
         return self.kernel
 
-    def macs(self, output: Shape) -> int:
+    def count_macs(self, output_shape: Shape) -> int:
         return self.kernel * self.channels
 
     def __str__(self) -> str:
@@ -325,30 +327,30 @@ class WeighByNeighbours(_PerPixel):
 
 
 @dataclass(frozen=True, slots=True)
-class FullyConnected:
+class LinearOp:
     """A linear layer with a bias."""
 
-    inputs: int
-    outputs: int
+    in_features: int
+    out_features: int
 
     @property
     def window(self) -> Window:
-        return _POINT
+        return _POINT_WINDOW
 
     @property
     def params(self) -> int:
-        return (self.inputs + 1) * self.outputs
+        return (self.in_features + 1) * self.out_features
 
-    def output(self, shape: Shape) -> Shape:
-        return (self.outputs,)
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        return (self.out_features,)
 
-    def macs(self, output: Shape) -> int:
-        return self.inputs * self.outputs
+    def count_macs(self, output_shape: Shape) -> int:
+        return self.in_features * self.out_features
 
     def __str__(self) -> str:
-        return f"linear, {self.inputs} -> {self.outputs}"
+        return f"linear, {self.in_features} -> {self.out_features}"
 
 
-def ordinal(n: int) -> str:
+def format_ordinal(n: int) -> str:
     """1st, 2nd, 3rd, 4th ..., for the small numbers that strides are."""
     return {1: "1st", 2: "2nd", 3: "3rd"}.get(n, f"{n}th")

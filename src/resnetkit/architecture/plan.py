@@ -20,27 +20,34 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
-from resnetkit.architecture.catalog import spec as spec_of
+from resnetkit.architecture.catalog import spec as resolve_spec
 from resnetkit.architecture.operations import (
-    Activate,
-    Add,
-    AveragePooling,
-    AverageTo,
-    Blurring,
-    Convolution,
-    DropBranch,
-    DropOut,
-    FullyConnected,
-    GlobalAverage,
-    MaxPooling,
-    Normalisation,
+    ActivationOp,
+    AdaptiveAvgPoolOp,
+    AddOp,
+    AvgPoolOp,
+    BlurOp,
+    ConvOp,
+    DropoutOp,
+    EfficientChannelsOp,
+    GlobalAvgPoolOp,
+    LinearOp,
+    MaxPoolOp,
+    NormOp,
     Op,
     Shape,
-    SqueezeAndExcite,
-    WeighByNeighbours,
-    ZeroPad,
+    SqueezeExciteOp,
+    StochasticDepthOp,
+    ZeroPadOp,
 )
-from resnetkit.architecture.rules import answer, block_stride, has_weights, neighbours, reduced_channels, require
+from resnetkit.architecture.rules import (
+    check_spec,
+    compute_eca_kernel,
+    compute_reduced_channels,
+    get_block_stride,
+    has_weights,
+    select_adapter,
+)
 from resnetkit.architecture.spec import (
     MLP,
     Adapter,
@@ -65,10 +72,10 @@ from resnetkit.architecture.spec import (
     Step,
     Subsampled,
     ZeroPadded,
-    steps,
-    stride_at,
+    get_stride_at,
+    list_steps,
 )
-from resnetkit.errors import Fault, SpecError, UsageError, nearest
+from resnetkit.errors import Fault, SpecError, UsageError, find_closest
 
 Role = Literal[
     # places
@@ -109,7 +116,7 @@ class Node:
     @property
     def macs(self) -> int:
         """Multiply-adds of convolutions and fully connected layers, for one image."""
-        return self.op.macs(self.output)
+        return self.op.count_macs(self.output)
 
     @property
     def activations(self) -> int:
@@ -118,12 +125,12 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Section:
     """A part of the network: its operations and its parts, in order, and why it is as it is."""
 
     path: str
     role: Role
-    children: tuple[Place | Node, ...]
+    children: tuple[Section | Node, ...]
     input: Shape
     output: Shape
     receptive_field: int
@@ -153,7 +160,7 @@ class Plan:
     """A spec worked out for one size of image."""
 
     spec: Network
-    root: Place
+    root: Section
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -161,7 +168,7 @@ class Plan:
         return self.root.nodes
 
     @cached_property
-    def parts(self) -> dict[str, Place | Node]:
+    def parts(self) -> dict[str, Section | Node]:
         """Every place and every operation, by path; the network itself is ``""``."""
         return {part.path: part for part in _walk(self.root)}
 
@@ -197,25 +204,27 @@ class Plan:
     @cached_property
     def depth(self) -> int:
         """The number in a network's name: the stem counts one; shortcuts, norms and attention none."""
-        counted = sum(node.role in ("branch-conv", "hidden", "classifier") for node in self.nodes)
-        return counted + bool(self.spec.stem.convs)
+        n_layers = sum(node.role in ("branch-conv", "hidden", "classifier") for node in self.nodes)
+        return n_layers + bool(self.spec.stem.convs)
 
-    def __getitem__(self, path: str) -> Place | Node:
+    def __getitem__(self, path: str) -> Section | Node:
         if path not in self.parts:
-            near = nearest(path, self.parts, 3) or tuple(child.path for child in self.root.children)
-            raise UsageError("there is no such path in this network", where=path, fix="try " + " or ".join(near))
+            matches = find_closest(path, self.parts, 3) or tuple(child.path for child in self.root.children)
+            raise UsageError("there is no such path in this network", where=path, fix="try " + " or ".join(matches))
         return self.parts[path]
 
     def __str__(self) -> str:
-        from resnetkit.architecture.summary import text  # a view of the plan, which is fetched when it is asked for
+        from resnetkit.architecture.summary import (
+            format_summary,
+        )  # a view of the plan, which is fetched when it is asked for
 
-        return text(self)
+        return format_summary(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from resnetkit.architecture.summary import markup
+        from resnetkit.architecture.summary import format_summary_html
 
-        return markup(self)
+        return format_summary_html(self)
 
 
 def plan(spec: Network | str | Path, image: int | tuple[int, int] | tuple[int, int, int] | None = None) -> Plan:
@@ -223,37 +232,37 @@ def plan(spec: Network | str | Path, image: int | tuple[int, int] | tuple[int, i
 
     Raises `SpecError` with every fault of the spec, or with the node at which the map vanishes.
     """
-    spec = spec_of(spec)
-    require(spec)
+    spec = resolve_spec(spec)
+    check_spec(spec)
     if image is not None:
         spec = replace(spec, input=_input_shape(spec, image))
-        require(spec)
-    trail = _Trail(spec.input)
-    return Plan(spec, trail.place("", "network", partial(_network, spec, trail)))
+        check_spec(spec)
+    builder = _PlanBuilder(spec.input)
+    return Plan(spec, builder.build_section("", "network", partial(_add_network, spec, builder)))
 
 
 def _input_shape(spec: Network, image: int | tuple[int, ...]) -> tuple[int, int, int]:
-    given = (image, image) if isinstance(image, int) else tuple(image)
-    channels, *sides = given if len(given) == 3 else (spec.input[0], *given)
+    shape = (image, image) if isinstance(image, int) else tuple(image)
+    channels, *sides = shape if len(shape) == 3 else (spec.input[0], *shape)
     if len(sides) != 2 or channels != spec.input[0]:
-        fault = Fault("image", "x".join(map(str, given)), f"H and W, for {spec.input[0]} input channels")
+        fault = Fault("image", "x".join(map(str, shape)), f"H and W, for {spec.input[0]} input channels")
         raise SpecError("this image does not fit the network", [fault])
     return channels, sides[0], sides[1]
 
 
-def stage_number(path: str) -> int:
+def parse_stage_number(path: str) -> int:
     """Of a path, from 1."""
     return int(path.split(".", maxsplit=1)[0].removeprefix("stage"))
 
 
-def block_number(path: str) -> int:
+def parse_block_number(path: str) -> int:
     """Of a path, from 1 in its stage."""
     return int(path.split(".")[1].removeprefix("block"))
 
 
-def _walk(part: Place | Node) -> Iterator[Place | Node]:
+def _walk(part: Section | Node) -> Iterator[Section | Node]:
     yield part
-    for child in part.children if isinstance(part, Place) else ():
+    for child in part.children if isinstance(part, Section) else ():
         yield from _walk(child)
 
 
@@ -261,41 +270,43 @@ def _walk(part: Place | Node) -> Iterator[Place | Node]:
 
 
 @dataclass
-class _Trail:
+class _PlanBuilder:
     """Where the planner stands, and what it has written so far."""
 
     shape: Shape
     receptive_field: int = 1
     stride: int = 1
-    written: list[Place | Node] = field(default_factory=list)
+    parts: list[Section | Node] = field(default_factory=list)
 
-    def run(self, path: str, role: Role, op: Op, reason: str = "") -> None:
+    def add_node(self, path: str, role: Role, op: Op, reason: str = "") -> None:
         """Write an operation and stand behind it."""
-        output = op.output(self.shape)
+        output = op.compute_output_shape(self.shape)
         if min(output) < 1:
-            raise _vanished(path, self.shape, output)
+            raise _empty_map_error(path, self.shape, output)
         kernel, stride, dilation = op.window
         self.receptive_field += dilation * (kernel - 1) * self.stride
         self.stride *= stride
-        self.written.append(Node(path, role, op, self.shape, output, self.receptive_field, self.stride, reason))
+        self.parts.append(Node(path, role, op, self.shape, output, self.receptive_field, self.stride, reason))
         self.shape = output
 
-    def place(self, path: str, role: Role, write: Callable[[], str | None]) -> Place:
+    def build_section(self, path: str, role: Role, add_parts: Callable[[], str | None]) -> Section:
         """A place that holds what ``write`` writes; what it returns is the reason."""
-        outside, start = self.written, self.shape
-        self.written = []
-        reason = write() or ""
-        made = Place(path, role, tuple(self.written), start, self.shape, self.receptive_field, self.stride, reason)
-        self.written = [*outside, made]
-        return made
+        outer_parts, input_shape = self.parts, self.shape
+        self.parts = []
+        reason = add_parts() or ""
+        section = Section(
+            path, role, tuple(self.parts), input_shape, self.shape, self.receptive_field, self.stride, reason
+        )
+        self.parts = [*outer_parts, section]
+        return section
 
-    def fork(self) -> _Trail:
+    def fork(self) -> _PlanBuilder:
         """The same position, with nothing written."""
-        return _Trail(self.shape, self.receptive_field, self.stride)
+        return _PlanBuilder(self.shape, self.receptive_field, self.stride)
 
 
-def _vanished(path: str, came: Shape, output: Shape) -> SpecError:
-    size = "x".join(map(str, came[1:]))
+def _empty_map_error(path: str, shape: Shape, output: Shape) -> SpecError:
+    size = "x".join(map(str, shape[1:]))
     fault = Fault(path, f"a map of {size}, of which nothing is left", "a larger image, or fewer strides before it")
     return SpecError("the map vanishes", [fault], fix="give a larger image")
 
@@ -303,202 +314,233 @@ def _vanished(path: str, came: Shape, output: Shape) -> SpecError:
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
-def _network(spec: Network, trail: _Trail) -> None:
+def _add_network(spec: Network, builder: _PlanBuilder) -> None:
     if spec.stem.convs or spec.stem.pool or spec.stem.blur:
-        trail.place("stem", "stem", partial(_stem, spec, trail))
-    dilation, first = 1, 0
+        builder.build_section("stem", "stem", partial(_add_stem, spec, builder))
+    dilation, n_blocks = 1, 0
     for i, stage in enumerate(spec.stages, 1):
-        writer = _Stage(spec, stage, trail, f"stage{i}", first, dilation)
-        trail.place(writer.path, "stage", writer.write)
-        dilation, first = writer.dilation, first + stage.blocks
+        stage_builder = _StageBuilder(spec, stage, builder, f"stage{i}", n_blocks, dilation)
+        builder.build_section(stage_builder.path, "stage", stage_builder.add_blocks)
+        dilation, n_blocks = stage_builder.dilation, n_blocks + stage.blocks
     if not isinstance(spec.head, NoHead | Features):
-        trail.place("head", "head", partial(_head, spec, trail))
+        builder.build_section("head", "head", partial(_add_head, spec, builder))
 
 
-def _stem(spec: Network, trail: _Trail) -> None:
+def _add_stem(spec: Network, builder: _PlanBuilder) -> None:
     for i, conv in enumerate(spec.stem.convs, 1):
-        bare = _pre(spec) and i == len(spec.stem.convs)
-        op = _convolution(spec, trail.shape[0], Step(conv.channels, conv.kernel), conv.stride, bare=bare)
-        trail.run(f"stem.conv{i}", "stem-conv", op)
-        if not bare:
-            _norm(spec, trail, f"stem.norm{i}", "stem-norm")
-            trail.run(f"stem.act{i}", "stem-act", Activate(spec.activation))
+        without_norm = _is_pre_activation(spec) and i == len(spec.stem.convs)
+        op = _make_convolution(
+            spec, builder.shape[0], Step(conv.channels, conv.kernel), conv.stride, without_norm=without_norm
+        )
+        builder.add_node(f"stem.conv{i}", "stem-conv", op)
+        if not without_norm:
+            _add_norm(spec, builder, f"stem.norm{i}", "stem-norm")
+            builder.add_node(f"stem.act{i}", "stem-act", ActivationOp(spec.activation))
     for pool in spec.stem.pool:
-        trail.run("stem.pool", "stem-pool", MaxPooling(pool.kernel, pool.stride, 1, pool.edge))
+        builder.add_node("stem.pool", "stem-pool", MaxPoolOp(pool.kernel, pool.stride, 1, pool.edge))
     for blur in spec.stem.blur:
-        trail.run("stem.blur", "stem-blur", Blurring(trail.shape[0], blur.kernel, blur.stride))
+        builder.add_node("stem.blur", "stem-blur", BlurOp(builder.shape[0], blur.kernel, blur.stride))
 
 
-def _head(spec: Network, trail: _Trail) -> None:
-    if _pre(spec):
-        _norm(spec, trail, "head.norm", "head-norm")
-        trail.run("head.act", "head-act", Activate(spec.activation))
+def _add_head(spec: Network, builder: _PlanBuilder) -> None:
+    if _is_pre_activation(spec):
+        _add_norm(spec, builder, "head.norm", "head-norm")
+        builder.add_node("head.act", "head-act", ActivationOp(spec.activation))
     match spec.head:
         case Linear(classes):
-            trail.run("head.pool", "global-average", GlobalAverage())
-            trail.run("head.linear", "classifier", FullyConnected(trail.shape[0], classes))
+            builder.add_node("head.pool", "global-average", GlobalAvgPoolOp())
+            builder.add_node("head.linear", "classifier", LinearOp(builder.shape[0], classes))
         case MLP(classes, hidden, pool, dropout):
-            trail.run("head.pool", "average", AverageTo(pool))
+            builder.add_node("head.pool", "average", AdaptiveAvgPoolOp(pool))
             for i, width in enumerate(hidden, 1):
-                trail.run(f"head.linear{i}", "hidden", FullyConnected(trail.shape[0], width))
-                trail.run(f"head.act{i}", "head-act", Activate(spec.activation))
+                builder.add_node(f"head.linear{i}", "hidden", LinearOp(builder.shape[0], width))
+                builder.add_node(f"head.act{i}", "head-act", ActivationOp(spec.activation))
                 if dropout:
-                    trail.run(f"head.drop{i}", "head-drop", DropOut(dropout))
-            trail.run("head.linear", "classifier", FullyConnected(trail.shape[0], classes))
+                    builder.add_node(f"head.drop{i}", "head-drop", DropoutOp(dropout))
+            builder.add_node("head.linear", "classifier", LinearOp(builder.shape[0], classes))
         case Pooled():
-            trail.run("head.pool", "global-average", GlobalAverage())
+            builder.add_node("head.pool", "global-average", GlobalAvgPoolOp())
 
 
 @dataclass
-class _Stage:
+class _StageBuilder:
     """A stage being written, whose blocks follow ``first`` others; ``dilation`` is what its blocks have so far."""
 
     spec: Network
     stage: Stage
-    trail: _Trail
+    builder: _PlanBuilder
     path: str
-    first: int
+    n_previous_blocks: int
     dilation: int
 
-    def write(self) -> None:
+    def add_blocks(self) -> None:
         for b in range(1, self.stage.blocks + 1):
-            path, stride = f"{self.path}.block{b}", block_stride(self.stage, b)
-            self.trail.place(path, "block", partial(self.block, path, b, stride))
-            self._keep(stride)
+            path, stride = f"{self.path}.block{b}", get_block_stride(self.stage, b)
+            self.builder.build_section(path, "block", partial(self.add_block, path, b, stride))
+            self._update_dilation(stride)
         if isinstance(self.stage.reduce, PoolAfter):
             stride = self.stage.reduce.stride
-            self.trail.run(f"{self.path}.pool", "stage-pool", MaxPooling(stride, self._real(stride), self.dilation))
-            self._keep(stride)
+            self.builder.add_node(
+                f"{self.path}.pool", "stage-pool", MaxPoolOp(stride, self._get_effective_stride(stride), self.dilation)
+            )
+            self._update_dilation(stride)
 
-    def _real(self, stride: int) -> int:
+    def _get_effective_stride(self, stride: int) -> int:
         """The stride that an operation has: an a trous stage has none."""
         return 1 if self.stage.reduce.atrous else stride
 
-    def _keep(self, stride: int) -> None:
+    def _update_dilation(self, stride: int) -> None:
         """What comes later is dilated by a stride that was not taken."""
         if self.stage.reduce.atrous:
             self.dilation *= stride
 
-    def block(self, path: str, number: int, stride: int) -> None:
-        start = self.trail.fork()
-        if _pre(self.spec):
-            self.trail.place(f"{path}.pre", "pre", partial(self.activate, f"{path}.pre"))
-        activated = self.trail.fork()
-        self.trail.place(f"{path}.branch", "branch", partial(self.branch, f"{path}.branch", number, stride))
+    def add_block(self, path: str, number: int, stride: int) -> None:
+        input_builder = self.builder.fork()
+        if _is_pre_activation(self.spec):
+            self.builder.build_section(f"{path}.pre", "pre", partial(self.add_pre_activation, f"{path}.pre"))
+        activated_builder = self.builder.fork()
+        self.builder.build_section(
+            f"{path}.branch", "branch", partial(self.add_branch, f"{path}.branch", number, stride)
+        )
         if not isinstance(self.spec.shortcuts, NoShortcuts):
-            adapter = answer(self.spec.shortcuts, start.shape[0], self.stage.channels, stride)
-            seen = activated if has_weights(adapter) else start
-            write = partial(self.shortcut, f"{path}.shortcut", adapter, seen, stride)
-            self.trail.written.append(seen.place(f"{path}.shortcut", "shortcut", write))
-            self.trail.receptive_field = max(self.trail.receptive_field, seen.receptive_field)
-            self.trail.run(f"{path}.add", "add", Add())
-        if not _pre(self.spec):
-            self.trail.run(f"{path}.act", "block-act", Activate(self.spec.activation))
+            adapter = select_adapter(self.spec.shortcuts, input_builder.shape[0], self.stage.channels, stride)
+            shortcut_builder = activated_builder if has_weights(adapter) else input_builder
+            add_parts = partial(self.add_shortcut, f"{path}.shortcut", adapter, shortcut_builder, stride)
+            self.builder.parts.append(shortcut_builder.build_section(f"{path}.shortcut", "shortcut", add_parts))
+            self.builder.receptive_field = max(self.builder.receptive_field, shortcut_builder.receptive_field)
+            self.builder.add_node(f"{path}.add", "add", AddOp())
+        if not _is_pre_activation(self.spec):
+            self.builder.add_node(f"{path}.act", "block-act", ActivationOp(self.spec.activation))
 
-    def activate(self, path: str) -> None:
+    def add_pre_activation(self, path: str) -> None:
         """What comes before the branch of a pre-activation block."""
-        _norm(self.spec, self.trail, f"{path}.norm", "pre-norm")
-        self.trail.run(f"{path}.act", "pre-act", Activate(self.spec.activation))
+        _add_norm(self.spec, self.builder, f"{path}.norm", "pre-norm")
+        self.builder.add_node(f"{path}.act", "pre-act", ActivationOp(self.spec.activation))
 
-    def branch(self, path: str, number: int, stride: int) -> None:
+    def add_branch(self, path: str, number: int, stride: int) -> None:
         """The convolution that loses its stride keeps the dilation it had; those behind it get the new one."""
-        chain, at = steps(self.stage.branch, self.stage.channels), stride_at(self.stage.branch)
-        real, blurred = self._real(stride), isinstance(self.stage.reduce, BlurredFirstBlock) and stride > 1
+        chain, stride_position = list_steps(self.stage.branch, self.stage.channels), get_stride_at(self.stage.branch)
+        effective_stride, is_blurred = (
+            self._get_effective_stride(stride),
+            isinstance(self.stage.reduce, BlurredFirstBlock) and stride > 1,
+        )
         for i, step in enumerate(chain, 1):
-            last = i == len(chain)
-            bare = last and _pre(self.spec)
-            taken = real if i == at and not blurred else 1
-            gained = stride // real if i > at else 1
-            op = _convolution(self.spec, self.trail.shape[0], step, taken, self.dilation * gained, bare=bare)
-            self.trail.run(f"{path}.conv{i}", "branch-conv", op)
-            if not bare:
-                _norm(self.spec, self.trail, f"{path}.norm{i}", "branch-last-norm" if last else "branch-norm")
-            if not last:
-                self.trail.run(f"{path}.act{i}", "branch-act", Activate(self.spec.activation))
-            if blurred and i == at and isinstance(self.stage.reduce, BlurredFirstBlock):
-                blur = Blurring(self.trail.shape[0], self.stage.reduce.blur, real, self.dilation)
-                self.trail.run(f"{path}.blur", "branch-blur", blur)
-        self.ending(path, number)
+            is_last = i == len(chain)
+            without_norm = is_last and _is_pre_activation(self.spec)
+            conv_stride = effective_stride if i == stride_position and not is_blurred else 1
+            dilation_factor = stride // effective_stride if i > stride_position else 1
+            op = _make_convolution(
+                self.spec,
+                self.builder.shape[0],
+                step,
+                conv_stride,
+                self.dilation * dilation_factor,
+                without_norm=without_norm,
+            )
+            self.builder.add_node(f"{path}.conv{i}", "branch-conv", op)
+            if not without_norm:
+                _add_norm(self.spec, self.builder, f"{path}.norm{i}", "branch-last-norm" if is_last else "branch-norm")
+            if not is_last:
+                self.builder.add_node(f"{path}.act{i}", "branch-act", ActivationOp(self.spec.activation))
+            if is_blurred and i == stride_position and isinstance(self.stage.reduce, BlurredFirstBlock):
+                blur = BlurOp(self.builder.shape[0], self.stage.reduce.blur, effective_stride, self.dilation)
+                self.builder.add_node(f"{path}.blur", "branch-blur", blur)
+        self.add_branch_end(path, number)
 
-    def ending(self, path: str, number: int) -> None:
+    def add_branch_end(self, path: str, number: int) -> None:
         """What stands between the convolutions of a branch and the addition."""
-        channels = self.trail.shape[0]
+        channels = self.builder.shape[0]
         for attention in self.stage.attention:
             match attention:
                 case SqueezeExcite(reduction):
-                    op: Op = SqueezeAndExcite(channels, reduced_channels(channels, reduction))
+                    op: Op = SqueezeExciteOp(channels, compute_reduced_channels(channels, reduction))
                 case EfficientChannels():
-                    op = WeighByNeighbours(channels, neighbours(channels))
-            self.trail.run(f"{path}.attention", "branch-attention", op)
-        blocks = sum(stage.blocks for stage in self.spec.stages)
-        rate = self.spec.stochastic_depth * (self.first + number - 1) / max(blocks - 1, 1)
+                    op = EfficientChannelsOp(channels, compute_eca_kernel(channels))
+            self.builder.add_node(f"{path}.attention", "branch-attention", op)
+        n_blocks = sum(stage.blocks for stage in self.spec.stages)
+        rate = self.spec.stochastic_depth * (self.n_previous_blocks + number - 1) / max(n_blocks - 1, 1)
         if rate:
-            self.trail.run(f"{path}.drop", "branch-drop", DropBranch(rate))
+            self.builder.add_node(f"{path}.drop", "branch-drop", StochasticDepthOp(rate))
 
-    def shortcut(self, path: str, adapter: Adapter, trail: _Trail, stride: int) -> str:
+    def add_shortcut(self, path: str, adapter: Adapter, builder: _PlanBuilder, stride: int) -> str:
         """Decided by the written stride, so that no shortcut comes or goes when a stage turns a trous."""
-        inputs, outputs, before = trail.shape[0], self.stage.channels, trail.shape
-        real = self._real(stride)
+        inputs, outputs, input_shape = builder.shape[0], self.stage.channels, builder.shape
+        effective_stride = self._get_effective_stride(stride)
         match adapter:
             case Identity():
-                return f"{inputs} channels{_at(before)} on both ways"
+                return f"{inputs} channels{_format_location(input_shape)} on both ways"
             case ZeroPadded(side):
-                zeros = outputs - inputs
-                first = zeros // 2 if side == "both" else 0
-                trail.run(f"{path}.pad", "shortcut-pad", ZeroPad(first, zeros - first, real))
+                n_zeros = outputs - inputs
+                n_leading = n_zeros // 2 if side == "both" else 0
+                builder.add_node(
+                    f"{path}.pad", "shortcut-pad", ZeroPadOp(n_leading, n_zeros - n_leading, effective_stride)
+                )
             case Subsampled(kernel):
-                trail.run(f"{path}.pool", "shortcut-pool", MaxPooling(kernel, real, self.dilation))
+                builder.add_node(f"{path}.pool", "shortcut-pool", MaxPoolOp(kernel, effective_stride, self.dilation))
             case PooledProjection():
                 if stride > 1:
-                    trail.run(f"{path}.pool", "shortcut-pool", AveragePooling(stride, real, self.dilation))
-                self.project(path, trail, 1)
+                    builder.add_node(
+                        f"{path}.pool", "shortcut-pool", AvgPoolOp(stride, effective_stride, self.dilation)
+                    )
+                self.add_projection(path, builder, 1)
             case Projection():
-                self.project(path, trail, real)
-        return self.cause(before, trail.shape, stride)
+                self.add_projection(path, builder, effective_stride)
+        return self.describe_cause(input_shape, builder.shape, stride)
 
-    def project(self, path: str, trail: _Trail, stride: int) -> None:
-        bare = _pre(self.spec)
-        op = _convolution(self.spec, trail.shape[0], Step(self.stage.channels, 1), stride, bare=bare)
-        trail.run(f"{path}.conv", "projection", op)
-        if not bare:
-            _norm(self.spec, trail, f"{path}.norm", "projection-norm")
+    def add_projection(self, path: str, builder: _PlanBuilder, stride: int) -> None:
+        without_norm = _is_pre_activation(self.spec)
+        op = _make_convolution(
+            self.spec, builder.shape[0], Step(self.stage.channels, 1), stride, without_norm=without_norm
+        )
+        builder.add_node(f"{path}.conv", "projection", op)
+        if not without_norm:
+            _add_norm(self.spec, builder, f"{path}.norm", "projection-norm")
 
-    def cause(self, before: Shape, after: Shape, stride: int) -> str:
+    def describe_cause(self, input_shape: Shape, output_shape: Shape, stride: int) -> str:
         """What differs between the two ways, with its numbers."""
-        causes = [f"channels {before[0]} -> {after[0]}"] * (before[0] != after[0])
+        causes = [f"channels {input_shape[0]} -> {output_shape[0]}"] * (input_shape[0] != output_shape[0])
         if stride > 1 and self.stage.reduce.atrous:
-            causes.append(f"stride {stride}, kept as dilation: {_side(before)} -> {_side(after)}")
+            causes.append(
+                f"stride {stride}, kept as dilation: {_format_size(input_shape)} -> {_format_size(output_shape)}"
+            )
         elif stride > 1:
-            causes.append(f"stride {stride}: {_side(before)} -> {_side(after)}")
-        return " and ".join(causes) or f"nothing differs ({before[0]} channels{_at(before)}): asked for in every block"
+            causes.append(f"stride {stride}: {_format_size(input_shape)} -> {_format_size(output_shape)}")
+        return (
+            " and ".join(causes)
+            or f"nothing differs ({input_shape[0]} channels{_format_location(input_shape)}): asked for in every block"
+        )
 
 
-def _pre(spec: Network) -> bool:
+def _is_pre_activation(spec: Network) -> bool:
     """Whether activations come before convolutions."""
     return spec.order == "norm-act-conv"
 
 
-def _convolution(
-    spec: Network, inputs: int, step: Step, stride: int, dilation: int = 1, *, bare: bool = False
-) -> Convolution:
+def _make_convolution(
+    spec: Network, inputs: int, step: Step, stride: int, dilation: int = 1, *, without_norm: bool = False
+) -> ConvOp:
     """A kernel of 1 has no dilation to speak of. ``bare`` ones have no norm behind them."""
-    bias = bare or isinstance(spec.norm, NoNorm | FoldedNorm) if spec.bias == "without-norm" else spec.bias == "always"
-    spread = dilation if step.kernel > 1 else 1
-    return Convolution(inputs, step.channels, step.kernel, stride, spread, step.groups, bias)
+    bias = (
+        without_norm or isinstance(spec.norm, NoNorm | FoldedNorm)
+        if spec.bias == "without-norm"
+        else spec.bias == "always"
+    )
+    effective_dilation = dilation if step.kernel > 1 else 1
+    return ConvOp(inputs, step.channels, step.kernel, stride, effective_dilation, step.groups, bias)
 
 
-def _norm(spec: Network, trail: _Trail, path: str, role: Role) -> None:
+def _add_norm(spec: Network, builder: _PlanBuilder, path: str, role: Role) -> None:
     match spec.norm:
         case FoldedNorm(eps, momentum):
             if role in ("pre-norm", "head-norm"):
-                trail.run(path, role, Normalisation(BatchNorm(eps, momentum), trail.shape[0]))
+                builder.add_node(path, role, NormOp(BatchNorm(eps, momentum), builder.shape[0]))
         case BatchNorm() | GroupNorm() as norm:
-            trail.run(path, role, Normalisation(norm, trail.shape[0]))
+            builder.add_node(path, role, NormOp(norm, builder.shape[0]))
 
 
-def _at(shape: Shape) -> str:
+def _format_location(shape: Shape) -> str:
     return f" at {shape[1]}x{shape[2]}"
 
 
-def _side(shape: Shape) -> str:
+def _format_size(shape: Shape) -> str:
     return str(shape[1]) if shape[1] == shape[2] else f"{shape[1]}x{shape[2]}"

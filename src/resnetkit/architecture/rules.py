@@ -33,158 +33,165 @@ from resnetkit.architecture.spec import (
     Stage,
     Subsampled,
     ZeroPadded,
-    steps,
-    stride_at,
+    get_stride_at,
+    list_steps,
 )
 from resnetkit.errors import Fault, SpecError
-from resnetkit.serialization import to_data, type_faults
+from resnetkit.serialization import find_type_faults, to_data
 
 # A text must not be able to ask for more than a machine can work out. ResNet-1202 has 600 blocks.
-MOST_BLOCKS, MOST_CONVOLUTIONS = 2_000, 10_000
-MOST_CHANNELS, MOST_CLASSES, LARGEST_SIDE, LARGEST_WINDOW = 2**20, 2**24, 2**16, 255
-MOST_HIDDEN = 64
+MAX_BLOCKS, MAX_CONVOLUTIONS = 2_000, 10_000
+MAX_CHANNELS, MAX_CLASSES, MAX_SIDE, MAX_WINDOW = 2**20, 2**24, 2**16, 255
+MAX_HIDDEN = 64
 
 
-def require(spec: Network) -> None:
+def check_spec(spec: Network) -> None:
     """Raise `SpecError` with every fault of the spec, if it has any."""
-    found = faults(spec)
-    if found:
-        raise SpecError("this network cannot be built", found, fix="correct these places of the spec")
+    spec_faults = find_spec_faults(spec)
+    if spec_faults:
+        raise SpecError("this network cannot be built", spec_faults, fix="correct these places of the spec")
 
 
-def faults(spec: Network) -> list[Fault]:
+def find_spec_faults(spec: Network) -> list[Fault]:
     """Every fault of the spec. Where a value has the wrong type, only those are told: nothing else can be asked."""
-    wrong = type_faults(Network, to_data(spec))
-    return wrong or list(dict.fromkeys(fault for rule in RULES for fault in rule(spec)))
+    wrong_types = find_type_faults(Network, to_data(spec))
+    return wrong_types or list(dict.fromkeys(fault for rule in RULES for fault in rule(spec)))
 
 
-def _input(spec: Network) -> Iterator[Fault]:
+def _check_input(spec: Network) -> Iterator[Fault]:
     for name, value in zip(("channels", "height", "width"), spec.input, strict=True):
-        yield from _within(f"input.{name}", value, MOST_CHANNELS if name == "channels" else LARGEST_SIDE)
+        yield from _check_range(f"input.{name}", value, MAX_CHANNELS if name == "channels" else MAX_SIDE)
 
 
-def _stem(spec: Network) -> Iterator[Fault]:
+def _check_stem(spec: Network) -> Iterator[Fault]:
     for i, conv in enumerate(spec.stem.convs, 1):
         path = f"stem.conv{i}"
-        yield from _within(f"{path}.channels", conv.channels, MOST_CHANNELS)
-        yield from _odd(f"{path}.kernel", conv.kernel)
-        yield from _within(f"{path}.stride", conv.stride, LARGEST_WINDOW)
+        yield from _check_range(f"{path}.channels", conv.channels, MAX_CHANNELS)
+        yield from _check_odd(f"{path}.kernel", conv.kernel)
+        yield from _check_range(f"{path}.stride", conv.stride, MAX_WINDOW)
     if len(spec.stem.pool) > 1:
         yield Fault("stem.pool", f"{len(spec.stem.pool)} pools", "one pool or none")
     for pool in spec.stem.pool:
-        yield from _within("stem.pool.kernel", pool.kernel, LARGEST_WINDOW)
-        yield from _within("stem.pool.stride", pool.stride, LARGEST_WINDOW)
+        yield from _check_range("stem.pool.kernel", pool.kernel, MAX_WINDOW)
+        yield from _check_range("stem.pool.stride", pool.stride, MAX_WINDOW)
     if len(spec.stem.blur) > 1:
         yield Fault("stem.blur", f"{len(spec.stem.blur)} blurs", "one blur or none")
     for blur in spec.stem.blur:
-        yield from _odd("stem.blur.kernel", blur.kernel)
-        yield from _within("stem.blur.stride", blur.stride, LARGEST_WINDOW)
+        yield from _check_odd("stem.blur.kernel", blur.kernel)
+        yield from _check_range("stem.blur.stride", blur.stride, MAX_WINDOW)
 
 
-def _stages(spec: Network) -> Iterator[Fault]:
+def _check_stages(spec: Network) -> Iterator[Fault]:
     if not spec.stages:
         yield Fault("stages", "no stages", "at least one")
-    total = sum(stage.blocks for stage in spec.stages)
-    if total > MOST_BLOCKS:
-        yield Fault("stages", f"{total:,} blocks", f"at most {MOST_BLOCKS:,}")
-    convolutions = len(spec.stem.convs) + sum(s.blocks * len(steps(s.branch, s.channels)) for s in spec.stages)
-    if convolutions > MOST_CONVOLUTIONS:
-        yield Fault("stages", f"{convolutions:,} convolutions", f"at most {MOST_CONVOLUTIONS:,}")
+    n_blocks = sum(stage.blocks for stage in spec.stages)
+    if n_blocks > MAX_BLOCKS:
+        yield Fault("stages", f"{n_blocks:,} blocks", f"at most {MAX_BLOCKS:,}")
+    n_convolutions = len(spec.stem.convs) + sum(s.blocks * len(list_steps(s.branch, s.channels)) for s in spec.stages)
+    if n_convolutions > MAX_CONVOLUTIONS:
+        yield Fault("stages", f"{n_convolutions:,} convolutions", f"at most {MAX_CONVOLUTIONS:,}")
     for i, stage in enumerate(spec.stages, 1):
-        yield from _within(f"stage{i}.blocks", stage.blocks, MOST_BLOCKS)
-        yield from _within(f"stage{i}.channels", stage.channels, MOST_CHANNELS)
-        yield from _within(f"stage{i}.reduce.stride", stage.reduce.stride, LARGEST_WINDOW)
+        yield from _check_range(f"stage{i}.blocks", stage.blocks, MAX_BLOCKS)
+        yield from _check_range(f"stage{i}.channels", stage.channels, MAX_CHANNELS)
+        yield from _check_range(f"stage{i}.reduce.stride", stage.reduce.stride, MAX_WINDOW)
         if isinstance(stage.reduce, BlurredFirstBlock):
-            yield from _odd(f"stage{i}.reduce.blur", stage.reduce.blur)
+            yield from _check_odd(f"stage{i}.reduce.blur", stage.reduce.blur)
         if len(stage.attention) > 1:
             yield Fault(f"stage{i}.attention", f"{len(stage.attention)} of them", "one or none")
         for attention in stage.attention:
             if isinstance(attention, SqueezeExcite):
-                yield from _within(f"stage{i}.attention.reduction", attention.reduction, MOST_CHANNELS)
+                yield from _check_range(f"stage{i}.attention.reduction", attention.reduction, MAX_CHANNELS)
 
 
-def _branches(spec: Network) -> Iterator[Fault]:
-    for i, (stage, received) in enumerate(zip(spec.stages, received_channels(spec), strict=True), 1):
-        yield from _branch(f"stage{i}.branch", stage, received)
+def _check_branches(spec: Network) -> Iterator[Fault]:
+    for i, (stage, in_channels) in enumerate(zip(spec.stages, list_stage_input_channels(spec), strict=True), 1):
+        yield from _check_branch(f"stage{i}.branch", stage, in_channels)
 
 
-def _branch(path: str, stage: Stage, received: int) -> Iterator[Fault]:
-    chain = steps(stage.branch, stage.channels)
+def _check_branch(path: str, stage: Stage, in_channels: int) -> Iterator[Fault]:
+    chain = list_steps(stage.branch, stage.channels)
     if not chain:
         yield Fault(f"{path}.steps", "no steps", "at least one")
         return
-    if not 1 <= stride_at(stage.branch) <= len(chain):
-        yield Fault(f"{path}.stride_at", str(stride_at(stage.branch)), f"1 to {len(chain)}, one of the steps")
+    if not 1 <= get_stride_at(stage.branch) <= len(chain):
+        yield Fault(f"{path}.stride_at", str(get_stride_at(stage.branch)), f"1 to {len(chain)}, one of the steps")
     if chain[-1].channels != stage.channels:
         yield Fault(
             f"{path}.step{len(chain)}.channels", str(chain[-1].channels), f"{stage.channels}, the stage's channels"
         )
     if not isinstance(stage.branch, Chain):
-        yield from _within(f"{path}.width", stage.branch.width, MOST_CHANNELS)
-    inputs = received
+        yield from _check_range(f"{path}.width", stage.branch.width, MAX_CHANNELS)
+    step_channels = in_channels
     for i, step in enumerate(chain, 1):
-        where = path
+        step_path = path
         if isinstance(stage.branch, Chain):
-            where = f"{path}.step{i}"
-            yield from _within(f"{where}.channels", step.channels, MOST_CHANNELS)
-            yield from _odd(f"{where}.kernel", step.kernel)
-        yield from _groups(f"{where}.groups", step.groups, inputs, step.channels)
-        inputs = step.channels
+            step_path = f"{path}.step{i}"
+            yield from _check_range(f"{step_path}.channels", step.channels, MAX_CHANNELS)
+            yield from _check_odd(f"{step_path}.kernel", step.kernel)
+        yield from _check_groups(f"{step_path}.groups", step.groups, step_channels, step.channels)
+        step_channels = step.channels
 
 
-def _groups(path: str, groups: int, inputs: int, outputs: int) -> Iterator[Fault]:
-    if groups < 1 or inputs % groups or outputs % groups:
-        both = f"{inputs} channels in and {outputs} out" if inputs != outputs else f"the {inputs} channels"
-        yield Fault(path, str(groups), f"a number that divides {both}")
+def _check_groups(path: str, groups: int, in_channels: int, out_channels: int) -> Iterator[Fault]:
+    if groups < 1 or in_channels % groups or out_channels % groups:
+        channels = (
+            f"{in_channels} channels in and {out_channels} out"
+            if in_channels != out_channels
+            else f"the {in_channels} channels"
+        )
+        yield Fault(path, str(groups), f"a number that divides {channels}")
 
 
-def _shortcuts(spec: Network) -> Iterator[Fault]:
+def _check_shortcuts(spec: Network) -> Iterator[Fault]:
     if isinstance(spec.shortcuts, NoShortcuts):
         return
-    for i, (stage, received) in enumerate(zip(spec.stages, received_channels(spec), strict=True), 1):
-        for b, channels, stride in _kinds_of_block(stage, received):
+    for i, (stage, in_channels) in enumerate(zip(spec.stages, list_stage_input_channels(spec), strict=True), 1):
+        for b, channels, stride in _list_distinct_blocks(stage, in_channels):
             cause, adapter = (
-                cause_of(channels, stage.channels, stride),
-                answer(spec.shortcuts, channels, stage.channels, stride),
+                find_shortcut_cause(channels, stage.channels, stride),
+                select_adapter(spec.shortcuts, channels, stage.channels, stride),
             )
-            allowed = _unable(adapter, channels, stage.channels, stride)
+            allowed = _suggest_adapters(adapter, channels, stage.channels, stride)
             if allowed:
-                came = f"{type(adapter).__name__} for {_change(channels, stage.channels, stride)}"
-                yield Fault(f"stage{i}.block{b}.shortcut", came, f"shortcuts.{cause} = {allowed}")
+                value = f"{type(adapter).__name__} for {_format_change(channels, stage.channels, stride)}"
+                yield Fault(f"stage{i}.block{b}.shortcut", value, f"shortcuts.{cause} = {allowed}")
 
 
-def _kinds_of_block(stage: Stage, received: int) -> Iterator[tuple[int, int, int]]:
+def _list_distinct_blocks(stage: Stage, in_channels: int) -> Iterator[tuple[int, int, int]]:
     """(number, channels received, stride) of the blocks of a stage that can differ: first, second, last."""
     for b in sorted({1, min(2, stage.blocks), stage.blocks}) if stage.blocks > 0 else ():
-        yield b, received if b == 1 else stage.channels, block_stride(stage, b)
+        yield b, in_channels if b == 1 else stage.channels, get_block_stride(stage, b)
 
 
-def _unable(adapter: Adapter, inputs: int, outputs: int, stride: int) -> str:
+def _suggest_adapters(adapter: Adapter, in_channels: int, out_channels: int, stride: int) -> str:
     """What could answer instead, where this adapter cannot; empty where it can."""
-    changes = inputs != outputs or stride > 1
-    if isinstance(adapter, Identity) and changes:
-        return "an adapter: projection, pooled-projection, zero-padded" + ", subsampled" * (inputs == outputs)
-    if isinstance(adapter, ZeroPadded) and outputs < inputs:
+    has_change = in_channels != out_channels or stride > 1
+    if isinstance(adapter, Identity) and has_change:
+        return "an adapter: projection, pooled-projection, zero-padded" + ", subsampled" * (in_channels == out_channels)
+    if isinstance(adapter, ZeroPadded) and out_channels < in_channels:
         return "projection or pooled-projection: zeros can add channels, not remove them"
-    if isinstance(adapter, Subsampled) and inputs != outputs:
+    if isinstance(adapter, Subsampled) and in_channels != out_channels:
         return "projection, pooled-projection or zero-padded: a max pool keeps the channels"
     return ""
 
 
-def _change(inputs: int, outputs: int, stride: int) -> str:
-    return " and ".join([f"channels {inputs} -> {outputs}"] * (inputs != outputs) + [f"stride {stride}"] * (stride > 1))
+def _format_change(in_channels: int, out_channels: int, stride: int) -> str:
+    return " and ".join(
+        [f"channels {in_channels} -> {out_channels}"] * (in_channels != out_channels)
+        + [f"stride {stride}"] * (stride > 1)
+    )
 
 
-def _adapters(spec: Network) -> Iterator[Fault]:
+def _check_adapters(spec: Network) -> Iterator[Fault]:
     if isinstance(spec.shortcuts, NoShortcuts):
         return
     for cause in ("wider", "smaller", "same"):
         adapter = getattr(spec.shortcuts, cause)
         if isinstance(adapter, Subsampled):
-            yield from _odd(f"shortcuts.{cause}.kernel", adapter.kernel)
+            yield from _check_odd(f"shortcuts.{cause}.kernel", adapter.kernel)
 
 
-def _norm(spec: Network) -> Iterator[Fault]:
+def _check_norm(spec: Network) -> Iterator[Fault]:
     if not isinstance(spec.norm, NoNorm) and not spec.norm.eps > 0:
         yield Fault("norm.eps", str(spec.norm.eps), "more than 0")
     if isinstance(spec.norm, FoldedNorm) and spec.order == "conv-norm-act":
@@ -192,89 +199,99 @@ def _norm(spec: Network) -> Iterator[Fault]:
     if isinstance(spec.norm, BatchNorm | FoldedNorm) and not 0 <= spec.norm.momentum <= 1:
         yield Fault("norm.momentum", str(spec.norm.momentum), "0 to 1")
     if isinstance(spec.norm, GroupNorm):
-        yield from _group_norm(spec, spec.norm.groups)
+        yield from _check_group_norm(spec, spec.norm.groups)
 
 
-def _group_norm(spec: Network, groups: int) -> Iterator[Fault]:
-    places = [(f"stem.conv{i}", conv.channels) for i, conv in enumerate(spec.stem.convs, 1)]
+def _check_group_norm(spec: Network, groups: int) -> Iterator[Fault]:
+    normalized = [(f"stem.conv{i}", conv.channels) for i, conv in enumerate(spec.stem.convs, 1)]
     if spec.order == "norm-act-conv":
-        places += [(f"stage{i}", channels) for i, channels in enumerate(received_channels(spec), 1)]
+        normalized += [(f"stage{i}", channels) for i, channels in enumerate(list_stage_input_channels(spec), 1)]
     for i, stage in enumerate(spec.stages, 1):
-        widths = sorted({step.channels for step in steps(stage.branch, stage.channels)} | {stage.channels})
-        places += [(f"stage{i}", width) for width in widths]
-    for path, channels in places:
+        widths = sorted({step.channels for step in list_steps(stage.branch, stage.channels)} | {stage.channels})
+        normalized += [(f"stage{i}", width) for width in widths]
+    for path, channels in normalized:
         if groups < 1 or channels % groups:
             yield Fault("norm.groups", str(groups), f"a number that divides the {channels} channels of {path}")
 
 
-def _head(spec: Network) -> Iterator[Fault]:
+def _check_head(spec: Network) -> Iterator[Fault]:
     if isinstance(spec.head, Linear | MLP):
-        yield from _within("head.classes", spec.head.classes, MOST_CLASSES)
+        yield from _check_range("head.classes", spec.head.classes, MAX_CLASSES)
     if isinstance(spec.head, Features):
-        last, chosen = len(spec.stages), spec.head.stages
-        if list(chosen) != sorted({i for i in chosen if 1 <= i <= last}) or chosen[-1:] != (last,):
-            yield Fault("head.stages", str(list(chosen)), f"stages of 1 to {last}, upwards, {last} among them")
+        n_stages, stages = len(spec.stages), spec.head.stages
+        if list(stages) != sorted({i for i in stages if 1 <= i <= n_stages}) or stages[-1:] != (n_stages,):
+            yield Fault("head.stages", str(list(stages)), f"stages of 1 to {n_stages}, upwards, {n_stages} among them")
     if isinstance(spec.head, MLP):
-        yield from _within("head.pool", spec.head.pool, LARGEST_WINDOW)
-        yield from _share("head.dropout", spec.head.dropout)
+        yield from _check_range("head.pool", spec.head.pool, MAX_WINDOW)
+        yield from _check_fraction("head.dropout", spec.head.dropout)
         for i, width in enumerate(spec.head.hidden, 1):
-            yield from _within(f"head.hidden{i}", width, MOST_CHANNELS)
-        if len(spec.head.hidden) > MOST_HIDDEN:
-            yield Fault("head.hidden", f"{len(spec.head.hidden)} layers", f"at most {MOST_HIDDEN}")
+            yield from _check_range(f"head.hidden{i}", width, MAX_CHANNELS)
+        if len(spec.head.hidden) > MAX_HIDDEN:
+            yield Fault("head.hidden", f"{len(spec.head.hidden)} layers", f"at most {MAX_HIDDEN}")
 
 
-def _stochastic_depth(spec: Network) -> Iterator[Fault]:
-    yield from _share("stochastic_depth", spec.stochastic_depth)
+def _check_stochastic_depth(spec: Network) -> Iterator[Fault]:
+    yield from _check_fraction("stochastic_depth", spec.stochastic_depth)
     if spec.stochastic_depth and isinstance(spec.shortcuts, NoShortcuts):
         yield Fault("stochastic_depth", str(spec.stochastic_depth), "0: a block without a shortcut has nothing else")
 
 
-def _share(path: str, value: float) -> Iterator[Fault]:
+def _check_fraction(path: str, value: float) -> Iterator[Fault]:
     if not 0 <= value < 1:
         yield Fault(path, str(value), "0 or more, and below 1")
 
 
 Rule = Callable[[Network], Iterator[Fault]]
-RULES: Sequence[Rule] = (_input, _stem, _stages, _branches, _shortcuts, _adapters, _norm, _head, _stochastic_depth)
+RULES: Sequence[Rule] = (
+    _check_input,
+    _check_stem,
+    _check_stages,
+    _check_branches,
+    _check_shortcuts,
+    _check_adapters,
+    _check_norm,
+    _check_head,
+    _check_stochastic_depth,
+)
 
 
-def _within(path: str, value: int, most: int) -> Iterator[Fault]:
+def _check_range(path: str, value: int, maximum: int) -> Iterator[Fault]:
     if value < 1:
         yield Fault(path, str(value), "1 or more")
-    if value > most:
-        yield Fault(path, f"{value:,}", f"at most {most:,}")
+    if value > maximum:
+        yield Fault(path, f"{value:,}", f"at most {maximum:,}")
 
 
-def _odd(path: str, kernel: int) -> Iterator[Fault]:
+def _check_odd(path: str, kernel: int) -> Iterator[Fault]:
     if kernel < 1 or kernel % 2 == 0:
         yield Fault(path, str(kernel), "an odd number, so that the padding is the same on both sides")
-    yield from _within(path, max(kernel, 1), LARGEST_WINDOW)
+    yield from _check_range(path, max(kernel, 1), MAX_WINDOW)
 
 
 # ------------------------------------------------------------------------------------- facts that rules and plan share
 
 
-def received_channels(spec: Network) -> list[int]:
+def list_stage_input_channels(spec: Network) -> list[int]:
     """What the first block of each stage receives."""
-    stem = [conv.channels for conv in spec.stem.convs]
-    handed_on = [stage.channels for stage in spec.stages]
-    return [stem[-1] if stem else spec.input[0], *handed_on[:-1]] if handed_on else []
+    stem_channels = [conv.channels for conv in spec.stem.convs]
+    stage_channels = [stage.channels for stage in spec.stages]
+    return [stem_channels[-1] if stem_channels else spec.input[0], *stage_channels[:-1]] if stage_channels else []
 
 
-def block_stride(stage: Stage, block: int) -> int:
+def get_block_stride(stage: Stage, block: int) -> int:
     """The written stride of a block, counted from 1; an a trous stage keeps it written."""
-    at = {LastBlock: stage.blocks, PoolAfter: 0}.get(type(stage.reduce), 1)
-    return stage.reduce.stride if block == at else 1
+    strided_block = {LastBlock: stage.blocks, PoolAfter: 0}.get(type(stage.reduce), 1)
+    return stage.reduce.stride if block == strided_block else 1
 
 
-def cause_of(inputs: int, outputs: int, stride: int) -> str:
+def find_shortcut_cause(in_channels: int, out_channels: int, stride: int) -> str:
     """Which field of `Shortcuts` answers."""
-    return "wider" if inputs != outputs else "smaller" if stride > 1 else "same"
+    return "wider" if in_channels != out_channels else "smaller" if stride > 1 else "same"
 
 
-def answer(shortcuts: Shortcuts, inputs: int, outputs: int, stride: int) -> Adapter:
+def select_adapter(shortcuts: Shortcuts, in_channels: int, out_channels: int, stride: int) -> Adapter:
     """The adapter of a block that receives ``inputs`` channels and hands on ``outputs``."""
-    adapter: Adapter = getattr(shortcuts, cause_of(inputs, outputs, stride))
+    adapter: Adapter = getattr(shortcuts, find_shortcut_cause(in_channels, out_channels, stride))
     return adapter
 
 
@@ -283,12 +300,12 @@ def has_weights(adapter: Adapter) -> bool:
     return isinstance(adapter, Projection | PooledProjection)
 
 
-def reduced_channels(channels: int, reduction: int) -> int:
+def compute_reduced_channels(channels: int, reduction: int) -> int:
     """What squeeze and excite goes through: the nearest multiple of 8, at least 8 (timm's rule)."""
     return max(8, (channels // reduction + 4) // 8 * 8) if reduction else 8
 
 
-def neighbours(channels: int) -> int:
+def compute_eca_kernel(channels: int) -> int:
     """The odd kernel of efficient channel attention (arXiv 1910.03151, equation 12)."""
     kernel = int(abs(math.log2(channels) + 1) / 2)
     return max(kernel + (kernel + 1) % 2, 3)

@@ -105,7 +105,7 @@ class Chain:
 Branch = Basic | Bottleneck | Chain
 
 
-def steps(branch: Branch, channels: int) -> tuple[Step, ...]:
+def list_steps(branch: Branch, channels: int) -> tuple[Step, ...]:
     """The convolutions of a branch that hands on ``channels``."""
     match branch:
         case Basic(width):
@@ -116,7 +116,7 @@ def steps(branch: Branch, channels: int) -> tuple[Step, ...]:
             return steps
 
 
-def stride_at(branch: Branch) -> int:
+def get_stride_at(branch: Branch) -> int:
     """Which convolution of the branch, from 1, has the stride."""
     return 1 if isinstance(branch, Basic) else branch.stride_at
 
@@ -341,12 +341,12 @@ class Network:
     stochastic_depth: float = 0.0
 
 
-def class_count(head: Head) -> int:
+def count_classes(head: Head) -> int:
     """How many classes a head tells apart; 0 where it has no classifier."""
     return head.classes if isinstance(head, Linear | MLP) else 0
 
 
-def with_classes(network: Network, classes: int) -> Network:
+def replace_classes(network: Network, classes: int) -> Network:
     """The same network for so many classes; one without a classifier gets a linear one."""
     head = replace(network.head, classes=classes) if isinstance(network.head, Linear | MLP) else Linear(classes)
     return replace(network, head=head)

@@ -8,28 +8,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from resnetkit.architecture.operations import (
-    Convolution,
-    FullyConnected,
-    Normalisation,
+    ConvOp,
+    EfficientChannelsOp,
+    LinearOp,
+    NormOp,
     Op,
-    SqueezeAndExcite,
-    WeighByNeighbours,
+    SqueezeExciteOp,
 )
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.spec import BatchNorm
 
 TensorShape = tuple[int, ...]
-Shapes = Mapping[str, TensorShape]
-STEM = "stem.conv1.weight"  # what sees the channels of an image
+TensorShapes = Mapping[str, TensorShape]
+STEM_WEIGHT = "stem.conv1.weight"  # what sees the channels of an image
 
 
-def tensors(op: Op) -> dict[str, TensorShape]:
+def get_op_tensor_shapes(op: Op) -> dict[str, TensorShape]:
     """Tensor name -> shape, the statistics of a batch norm included. Convolutions are O I H W, linear layers O I."""
     match op:
-        case Convolution(inputs, outputs, kernel, groups=groups, bias=bias):
-            weight = {"weight": (outputs, inputs // groups, kernel, kernel)}
-            return weight | ({"bias": (outputs,)} if bias else {})
-        case Normalisation(norm, channels):
+        case ConvOp(n_in, n_out, kernel, groups=groups, bias=bias):
+            weight = {"weight": (n_out, n_in // groups, kernel, kernel)}
+            return weight | ({"bias": (n_out,)} if bias else {})
+        case NormOp(norm, channels):
             affine: dict[str, TensorShape] = {"weight": (channels,), "bias": (channels,)}
             statistics: dict[str, TensorShape] = {
                 "running_mean": (channels,),
@@ -37,16 +37,18 @@ def tensors(op: Op) -> dict[str, TensorShape]:
                 "num_batches_tracked": (),
             }
             return affine | (statistics if isinstance(norm, BatchNorm) else {})
-        case SqueezeAndExcite(channels, reduced):
-            narrow = {"fc1.weight": (reduced, channels, 1, 1), "fc1.bias": (reduced,)}
-            return narrow | {"fc2.weight": (channels, reduced, 1, 1), "fc2.bias": (channels,)}
-        case WeighByNeighbours(kernel=kernel):
+        case SqueezeExciteOp(channels, reduced):
+            squeeze = {"fc1.weight": (reduced, channels, 1, 1), "fc1.bias": (reduced,)}
+            return squeeze | {"fc2.weight": (channels, reduced, 1, 1), "fc2.bias": (channels,)}
+        case EfficientChannelsOp(kernel=kernel):
             return {"conv.weight": (1, 1, kernel)}
-        case FullyConnected(inputs, outputs):
-            return {"weight": (outputs, inputs), "bias": (outputs,)}
+        case LinearOp(n_in, n_out):
+            return {"weight": (n_out, n_in), "bias": (n_out,)}
     return {}
 
 
-def tensors_of(plan: Plan) -> dict[str, TensorShape]:
+def get_tensor_shapes(plan: Plan) -> dict[str, TensorShape]:
     """``path.tensor`` -> shape for the whole network, in the order of the module's state dict."""
-    return {f"{node.path}.{name}": shape for node in plan.nodes for name, shape in tensors(node.op).items()}
+    return {
+        f"{node.path}.{name}": shape for node in plan.nodes for name, shape in get_op_tensor_shapes(node.op).items()
+    }

@@ -11,11 +11,19 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, output_file, prose, results, say, table, then
-from resnetkit.data.check import Checked, Twins, check
+from resnetkit.commands.output import (
+    check_output_file,
+    log,
+    print_json,
+    print_table,
+    print_text,
+    progress_bar,
+    suggest_next,
+)
+from resnetkit.data.check import CheckResult, DuplicateGroup, check
 from resnetkit.errors import DataError
 from resnetkit.files import write_text
-from resnetkit.formatting import counted, printable
+from resnetkit.formatting import escape_control, pluralize
 
 
 @dataclass(frozen=True)
@@ -38,71 +46,81 @@ class Options:
 
 def run(options: Options) -> int:
     if options.page:
-        output_file(options.page, ".html")
+        check_output_file(options.page, ".html")
     if options.write_list:
-        output_file(options.write_list, ".txt")
-    with counting("looking at pictures") as tell:
-        found = check(options.data, tell=tell)
+        check_output_file(options.write_list, ".txt")
+    with progress_bar("looking at pictures") as on_progress:
+        result = check(options.data, on_progress=on_progress)
     if options.json:
-        results("check", data=options.data, **_record(found))
+        print_json("check", data=options.data, **_build_record(result))
     else:
-        _show(found)
-    _write(options, found)
-    if not found.findings:
-        then("resnetkit train", options.data, "--model", "resnet18")
+        _show(result)
+    _write(options, result)
+    if not result.findings:
+        suggest_next("resnetkit train", options.data, "--model", "resnet18")
     elif not options.page:
-        then("resnetkit check", options.data, "--page", "check.html")
-    return DataError.exit_code if found.findings else 0
+        suggest_next("resnetkit check", options.data, "--page", "check.html")
+    return DataError.exit_code if result.findings else 0
 
 
-def _show(found: Checked) -> None:
-    counts = found.counts
-    rows = [(name, *(str(n[label]) for n in counts.values())) for label, name in enumerate(found.data.classes)]
-    if len(rows) <= _MOST_CLASSES:
-        table(("class", *counts), rows)
-    sizes = ", ".join(f"{name} {width}x{height}" for name, width, height in found.sizes())
-    prose(f"{counted(len(found.looks), 'picture')} in {counted(len(rows), 'class')}; {sizes}")
-    for note in found.notes:
-        prose(f"note: {note}")
-    for finding in found.findings:
-        prose(f"\n{finding.kind}: {finding.count:,}")
-        for example in finding.examples[:_SHOWN]:
-            prose(f"  {printable(example)}")
-        if finding.count > _SHOWN:
-            prose(f"  ... and {finding.count - _SHOWN:,} more")
-    if not found.findings:
-        prose("nothing was found that is wrong")
+def _show(result: CheckResult) -> None:
+    counts = result.counts
+    rows = [(name, *(str(n[label]) for n in counts.values())) for label, name in enumerate(result.dataset.classes)]
+    if len(rows) <= _MAX_CLASSES:
+        print_table(("class", *counts), rows)
+    sizes = ", ".join(f"{name} {width}x{height}" for name, width, height in result.summarize_sizes())
+    print_text(f"{pluralize(len(result.images), 'picture')} in {pluralize(len(rows), 'class')}; {sizes}")
+    for note in result.notes:
+        print_text(f"note: {note}")
+    for finding in result.findings:
+        print_text(f"\n{finding.kind}: {finding.count:,}")
+        for example in finding.examples[:_MAX_EXAMPLES]:
+            print_text(f"  {escape_control(example)}")
+        if finding.count > _MAX_EXAMPLES:
+            print_text(f"  ... and {finding.count - _MAX_EXAMPLES:,} more")
+    if not result.findings:
+        print_text("nothing was found that is wrong")
 
 
-_SHOWN = 5
-_MOST_CLASSES = 40
+_MAX_EXAMPLES = 5
+_MAX_CLASSES = 40
 
 
-def _write(options: Options, found: Checked) -> None:
+def _write(options: Options, result: CheckResult) -> None:
     if options.page:
-        from resnetkit.data.check_page import check_page
+        from resnetkit.data.check_page import build_check_page
 
-        write_text(Path(options.page), check_page(found))
-        say(f"wrote {options.page}")
+        write_text(Path(options.page), build_check_page(result))
+        log(f"wrote {options.page}")
     if options.write_list:
-        lines = [look.where.replace("\n", "\\n") for look in found.unreadable]
+        lines = [image.location.replace("\n", "\\n") for image in result.unreadable]
         write_text(Path(options.write_list), "".join(f"{line}\n" for line in lines))
-        say(f"wrote {options.write_list}: {len(lines)} pictures")
+        log(f"wrote {options.write_list}: {len(lines)} pictures")
 
 
-def _record(found: Checked) -> dict[str, object]:
+def _build_record(result: CheckResult) -> dict[str, object]:
     return {
-        "n": len(found.looks),
-        "classes": found.data.classes,
-        "counts": found.counts,
-        "sizes": [{"which": name, "width": width, "height": height} for name, width, height in found.sizes()],
-        "findings": [{"kind": f.kind, "count": f.count, "examples": f.examples} for f in found.findings],
-        "unreadable": [{"file": look.where, "error": look.error} for look in found.unreadable],
-        "twins": [_twins(found, twins) for twins in found.twins],
-        "notes": found.notes,
+        "n": len(result.images),
+        "classes": result.dataset.classes,
+        "counts": result.counts,
+        "sizes": [
+            {"which": name, "width": width, "height": height} for name, width, height in result.summarize_sizes()
+        ],
+        "findings": [{"kind": f.kind, "count": f.count, "examples": f.examples} for f in result.findings],
+        "unreadable": [{"file": image.location, "error": image.error} for image in result.unreadable],
+        "twins": [_build_duplicates_record(result, duplicates) for duplicates in result.duplicates],
+        "notes": result.notes,
     }
 
 
-def _twins(found: Checked, twins: Twins) -> dict[str, object]:
-    files = [{"file": look.where, "part": look.part, "class": found.data.classes[look.label]} for look in twins.looks]
-    return {"leak": twins.leak, "contradiction": twins.contradiction, "same_bytes": twins.same_bytes, "files": files}
+def _build_duplicates_record(result: CheckResult, duplicates: DuplicateGroup) -> dict[str, object]:
+    files = [
+        {"file": image.location, "part": image.split, "class": result.dataset.classes[image.label]}
+        for image in duplicates.images
+    ]
+    return {
+        "leak": duplicates.is_leak,
+        "contradiction": duplicates.has_conflicting_labels,
+        "same_bytes": duplicates.same_bytes,
+        "files": files,
+    }

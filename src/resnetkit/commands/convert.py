@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import one_line, prose, results, say, then
-from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
+from resnetkit.commands.output import log, print_json, print_text, suggest_next, truncate
+from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class Options:
     """Whose names the tensors get; hf is transformers, resnetkit a model folder."""
     json: bool = False
     """One JSON document instead of lines."""
-    weights: Weights = AS_TOLD
+    weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
 def run(options: Options) -> int:
-    from resnetkit.weights.convert import convert, left_behind, translated
+    from resnetkit.weights.convert import convert, describe_losses, translate_tensors
 
-    model = loaded(options.model, options.weights)
+    model = load_with_options(options.model, options.weights)
     path = convert(model, options.to, options.out)
-    names = dict(zip(model.state_dict(), translated(model, options.to), strict=True))
-    lost = left_behind(model, options.to)
+    names = dict(zip(model.state_dict(), translate_tensors(model, options.to), strict=True))
+    dropped_note = describe_losses(model, options.to)
     if options.json:
-        results("convert", model=options.model, out=str(path), to=options.to, tensors=len(names), names=names)
+        print_json("convert", model=options.model, out=str(path), to=options.to, tensors=len(names), names=names)
     else:
-        prose(f"wrote {path}: {len(names)} tensors of {model.card.name}, as {options.to} calls them")
-        prose("read again: bit-equal")
-    if lost:
-        say(f"note: {one_line(lost)}")
-    then("resnetkit evaluate", str(path), "DATA")
+        print_text(f"wrote {path}: {len(names)} tensors of {model.card.name}, as {options.to} calls them")
+        print_text("read again: bit-equal")
+    if dropped_note:
+        log(f"note: {truncate(dropped_note)}")
+    suggest_next("resnetkit evaluate", str(path), "DATA")
     return 0

@@ -10,34 +10,34 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from resnetkit.runtime.distributed import ALONE, Ranks, launched
+from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup, read_launch_info
 
-SAME = 10.0  # seconds within which a signal that comes again is the same, passed on by torchrun
+SAME_SIGNAL_SECONDS = 10.0  # seconds within which a signal that comes again is the same, passed on by torchrun
 TIMEOUT = 600.0
 
 
 @contextlib.contextmanager
-def together(device: str, timeout: float) -> Iterator[tuple[Ranks, str]]:
+def init_distributed(device: str, timeout: float) -> Iterator[tuple[ProcessGroup, str]]:
     """The processes of this run and the device of this one; one alone where torchrun has not started it."""
-    launch = launched()
+    launch = read_launch_info()
     if launch is None:
-        yield ALONE, device
+        yield SINGLE_PROCESS, device
         return
-    from resnetkit.runtime.process_group import joined
+    from resnetkit.runtime.process_group import process_group
 
-    with _silent(launch.rank != 0), joined(launch, device, timeout) as found:
-        yield found
+    with _suppress_output(launch.rank != 0), process_group(launch, device, timeout) as group:
+        yield group
 
 
 @contextlib.contextmanager
-def _silent(quiet: bool) -> Iterator[None]:
+def _suppress_output(is_suppressed: bool) -> Iterator[None]:
     """Nothing is printed by the body; its errors leave it."""
-    if not quiet:
+    if not is_suppressed:
         yield
         return
     with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
+        Path(os.devnull).open("w") as devnull,
+        contextlib.redirect_stdout(devnull),
+        contextlib.redirect_stderr(devnull),
     ):
         yield

@@ -11,10 +11,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from resnetkit.commands.output import results, say, then
+from resnetkit.commands.output import log, print_json, suggest_next
 from resnetkit.errors import MachineError, ResnetkitError, VerificationError
-from resnetkit.formatting import aligned, printable
-from resnetkit.runtime.environment import Trial, decodable, environment, extras, try_out
+from resnetkit.formatting import align_table, escape_control
+from resnetkit.runtime.environment import (
+    MatmulCheck,
+    collect_environment,
+    list_extras,
+    run_matmul_checks,
+    select_decodable_formats,
+)
 
 
 @dataclass(frozen=True)
@@ -31,45 +37,47 @@ class Options:
 
 
 def run(options: Options) -> int:
-    found = environment() | _here()
-    if options.device and "fault" not in found:
-        found["trial"] = _trial(options.device)
+    info = collect_environment() | _collect_install_info()
+    if options.device and "fault" not in info:
+        info["trial"] = _try_device(options.device)
     if options.json:
-        results("doctor", **found)
+        print_json("doctor", **info)
     else:
-        print(aligned([(name, printable(told)) for name, told in _lines(found)], left=2))
-    fault = _fault(found)
-    if fault:
-        say(str(fault))
-        return fault.exit_code
+        print(align_table([(name, escape_control(value)) for name, value in _format_lines(info)], n_text_columns=2))
+    error = _find_error(info)
+    if error:
+        log(str(error))
+        return error.exit_code
     if not options.json:
-        then(*_next(options.device))
+        suggest_next(*_choose_next_command(options.device))
     return 0
 
 
-def _here() -> dict[str, Any]:
+def _collect_install_info() -> dict[str, Any]:
     """What is no part of the record of a run: extras, formats, and a path, which is private."""
-    from resnetkit.files import cache_folder
+    from resnetkit.files import get_cache_folder
     from resnetkit.images.decode import FORMATS
 
-    lacking = extras()
+    missing = list_extras()
     return {
-        "extras": {name: {"missing": lacks, "install": _install(name)} for name, lacks in lacking.items()},
-        "pictures": decodable(FORMATS),
-        "cache": str(cache_folder()),
+        "extras": {
+            name: {"missing": packages, "install": _format_install_command(name)} for name, packages in missing.items()
+        },
+        "pictures": select_decodable_formats(FORMATS),
+        "cache": str(get_cache_folder()),
     }
 
 
-def _install(extra: str) -> str:
+def _format_install_command(extra: str) -> str:
     return f"pip install 'resnetkit[{extra}]'"
 
 
-def _trial(name: str) -> dict[str, Any]:
-    from resnetkit.runtime.device import pick
+def _try_device(name: str) -> dict[str, Any]:
+    from resnetkit.runtime.device import select_device
 
-    device = pick(name)
+    device = select_device(name)
     try:
-        return {"device": str(device), "products": [asdict(trial) for trial in try_out(device)]}
+        return {"device": str(device), "products": [asdict(trial) for trial in run_matmul_checks(device)]}
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise MachineError(
@@ -77,40 +85,40 @@ def _trial(name: str) -> dict[str, Any]:
         ) from error
 
 
-def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    memory = found["gpu_memory"]
+def _format_lines(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    memory = info["gpu_memory"]
     for name in ("python", "system", "machine", "processor", "cores", "threads"):
-        yield name, str(found[name] or "unknown")
-    yield "features", ", ".join(found["features"]) or "none"
-    gpus = [f"cuda:{i} {name}, {memory[i] / 2**30:.1f} GiB" for i, name in enumerate(found["gpus"])]
+        yield name, str(info[name] or "unknown")
+    yield "features", ", ".join(info["features"]) or "none"
+    gpus = [f"cuda:{i} {name}, {memory[i] / 2**30:.1f} GiB" for i, name in enumerate(info["gpus"])]
     yield from [("gpu", gpu) for gpu in gpus or ["none"]]
-    yield from found["packages"].items()
-    for name, extra in found["extras"].items():
-        lacks = ", ".join(extra["missing"])
-        yield f"extra {name}", f"lacks {lacks}: {extra['install']}" if lacks else "present"
-    yield "pictures", ", ".join(found["pictures"])
-    yield "cache", found["cache"]
-    if "trial" in found:
-        for product in found["trial"]["products"]:
-            yield found["trial"]["device"], _told(Trial(**product))
+    yield from info["packages"].items()
+    for name, extra in info["extras"].items():
+        missing = ", ".join(extra["missing"])
+        yield f"extra {name}", f"lacks {missing}: {extra['install']}" if missing else "present"
+    yield "pictures", ", ".join(info["pictures"])
+    yield "cache", info["cache"]
+    if "trial" in info:
+        for product in info["trial"]["products"]:
+            yield info["trial"]["device"], _format_trial(MatmulCheck(**product))
 
 
-def _told(trial: Trial) -> str:
-    verdict = "right" if trial.right else "WRONG"
+def _format_trial(trial: MatmulCheck) -> str:
+    verdict = "right" if trial.correct else "WRONG"
     return f"a product of 256x256 matrices in {trial.precision} is {verdict}, {trial.milliseconds:.2f} ms"
 
 
-def _fault(found: dict[str, Any]) -> ResnetkitError | None:
-    if "fault" in found:
-        return MachineError(f"torch cannot be imported: {found['fault']}", fix="install torch anew")
-    trial = found.get("trial", {"products": []})
-    wrong = [product["precision"] for product in trial["products"] if not product["right"]]
-    if wrong:
-        return VerificationError(f"{trial['device']} multiplies wrongly in {' and '.join(wrong)}")
+def _find_error(info: dict[str, Any]) -> ResnetkitError | None:
+    if "fault" in info:
+        return MachineError(f"torch cannot be imported: {info['fault']}", fix="install torch anew")
+    trial = info.get("trial", {"products": []})
+    wrong_precisions = [product["precision"] for product in trial["products"] if not product["correct"]]
+    if wrong_precisions:
+        return VerificationError(f"{trial['device']} multiplies wrongly in {' and '.join(wrong_precisions)}")
     return None
 
 
-def _next(device: str) -> tuple[str, ...]:
+def _choose_next_command(device: str) -> tuple[str, ...]:
     if device:
         return ("resnetkit train digits --model resnet20 --device", device)
     return ("resnetkit doctor --device auto",)

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import counting, one_line, output_file, results, say, then
-from resnetkit.commands.stdin import files_or_stdin
-from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
+from resnetkit.commands.output import check_output_file, log, print_json, progress_bar, suggest_next, truncate
+from resnetkit.commands.stdin import read_file_arguments
+from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.errors import DataError
-from resnetkit.prediction.formats import require_parquet
-from resnetkit.prediction.inputs import passed_over
+from resnetkit.prediction.formats import check_parquet_installed
+from resnetkit.prediction.inputs import describe_skipped_files
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Options:
     """A run folder, a model folder, or a weights file of any library."""
     out: str = "vectors.npz"
     """The .npz or .parquet file to write."""
-    place: str = ""
+    layer: str = ""
     """stage3, stage2.block1, head.pool ...; what the classifier sees, if it is left out. Of a map the mean is taken."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto."""
@@ -40,33 +40,42 @@ class Options:
     """In what the network computes."""
     json: bool = False
     """One JSON document that says what was written."""
-    weights: Weights = AS_TOLD
+    weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
 def run(options: Options) -> int:
-    out = output_file(options.out, ".npz", ".parquet")
+    out = check_output_file(options.out, ".npz", ".parquet")
     if out.suffix == ".parquet":
-        require_parquet()
-    files = files_or_stdin(options.files, "resnetkit embed")
+        check_parquet_installed()
+    files = read_file_arguments(options.files, "resnetkit embed")
     from resnetkit.prediction.embed import embed
-    from resnetkit.runtime.device import as_precision
+    from resnetkit.runtime.device import parse_precision
 
-    model = loaded(options.model, options.weights)
-    precision = as_precision(options.precision)
-    with counting("looking at pictures") as tell:
-        found = embed(files, model, place=options.place or None, device=options.device, precision=precision, tell=tell)
-    found.write(out)
-    bad = [{"file": name, "error": why} for name, why in zip(found.files, found.errors, strict=True) if why]
-    count, size = found.vectors.shape[0], found.vectors.shape[-1]
+    model = load_with_options(options.model, options.weights)
+    precision = parse_precision(options.precision)
+    with progress_bar("looking at pictures") as on_progress:
+        embeddings = embed(
+            files,
+            model,
+            place=options.layer or None,
+            device=options.device,
+            precision=precision,
+            on_progress=on_progress,
+        )
+    embeddings.write(out)
+    errors = [
+        {"file": name, "error": error} for name, error in zip(embeddings.files, embeddings.errors, strict=True) if error
+    ]
+    count, size = embeddings.vectors.shape[0], embeddings.vectors.shape[-1]
     if options.json:
-        results("embed", model=options.model, out=str(out), place=found.place, n=count, size=size, bad=bad)
+        print_json("embed", model=options.model, out=str(out), place=embeddings.place, n=count, size=size, bad=errors)
     else:
-        print(f"wrote {count} vectors of {size} numbers ({found.place}) to {out}")
-        for row in bad:
+        print(f"wrote {count} vectors of {size} numbers ({embeddings.place}) to {out}")
+        for row in errors:
             print(f"{row['file']}: ({row['error']})")
-    for note in passed_over(options.files):
-        say(f"note: {one_line(note)}")
-    if bad:
-        say(str(DataError(f"{len(bad)} of {count} files could not be read; their vectors are NaN")))
-    then("resnetkit explain", options.weights.network or options.model, "--why", found.place)
-    return DataError.exit_code if bad else 0
+    for note in describe_skipped_files(options.files):
+        log(f"note: {truncate(note)}")
+    if errors:
+        log(str(DataError(f"{len(errors)} of {count} files could not be read; their vectors are NaN")))
+    suggest_next("resnetkit explain", options.weights.network or options.model, "--why", embeddings.place)
+    return DataError.exit_code if errors else 0

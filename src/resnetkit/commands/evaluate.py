@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from resnetkit.commands.distributed import TIMEOUT, together
-from resnetkit.commands.output import counting, one_line, prose, results, say, table, then
-from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
-from resnetkit.data.dataset import listed
-from resnetkit.evaluation.result import Evaluation, told
-from resnetkit.prediction.api import By
-from resnetkit.runtime.distributed import Ranks
+from resnetkit.commands.distributed import TIMEOUT, init_distributed
+from resnetkit.commands.output import log, print_json, print_table, print_text, progress_bar, suggest_next, truncate
+from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
+from resnetkit.data.dataset import join_names
+from resnetkit.engines.select import EngineChoice
+from resnetkit.evaluation.result import Evaluation, format_accuracy
+from resnetkit.runtime.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Options:
     """A run folder, a model folder, or a weights file of any library."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A folder, a table (.csv), Parquet or an archive as train takes it, or digits."""
-    part: Literal["train", "val", "test", "all"] | None = None
+    split: Literal["train", "val", "test", "all"] | None = None
     """Which part; test, or else val, or else all, if it is left out."""
     bad_files: Annotated[str, tyro.conf.arg(metavar="error|skip")] = ""
     """What a picture that cannot be read is (error if nothing is said); skipped ones are named and counted."""
@@ -47,78 +47,82 @@ class Options:
     """How long the processes that torchrun starts wait for each other."""
     json: bool = False
     """One JSON document instead of a table."""
-    weights: Weights = AS_TOLD
+    weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
 def run(options: Options) -> int:
-    with together(options.device, options.timeout) as (ranks, device):
-        return _run(options, ranks, device)
+    with init_distributed(options.device, options.timeout) as (dist, device):
+        return _run(options, dist, device)
 
 
-def _run(options: Options, ranks: Ranks, device: str) -> int:
-    from resnetkit.evaluation.api import answers_of, who
-    from resnetkit.evaluation.metrics import examination
-    from resnetkit.training.overrides import policy
+def _run(options: Options, dist: ProcessGroup, device: str) -> int:
+    from resnetkit.data.bad_files import parse_bad_files_policy
+    from resnetkit.evaluation.api import open_inference, select_eval_engine
+    from resnetkit.evaluation.metrics import prepare_evaluation
 
-    bad = policy(options.bad_files or None, options.max_bad or None)
-    by = By(options.engine, options.device, options.precision)
-    asked = who(options.model, by, options.weights.words(), ranks)
-    model = loaded(options.model, options.weights)
-    with counting("reading") as tell:
-        exam = examination(model, options.data, options.part, bad, tell=tell, ranks=ranks)
-    with answers_of(asked, model, device, options.precision) as (logits, said):
-        if said:
-            say(f"engine: {one_line(said)}")
-        with counting("evaluating") as tell:
-            found = exam.of(logits, tell)
+    bad_file_policy = parse_bad_files_policy(options.bad_files or None, options.max_bad or None)
+    choice = EngineChoice(options.engine, options.device, options.precision)
+    candidates = select_eval_engine(options.model, choice, options.weights.to_args(), dist)
+    model = load_with_options(options.model, options.weights)
+    with progress_bar("reading") as on_progress:
+        prepared = prepare_evaluation(
+            model, options.data, options.split, bad_file_policy, on_progress=on_progress, dist=dist
+        )
+    with open_inference(candidates, model, device, options.precision) as (logits_fn, engine_note):
+        if engine_note:
+            log(f"engine: {truncate(engine_note)}")
+        with progress_bar("evaluating") as on_progress:
+            evaluation = prepared.run(logits_fn, on_progress)
     if not model.card.classes:
-        say("note: the classes of this model have no names; they are taken to be the data's, in alphabetical order")
+        log("note: the classes of this model have no names; they are taken to be the data's, in alphabetical order")
     if options.json:
-        results("evaluate", model=options.model, data=options.data, **_record(found))
+        print_json("evaluate", model=options.model, data=options.data, **_build_record(evaluation))
     else:
-        _show(found)
-    for line in _notes(found):
-        say(line)
-    then("resnetkit predict PICTURE", "--model", options.model, *options.weights.words())
+        _show(evaluation)
+    for line in _format_notes(evaluation):
+        log(line)
+    suggest_next("resnetkit predict PICTURE", "--model", options.model, *options.weights.to_args())
     return 0
 
 
-def _record(found: Evaluation) -> dict[str, object]:
+def _build_record(evaluation: Evaluation) -> dict[str, object]:
     return {
-        "part": found.part,
-        "n": found.n,
-        "correct": found.correct,
-        "top1": found.top1,
-        "interval": found.interval,
-        "top5": found.top5 / max(found.n, 1),
-        "loss": found.loss,
-        "calibration_error": found.calibration_error(),
-        "skipped": [{"file": name, "error": reason} for name, reason in found.skipped],
-        "classes": found.classes,
-        "confusion": _confusion(found),
-        "notes": found.notes,
+        "part": evaluation.split,
+        "n": evaluation.n,
+        "correct": evaluation.correct,
+        "top1": evaluation.top1,
+        "interval": evaluation.interval,
+        "top5": evaluation.top5_correct / max(evaluation.n, 1),
+        "loss": evaluation.loss,
+        "calibration_error": evaluation.compute_calibration_error(),
+        "skipped": [{"file": name, "error": reason} for name, reason in evaluation.skipped],
+        "classes": evaluation.classes,
+        "confusion": _build_confusion(evaluation),
+        "notes": evaluation.notes,
     }
 
 
-def _confusion(found: Evaluation) -> dict[str, dict[str, int]]:
+def _build_confusion(evaluation: Evaluation) -> dict[str, dict[str, int]]:
     """Of each class how often it was taken for which; what never happened is left out."""
-    taken: dict[str, dict[str, int]] = {}
-    for truth, answer in zip(found.answers.truth, found.answers.answer, strict=True):
-        row = taken.setdefault(found.classes[truth], {})
-        row[found.classes[answer]] = row.get(found.classes[answer], 0) + 1
-    return taken
+    counts: dict[str, dict[str, int]] = {}
+    for label, prediction in zip(evaluation.predictions.labels, evaluation.predictions.predicted, strict=True):
+        row = counts.setdefault(evaluation.classes[label], {})
+        row[evaluation.classes[prediction]] = row.get(evaluation.classes[prediction], 0) + 1
+    return counts
 
 
-def _show(found: Evaluation) -> None:
-    rows = [(name, str(n), str(right), f"{right / n:.1%}") for name, n, right in found.per_class()]
-    table(("class", "pictures", "right", "share"), rows)
-    five = f"; {found.top5} within the first five" * (len(found.classes) > 5)
-    prose(f"{found.part}: {found.correct} of {found.n} right, {told(found.correct, found.n)}{five}")
+def _show(evaluation: Evaluation) -> None:
+    rows = [(name, str(n), str(correct), f"{correct / n:.1%}") for name, n, correct in evaluation.count_per_class()]
+    print_table(("class", "pictures", "right", "share"), rows)
+    top5_text = f"; {evaluation.top5_correct} within the first five" * (len(evaluation.classes) > 5)
+    print_text(
+        f"{evaluation.split}: {evaluation.correct} of {evaluation.n} right, {format_accuracy(evaluation.correct, evaluation.n)}{top5_text}"
+    )
 
 
-def _notes(found: Evaluation) -> list[str]:
-    counted = {name for name, *_ in found.per_class()}
-    lacking = [name for name in found.classes if name not in counted]
-    notes = [f"note: {note}" for note in found.notes]
-    notes += [f"note: there is no picture of: {listed(lacking)}"] * bool(lacking)
-    return notes + [f"left out: {name}: {reason}" for name, reason in found.skipped]
+def _format_notes(evaluation: Evaluation) -> list[str]:
+    present = {name for name, *_ in evaluation.count_per_class()}
+    missing = [name for name in evaluation.classes if name not in present]
+    notes = [f"note: {note}" for note in evaluation.notes]
+    notes += [f"note: there is no picture of: {join_names(missing)}"] * bool(missing)
+    return notes + [f"left out: {name}: {reason}" for name, reason in evaluation.skipped]

@@ -13,11 +13,17 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.architecture.card import Card, card_of
+from resnetkit.architecture.card import Card, resolve_card
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.architecture.summary import HEADINGS, LEFT, cells, rows, total
-from resnetkit.commands.output import output_file, prose, results, say, table, then
-from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
+from resnetkit.architecture.summary import (
+    HEADINGS,
+    N_TEXT_COLUMNS,
+    format_summary_row,
+    format_summary_total,
+    list_summary_rows,
+)
+from resnetkit.commands.output import check_output_file, log, print_json, print_table, print_text, suggest_next
+from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.errors import UsageError
 from resnetkit.serialization import to_data, to_toml
 from resnetkit.training.recipe import is_weights_file
@@ -56,182 +62,199 @@ class Options:
     """The spec itself, as TOML to edit."""
     json: bool = False
     """One JSON document instead of a table."""
-    weights: Weights = AS_TOLD
+    weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
-_ALONE = {  # what each of these does not go together with
+_CONFLICTS = {  # what each of these does not go together with
     "image": ("compare", "why", "names", "picture", "size", "toml"),
     "toml": ("compare", "why", "names", "picture", "size", "html", "json"),
     "compare": ("why", "names", "html"),
 }
 
 
-def _refuse_together(options: Options) -> None:
+def _check_conflicts(options: Options) -> None:
     """Raise `UsageError` for options of which one would not be heeded."""
-    for name, others in _ALONE.items():
-        for other in others:
-            if getattr(options, name) and getattr(options, other):
-                what = f"--{name} and --{other} do not go together"
-                raise UsageError(what, where="resnetkit explain", fix=f"one command with --{name}, one with --{other}")
+    for name, conflicts in _CONFLICTS.items():
+        for conflict in conflicts:
+            if getattr(options, name) and getattr(options, conflict):
+                message = f"--{name} and --{conflict} do not go together"
+                raise UsageError(
+                    message, where="resnetkit explain", fix=f"one command with --{name}, one with --{conflict}"
+                )
 
 
 def run(options: Options) -> int:
-    _refuse_together(options)
+    _check_conflicts(options)
     if options.image:
-        return _look(options)
-    card = _card(options.model, options.weights)
+        return _explain_image(options)
+    card = _load_card(options.model, options.weights)
     if options.toml:
         print(to_toml(card.spec), end="")
         return 0
-    made = plan(card.spec, _size(options.size))
+    network_plan = plan(card.spec, _parse_size(options.size))
     if options.compare:
-        return _compare(made, card.name, options)
+        return _compare(network_plan, card.name, options)
     if options.picture:
-        _draw(made, card.name, output_file(options.picture, ".svg"))
+        _draw(network_plan, card.name, check_output_file(options.picture, ".svg"))
     if options.html:
-        _page(made, card.name, output_file(options.html, ".html"))
+        _write_page(network_plan, card.name, check_output_file(options.html, ".html"))
     if options.json:
-        results("explain", **_record(made, card.name, options))
+        print_json("explain", **_build_record(network_plan, card.name, options))
     elif options.why:
-        prose("\n\n".join(_answers(made, options.why)))
+        print_text("\n\n".join(_explain_paths(network_plan, options.why)))
     elif not options.picture and not options.html:
-        _show(made, options)
-        then("resnetkit explain", options.model, *options.weights.words(), "--why", _interesting(made))
+        _show(network_plan, options)
+        suggest_next(
+            "resnetkit explain", options.model, *options.weights.to_args(), "--why", _select_shortcut_path(network_plan)
+        )
     return 0
 
 
-def _card(model: str, weights: Weights) -> Card:
+def _load_card(model: str, weights: WeightsOptions) -> Card:
     """Of a weights file, or a folder of transformers, the card that reading it comes to."""
     if is_weights_file(model):
-        return loaded(model, weights).card
-    weights.refuse(model)
-    return card_of(model)
+        return load_with_options(model, weights).card
+    weights.check_unset(model)
+    return resolve_card(model)
 
 
-def _size(image: tuple[int, ...]) -> tuple[int, int] | None:
-    if len(image) > 2:
-        raise UsageError(f"an image has a side, or height and width, not {len(image)} numbers", where="--size")
-    return (image[0], image[-1]) if image else None
+def _parse_size(size: tuple[int, ...]) -> tuple[int, int] | None:
+    if len(size) > 2:
+        raise UsageError(f"an image has a side, or height and width, not {len(size)} numbers", where="--size")
+    return (size[0], size[-1]) if size else None
 
 
-def _look(options: Options) -> int:
+def _explain_image(options: Options) -> int:
     """A page of what a trained network sees."""
     if options.image.isdecimal() and not Path(options.image).exists():
         raise UsageError("--image names a picture", where=options.image, fix=f"--size {options.image}")
-    out = output_file(options.html or f"{Path(options.image).stem}-seen.html", ".html")
-    from resnetkit.explain.grad_cam import look
-    from resnetkit.explain.grad_cam_page import page
+    out = check_output_file(options.html or f"{Path(options.image).stem}-seen.html", ".html")
+    from resnetkit.explain.grad_cam import explain_image
+    from resnetkit.explain.grad_cam_page import render_grad_cam_page
 
-    model = loaded(options.model, options.weights)
-    found = look(model, Path(options.image))
-    _write(out, page(found, model.card.name, Path(options.image).name))
+    model = load_with_options(options.model, options.weights)
+    result = explain_image(model, Path(options.image))
+    _write(out, render_grad_cam_page(result, model.card.name, Path(options.image).name))
     if options.json:
-        answers = [{"label": answer.label, "share": answer.share} for answer in found.answers]
-        results("look", model=options.model, image=options.image, answers=answers, page=str(out))
+        predictions = [
+            {"label": prediction.label, "share": prediction.probability} for prediction in result.predictions
+        ]
+        print_json("look", model=options.model, image=options.image, answers=predictions, page=str(out))
     else:
-        table(("answer", "share"), [(answer.label, f"{answer.share:.1%}") for answer in found.answers])
-    then("resnetkit predict", options.image, "--model", options.model, *options.weights.words())
+        print_table(
+            ("answer", "share"),
+            [(prediction.label, f"{prediction.probability:.1%}") for prediction in result.predictions],
+        )
+    suggest_next("resnetkit predict", options.image, "--model", options.model, *options.weights.to_args())
     return 0
 
 
-def _compare(made: Plan, name: str, options: Options) -> int:
+def _compare(network_plan: Plan, name: str, options: Options) -> int:
     from resnetkit.explain import compare
 
-    plans = {name: made}
-    for other in options.compare:
-        card = _card(other, AS_TOLD)
-        plans[_unlike(card.name, plans)] = plan(card.spec, _size(options.size))
-    found = compare.compare(plans)
+    plans = {name: network_plan}
+    for model in options.compare:
+        card = _load_card(model, DEFAULT_WEIGHTS)
+        plans[_make_unique_name(card.name, plans)] = plan(card.spec, _parse_size(options.size))
+    comparison = compare.compare_plans(plans)
     if options.picture:
-        from resnetkit.explain.drawings.side_by_side import figure
+        from resnetkit.explain.drawings.side_by_side import draw_side_by_side
 
-        _write(output_file(options.picture, ".svg"), figure(plans))
+        _write(check_output_file(options.picture, ".svg"), draw_side_by_side(plans))
     if options.json:
-        results("compare", **compare.record(found))
+        print_json("compare", **compare.serialize_comparison(comparison))
     elif not options.picture:
-        table(*compare.totals_table(found), compare.LEFT_OF_TOTALS)
+        print_table(*compare.build_totals_table(comparison), compare.TOTALS_TEXT_COLUMNS)
         print()
-        table(*compare.rows_table(found), compare.LEFT_OF_ROWS)
+        print_table(*compare.build_rows_table(comparison), compare.ROWS_TEXT_COLUMNS)
         print()
-        prose("\n".join(compare.sentences(found)))
-        then("resnetkit explain", options.model, "--compare", *options.compare, "--picture", "compared.svg")
+        print_text("\n".join(compare.describe_differences(comparison)))
+        suggest_next("resnetkit explain", options.model, "--compare", *options.compare, "--picture", "compared.svg")
     return 0
 
 
-def _unlike(name: str, taken: Container[str]) -> str:
+def _make_unique_name(name: str, existing: Container[str]) -> str:
     """The name, numbered where another network has it already."""
-    return next(each for i in itertools.count(1) if (each := name if i == 1 else f"{name} ({i})") not in taken)
+    return next(
+        candidate for i in itertools.count(1) if (candidate := name if i == 1 else f"{name} ({i})") not in existing
+    )
 
 
-def _answers(made: Plan, words: tuple[str, ...]) -> list[str]:
+def _explain_paths(network_plan: Plan, queries: tuple[str, ...]) -> list[str]:
     """A path, or another library's name and the path that it means here; then the answer."""
     from resnetkit.explain.why import why
-    from resnetkit.weights.layer_aliases import resolve
+    from resnetkit.weights.layer_aliases import resolve_path
 
-    paths = [(word, resolve(made, word)) for word in words]
-    return [f"{word if word == path else f'{word}: {path}'}\n{why(made, path)}" for word, path in paths]
+    paths = [(query, resolve_path(network_plan, query)) for query in queries]
+    return [f"{query if query == path else f'{query}: {path}'}\n{why(network_plan, path)}" for query, path in paths]
 
 
-def _show(made: Plan, options: Options) -> None:
-    shown = [
-        (row.path, *_named(made, row.path, options.names).values(), *cells(row)[1:])
-        for row in rows(made, options.depth)
+def _show(network_plan: Plan, options: Options) -> None:
+    lines = [
+        (row.path, *_build_name_column(network_plan, row.path, options.names).values(), *format_summary_row(row)[1:])
+        for row in list_summary_rows(network_plan, options.depth)
     ]
     headings = (HEADINGS[0], *([options.names] if options.names else []), *HEADINGS[1:])
-    left = LEFT + bool(options.names)
-    table(headings, shown, left, drop=("stride", "field", "share"), last=("output",))
-    prose(total(made))
+    n_text_columns = N_TEXT_COLUMNS + bool(options.names)
+    print_table(headings, lines, n_text_columns, drop=("stride", "field", "share"), drop_last=("output",))
+    print_text(format_summary_total(network_plan))
 
 
-def _named(made: Plan, path: str, library: str) -> dict[str, str]:
+def _build_name_column(network_plan: Plan, path: str, library: str) -> dict[str, str]:
     """What a library calls a part, if one was asked for."""
-    from resnetkit.weights.layer_aliases import called
+    from resnetkit.weights.layer_aliases import translate_path
 
-    return {library: called(made, path, library)} if library else {}
+    return {library: translate_path(network_plan, path, library)} if library else {}
 
 
-def _interesting(made: Plan) -> str:
+def _select_shortcut_path(network_plan: Plan) -> str:
     """The shortcut that most people ask about: the first one with an adapter."""
-    shortcuts = [part for part in made.parts.values() if part.role == "shortcut"]
-    told = next((part for part in shortcuts if part.nodes), None) or next(iter(shortcuts), made.root.children[0])
-    return told.path
+    shortcuts = [part for part in network_plan.parts.values() if part.role == "shortcut"]
+    shortcut = next((part for part in shortcuts if part.nodes), None) or next(
+        iter(shortcuts), network_plan.root.children[0]
+    )
+    return shortcut.path
 
 
-def _draw(made: Plan, name: str, path: Path) -> None:
-    from resnetkit.explain.drawings.overview import picture
+def _draw(network_plan: Plan, name: str, path: Path) -> None:
+    from resnetkit.explain.drawings.overview import draw_overview
 
-    _write(path, picture(made, name))
+    _write(path, draw_overview(network_plan, name))
 
 
-def _page(made: Plan, name: str, path: Path) -> None:
-    from resnetkit.explain.page import page
+def _write_page(network_plan: Plan, name: str, path: Path) -> None:
+    from resnetkit.explain.page import render_network_page
 
-    _write(path, page(name, made.spec))
+    _write(path, render_network_page(name, network_plan.spec))
 
 
 def _write(path: Path, text: str) -> None:
     from resnetkit.files import write_text
 
     write_text(path, text)
-    say(f"wrote {path}")
+    log(f"wrote {path}")
 
 
-def _record(made: Plan, name: str, options: Options) -> dict[str, object]:
+def _build_record(network_plan: Plan, name: str, options: Options) -> dict[str, object]:
     from resnetkit.explain.why import why
-    from resnetkit.weights.layer_aliases import resolve
+    from resnetkit.weights.layer_aliases import resolve_path
 
-    asked = {path: resolve(made, path) for path in options.why}
+    paths = {path: resolve_path(network_plan, path) for path in options.why}
     return {
         "model": name,
-        "spec": to_data(made.spec),
-        "input": made.input,
-        "params": made.params,
-        "macs": made.macs,
-        "activations": made.activations,
-        "depth": made.depth,
-        "receptive_field": made.receptive_field,
-        "rows": [asdict(row) | _named(made, row.path, options.names) for row in rows(made, options.depth)],
+        "spec": to_data(network_plan.spec),
+        "input": network_plan.input,
+        "params": network_plan.params,
+        "macs": network_plan.macs,
+        "activations": network_plan.activations,
+        "depth": network_plan.depth,
+        "receptive_field": network_plan.receptive_field,
+        "rows": [
+            asdict(row) | _build_name_column(network_plan, row.path, options.names)
+            for row in list_summary_rows(network_plan, options.depth)
+        ],
         "why": {
-            word: {"path": path, "reason": made[path].reason, "text": why(made, path)} for word, path in asked.items()
+            query: {"path": path, "reason": network_plan[path].reason, "text": why(network_plan, path)}
+            for query, path in paths.items()
         },
     }

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-_TAKEN = {  # what stands behind an option whose value is text; else it is told by the sentence, or by the type
+_METAVARS = {  # what stands behind an option whose value is text; else it is told by the sentence, or by the type
     "model": "MODEL",
     "data": "DIR",
     "config": "FILE",
@@ -33,85 +33,92 @@ _TAKEN = {  # what stands behind an option whose value is text; else it is told 
     "set": "KEY=VALUE",
     "minutes": "MINUTES",
 }
-_WRITTEN = re.compile(r"^[^;:]*?\b(file|folder) to write\b")
-_KINDS = {"file": "FILE", "folder": "DIR"}
+_OUTPUT_PATTERN = re.compile(r"^[^;:]*?\b(file|folder) to write\b")
+_OUTPUT_METAVARS = {"file": "FILE", "folder": "DIR"}
 
 
-def about(options: type) -> str:
+def format_description(options_type: type) -> str:
     """What a verb does: each paragraph a line, the commands to copy on a line of their own."""
-    paragraphs = inspect.cleandoc(options.__doc__ or "").split("\n\n")
-    said = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    return re.sub(r"(?<=\S) Examples: ", "\n\nExamples: ", said)
+    paragraphs = inspect.cleandoc(options_type.__doc__ or "").split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    return re.sub(r"(?<=\S) Examples: ", "\n\nExamples: ", text)
 
 
-def commands(examples: str) -> list[str]:
+def format_examples(examples: str) -> list[str]:
     """The line of examples as commands that a shell takes as they stand, where they need several lines, too."""
-    return [command for one in examples.split("; ") for command in _command(one)]
+    return [line for example in examples.split("; ") for line in _wrap_command(example)]
 
 
-def _command(words: str) -> list[str]:
+def _wrap_command(command: str) -> list[str]:
     """An option stays with its value; a line that goes on ends as a shell wants it, and what follows is indented."""
-    tied = re.sub(r"(?<= )(--?[a-z-]+|[>|]) (?=[^- ])", "\\1\N{NO-BREAK SPACE}", words)
+    unbreakable = re.sub(r"(?<= )(--?[a-z-]+|[>|]) (?=[^- ])", "\\1\N{NO-BREAK SPACE}", command)
     width = shutil.get_terminal_size().columns
-    fitted = textwrap.wrap(
-        tied, width - 2, initial_indent="  ", subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False
+    wrapped = textwrap.wrap(
+        unbreakable,
+        width - 2,
+        initial_indent="  ",
+        subsequent_indent=" " * 6,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
-    lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in fitted]
+    lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in wrapped]
     return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
-def rules() -> ConstructorRegistry:
+def build_option_registry() -> ConstructorRegistry:
     """For the parser: how the fields of a verb's options become options."""
     registry = ConstructorRegistry()
 
     @registry.struct_rule
-    def options(info: StructTypeInfo) -> StructConstructorSpec | None:
+    def build_struct_spec(info: StructTypeInfo) -> StructConstructorSpec | None:
         if not is_dataclass(info.type):
             return None
-        told, hints = _sentences(info.type), get_type_hints(info.type, include_extras=True)
-        given = info.default if isinstance(info.default, info.type) else None
-        asked = [_option(field, hints[field.name], told.get(field.name), given) for field in fields(info.type)]
-        return StructConstructorSpec(instantiate=info.type, fields=tuple(asked))
+        docs, hints = _parse_field_docs(info.type), get_type_hints(info.type, include_extras=True)
+        defaults = info.default if isinstance(info.default, info.type) else None
+        field_specs = [
+            _build_field_spec(field, hints[field.name], docs.get(field.name), defaults) for field in fields(info.type)
+        ]
+        return StructConstructorSpec(instantiate=info.type, fields=tuple(field_specs))
 
     return registry
 
 
-def _sentences(options: type) -> dict[str, str]:
+def _parse_field_docs(options_type: type) -> dict[str, str]:
     """Of each field what stands below it, whatever the lines it is written on."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0].body  # type: ignore[attr-defined]
+    body = ast.parse(textwrap.dedent(inspect.getsource(options_type))).body[0].body  # type: ignore[attr-defined]
     return {
-        field.target.id: " ".join(str(below.value.value).split())
-        for field, below in itertools.pairwise(body)
+        field.target.id: " ".join(str(doc.value.value).split())
+        for field, doc in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
     }
 
 
-def _option(field: Field[Any], hint: Any, told: str | None, given: Any) -> StructFieldSpec:
-    default = field.default if given is None else getattr(given, field.name)
-    kind, known = (get_args(hint)[0], hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
-    repeated = tyro.conf.UseAppendAction in known
-    taken = _taken(field.name, kind, told or "", several=not repeated)
-    ours = tyro.conf.arg(metavar=taken, help_behavior_hint=None if repeated else _unless)
+def _build_field_spec(field: Field[Any], hint: Any, doc: str | None, defaults: Any) -> StructFieldSpec:
+    default = field.default if defaults is None else getattr(defaults, field.name)
+    value_type, metadata = (get_args(hint)[0], hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
+    is_repeated = tyro.conf.UseAppendAction in metadata
+    metavar = _choose_metavar(field.name, value_type, doc or "", is_list=not is_repeated)
+    arg_config = tyro.conf.arg(metavar=metavar, help_behavior_hint=None if is_repeated else _format_default)
     # those of the field itself come later, and are stronger
-    typed: Any = kind if is_dataclass(kind) else Annotated[(kind, ours, *known)]
-    return StructFieldSpec(field.name, typed, tyro.MISSING if default is MISSING else default, told)
+    annotated_type: Any = value_type if is_dataclass(value_type) else Annotated[(value_type, arg_config, *metadata)]
+    return StructFieldSpec(field.name, annotated_type, tyro.MISSING if default is MISSING else default, doc)
 
 
-def _taken(name: str, kind: Any, told: str, several: bool) -> str | None:
+def _choose_metavar(name: str, value_type: Any, doc: str, is_list: bool) -> str | None:
     """What stands for the value of an option; None where its type says it best."""
-    for one in get_args(kind):
-        if get_origin(one) is Literal:  # or None, which nobody can type
-            return f"{{{','.join(get_args(one))}}}"
-    inner = get_args(kind)[0] if get_origin(kind) is tuple else kind
-    if inner not in (str, int, float):
+    for member in get_args(value_type):
+        if get_origin(member) is Literal:  # or None, which nobody can type
+            return f"{{{','.join(get_args(member))}}}"
+    item_type = get_args(value_type)[0] if get_origin(value_type) is tuple else value_type
+    if item_type not in (str, int, float):
         return None
-    written = _WRITTEN.search(told)
-    taken = _TAKEN.get(name) or (_KINDS[written[1]] if written else "TEXT" if inner is str else "NUMBER")
-    return f"{taken} [{taken} ...]" if several and inner is not kind else taken
+    match = _OUTPUT_PATTERN.search(doc)
+    metavar = _METAVARS.get(name) or (_OUTPUT_METAVARS[match[1]] if match else "TEXT" if item_type is str else "NUMBER")
+    return f"{metavar} [{metavar} ...]" if is_list and item_type is not value_type else metavar
 
 
-def _unless(default: str) -> str:
+def _format_default(default: str) -> str:
     """What an option is unless it is set; nothing where that is nothing."""
-    nothing = default in ("", "''", "None", "False")
-    return "" if nothing else f"(default: {default.removesuffix('.0')})"
+    is_empty = default in ("", "''", "None", "False")
+    return "" if is_empty else f"(default: {default.removesuffix('.0')})"

@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from resnetkit.architecture.catalog import ROWS, names
+from resnetkit.architecture.catalog import CATALOG, list_models
 from resnetkit.architecture.plan import Plan, plan
 from resnetkit.architecture.published import PUBLISHED
-from resnetkit.commands.output import results, table, then
-from resnetkit.errors import UsageError, suggestion
+from resnetkit.commands.output import print_json, print_table, suggest_next
+from resnetkit.errors import UsageError, suggest_fix
 
 
 @dataclass(frozen=True)
@@ -33,40 +33,55 @@ class Options:
 
 
 def run(options: Options) -> int:
-    chosen = {name: plan(ROWS[name]) for name in names(options.pattern)}
-    if not chosen:
-        fix = suggestion(options.pattern, list(ROWS), "`resnetkit models` lists every name")
+    plans = {name: plan(CATALOG[name]) for name in list_models(options.pattern)}
+    if not plans:
+        fix = suggest_fix(options.pattern, list(CATALOG), "`resnetkit models` lists every name")
         raise UsageError(f"no network's name matches {options.pattern!r}", fix=fix)
-    order = sorted(chosen, key=lambda name: _rank(name, chosen[name], options.sort))
+    order = sorted(plans, key=lambda name: _build_sort_key(name, plans[name], options.sort))
     if options.json:
-        results("models", models=[_record(name, chosen[name]) for name in order])
+        print_json("models", models=[_build_record(name, plans[name]) for name in order])
         return 0
     headings = ("name", "published by", "input", "params", "MACs", "depth", "field", "top-1")
-    table(headings, [_row(name, chosen[name]) for name in order], 2, drop=("field", "depth", "input", "published by"))
-    then(f"resnetkit explain {order[0]}")
+    print_table(
+        headings,
+        [_format_row(name, plans[name]) for name in order],
+        2,
+        drop=("field", "depth", "input", "published by"),
+    )
+    suggest_next(f"resnetkit explain {order[0]}")
     return 0
 
 
-def _rank(name: str, made: Plan, sort: str) -> tuple[int, str]:
+def _build_sort_key(name: str, network_plan: Plan, sort: str) -> tuple[int, str]:
     """A number first, then the name; sorting is stable, so ``none`` keeps the order."""
-    return {"none": (0, ""), "name": (0, name), "params": (made.params, name), "macs": (made.macs, name)}[sort]
+    return {
+        "none": (0, ""),
+        "name": (0, name),
+        "params": (network_plan.params, name),
+        "macs": (network_plan.macs, name),
+    }[sort]
 
 
-def _row(name: str, made: Plan) -> tuple[str, ...]:
-    known = PUBLISHED.get(name)
-    size = "x".join(map(str, made.input))
-    counts = (f"{made.params:,}", f"{made.macs:,}", str(made.depth), str(made.receptive_field))
-    return name, known.source if known else "", size, *counts, f"{known.top1:.2f}" if known else ""
+def _format_row(name: str, network_plan: Plan) -> tuple[str, ...]:
+    published = PUBLISHED.get(name)
+    size = "x".join(map(str, network_plan.input))
+    counts = (
+        f"{network_plan.params:,}",
+        f"{network_plan.macs:,}",
+        str(network_plan.depth),
+        str(network_plan.receptive_field),
+    )
+    return name, published.source if published else "", size, *counts, f"{published.top1:.2f}" if published else ""
 
 
-def _record(name: str, made: Plan) -> dict[str, object]:
-    known = PUBLISHED.get(name)
+def _build_record(name: str, network_plan: Plan) -> dict[str, object]:
+    published = PUBLISHED.get(name)
     return {
         "name": name,
-        "input": made.input,
-        "params": made.params,
-        "macs": made.macs,
-        "depth": made.depth,
-        "receptive_field": made.receptive_field,
-        "published": {"top1": known.top1, "source": known.source} if known else None,
+        "input": network_plan.input,
+        "params": network_plan.params,
+        "macs": network_plan.macs,
+        "depth": network_plan.depth,
+        "receptive_field": network_plan.receptive_field,
+        "published": {"top1": published.top1, "source": published.source} if published else None,
     }

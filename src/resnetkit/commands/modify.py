@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from resnetkit.commands.output import prose, results, then
-from resnetkit.commands.weights_options import Weights, loaded
-from resnetkit.errors import PictureError, UsageError
+from resnetkit.commands.output import print_json, print_text, suggest_next
+from resnetkit.commands.weights_options import WeightsOptions, load_with_options
+from resnetkit.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from resnetkit.network.layers import Network
-    from resnetkit.network.report import Report
-    from resnetkit.surgery.transfer import Edited
+    from resnetkit.network.layers import NetworkModule
+    from resnetkit.network.report import TensorReport
+    from resnetkit.surgery.transfer import EditResult
 
 
 @dataclass(frozen=True)
@@ -78,193 +78,215 @@ class Options:
     """One JSON document instead of lines."""
 
 
-Edit = Callable[["Network"], "Edited"]
+Edit = Callable[["NetworkModule"], "EditResult"]
 
 
 def run(options: Options) -> int:
     from resnetkit.weights.load import save
 
-    edits = list(_edits(options))
-    _require_use(options)
+    edits = list(_build_edits(options))
+    _check_unused_options(options)
     if not edits:
         raise UsageError("nothing is to be changed", where="resnetkit modify", fix="--dilate 8, or another edit")
     if Path(options.out).exists():
         raise UsageError("this folder exists already", where=options.out, fix="name another, or remove it")
-    model = loaded(options.model, Weights(options.network, options.dialect))
-    made, reports = _apply(model, edits)
-    path = save(made, options.out)
+    model = load_with_options(options.model, WeightsOptions(options.network, options.dialect))
+    new_model, reports = _apply_edits(model, edits)
+    path = save(new_model, options.out)
     if options.json:
-        told = [{"edit": name, **_plain(report)} for name, report in reports]
-        results("modify", model=options.model, out=str(path), params=made.plan.params, macs=made.plan.macs, edits=told)
+        edit_records = [{"edit": name, **_build_report_record(report)} for name, report in reports]
+        print_json(
+            "modify",
+            model=options.model,
+            out=str(path),
+            params=new_model.plan.params,
+            macs=new_model.plan.macs,
+            edits=edit_records,
+        )
     else:
         for name, report in reports:
-            prose(f"--{name}: {report}")
-        prose(f"wrote {path}: {made.plan.params:,} params, {made.plan.macs:,} MACs")
-    then("resnetkit explain", str(path))
+            print_text(f"--{name}: {report}")
+        print_text(f"wrote {path}: {new_model.plan.params:,} params, {new_model.plan.macs:,} MACs")
+    suggest_next("resnetkit explain", str(path))
     return 0
 
 
-def _require_use(options: Options) -> None:
+def _check_unused_options(options: Options) -> None:
     """Raise `UsageError` for what is said of an edit that is not asked for."""
-    new = options.new_channels != "zero"
-    alone = [
+    has_new_channels = options.new_channels != "zero"
+    dependent_options = [
         ("--images", options.images, options.group_norm, "--group-norm 32"),
-        ("--new-channels", new, options.input_channels, "--input-channels 4"),
+        ("--new-channels", has_new_channels, options.input_channels, "--input-channels 4"),
     ]
-    for name, given, edit, fix in alone:
-        if given and edit is None:
+    for name, value, edit_value, fix in dependent_options:
+        if value and edit_value is None:
             raise UsageError(f"nothing is done with {name}", where="resnetkit modify", fix=f"{fix}, or leave it out")
 
 
-def _apply(model: Network, edits: list[tuple[str, Edit]]) -> tuple[Network, list[tuple[str, Report]]]:
+def _apply_edits(
+    model: NetworkModule, edits: list[tuple[str, Edit]]
+) -> tuple[NetworkModule, list[tuple[str, TensorReport]]]:
     """One edit after the other; where some cannot be made, none is, and all faults are told at once."""
-    faults, reports = [], []
+    errors, reports = [], []
     for name, edit in edits:
         try:
             model, report = edit(model)
             reports.append((name, report))
         except UsageError as error:
-            faults.append((name, error))
-    if len(faults) == 1:
-        raise faults[0][1]
-    if faults:
-        where = [f"--{name}: {error.what}; {'; '.join(error.where)}".rstrip("; ") for name, error in faults]
-        fixes = dict.fromkeys(f"--{name}: {error.fix}" for name, error in faults if error.fix)
-        raise UsageError(f"{len(faults)} of these edits cannot be made", where=where, fix="; ".join(fixes))
+            errors.append((name, error))
+    if len(errors) == 1:
+        raise errors[0][1]
+    if errors:
+        locations = [f"--{name}: {error.what}; {'; '.join(error.where)}".rstrip("; ") for name, error in errors]
+        fixes = dict.fromkeys(f"--{name}: {error.fix}" for name, error in errors if error.fix)
+        raise UsageError(f"{len(errors)} of these edits cannot be made", where=locations, fix="; ".join(fixes))
     return model, reports
 
 
-def _plain(report: Report) -> dict[str, Any]:
-    proved = [{"what": p.what, "figure": p.figure, "limit": p.limit, "why": p.why or None} for p in report.proved]
-    tensors = {name: getattr(report, name) for name in ("kept", "renamed", "adapted", "initialised", "dropped")}
-    return {**tensors, "notes": report.notes, "proved": proved}
+def _build_report_record(report: TensorReport) -> dict[str, Any]:
+    proofs = [
+        {"what": p.subject, "figure": p.difference, "limit": p.limit, "why": p.reason or None}
+        for p in report.verifications
+    ]
+    tensors = {name: getattr(report, name) for name in ("kept", "renamed", "adapted", "initialized", "dropped")}
+    return {**tensors, "notes": report.notes, "proved": proofs}
 
 
 # ------------------------------------------------------------------------------------------------ from words to edits
 
 
-def _edits(options: Options) -> Iterator[tuple[str, Edit]]:
+def _build_edits(options: Options) -> Iterator[tuple[str, Edit]]:
     """The edits that are asked for, in the order in which they are made."""
-    for name, read in _READ.items():
+    for name, build_edit in _EDIT_BUILDERS.items():
         value = getattr(options, name)
         if value is not None and value is not False and value != "":
-            yield name.replace("_", "-"), read(value, options)
+            yield name.replace("_", "-"), build_edit(value, options)
 
 
-def _surgery(name: str, *words: Any, **named: Any) -> Edit:
+def _make_edit(name: str, *args: Any, **kwargs: Any) -> Edit:
     """A function of `resnetkit.surgery`, fetched when it is used."""
 
-    def edit(model: Network) -> Edited:
+    def edit(model: NetworkModule) -> EditResult:
         from resnetkit import surgery
 
-        done: Edited = getattr(surgery, name)(model, *words, **named)
-        return done
+        edited: EditResult = getattr(surgery, name)(model, *args, **kwargs)
+        return edited
 
     return edit
 
 
-def _pairs(option: str, text: str) -> list[tuple[str, str]]:
+def _parse_pairs(option: str, text: str) -> list[tuple[str, str]]:
     """``stage4=1,stage3=2`` in two parts each."""
-    pairs = [word.partition("=") for word in _words(text) or [text]]
-    odd = ["".join(parts) for parts in pairs if not all(parts)]
-    if odd:
-        raise UsageError(f"--{option} does not take {odd[0]!r}", where=f"--{option}", fix="PLACE=NUMBER")
-    return [(head, tail) for head, _, tail in pairs]
+    pairs = [item.partition("=") for item in _split_list(text) or [text]]
+    invalid = ["".join(pair) for pair in pairs if not all(pair)]
+    if invalid:
+        raise UsageError(f"--{option} does not take {invalid[0]!r}", where=f"--{option}", fix="PLACE=NUMBER")
+    return [(target, value) for target, _, value in pairs]
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _split_list(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _number(option: str, text: str, kind: type[int] | type[float] = int) -> Any:
+def _parse_number(option: str, text: str, number_type: type[int] | type[float] = int) -> Any:
     try:
-        return kind(text)
+        return number_type(text)
     except ValueError:
-        fix = "a whole number" if kind is int else "a number"
+        fix = "a whole number" if number_type is int else "a number"
         raise UsageError(f"--{option} does not take {text[:40]!r}", where=f"--{option}", fix=fix) from None
 
 
-def _each(name: str, option: str, text: str, kind: type[int] | type[float] = int) -> Edit:
+def _make_target_edits(name: str, option: str, text: str, number_type: type[int] | type[float] = int) -> Edit:
     """The same edit for several places: their reports as one."""
-    pairs = [(place, _number(option, value, kind)) for place, value in _pairs(option, text)]
-    return _row([(f"{option} {place}={value}", _surgery(name, place, value)) for place, value in pairs])
+    pairs = [(target, _parse_number(option, value, number_type)) for target, value in _parse_pairs(option, text)]
+    return _chain_edits([(f"{option} {target}={value}", _make_edit(name, target, value)) for target, value in pairs])
 
 
-def _row(edits: list[tuple[str, Edit]]) -> Edit:
-    def edit(model: Network) -> Edited:
-        model, reports = _apply(model, edits)
-        return model, reduce(lambda report, later: report.then(later), [report for _, report in reports])
+def _chain_edits(edits: list[tuple[str, Edit]]) -> Edit:
+    def edit(model: NetworkModule) -> EditResult:
+        model, reports = _apply_edits(model, edits)
+        return model, reduce(lambda report, next_report: report.combine(next_report), [report for _, report in reports])
 
     return edit
 
 
-def _prune(text: str) -> Edit:
+def _make_prune_edit(text: str) -> Edit:
     if "=" not in text:
-        return _surgery("prune", _number("prune", text, float))
-    pairs = [(place, _number("prune", share, float)) for place, share in _pairs("prune", text)]
-    return _row([(f"prune {place}={share:g}", _surgery("prune", share, stages=place)) for place, share in pairs])
+        return _make_edit("prune", _parse_number("prune", text, float))
+    pairs = [(target, _parse_number("prune", fraction, float)) for target, fraction in _parse_pairs("prune", text)]
+    return _chain_edits(
+        [(f"prune {target}={fraction:g}", _make_edit("prune", fraction, stages=target)) for target, fraction in pairs]
+    )
 
 
-def _dilate(text: str) -> Edit:
-    return _surgery("dilate", _number("dilate", text)) if text.isdecimal() else _surgery("dilate", stages=_words(text))
+def _make_dilate_edit(text: str) -> Edit:
+    return (
+        _make_edit("dilate", _parse_number("dilate", text))
+        if text.isdecimal()
+        else _make_edit("dilate", stages=_split_list(text))
+    )
 
 
-def _classes(text: str) -> Edit:
+def _make_classes_edit(text: str) -> Edit:
     """A number, or names."""
-    count = text.strip().lstrip("+-").isdecimal()
-    return _surgery("classes", _number("classes", text) if count else _words(text))
+    is_count = text.strip().lstrip("+-").isdecimal()
+    return _make_edit("classes", _parse_number("classes", text) if is_count else _split_list(text))
 
 
-def _group_norm(groups: int, images: str) -> Edit:
+def _make_group_norm_edit(groups: int, images: str) -> Edit:
     if not images:
         raise UsageError("--group-norm refits norms on pictures", where="--group-norm", fix="--images FOLDER")
 
-    def edit(model: Network) -> Edited:
+    def edit(model: NetworkModule) -> EditResult:
         from resnetkit import surgery
 
-        return surgery.group_norm(model, _read(model, images), groups)
+        return surgery.group_norm(model, _load_images(model, images), groups)
 
     return edit
 
 
-_MOST_IMAGES = 64
+_MAX_IMAGES = 64
 
 
-def _read(model: Network, images: str) -> Tensor:
+def _load_images(model: NetworkModule, images: str) -> Tensor:
     """Pictures as the network sees them (N C H W), from all over a folder."""
     import numpy as np
     import torch
 
-    from resnetkit.prediction.inputs import expand
-    from resnetkit.prediction.pipeline import streamed
-    from resnetkit.runtime.device import ToInput
-    from resnetkit.runtime.distributed import cores
+    from resnetkit.network.inference import PixelNormalizer
+    from resnetkit.prediction.inputs import expand_inputs
+    from resnetkit.prediction.pipeline import run_pipeline
+    from resnetkit.runtime.distributed import count_cores
 
-    how, named = model.card.preparation, expand([images])
-    chosen = named[:: max(1, len(named) // _MOST_IMAGES)][:_MOST_IMAGES]
-    read = [found for chunk in streamed(chosen, how, lambda pixels: pixels, 1, cores()) for _, found in chunk]
-    bad = next((found for found in read if isinstance(found, PictureError)), None)
-    if bad:
-        raise bad
-    pixels = np.stack([found for found in read if not isinstance(found, PictureError)])
-    return ToInput(how, torch.device("cpu"))(torch.from_numpy(pixels))
+    preparation, files = model.card.preparation, expand_inputs([images])
+    selected = files[:: max(1, len(files) // _MAX_IMAGES)][:_MAX_IMAGES]
+    decoded = [
+        result
+        for batch in run_pipeline(selected, preparation, lambda pixels: pixels, 1, count_cores())
+        for _, result in batch
+    ]
+    error = next((result for result in decoded if isinstance(result, ImageError)), None)
+    if error:
+        raise error
+    pixels = np.stack([result for result in decoded if not isinstance(result, ImageError)])
+    return PixelNormalizer(preparation, torch.device("cpu"))(torch.from_numpy(pixels))
 
 
-_READ: dict[str, Callable[[Any, Options], Edit]] = {
-    "remove": lambda text, _: _surgery("remove", *_words(text)),
-    "insert": lambda text, _: _each("insert", "insert", text),
-    "deepen": lambda text, _: _surgery("deepen", [_number("deepen", word) for word in _words(text)]),
-    "widen": lambda text, _: _each("widen", "widen", text),
-    "prune": lambda text, _: _prune(text),
-    "shortcuts": lambda text, _: _surgery("shortcuts", text),
-    "stem": lambda text, _: _surgery("stem", text),
-    "restride": lambda text, _: _each("restride", "restride", text),
-    "dilate": lambda text, _: _dilate(text),
-    "input_channels": lambda count, options: _surgery("input_channels", count, how=options.new_channels),
-    "classes": lambda text, _: _classes(text),
-    "head": lambda text, _: _surgery("head", text),
-    "cut": lambda text, _: _surgery("cut", text),
-    "features": lambda text, _: _surgery("features", _words(text)),
-    "group_norm": lambda groups, options: _group_norm(groups, options.images),
-    "fold_norms": lambda _, __: _surgery("fold_norms"),
+_EDIT_BUILDERS: dict[str, Callable[[Any, Options], Edit]] = {
+    "remove": lambda text, _: _make_edit("remove", *_split_list(text)),
+    "insert": lambda text, _: _make_target_edits("insert", "insert", text),
+    "deepen": lambda text, _: _make_edit("deepen", [_parse_number("deepen", item) for item in _split_list(text)]),
+    "widen": lambda text, _: _make_target_edits("widen", "widen", text),
+    "prune": lambda text, _: _make_prune_edit(text),
+    "shortcuts": lambda text, _: _make_edit("shortcuts", text),
+    "stem": lambda text, _: _make_edit("stem", text),
+    "restride": lambda text, _: _make_target_edits("restride", "restride", text),
+    "dilate": lambda text, _: _make_dilate_edit(text),
+    "input_channels": lambda count, options: _make_edit("input_channels", count, how=options.new_channels),
+    "classes": lambda text, _: _make_classes_edit(text),
+    "head": lambda text, _: _make_edit("head", text),
+    "cut": lambda text, _: _make_edit("cut", text),
+    "features": lambda text, _: _make_edit("features", _split_list(text)),
+    "group_norm": lambda groups, options: _make_group_norm_edit(groups, options.images),
+    "fold_norms": lambda _, __: _make_edit("fold_norms"),
 }

@@ -12,26 +12,26 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.architecture.card import model_folder
-from resnetkit.commands.output import prose, results, rewrites_lines, say, table, then
-from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
+from resnetkit.architecture.card import find_model_folder
+from resnetkit.commands.output import can_rewrite_lines, log, print_json, print_table, print_text, suggest_next
+from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.engines.saved import (
-    FOLDER,
+    ENGINES_FOLDER,
     HEADINGS,
-    REPORT,
-    Optimized,
-    Row,
-    best_of_each,
-    cells,
-    left_out,
-    plain,
-    read,
-    throughput,
+    REPORT_FILE,
+    Measurement,
+    OptimizeResult,
+    find_baseline,
+    format_table_row,
+    get_throughput,
+    group_skip_reasons,
+    read_engines_file,
+    select_best_per_engine,
 )
 from resnetkit.errors import ResnetkitError, UsageError
 from resnetkit.optimization.accuracy_check import MAX_LOSS
-from resnetkit.optimization.report import figure
-from resnetkit.runtime.signals import listening
+from resnetkit.optimization.report import format_headline
+from resnetkit.runtime.signals import handle_signals
 from resnetkit.serialization import to_data
 
 
@@ -59,98 +59,102 @@ class Options:
     """Which to try: int8, int8-body (stem and head wider), bf16, fp32; all if left out."""
     json: bool = False
     """One JSON document instead of a table."""
-    weights: Weights = AS_TOLD
+    weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
 def run(options: Options) -> int:
     from resnetkit.optimization.search import optimize
 
-    before = _before(options.out or options.model)
-    with listening() as asked, _watching() as (watch, tell):
+    previous = _read_previous_result(options.out or options.model)
+    with handle_signals() as signals, _show_progress() as (on_event, on_progress):
         try:
-            found = optimize(
-                loaded(options.model, options.weights) if options.out else _as_it_stands(options),
+            result = optimize(
+                load_with_options(options.model, options.weights) if options.out else _select_model_folder(options),
                 data=options.data or None,
                 out=options.out or None,
                 minutes=options.minutes,
                 max_loss=options.max_loss,
                 engines=options.engines,
                 precisions=options.precisions,
-                watch=watch,
-                tell=tell,
+                on_event=on_event,
+                on_progress=on_progress,
             )
         except KeyboardInterrupt:
-            say("stopped; what was kept before stays")
-            return asked.exit_code
+            log("stopped; what was kept before stays")
+            return signals.exit_code
     folder = options.out or options.model
     if options.json:
-        results("optimize", model=folder, **to_data(found))
+        print_json("optimize", model=folder, **to_data(result))
     else:
-        _show(found)
-    slower = _slower(before, found)
-    if slower:
-        say(slower)
-    say(f"wrote {model_folder(folder) or folder}/{FOLDER}/{REPORT}")
-    then("resnetkit predict PICTURES", "--model", folder)
+        _show(result)
+    slowdown_note = _format_slowdown(previous, result)
+    if slowdown_note:
+        log(slowdown_note)
+    log(f"wrote {find_model_folder(folder) or folder}/{ENGINES_FOLDER}/{REPORT_FILE}")
+    suggest_next("resnetkit predict PICTURES", "--model", folder)
     return 0
 
 
-def _as_it_stands(options: Options) -> str:
-    if options.weights.words():
-        what = "a model folder says itself what is in it"
+def _select_model_folder(options: Options) -> str:
+    if options.weights.to_args():
+        message = "a model folder says itself what is in it"
         raise UsageError(
-            what, where=" ".join(options.weights.words()), fix="leave it out, or name an --out for weights"
+            message, where=" ".join(options.weights.to_args()), fix="leave it out, or name an --out for weights"
         )
     return options.model
 
 
-def _before(folder: str) -> Optimized | None:
+def _read_previous_result(folder: str) -> OptimizeResult | None:
     """What an earlier search has kept, if that can be known."""
-    standing = model_folder(folder)
+    path = find_model_folder(folder)
     with contextlib.suppress(ResnetkitError):
-        return read(standing) if standing else None
+        return read_engines_file(path) if path else None
     return None
 
 
-def _slower(before: Optimized | None, found: Optimized) -> str:
+def _format_slowdown(previous: OptimizeResult | None, result: OptimizeResult) -> str:
     """A sentence, where what takes the place of an earlier search's best is slower."""
-    if before is None or (before.weights, before.processor) != (found.weights, found.processor):
+    if previous is None or (previous.weights_digest, previous.machine) != (result.weights_digest, result.machine):
         return ""
-    old, new = throughput(before), throughput(found)
-    if not old or not new or new > _ALIKE * old:
+    previous_speed, current_speed = get_throughput(previous), get_throughput(result)
+    if not previous_speed or not current_speed or current_speed > _MIN_SPEED_RATIO * previous_speed:
         return ""
-    names = ", ".join(dict.fromkeys(kept.row.choice.name for kept in before.kept if kept.purpose == "throughput"))
-    return f"note: {names}, kept before, gave {old:,.1f} images/s; this search has not found it, or not kept it"
+    names = ", ".join(
+        dict.fromkeys(engine.measurement.config.name for engine in previous.engines if engine.purpose == "throughput")
+    )
+    return (
+        f"note: {names}, kept before, gave {previous_speed:,.1f} images/s; this search has not found it, or not kept it"
+    )
 
 
-_ALIKE = 0.9
+_MIN_SPEED_RATIO = 0.9
 
 
-def _show(found: Optimized) -> None:
-    best = best_of_each(found)
-    rows = [cells(row, found.kept) for row in best if row.images_per_second]
-    table(HEADINGS, rows, drop=("same", "ms a call", "s to start", "points"))
-    for reason in left_out(best):
-        prose(f"left out: {reason}")
-    print(f"answers compared on {found.checked}")
-    compared = plain(found.rows)
-    for kept in found.kept:
-        faster = _times(kept.row, compared) * (kept.purpose == "throughput")
-        print(f"{kept.purpose + ':':<12}{kept.row.choice}: {figure(kept)}{faster}")
+def _show(result: OptimizeResult) -> None:
+    best = select_best_per_engine(result)
+    rows = [format_table_row(measurement, result.engines) for measurement in best if measurement.images_per_second]
+    print_table(HEADINGS, rows, drop=("same", "ms a call", "s to start", "points"))
+    for reason in group_skip_reasons(best):
+        print_text(f"left out: {reason}")
+    print(f"answers compared on {result.comparison_data}")
+    reference = find_baseline(result.measurements)
+    for engine in result.engines:
+        speedup = _format_speedup(engine.measurement, reference) * (engine.purpose == "throughput")
+        print(f"{engine.purpose + ':':<12}{engine.measurement.config}: {format_headline(engine)}{speedup}")
 
 
-def _times(row: Row, compared: Row | None) -> str:
+def _format_speedup(measurement: Measurement, reference: Measurement | None) -> str:
     """How many times faster than the plain way, which was measured beside it."""
-    if compared is None or not compared.images_per_second:
+    if reference is None or not reference.images_per_second:
         return ""
-    return f", {(row.images_per_second or 0) / compared.images_per_second:.1f} times {compared.choice}"
+    return f", {(measurement.images_per_second or 0) / reference.images_per_second:.1f} times {reference.config}"
 
 
 @contextlib.contextmanager
-def _watching() -> Iterator[tuple[Callable[[Row], None], Callable[[int, int], None]]]:
+def _show_progress() -> Iterator[tuple[Callable[[Measurement], None], Callable[[int, int], None]]]:
     """Of rows and of pictures read: a line for each way that was tried, on a terminal the last one alone."""
-    if not rewrites_lines():
-        yield lambda row: say(_line(row)), lambda done, total: None
+    if not can_rewrite_lines():
+        yield lambda measurement: log(_format_measurement(measurement)), lambda done, total: None
         return
     from rich.console import Console
     from rich.text import Text
@@ -161,20 +165,20 @@ def _watching() -> Iterator[tuple[Callable[[Row], None], Callable[[int, int], No
             status.update(Text(line, no_wrap=True, overflow="ellipsis"))
 
         yield (
-            lambda row: show(f"{_stage(row)}; last: {_line(row)}"),
+            lambda measurement: show(f"{_format_stage(measurement)}; last: {_format_measurement(measurement)}"),
             lambda done, total: show(f"reading pictures  {done:,}/{total:,}"),
         )
 
 
-def _stage(row: Row) -> str:
-    return "trying engines" if row.seconds_to_start is None else "measuring the best once more"
+def _format_stage(measurement: Measurement) -> str:
+    return "trying engines" if measurement.seconds_to_start is None else "measuring the best once more"
 
 
-def _line(row: Row) -> str:
-    if row.seconds_to_start is not None:
-        told = f"{row.choice}: opened anew in {row.seconds_to_start:.2f} s"
-    elif row.images_per_second:
-        told = f"{row.choice}: {row.images_per_second:,.1f} images/s"
+def _format_measurement(measurement: Measurement) -> str:
+    if measurement.seconds_to_start is not None:
+        text = f"{measurement.config}: opened anew in {measurement.seconds_to_start:.2f} s"
+    elif measurement.images_per_second:
+        text = f"{measurement.config}: {measurement.images_per_second:,.1f} images/s"
     else:
-        return f"{row.choice.name}: {row.why}"
-    return ", ".join(filter(None, (told, row.why)))
+        return f"{measurement.config.name}: {measurement.reason}"
+    return ", ".join(filter(None, (text, measurement.reason)))

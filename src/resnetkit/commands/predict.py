@@ -15,38 +15,38 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.distributed import TIMEOUT, together
+from resnetkit.commands.distributed import TIMEOUT, init_distributed
 from resnetkit.commands.output import (
-    counting,
-    one_line,
-    output_file,
-    plain_json,
-    quoted,
-    results,
-    say,
-    table,
-    then,
+    check_output_file,
+    is_ascii_stdout,
+    log,
+    print_json,
+    print_table,
+    progress_bar,
+    quote_argument,
+    suggest_next,
+    truncate,
 )
-from resnetkit.commands.stdin import files_or_stdin
-from resnetkit.commands.weights_options import AS_TOLD, Weights, loaded
+from resnetkit.commands.stdin import read_file_arguments
+from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
+from resnetkit.engines.select import DEFAULT_BATCH_SIZE, EngineCandidates, EngineChoice, InferenceSession, select_engine
 from resnetkit.errors import DataError, ResnetkitError, UsageError
-from resnetkit.formatting import counted
-from resnetkit.prediction import api as predicting
-from resnetkit.prediction.api import By, Found, Server, answers, find, shared
+from resnetkit.formatting import pluralize
+from resnetkit.prediction.api import expand_on_main, predict_inputs
 from resnetkit.prediction.formats import (
-    Answer,
-    csv_cells,
-    csv_columns,
-    csv_line,
-    json_line,
-    record,
-    require_parquet,
-    write_answers,
+    Prediction,
+    build_record,
+    check_parquet_installed,
+    format_csv_cells,
+    format_csv_line,
+    format_json_line,
+    list_csv_columns,
+    write_predictions,
 )
-from resnetkit.prediction.inputs import Input, passed_over
-from resnetkit.prediction.resumable_output import MadeWith, Part, form_of
-from resnetkit.runtime.distributed import Ranks, launched
-from resnetkit.runtime.signals import listening
+from resnetkit.prediction.inputs import ImageInput, describe_skipped_files
+from resnetkit.prediction.resumable_output import Provenance, ResumableWriter, select_row_format
+from resnetkit.runtime.distributed import ProcessGroup, read_launch_info
+from resnetkit.runtime.signals import handle_signals
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Options:
     """CSV instead of a table."""
     json: bool = False
     """One JSON document instead of a table."""
-    weights: Weights = AS_TOLD
+    weights: WeightsOptions = DEFAULT_WEIGHTS
     jsonl: bool = False
     """A JSON document for each picture, on a line of its own, as soon as it is known."""
     parquet: str = ""
@@ -88,233 +88,261 @@ class Options:
     """In what the network computes: as it was optimized, or else fp32. With a precision torch computes."""
 
     @property
-    def file(self) -> str:
+    def output_path(self) -> str:
         """What is to be written."""
         return self.out or self.parquet
 
 
 def run(options: Options) -> int:
     """Where rows can be gone on with, Ctrl-C and SIGTERM end with the command that does so."""
-    _require_one_form(options)
-    if not options.out or options.out.endswith(".parquet") or launched():
-        return _together(options)
-    with listening() as asked:
+    _check_output_options(options)
+    if not options.out or options.out.endswith(".parquet") or read_launch_info():
+        return _run_distributed(options)
+    with handle_signals() as signals:
         try:
-            return _together(options)
+            return _run_distributed(options)
         except KeyboardInterrupt:
-            say(f"stopped; this goes on: {_again(options)}")
-            return asked.exit_code
-        except _GOING_ON as error:
-            if _stands(options) and not isinstance(error, UsageError):
-                error.add_note(f"this goes on where it ended: {_again(options)}")
+            log(f"stopped; this goes on: {_format_resume_command(options)}")
+            return signals.exit_code
+        except _RESUMABLE_ERRORS as error:
+            if _has_partial_rows(options) and not isinstance(error, UsageError):
+                error.add_note(f"this goes on where it ended: {_format_resume_command(options)}")
             raise
 
 
-_GOING_ON = (ResnetkitError, OSError, MemoryError, RuntimeError)  # what is not the same each time
+_RESUMABLE_ERRORS = (ResnetkitError, OSError, MemoryError, RuntimeError)  # what is not the same each time
 
 
-def _stands(options: Options) -> bool:
+def _has_partial_rows(options: Options) -> bool:
     """Whether there is any row to go on with."""
-    part = Path(f"{options.out}.part")
-    return part.is_file() and part.stat().st_size > 0
+    part_file = Path(f"{options.out}.part")
+    return part_file.is_file() and part_file.stat().st_size > 0
 
 
-def _again(options: Options) -> str:
+def _format_resume_command(options: Options) -> str:
     """The same command, which goes on."""
-    words = ["resnetkit", "predict", *options.files]
+    args = ["resnetkit", "predict", *options.files]
     for field in fields(Options):
         value = getattr(options, field.name)
         if field.name not in ("files", "weights", "resume") and value != field.default:
-            words += [f"--{field.name}", *([] if value is True else [str(value)])]
-    names = " (the same names on standard input)" if "-" in options.files else ""
-    return " ".join(map(quoted, [*words, *options.weights.words(), "--resume"])) + names
+            args += [f"--{field.name}", *([] if value is True else [str(value)])]
+    stdin_note = " (the same names on standard input)" if "-" in options.files else ""
+    return " ".join(map(quote_argument, [*args, *options.weights.to_args(), "--resume"])) + stdin_note
 
 
-def _together(options: Options) -> int:
-    with together(options.device, options.timeout) as (ranks, device):
-        return _run(replace(options, device=device), ranks)
+def _run_distributed(options: Options) -> int:
+    with init_distributed(options.device, options.timeout) as (dist, device):
+        return _run(replace(options, device=device), dist)
 
 
-def _run(options: Options, ranks: Ranks) -> int:
-    part = _part(options) if ranks.writes else None
-    files = files_or_stdin(options.files, "resnetkit predict") if ranks.writes else []
+def _run(options: Options, dist: ProcessGroup) -> int:
+    writer = _create_writer(options) if dist.is_main else None
+    files = read_file_arguments(options.files, "resnetkit predict") if dist.is_main else []
     if options.top < 1:
         raise UsageError(f"--top {options.top} names no class", where="--top", fix="--top 1 or more")
-    inputs = shared(files, ranks)
-    _refuse_bytes(options, inputs)
-    found = _found(options, len(inputs), part, ranks)
-    with found.opened(lambda: loaded(options.model, options.weights), predicting.BATCH, ranks) as server:
-        options = replace(options, top=min(options.top, len(server.card.labels)))
-        if ranks.world == 1:
-            say(f"engine: {server.engine.choice}{f', as {one_line(server.why)}' if server.why else ''}")
-        with part.held() if part else contextlib.nullcontext():
-            seen = _answered(options, inputs, server, part, ranks)
-    for note in passed_over(options.files):
-        say(f"note: {one_line(note)}")
-    if seen.bad:
-        say(str(DataError(f"{seen.bad} of {counted(seen.all, 'file')} got no answer; their rows say why")))
-    then("resnetkit embed FILES", "--model", options.model, *options.weights.words())
-    return DataError.exit_code if seen.bad else 0
+    inputs = expand_on_main(files, dist)
+    _check_resumable_inputs(options, inputs)
+    candidates = _select_candidates(options, len(inputs), writer, dist)
+    with candidates.open_session(
+        lambda: load_with_options(options.model, options.weights), DEFAULT_BATCH_SIZE, dist
+    ) as session:
+        options = replace(options, top=min(options.top, len(session.card.labels)))
+        if dist.world_size == 1:
+            log(f"engine: {session.engine.config}{f', as {truncate(session.reason)}' if session.reason else ''}")
+        with writer.lock() if writer else contextlib.nullcontext():
+            counts = _predict_and_write(options, inputs, session, writer, dist)
+    for note in describe_skipped_files(options.files):
+        log(f"note: {truncate(note)}")
+    if counts.failed:
+        log(str(DataError(f"{counts.failed} of {pluralize(counts.total, 'file')} got no answer; their rows say why")))
+    suggest_next("resnetkit embed FILES", "--model", options.model, *options.weights.to_args())
+    return DataError.exit_code if counts.failed else 0
 
 
 @dataclass
-class Seen:
+class FileCounts:
     """How many files there were, and how many of them have no answer."""
 
-    all: int = 0
-    bad: int = 0
+    total: int = 0
+    failed: int = 0
 
-    def counting(self, answers: Iterable[Answer]) -> Iterator[Answer]:
+    def count(self, answers: Iterable[Prediction]) -> Iterator[Prediction]:
         """The same answers."""
         for answer in answers:
-            self.all += 1
-            self.bad += bool(answer.error)
+            self.total += 1
+            self.failed += bool(answer.error)
             yield answer
 
 
-def _answered(options: Options, inputs: Sequence[Input], server: Server, part: Part | None, ranks: Ranks) -> Seen:
+def _predict_and_write(
+    options: Options,
+    inputs: Sequence[ImageInput],
+    session: InferenceSession,
+    writer: ResumableWriter | None,
+    dist: ProcessGroup,
+) -> FileCounts:
     """Ask, and write what is answered."""
-    write = _into(part) if part else _WRITERS[_form(options)] if ranks.writes else _nothing
-    numbers, again, *there = ranks.first(lambda: _left(options, inputs, server, part))
-    seen, chosen = Seen(*there), inputs if numbers is None else [inputs[i] for i in numbers]
-    at_once = not ranks.writes or _form(options) not in ("table", "json")
-    shown = not (sys.stdout.isatty() and (options.csv or options.jsonl))
+    write_fn = (
+        _make_file_writer(writer) if writer else _FORMAT_WRITERS[_select_format(options)] if dist.is_main else _discard
+    )
+    indices, n_existing, *existing_counts = dist.run_on_main(lambda: _find_remaining(options, inputs, session, writer))
+    counts, selected = FileCounts(*existing_counts), inputs if indices is None else [inputs[i] for i in indices]
+    is_streaming = not dist.is_main or _select_format(options) not in ("table", "json")
+    is_bar_shown = not (sys.stdout.isatty() and (options.csv or options.jsonl))
     with (
-        counting("looking at pictures", shown=shown) as tell,
-        contextlib.closing(answers(chosen, server, options.top, tell=tell, ranks=ranks)) as made,
+        progress_bar("looking at pictures", is_shown=is_bar_shown) as on_progress,
+        contextlib.closing(
+            predict_inputs(selected, session, options.top, on_progress=on_progress, dist=dist)
+        ) as all_answers,
     ):
-        found = seen.counting(itertools.islice(made, again, None))
-        if at_once:
-            write(found, options)
+        new_answers = counts.count(itertools.islice(all_answers, n_existing, None))
+        if is_streaming:
+            write_fn(new_answers, options)
         else:
-            found = iter(list(found))
-    if not at_once:  # a bar on the same terminal would stand in the table
-        write(found, options)
-    if options.file and ranks.writes:
-        print(f"wrote {counted(seen.all, 'row')} to {options.file}")
-    return seen
+            new_answers = iter(list(new_answers))
+    if not is_streaming:  # a bar on the same terminal would stand in the table
+        write_fn(new_answers, options)
+    if options.output_path and dist.is_main:
+        print(f"wrote {pluralize(counts.total, 'row')} to {options.output_path}")
+    return counts
 
 
 # --------------------------------------------------------------------------------------------------- what is asked for
 
 
-def _form(options: Options) -> str:
-    return next((name for name in _WRITERS if getattr(options, name, "")), "table")
+def _select_format(options: Options) -> str:
+    return next((name for name in _FORMAT_WRITERS if getattr(options, name, "")), "table")
 
 
-def _require_one_form(options: Options) -> None:
-    asked = [name for name in _WRITERS if getattr(options, name, "")]
-    if len(asked) > 1:
+def _check_output_options(options: Options) -> None:
+    formats = [name for name in _FORMAT_WRITERS if getattr(options, name, "")]
+    if len(formats) > 1:
         raise UsageError(
-            "one form at a time", where=" ".join(f"--{name}" for name in asked), fix=_one_of(asked, options)
+            "one form at a time", where=" ".join(f"--{name}" for name in formats), fix=_suggest_format(formats, options)
         )
     if options.resume and not options.out.endswith((".csv", ".jsonl")):
-        what = "only rows of .csv and .jsonl can be gone on with"
-        raise UsageError(what, where=f"--resume with --out {options.out}".rstrip(), fix="--out labels.csv --resume")
+        message = "only rows of .csv and .jsonl can be gone on with"
+        raise UsageError(message, where=f"--resume with --out {options.out}".rstrip(), fix="--out labels.csv --resume")
 
 
-def _one_of(asked: Sequence[str], options: Options) -> str:
+def _suggest_format(formats: Sequence[str], options: Options) -> str:
     """What to say instead of several forms; a file that was named stays."""
-    if not options.file:
-        return f"--{asked[0]}"
-    others = " ".join(f"--{name}" for name in asked if name != ("out" if options.out else "parquet"))
-    path = Path(options.file)
-    other = [path.with_suffix(f".{name}") for name in ("csv", "jsonl") if name in asked and path.suffix != f".{name}"]
-    return f"leave {others} out{''.join(f', or --out {quoted(str(name))}' for name in other[:1])}"
+    if not options.output_path:
+        return f"--{formats[0]}"
+    other_options = " ".join(f"--{name}" for name in formats if name != ("out" if options.out else "parquet"))
+    path = Path(options.output_path)
+    alternatives = [
+        path.with_suffix(f".{name}") for name in ("csv", "jsonl") if name in formats and path.suffix != f".{name}"
+    ]
+    return f"leave {other_options} out{''.join(f', or --out {quote_argument(str(name))}' for name in alternatives[:1])}"
 
 
-def _part(options: Options) -> Part | None:
+def _create_writer(options: Options) -> ResumableWriter | None:
     """Rows that can be gone on with, where such are asked for; what is written must not be there yet."""
     if options.parquet:
-        output_file(options.parquet, ".parquet")
-    path = output_file(options.out, ".csv", ".jsonl", ".parquet") if options.out else None
-    if options.file.endswith(".parquet"):
-        require_parquet()
+        check_output_file(options.parquet, ".parquet")
+    path = check_output_file(options.out, ".csv", ".jsonl", ".parquet") if options.out else None
+    if options.output_path.endswith(".parquet"):
+        check_parquet_installed()
         return None
-    return Part(path, options.resume) if path else None
+    return ResumableWriter(path, options.resume) if path else None
 
 
-def _refuse_bytes(options: Options, inputs: Sequence[Input]) -> None:
-    if options.resume and any(one.content is not None for one in inputs):
-        what = "one picture from standard input cannot be gone on with"
-        raise UsageError(what, where="--resume", fix="name files, or leave --resume out")
+def _check_resumable_inputs(options: Options, inputs: Sequence[ImageInput]) -> None:
+    if options.resume and any(item.content is not None for item in inputs):
+        message = "one picture from standard input cannot be gone on with"
+        raise UsageError(message, where="--resume", fix="name files, or leave --resume out")
 
 
-def _found(options: Options, pictures: int, part: Part | None, ranks: Ranks) -> Found:
+def _select_candidates(
+    options: Options, n_images: int, writer: ResumableWriter | None, dist: ProcessGroup
+) -> EngineCandidates:
     """Who is asked; who was asked for the rows that stand, where nothing else is said."""
-    by = By(options.engine, options.device, options.precision)
-    before = part.made_with() if part else None
-    if before and by == By():
+    choice = EngineChoice(options.engine, options.device, options.precision)
+    previous = writer.read_provenance() if writer else None
+    if previous and choice == EngineChoice():
         with contextlib.suppress(UsageError):  # another model has not that engine, and the rows tell it from theirs
-            name = "torch" if before.engine.startswith("torch-") else before.engine
-            return find(options.model, pictures, replace(by, engine=name).about(options.weights.words()), ranks)
-    return find(options.model, pictures, by.about(options.weights.words()), ranks)
+            name = "torch" if previous.engine.startswith("torch-") else previous.engine
+            return select_engine(
+                options.model,
+                n_images,
+                replace(choice, engine=name).apply_weights_options(options.weights.to_args()),
+                dist,
+            )
+    return select_engine(options.model, n_images, choice.apply_weights_options(options.weights.to_args()), dist)
 
 
-def _left(
-    options: Options, inputs: Sequence[Input], server: Server, part: Part | None
+def _find_remaining(
+    options: Options, inputs: Sequence[ImageInput], session: InferenceSession, writer: ResumableWriter | None
 ) -> tuple[list[int] | None, int, int, int]:
     """The numbers of the inputs to look at, all where it is None; of how many of these the rows stand nevertheless; how
     many rows stand, and how many of them are of files that could not be read.
     """
-    if part is None:
+    if writer is None:
         return None, 0, 0, 0
-    choice, form = server.engine.choice, form_of(part.path.suffix, options.top)
-    made = MadeWith(server.model(), choice.name, choice.device, options.top, form.columns, server.artefact())
-    part.begin(made, form)
-    if not part.standing.names:
+    choice, row_format = session.engine.config, select_row_format(writer.path.suffix, options.top)
+    provenance = Provenance(
+        session.compute_model_digest(),
+        choice.name,
+        choice.device,
+        options.top,
+        row_format.columns,
+        session.compute_artifact_digest(),
+    )
+    writer.check_existing(provenance, row_format)
+    if not writer.existing.names:
         return None, 0, 0, 0
-    there = len(part.standing.names)
-    say(f"resumed: {counted(there, 'row')} of {len(inputs):,} stand in {part.part}")
-    return *part.left(inputs, choice.batch), there, part.standing.bad
+    n_rows = len(writer.existing.names)
+    log(f"resumed: {pluralize(n_rows, 'row')} of {len(inputs):,} stand in {writer.part_path}")
+    return *writer.select_remaining(inputs, choice.batch_size), n_rows, writer.existing.n_unreadable
 
 
 # --------------------------------------------------------------------------------------------------------------- forms
 
 
-_Writer = Callable[[Iterable[Answer], Options], None]
+_WriteFn = Callable[[Iterable[Prediction], Options], None]
 
 
-def _nothing(answers: Iterable[Answer], options: Options) -> None:
+def _discard(answers: Iterable[Prediction], options: Options) -> None:
     """Of a process that does not speak."""
     for _ in answers:
         pass
 
 
-def _into(part: Part) -> _Writer:
-    return lambda answers, options: part.fill(answers, form_of(part.path.suffix, options.top))
+def _make_file_writer(writer: ResumableWriter) -> _WriteFn:
+    return lambda answers, options: writer.write_all(answers, select_row_format(writer.path.suffix, options.top))
 
 
-def _table(answers: Iterable[Answer], options: Options) -> None:
-    told = [(answer.file, *_told(answer)) for answer in answers]
-    table(("file", "label", "probability"), told, left=2)
+def _write_table(answers: Iterable[Prediction], options: Options) -> None:
+    rows = [(answer.file, *_format_answer(answer)) for answer in answers]
+    print_table(("file", "label", "probability"), rows, n_text_columns=2)
 
 
-def _told(answer: Answer) -> tuple[str, str]:
+def _format_answer(answer: Prediction) -> tuple[str, str]:
     if answer.error:
         return f"({answer.error})", ""
-    return ", ".join(name for name, _ in answer.top), ", ".join(f"{share:.1%}" for _, share in answer.top)
+    return ", ".join(name for name, _ in answer.top), ", ".join(f"{probability:.1%}" for _, probability in answer.top)
 
 
-def _csv(answers: Iterable[Answer], options: Options) -> None:
-    print(csv_cells(csv_columns(options.top)), flush=True)
+def _write_csv(answers: Iterable[Prediction], options: Options) -> None:
+    print(format_csv_cells(list_csv_columns(options.top)), flush=True)
     for answer in answers:
-        print(csv_line(answer, options.top), flush=True)
+        print(format_csv_line(answer, options.top), flush=True)
 
 
-def _jsonl(answers: Iterable[Answer], options: Options) -> None:
+def _write_jsonl(answers: Iterable[Prediction], options: Options) -> None:
     for answer in answers:
-        print(json_line(answer, plain_json()), flush=True)
+        print(format_json_line(answer, is_ascii_stdout()), flush=True)
 
 
-def _json(answers: Iterable[Answer], options: Options) -> None:
-    results("predict", model=options.model, answers=[record(answer) for answer in answers])
+def _write_json(answers: Iterable[Prediction], options: Options) -> None:
+    print_json("predict", model=options.model, answers=[build_record(answer) for answer in answers])
 
 
-def _parquet(answers: Iterable[Answer], options: Options) -> None:
-    write_answers(Path(options.file), answers)
+def _write_parquet(answers: Iterable[Prediction], options: Options) -> None:
+    write_predictions(Path(options.output_path), answers)
 
 
-_WRITERS: dict[str, _Writer] = {
-    "csv": _csv, "json": _json, "jsonl": _jsonl, "parquet": _parquet, "out": _parquet, "table": _table
+_FORMAT_WRITERS: dict[str, _WriteFn] = {
+    "csv": _write_csv, "json": _write_json, "jsonl": _write_jsonl, "parquet": _write_parquet, "out": _write_parquet, "table": _write_table
 }  # fmt: skip

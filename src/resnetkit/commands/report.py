@@ -10,11 +10,11 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.commands.output import output_file, results, say, then
+from resnetkit.commands.output import check_output_file, log, print_json, suggest_next
 from resnetkit.errors import UsageError
-from resnetkit.evaluation.result import told
+from resnetkit.evaluation.result import format_accuracy
 from resnetkit.files import write_text
-from resnetkit.training.report import report
+from resnetkit.training.report import build_run_report
 from resnetkit.training.run_folder import REPORT_FILE, read_run
 
 
@@ -37,10 +37,10 @@ def run(options: Options) -> int:
     if not options.runs:
         raise UsageError("there is no run to report", where="resnetkit report", fix="name one or more run folders")
     runs = [read_run(folder) for folder in options.runs]
-    out = output_file(options.out or str(runs[0].path / REPORT_FILE if len(runs) == 1 else REPORT_FILE), ".html")
-    write_text(out, report(runs))
+    out = check_output_file(options.out or str(runs[0].path / REPORT_FILE if len(runs) == 1 else REPORT_FILE), ".html")
+    write_text(out, build_run_report(runs))
     if options.json:
-        found = [
+        records = [
             {
                 "run": str(run.path),
                 "n": run.evaluation.n,
@@ -49,10 +49,10 @@ def run(options: Options) -> int:
             }
             for run in runs
         ]
-        results("report", page=str(out), runs=found)
+        print_json("report", page=str(out), runs=records)
         return 0
     for run in runs:
-        print(f"{run.path}: {run.evaluation.part}: {told(run.evaluation.correct, run.evaluation.n)}")
-    say(f"wrote {out}")
-    then("open", str(out))
+        print(f"{run.path}: {run.evaluation.split}: {format_accuracy(run.evaluation.correct, run.evaluation.n)}")
+    log(f"wrote {out}")
+    suggest_next("open", str(out))
     return 0

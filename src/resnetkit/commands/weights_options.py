@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from resnetkit.commands.output import one_line, say
+from resnetkit.commands.output import log, truncate
 from resnetkit.errors import UsageError
-from resnetkit.formatting import printable
+from resnetkit.formatting import escape_control
 
 if TYPE_CHECKING:
-    from resnetkit.network.layers import Network
+    from resnetkit.network.layers import NetworkModule
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightsOptions:
     """What is stronger than what a weights file tells of itself."""
 
     network: str = ""
@@ -28,35 +28,35 @@ class Weights:
     input_channels: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Adapt the first convolution to so many channels."""
 
-    def words(self) -> list[str]:
+    def to_args(self) -> list[str]:
         """The options that say the same again."""
-        given = {"--network": self.network, "--dialect": self.dialect, "--reset-head": self.reset_head,
+        values = {"--network": self.network, "--dialect": self.dialect, "--reset-head": self.reset_head,
                  "--input-channels": self.input_channels}  # fmt: skip
-        return [str(word) for option, value in given.items() if value not in ("", None) for word in (option, value)]
+        return [str(arg) for option, value in values.items() if value not in ("", None) for arg in (option, value)]
 
-    def refuse(self, model: str) -> None:
+    def check_unset(self, model: str) -> None:
         """Raise `UsageError` where something is said of weights and there are none to be read."""
-        if self.words():
-            what = "there is no weights file here that this could be about"
-            raise UsageError(what, where=[model, " ".join(self.words())], fix="leave it out")
+        if self.to_args():
+            message = "there is no weights file here that this could be about"
+            raise UsageError(message, where=[model, " ".join(self.to_args())], fix="leave it out")
 
 
-AS_TOLD = Weights()
+DEFAULT_WEIGHTS = WeightsOptions()
 
 
-def loaded(model: str, weights: Weights) -> Network:
+def load_with_options(model: str, weights: WeightsOptions) -> NetworkModule:
     """The model; of a weights file it is told what it was taken for, what became of its tensors, what was assumed."""
     from resnetkit.weights.load import load
 
-    found = load(
+    network = load(
         model,
         weights.network or None,
         weights.dialect or None,
         reset_head=weights.reset_head,
         input_channels=weights.input_channels,
     )
-    if found.card.assumed:
-        say(f"read: {one_line(found.card.origin)}")
-        say(f"tensors: {found.report.tensors}")
-        say(f"assumed: {printable('; '.join(found.card.assumed))}")
-    return found
+    if network.card.assumed:
+        log(f"read: {truncate(network.card.origin)}")
+        log(f"tensors: {network.report.tensor_summary}")
+        log(f"assumed: {escape_control('; '.join(network.card.assumed))}")
+    return network

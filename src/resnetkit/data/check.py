@@ -17,46 +17,46 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnetkit.data.dataset import Data, Pictures, content_digest, listed
-from resnetkit.data.open import open_data
-from resnetkit.errors import PictureError
-from resnetkit.images.decode import attempt
+from resnetkit.data.dataset import Dataset, Images, hash_content, join_names
+from resnetkit.data.open import open_dataset
+from resnetkit.errors import ImageError
+from resnetkit.images.decode import try_read
 
-_UNEVEN = 10  # times as many pictures in the largest class as in the smallest
-_CHUNK = 16  # pictures in a task, as handing over each small one costs more than decoding it
-_RIBBON = 4  # times as long as wide: what is longer is not seen whole by any network here
+_MAX_IMBALANCE = 10  # times as many pictures in the largest class as in the smallest
+_CHUNK_SIZE = 16  # pictures in a task, as handing over each small one costs more than decoding it
+_MAX_ASPECT_RATIO = 4  # times as long as wide: what is longer is not seen whole by any network here
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageInfo:
     """What one picture is like; the size is 0 x 0 where it cannot be read, and ``error`` says why."""
 
-    part: str
-    number: int
+    split: str
+    index: int
     label: int
-    where: str
+    location: str
     width: int = 0
     height: int = 0
-    pixels: bytes = field(default=b"", repr=False)
+    pixel_digest: bytes = field(default=b"", repr=False)
     error: str = ""
 
 
 @dataclass(frozen=True)
-class Twins:
+class DuplicateGroup:
     """Pictures with the same pixels; ``same_bytes`` where they are the same file, too."""
 
-    looks: tuple[Look, ...]
+    images: tuple[ImageInfo, ...]
     same_bytes: bool
 
     @property
-    def leak(self) -> bool:
+    def is_leak(self) -> bool:
         """Whether they stand in several parts."""
-        return len({look.part for look in self.looks}) > 1
+        return len({image.split for image in self.images}) > 1
 
     @property
-    def contradiction(self) -> bool:
+    def has_conflicting_labels(self) -> bool:
         """Whether they stand in several classes."""
-        return len({look.label for look in self.looks}) > 1
+        return len({image.label for image in self.images}) > 1
 
 
 @dataclass(frozen=True)
@@ -73,113 +73,130 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """A data set that was looked at."""
 
-    data: Data
-    looks: tuple[Look, ...]
-    twins: tuple[Twins, ...]
+    dataset: Dataset
+    images: tuple[ImageInfo, ...]
+    duplicates: tuple[DuplicateGroup, ...]
 
     @cached_property
-    def unreadable(self) -> tuple[Look, ...]:
+    def unreadable(self) -> tuple[ImageInfo, ...]:
         """Those that cannot be decoded."""
-        return tuple(look for look in self.looks if look.error)
+        return tuple(image for image in self.images if image.error)
 
     @cached_property
     def counts(self) -> dict[str, list[int]]:
         """Part -> how many pictures each class has."""
-        counted = Counter((look.part, look.label) for look in self.looks)
-        numbers = range(len(self.data.classes))
-        return {part: [counted[part, label] for label in numbers] for part in self.data.parts}
+        counter = Counter((image.split, image.label) for image in self.images)
+        labels = range(len(self.dataset.classes))
+        return {split: [counter[split, label] for label in labels] for split in self.dataset.splits}
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """Everything that is wrong; empty where the data are sound."""
-        leaks = [twins for twins in self.twins if twins.leak]
-        contradictions = [twins for twins in self.twins if twins.contradiction]
-        others = [twins for twins in self.twins if not twins.leak and not twins.contradiction]
-        told = [
-            ("unreadable", [f"{look.where}: {look.error}" for look in self.unreadable]),
-            ("in several parts", [_told(twins) for twins in leaks]),
-            ("in several classes", [_told(twins) for twins in contradictions]),
-            ("duplicates", [_told(twins) for twins in others]),
-            ("missing classes", [f"{part} has no {listed(names)}" for part, names in self.data.lacking().items()]),
-            ("uneven classes", list(self._uneven())),
+        leaks = [group for group in self.duplicates if group.is_leak]
+        conflicts = [group for group in self.duplicates if group.has_conflicting_labels]
+        plain_duplicates = [
+            group for group in self.duplicates if not group.is_leak and not group.has_conflicting_labels
         ]
-        return tuple(Finding(kind, tuple(examples)) for kind, examples in told if examples)
+        candidates = [
+            ("unreadable", [f"{image.location}: {image.error}" for image in self.unreadable]),
+            ("in several parts", [_format_duplicates(group) for group in leaks]),
+            ("in several classes", [_format_duplicates(group) for group in conflicts]),
+            ("duplicates", [_format_duplicates(group) for group in plain_duplicates]),
+            (
+                "missing classes",
+                [f"{split} has no {join_names(names)}" for split, names in self.dataset.find_missing_classes().items()],
+            ),
+            ("uneven classes", list(self._find_imbalance())),
+        ]
+        return tuple(Finding(kind, tuple(examples)) for kind, examples in candidates if examples)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What is no fault and should be known."""
-        ribbons = [look.where for look in self.looks if max(look.width, look.height) > _RIBBON * _short(look) > 0]
-        words = f"more than {_RIBBON} times as long as wide, so that only the middle is seen: {listed(ribbons, 3)}"
-        return (*self.data.notes, *[words] * bool(ribbons))
+        elongated = [
+            image.location
+            for image in self.images
+            if max(image.width, image.height) > _MAX_ASPECT_RATIO * _get_shorter_side(image) > 0
+        ]
+        note = f"more than {_MAX_ASPECT_RATIO} times as long as wide, so that only the middle is seen: {join_names(elongated, 3)}"
+        return (*self.dataset.notes, *[note] * bool(elongated))
 
-    def sizes(self) -> tuple[tuple[str, int, int], ...]:
+    def summarize_sizes(self) -> tuple[tuple[str, int, int], ...]:
         """(smallest, middle, largest) width and height of those that can be read."""
-        read = sorted((look.width * look.height, look.width, look.height) for look in self.looks if not look.error)
-        if not read:
+        readable_sizes = sorted(
+            (image.width * image.height, image.width, image.height) for image in self.images if not image.error
+        )
+        if not readable_sizes:
             return ()
-        places = (("smallest", 0), ("middle", len(read) // 2), ("largest", -1))
-        return tuple((name, read[place][1], read[place][2]) for name, place in places)
+        positions = (("smallest", 0), ("middle", len(readable_sizes) // 2), ("largest", -1))
+        return tuple((name, readable_sizes[position][1], readable_sizes[position][2]) for name, position in positions)
 
-    def _uneven(self) -> Iterator[str]:
-        for part, counts in self.counts.items():
-            present = [(n, label) for label, n in enumerate(counts) if n]
-            (least, rare), (most, common) = min(present), max(present)
-            if most > _UNEVEN * least:
-                classes = self.data.classes
-                yield f"{part}: {classes[common]} has {most:,} pictures, {classes[rare]} {least:,}"
+    def _find_imbalance(self) -> Iterator[str]:
+        for split, counts in self.counts.items():
+            nonempty = [(n, label) for label, n in enumerate(counts) if n]
+            (min_count, rarest), (max_count, most_common) = min(nonempty), max(nonempty)
+            if max_count > _MAX_IMBALANCE * min_count:
+                classes = self.dataset.classes
+                yield f"{split}: {classes[most_common]} has {max_count:,} pictures, {classes[rarest]} {min_count:,}"
 
 
-def check(data: str | Path, *, tell: Callable[[int, int], None] | None = None) -> Checked:
+def check(data: str | Path, *, on_progress: Callable[[int, int], None] | None = None) -> CheckResult:
     """Look at every picture of ``data`` (a folder, a table, an archive, digits) on all cores; nothing is written.
 
     Finds pictures that cannot be read, the same picture twice (by its pixels, upright and in RGB, whatever the file),
     in several parts or classes, classes that a part lacks, and classes of very different sizes. ``tell`` hears
     (done, all).
     """
-    opened = open_data(data, tell)
-    places = [(part, i) for part, pictures in opened.parts.items() for i in range(len(pictures))]
-    looks: list[Look] = []
+    dataset = open_dataset(data, on_progress)
+    positions = [(split, i) for split, images in dataset.splits.items() for i in range(len(images))]
+    image_infos: list[ImageInfo] = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
-        for found in pool.map(lambda chunk: [_look(opened.parts[part], part, i) for part, i in chunk], chunks):
-            looks += found
-            if tell:
-                tell(len(looks), len(places))
-    return Checked(opened, tuple(looks), tuple(_twins(opened, looks)))
+        chunks = [positions[i : i + _CHUNK_SIZE] for i in range(0, len(positions), _CHUNK_SIZE)]
+        for chunk_infos in pool.map(
+            lambda chunk: [_inspect_image(dataset.splits[split], split, i) for split, i in chunk], chunks
+        ):
+            image_infos += chunk_infos
+            if on_progress:
+                on_progress(len(image_infos), len(positions))
+    return CheckResult(dataset, tuple(image_infos), tuple(_find_duplicates(dataset, image_infos)))
 
 
-def _look(pictures: Pictures, part: str, i: int) -> Look:
-    where, label = pictures.where(i), int(pictures.labels[i])
-    image = attempt(pictures.image, i)
-    if isinstance(image, PictureError):
-        return Look(part, i, label, where, error=image.what)
-    return Look(part, i, label, where, image.width, image.height, _digest(image))
+def _inspect_image(images: Images, split: str, i: int) -> ImageInfo:
+    location, label = images.format_location(i), int(images.labels[i])
+    image = try_read(images.load_image, i)
+    if isinstance(image, ImageError):
+        return ImageInfo(split, i, label, location, error=image.what)
+    return ImageInfo(split, i, label, location, image.width, image.height, _hash_pixels(image))
 
 
-def _digest(image: Image.Image) -> bytes:
+def _hash_pixels(image: Image.Image) -> bytes:
     """Of the size and the pixels."""
     digest = hashlib.blake2b(f"{image.size}".encode(), digest_size=16)
     digest.update(np.asarray(image.convert("RGB")).data)
     return digest.digest()
 
 
-def _twins(data: Data, looks: Sequence[Look]) -> Iterator[Twins]:
-    groups: dict[bytes, list[Look]] = defaultdict(list)
-    for look in looks:
-        if not look.error:
-            groups[look.pixels].append(look)
+def _find_duplicates(dataset: Dataset, image_infos: Sequence[ImageInfo]) -> Iterator[DuplicateGroup]:
+    groups: dict[bytes, list[ImageInfo]] = defaultdict(list)
+    for info in image_infos:
+        if not info.error:
+            groups[info.pixel_digest].append(info)
     for group in groups.values():
         if len(group) > 1:
-            yield Twins(tuple(group), len({content_digest(data.parts[look.part], look.number) for look in group}) == 1)
+            yield DuplicateGroup(
+                tuple(group), len({hash_content(dataset.splits[info.split], info.index) for info in group}) == 1
+            )
 
 
-def _told(twins: Twins) -> str:
-    how = "the same file" if twins.same_bytes else "the same pixels"
-    return f"{' = '.join(look.where for look in twins.looks[:3])}{' = ...' * (len(twins.looks) > 3)} ({how})"
+def _format_duplicates(group: DuplicateGroup) -> str:
+    relation = "the same file" if group.same_bytes else "the same pixels"
+    return (
+        f"{' = '.join(image.location for image in group.images[:3])}{' = ...' * (len(group.images) > 3)} ({relation})"
+    )
 
 
-def _short(look: Look) -> int:
-    return min(look.width, look.height)
+def _get_shorter_side(image: ImageInfo) -> int:
+    return min(image.width, image.height)

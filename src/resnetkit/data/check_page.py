@@ -7,71 +7,80 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from resnetkit.data.check import Checked, Look, Twins
-from resnetkit.errors import PictureError
+from resnetkit.data.check import CheckResult, DuplicateGroup, ImageInfo
+from resnetkit.errors import ImageError
 from resnetkit.html import page as html
-from resnetkit.images.decode import attempt
-from resnetkit.images.thumbnail import thumbnail
+from resnetkit.images.decode import try_read
+from resnetkit.images.thumbnail import encode_thumbnail
 
-_MOST_GROUPS, _MOST_LINES, _MOST_CLASSES, _SAMPLE = 30, 200, 24, 6
+_MAX_GROUPS, _MAX_LINES, _MAX_CLASSES, _N_SAMPLES = 30, 200, 24, 6
 
 
-def check_page(checked: Checked) -> str:
+def build_check_page(result: CheckResult) -> str:
     """The whole page; every name in it is text, never markup."""
-    found = checked.findings
-    lead = f"{len(checked.looks):,} pictures in {len(checked.data.classes):,} classes: "
-    lead += f"{len(found)} kinds of findings." if found else "nothing was found that is wrong."
-    groups = (
-        ("In several parts: what is learnt from is also measured on", [t for t in checked.twins if t.leak]),
-        ("In several classes: the same picture under two names", [t for t in checked.twins if t.contradiction]),
-        ("Duplicates", [t for t in checked.twins if not t.leak and not t.contradiction]),
+    findings = result.findings
+    lead = f"{len(result.images):,} pictures in {len(result.dataset.classes):,} classes: "
+    lead += f"{len(findings)} kinds of findings." if findings else "nothing was found that is wrong."
+    duplicate_sections = (
+        (
+            "In several parts: what is learnt from is also measured on",
+            [group for group in result.duplicates if group.is_leak],
+        ),
+        (
+            "In several classes: the same picture under two names",
+            [group for group in result.duplicates if group.has_conflicting_labels],
+        ),
+        (
+            "Duplicates",
+            [group for group in result.duplicates if not group.is_leak and not group.has_conflicting_labels],
+        ),
     )
     sections = [
-        ("Findings", _findings(checked)),
-        *[("Unreadable", _unreadable(checked.unreadable))] * bool(checked.unreadable),
-        *[(title, _groups(checked, twins)) for title, twins in groups if twins],
-        ("Classes", _counts(checked)),
-        ("Sizes", html.table(("", "width", "height"), checked.sizes())),
-        *[("To know", html.items(checked.notes))] * bool(checked.notes),
-        ("A few of each class", "".join(_samples(checked))),
+        ("Findings", _build_findings(result)),
+        *[("Unreadable", _build_unreadable(result.unreadable))] * bool(result.unreadable),
+        *[(title, _build_duplicates(result, duplicates)) for title, duplicates in duplicate_sections if duplicates],
+        ("Classes", _build_class_table(result)),
+        ("Sizes", html.render_html_table(("", "width", "height"), result.summarize_sizes())),
+        *[("To know", html.render_html_list(result.notes))] * bool(result.notes),
+        ("A few of each class", "".join(_iter_samples(result))),
     ]
-    return html.page(f"check of {checked.data.name}", lead, sections)
+    return html.render_html(f"check of {result.dataset.name}", lead, sections)
 
 
-def _findings(checked: Checked) -> str:
-    told = [f"{found.kind}: {found.count:,}; the first is {found.examples[0]}" for found in checked.findings]
-    return html.items(told) if told else html.note("None.")
+def _build_findings(result: CheckResult) -> str:
+    lines = [f"{finding.kind}: {finding.count:,}; the first is {finding.examples[0]}" for finding in result.findings]
+    return html.render_html_list(lines) if lines else html.render_note("None.")
 
 
-def _unreadable(looks: Sequence[Look]) -> str:
-    more = html.note(f"... and {len(looks) - _MOST_LINES:,} more") if len(looks) > _MOST_LINES else ""
-    return html.items(f"{look.where}: {look.error}" for look in looks[:_MOST_LINES]) + more
+def _build_unreadable(images: Sequence[ImageInfo]) -> str:
+    remainder = html.render_note(f"... and {len(images) - _MAX_LINES:,} more") if len(images) > _MAX_LINES else ""
+    return html.render_html_list(f"{image.location}: {image.error}" for image in images[:_MAX_LINES]) + remainder
 
 
-def _groups(checked: Checked, twins: Sequence[Twins]) -> str:
-    shown = [html.gallery(_figures(checked, group.looks[:6])) for group in twins[:_MOST_GROUPS]]
-    more = html.note(f"... and {len(twins) - _MOST_GROUPS:,} more") if len(twins) > _MOST_GROUPS else ""
-    return "<hr>".join(shown) + more
+def _build_duplicates(result: CheckResult, groups: Sequence[DuplicateGroup]) -> str:
+    galleries = [html.render_gallery(_iter_figures(result, group.images[:6])) for group in groups[:_MAX_GROUPS]]
+    remainder = html.render_note(f"... and {len(groups) - _MAX_GROUPS:,} more") if len(groups) > _MAX_GROUPS else ""
+    return "<hr>".join(galleries) + remainder
 
 
-def _figures(checked: Checked, looks: Sequence[Look]) -> Iterator[tuple[str, str, str]]:
-    for look in looks:
-        image = attempt(checked.data.parts[look.part].image, look.number)
-        if not isinstance(image, PictureError):
-            told = f"{look.part}: {checked.data.classes[look.label]}"
-            yield thumbnail(image), told, f"{look.where}, {look.width}x{look.height}"
+def _iter_figures(result: CheckResult, image_infos: Sequence[ImageInfo]) -> Iterator[tuple[str, str, str]]:
+    for info in image_infos:
+        image = try_read(result.dataset.splits[info.split].load_image, info.index)
+        if not isinstance(image, ImageError):
+            caption = f"{info.split}: {result.dataset.classes[info.label]}"
+            yield encode_thumbnail(image), caption, f"{info.location}, {info.width}x{info.height}"
 
 
-def _counts(checked: Checked) -> str:
+def _build_class_table(result: CheckResult) -> str:
     rows = [
-        (name, *(f"{counts[label]:,}" for counts in checked.counts.values()))
-        for label, name in enumerate(checked.data.classes)
+        (name, *(f"{counts[label]:,}" for counts in result.counts.values()))
+        for label, name in enumerate(result.dataset.classes)
     ]
-    return html.table(("class", *checked.counts), rows)
+    return html.render_html_table(("class", *result.counts), rows)
 
 
-def _samples(checked: Checked) -> Iterator[str]:
+def _iter_samples(result: CheckResult) -> Iterator[str]:
     """The first pictures of the first classes."""
-    for label in range(min(_MOST_CLASSES, len(checked.data.classes))):
-        first = [look for look in checked.looks if look.label == label and not look.error][:_SAMPLE]
-        yield html.gallery(_figures(checked, first)) + "<hr>"
+    for label in range(min(_MAX_CLASSES, len(result.dataset.classes))):
+        samples = [image for image in result.images if image.label == label and not image.error][:_N_SAMPLES]
+        yield html.render_gallery(_iter_figures(result, samples)) + "<hr>"

@@ -19,22 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnetkit.data.readers.row_index import Rows, joined_rows
-from resnetkit.errors import DataError, PictureError, UsageError
+from resnetkit.data.readers.row_index import ImageRows, concatenate_rows
+from resnetkit.errors import DataError, ImageError, UsageError
 from resnetkit.images.decode import decode
 
 Indices = NDArray[np.int64]
-PARTS = {
+SPLIT_ALIASES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-PLACES = {alias: part for part, names in PARTS.items() for alias in names}
-_TEST_SHARE, _VAL_SHARE = 0.2, 0.1
+ALIAS_TO_SPLIT = {alias: split for split, aliases in SPLIT_ALIASES.items() for alias in aliases}
+_TEST_FRACTION, _VAL_FRACTION = 0.2, 0.1
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """Pictures in files, with the number of their class."""
 
     paths: tuple[Path, ...]
@@ -44,22 +44,24 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def image(self, i: int, colour: str = "RGB", shorter: int = 0) -> Image.Image:
+    def load_image(self, i: int, color_mode: str = "RGB", shorter_side: int = 0) -> Image.Image:
         """The ``i``-th picture, reduced where ``shorter`` allows it as in `decode`; raises `PictureError`."""
-        return decode(self.paths[i], colour, shorter)
+        return decode(self.paths[i], color_mode, shorter_side)
 
-    def where(self, i: int) -> str:
+    def format_location(self, i: int) -> str:
         """Where the ``i``-th picture stands."""
         return str(self.paths[i])
 
-    def take(self, indices: Indices) -> Files:
+    def take(self, indices: Indices) -> ImageFiles:
         """Some of them."""
-        chosen = indices.tolist()
-        return Files(tuple(self.paths[i] for i in chosen), tuple(self.names[i] for i in chosen), self.labels[indices])
+        index_list = indices.tolist()
+        return ImageFiles(
+            tuple(self.paths[i] for i in index_list), tuple(self.names[i] for i in index_list), self.labels[indices]
+        )
 
 
 @dataclass(frozen=True)
-class Arrays:
+class ImageArrays:
     """Pictures that are in memory already: N H W (grey) or N H W 3, 8 bits."""
 
     pixels: NDArray[np.uint8]
@@ -69,24 +71,24 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def image(self, i: int, colour: str = "RGB", shorter: int = 0) -> Image.Image:
+    def load_image(self, i: int, color_mode: str = "RGB", shorter_side: int = 0) -> Image.Image:
         """The ``i``-th picture, whole, as it is there already."""
-        return Image.fromarray(self.pixels[i]).convert(colour)
+        return Image.fromarray(self.pixels[i]).convert(color_mode)
 
-    def where(self, i: int) -> str:
+    def format_location(self, i: int) -> str:
         """What the ``i``-th picture is called."""
         return self.names[i]
 
-    def take(self, indices: Indices) -> Arrays:
+    def take(self, indices: Indices) -> ImageArrays:
         """Some of them."""
-        return Arrays(self.pixels[indices], tuple(self.names[i] for i in indices.tolist()), self.labels[indices])
+        return ImageArrays(self.pixels[indices], tuple(self.names[i] for i in indices.tolist()), self.labels[indices])
 
 
-Pictures = Files | Arrays | Rows
+Images = ImageFiles | ImageArrays | ImageRows
 
 
 @dataclass(frozen=True)
-class Data:
+class Dataset:
     """A data set: its classes, in the order of their numbers, and its parts by name.
 
     ``notes`` are sentences about what was found that is no fault and should be known.
@@ -94,137 +96,147 @@ class Data:
 
     name: str
     classes: tuple[str, ...]
-    parts: dict[str, Pictures]
+    splits: dict[str, Images]
     notes: tuple[str, ...] = ()
 
     @property
-    def first(self) -> Pictures:
+    def train_split(self) -> Images:
         """The part to learn from: ``train``, or all."""
-        return next(iter(self.parts.values()))
+        return next(iter(self.splits.values()))
 
-    def lacking(self) -> dict[str, list[str]]:
+    def find_missing_classes(self) -> dict[str, list[str]]:
         """Part -> the classes of which it has no picture; without the parts that have all."""
-        found = {part: set(np.unique(pictures.labels).tolist()) for part, pictures in self.parts.items()}
+        labels_of_split = {split: set(np.unique(images.labels).tolist()) for split, images in self.splits.items()}
         missing = {
-            part: [name for i, name in enumerate(self.classes) if i not in there] for part, there in found.items()
+            split: [name for i, name in enumerate(self.classes) if i not in labels]
+            for split, labels in labels_of_split.items()
         }
-        return {part: names for part, names in missing.items() if names}
+        return {split: names for split, names in missing.items() if names}
 
-    def part(self, name: str) -> Pictures:
+    def get_split(self, name: str) -> Images:
         """A part, or ``all`` of them; raises `UsageError` where there is none of this name."""
-        if name == "all" and name not in self.parts:
-            return joined(tuple(self.parts.values()))
-        if name not in self.parts:
-            raise UsageError(f"there is no part {name!r} here", where=self.name, fix="one of " + ", ".join(self.parts))
-        return self.parts[name]
+        if name == "all" and name not in self.splits:
+            return concatenate_images(tuple(self.splits.values()))
+        if name not in self.splits:
+            raise UsageError(f"there is no part {name!r} here", where=self.name, fix="one of " + ", ".join(self.splits))
+        return self.splits[name]
 
 
-def joined(parts: Sequence[Pictures]) -> Pictures:
+def concatenate_images(splits: Sequence[Images]) -> Images:
     """Several parts of one data set as one."""
-    rows = [part for part in parts if isinstance(part, Rows)]
+    rows = [split for split in splits if isinstance(split, ImageRows)]
     if rows:
-        return joined_rows(rows)
-    names = tuple(name for part in parts for name in part.names)
-    labels = np.concatenate([part.labels for part in parts])
-    arrays = [part.pixels for part in parts if isinstance(part, Arrays)]
+        return concatenate_rows(rows)
+    names = tuple(name for split in splits for name in split.names)
+    labels = np.concatenate([split.labels for split in splits])
+    arrays = [split.pixels for split in splits if isinstance(split, ImageArrays)]
     if arrays:
-        return Arrays(np.concatenate(arrays), names, labels)
-    return Files(tuple(path for part in parts if isinstance(part, Files) for path in part.paths), names, labels)
+        return ImageArrays(np.concatenate(arrays), names, labels)
+    return ImageFiles(
+        tuple(path for split in splits if isinstance(split, ImageFiles) for path in split.paths), names, labels
+    )
 
 
 def is_text(name: str) -> bool:
     """Whether a class may be called so: it goes into cards, tables and pages."""
-    return name.isprintable() and not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return name.isprintable() and not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def join_names(names: Sequence[str], limit: int = 5) -> str:
     """``a, b, c and 7 more``."""
-    return ", ".join(names[:most]) + f" and {len(names) - most:,} more" * (len(names) > most)
+    return ", ".join(names[:limit]) + f" and {len(names) - limit:,} more" * (len(names) > limit)
 
 
-def divide(data: Data, seed: int) -> Data:
+def split_dataset(dataset: Dataset, seed: int) -> Dataset:
     """``train``, ``val`` and, where there are enough folders or one folder to draw from, ``test``."""
-    parts = dict(data.parts)
-    if "all" in parts:
-        parts["train"], parts["test"] = _draw(parts.pop("all"), _TEST_SHARE, f"{seed}/test")
-    if "train" not in parts:
-        raise DataError("there is no train folder beside the others", where=data.name, fix="name one: train/CLASS/")
-    if "val" not in parts:
-        parts["train"], parts["val"] = _draw(parts["train"], _VAL_SHARE, f"{seed}/val")
-    empty = [part for part in parts if not len(parts[part])]
-    if empty or len(parts["train"]) < 2:
+    splits = dict(dataset.splits)
+    if "all" in splits:
+        splits["train"], splits["test"] = _hold_out(splits.pop("all"), _TEST_FRACTION, f"{seed}/test")
+    if "train" not in splits:
+        raise DataError("there is no train folder beside the others", where=dataset.name, fix="name one: train/CLASS/")
+    if "val" not in splits:
+        splits["train"], splits["val"] = _hold_out(splits["train"], _VAL_FRACTION, f"{seed}/val")
+    empty = [split for split in splits if not len(splits[split])]
+    if empty or len(splits["train"]) < 2:
         what = "there are too few pictures to hold some out"
-        raise DataError(what, where=data.name, fix=f"add pictures: {len(data.first)} are too few")
-    return replace(data, parts={part: parts[part] for part in PARTS if part in parts})
+        raise DataError(what, where=dataset.name, fix=f"add pictures: {len(dataset.train_split)} are too few")
+    return replace(dataset, splits={split: splits[split] for split in SPLIT_ALIASES if split in splits})
 
 
-def fingerprint(data: Data) -> str:
+def compute_fingerprint(dataset: Dataset) -> str:
     """A hash of the names of all pictures and of their parts: the same data, wherever it lies."""
     digest = hashlib.blake2b(digest_size=16)
-    for part, pictures in sorted(data.parts.items()):
-        for name, label in zip(pictures.names, pictures.labels.tolist(), strict=True):
-            digest.update(f"{part}/{label}/{name}\0".encode("utf-8", "surrogateescape"))
+    for split, images in sorted(dataset.splits.items()):
+        for name, label in zip(images.names, images.labels.tolist(), strict=True):
+            digest.update(f"{split}/{label}/{name}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def _draw(pictures: Pictures, share: float, seed: str) -> tuple[Pictures, Pictures]:
+def _hold_out(images: Images, fraction: float, seed: str) -> tuple[Images, Images]:
     """(rest, drawn): of each class the ``share`` whose names hash lowest; every class keeps one picture at least."""
-    ranks = [hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest() for name in pictures.names]
-    drawn: list[int] = []
-    for label in np.unique(pictures.labels):
-        members = sorted(np.flatnonzero(pictures.labels == label).tolist(), key=ranks.__getitem__)
-        count = max(round(share * len(members)), min(1, len(members) - 1))
-        drawn += members[:count]
-    mask = np.zeros(len(pictures), dtype=bool)
-    mask[drawn] = True
-    return pictures.take(np.flatnonzero(~mask)), pictures.take(np.flatnonzero(mask))
+    hashes = [hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest() for name in images.names]
+    held_out: list[int] = []
+    for label in np.unique(images.labels):
+        members = sorted(np.flatnonzero(images.labels == label).tolist(), key=hashes.__getitem__)
+        count = max(round(fraction * len(members)), min(1, len(members) - 1))
+        held_out += members[:count]
+    mask = np.zeros(len(images), dtype=bool)
+    mask[held_out] = True
+    return images.take(np.flatnonzero(~mask)), images.take(np.flatnonzero(mask))
 
 
 # ------------------------------------------------------------------------------------------------------------- leaks
 
 
-def leaks(data: Data) -> list[tuple[str, str]]:
+def find_leaks(dataset: Dataset) -> list[tuple[str, str]]:
     """(picture, its twin in another part): files of the same bytes, or arrays of the same pixels.
 
     Only files whose size occurs in several parts are read, so that large photographs cost next to nothing.
     """
     groups: dict[tuple[int, bytes], list[tuple[str, str]]] = defaultdict(list)
-    for part, i, size in _shared_sizes(data):
-        pictures = data.parts[part]
-        groups[size, content_digest(pictures, i)].append((part, pictures.where(i)))
-    return [(members[0][1], other) for members in groups.values() for part, other in members if part != members[0][0]]
+    for split, i, size in _find_shared_sizes(dataset):
+        images = dataset.splits[split]
+        groups[size, hash_content(images, i)].append((split, images.format_location(i)))
+    return [
+        (members[0][1], location)
+        for members in groups.values()
+        for split, location in members
+        if split != members[0][0]
+    ]
 
 
-def _shared_sizes(data: Data) -> list[tuple[str, int, int]]:
+def _find_shared_sizes(dataset: Dataset) -> list[tuple[str, int, int]]:
     """(part, number, size) of every picture whose size in bytes is found in more than one part."""
-    found = [(part, i, _size(pictures, i)) for part, pictures in data.parts.items() for i in range(len(pictures))]
-    parts: dict[int, set[str]] = defaultdict(set)
-    for part, _, size in found:
-        parts[size].add(part)
-    return [entry for entry in found if entry[2] >= 0 and len(parts[entry[2]]) > 1]
+    entries = [
+        (split, i, _get_byte_size(images, i)) for split, images in dataset.splits.items() for i in range(len(images))
+    ]
+    splits_of_size: dict[int, set[str]] = defaultdict(set)
+    for split, _, size in entries:
+        splits_of_size[size].add(split)
+    return [entry for entry in entries if entry[2] >= 0 and len(splits_of_size[entry[2]]) > 1]
 
 
-def _size(pictures: Pictures, i: int) -> int:
+def _get_byte_size(images: Images, i: int) -> int:
     """In bytes; -1 for a file that cannot be asked, which whoever decodes it will tell."""
-    if isinstance(pictures, Arrays):
-        return int(pictures.pixels[i].nbytes)
-    if isinstance(pictures, Rows):
-        return pictures.size(i)
+    if isinstance(images, ImageArrays):
+        return int(images.pixels[i].nbytes)
+    if isinstance(images, ImageRows):
+        return images.get_byte_size(i)
     try:
-        known = pictures.paths[i].stat()
+        status = images.paths[i].stat()
     except OSError:
         return -1
-    return known.st_size if stat.S_ISREG(known.st_mode) else -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
-def content_digest(pictures: Pictures, i: int) -> bytes:
+def hash_content(images: Images, i: int) -> bytes:
     """Of the bytes of a file or a row, or the pixels of an array."""
-    if isinstance(pictures, Arrays):
-        return hashlib.blake2b(np.ascontiguousarray(pictures.pixels[i]).data, digest_size=16).digest()
+    if isinstance(images, ImageArrays):
+        return hashlib.blake2b(np.ascontiguousarray(images.pixels[i]).data, digest_size=16).digest()
     try:
-        if isinstance(pictures, Rows):
-            return hashlib.blake2b(pictures.content(i)).digest()
-        with pictures.paths[i].open("rb") as file:
+        if isinstance(images, ImageRows):
+            return hashlib.blake2b(images.read_content(i)).digest()
+        with images.paths[i].open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()
-    except (OSError, PictureError):  # what cannot be read is like nothing else
-        return pictures.where(i).encode("utf-8", "surrogateescape")
+    except (OSError, ImageError):  # what cannot be read is like nothing else
+        return images.format_location(i).encode("utf-8", "surrogateescape")

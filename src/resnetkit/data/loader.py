@@ -6,9 +6,8 @@ picture that cannot be read is left out of its batch, named and counted, and nev
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -17,184 +16,157 @@ import torch
 from torch import Tensor
 
 from resnetkit.architecture.card import Preparation
-from resnetkit.data.dataset import Data, Indices, Pictures
-from resnetkit.errors import DataError, PictureError, UsageError
-from resnetkit.images.decode import attempt_named
-from resnetkit.images.prepare import Pixels, prepare, random_crop
-from resnetkit.runtime.distributed import ALONE, Ranks, cores, launched
-from resnetkit.runtime.threads import MOST, ahead, each
-from resnetkit.training.recipe import BadFiles, Skip
+from resnetkit.data.bad_files import SkippedFiles
+from resnetkit.data.dataset import Images, Indices
+from resnetkit.errors import ImageError, UsageError
+from resnetkit.images.decode import try_read_named
+from resnetkit.images.prepare import Pixels, random_resized_crop, resize_and_crop
+from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup, count_cores, read_launch_info
+from resnetkit.runtime.progress import ProgressCallback
+from resnetkit.runtime.threads import MAX_WORKERS, map_ordered, prefetch
 
-EVALUATED = 128  # pictures in a batch of an evaluation: several processes share few, too
-_SHOWN = 20
+EVAL_BATCH_SIZE = 128  # pictures in a batch of an evaluation: several processes share few, too
 
 T = TypeVar("T")
-Tell = Callable[[int, int], None]
 
 
-def kept_bytes() -> int:
+def get_cache_limit() -> int:
     """What prepared pictures may take in memory: 2 GiB, or the part of a process of a quarter of the machine."""
     if not hasattr(os, "sysconf"):
         return 2 * 2**30
-    launch = launched()
+    launch_info = read_launch_info()
     quarter = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    return min(2 * 2**30, quarter // (launch.local_world if launch else 1))
+    return min(2 * 2**30, quarter // (launch_info.local_world_size if launch_info else 1))
 
 
-def workers_of(told: int | None) -> int:
+def resolve_workers(workers: int | None) -> int:
     """How many threads read pictures: as told, or one for each core; raises `UsageError`."""
-    if told is None:
-        return cores()
-    if not 0 <= told <= MOST:
-        fix = f"0 (the loop itself) to {MOST:,}; leave it out for one on each core"
-        raise UsageError(f"there cannot be {told:,} workers", where="--workers", fix=fix)
-    return told
+    if workers is None:
+        return count_cores()
+    if not 0 <= workers <= MAX_WORKERS:
+        fix = f"0 (the loop itself) to {MAX_WORKERS:,}; leave it out for one on each core"
+        raise UsageError(f"there cannot be {workers:,} workers", where="--workers", fix=fix)
+    return workers
 
 
-class Skipped:
-    """The pictures of a data set that could not be read; raises `DataError` as soon as there are too many."""
-
-    def __init__(self, data: Data, policy: BadFiles) -> None:
-        self.data, self.policy = data.name, policy
-        self.all = sum(map(len, data.parts.values()))
-        self.most = math.floor(policy.at_most * self.all + 1e-9) if isinstance(policy, Skip) else 0
-        self.reasons: dict[str, str] = {}
-        self.told = 0  # how many of them the other processes know
-
-    def note(self, bad: Iterable[PictureError]) -> None:
-        """Remember them."""
-        self.add({error.where[0]: error.what for error in bad})
-
-    def add(self, reasons: Mapping[str, str]) -> None:
-        """The same by their names."""
-        self.reasons |= reasons
-        if len(self.reasons) > self.most:
-            raise self._too_many()
-
-    def _too_many(self) -> DataError:
-        told = [f"{path}: {reason}" for path, reason in list(self.reasons.items())[:_SHOWN]]
-        more = [f"... and {len(self.reasons) - _SHOWN:,} more"] * (len(self.reasons) > _SHOWN)
-        count = "1 picture" if len(self.reasons) == 1 else f"{len(self.reasons):,} pictures"
-        what, fix = f"{count} cannot be read", f"resnetkit check {self.data} --write-list bad.txt names every one"
-        if isinstance(self.policy, Skip):
-            what += f" of {self.all:,}, and {self.most:,} may be skipped ({self.policy.at_most:.3g} of all)"
-            fix += "; repair or remove them, or allow more: --max-bad 10%"
-        return DataError(what, where=told + more, fix=fix if isinstance(self.policy, Skip) else _NONE + fix)
-
-
-_NONE = "repair or remove them, as none was skipped (--bad-files skip); "
-
-
-class PixelSource:
+class ImageLoader:
     """The prepared pictures of a part, by number."""
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: Images,
         preparation: Preparation,
-        skipped: Skipped,
+        skipped: SkippedFiles,
         *,
-        keep: bool = True,
-        tell: Tell | None = None,
+        cache: bool = True,
+        on_progress: ProgressCallback | None = None,
         workers: int | None = None,
     ) -> None:
-        self.workers = workers_of(workers)
-        self.pictures = pictures
+        self.workers = resolve_workers(workers)
+        self.images = images
         self.preparation = preparation
-        self.labels = torch.from_numpy(pictures.labels)
+        self.labels = torch.from_numpy(images.labels)
         self.skipped = skipped
-        self._bad = np.zeros(len(pictures), dtype=bool)
-        self._kept = self._read_all(tell) if keep else None
+        self._is_unreadable = np.zeros(len(images), dtype=bool)
+        self._cached_pixels = self._read_all(on_progress) if cache else None
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
-    def in_memory(self) -> bool:
+    def is_cached(self) -> bool:
         """Whether reading them again costs nothing."""
-        return self._kept is not None
+        return self._cached_pixels is not None
 
-    def leave_out(self, known: Mapping[str, str]) -> None:
+    def mark_unreadable(self, reasons: Mapping[str, str]) -> None:
         """Those that could not be read before, with the reasons: what failed once stays out of a run."""
-        self.skipped.reasons = {**known, **self.skipped.reasons}
-        self._bad |= np.array([self.pictures.where(i) in known for i in range(len(self))], dtype=bool)
+        self.skipped.reasons = {**reasons, **self.skipped.reasons}
+        self._is_unreadable |= np.array(
+            [self.images.format_location(i) in reasons for i in range(len(self))], dtype=bool
+        )
 
-    def readable(self, indices: Indices) -> Indices:
+    def select_readable(self, indices: Indices) -> Indices:
         """Those that are not known to be unreadable."""
-        return indices[~self._bad[indices]]
+        return indices[~self._is_unreadable[indices]]
 
-    def prepared(self, indices: Indices) -> tuple[Tensor, Indices]:
+    def load_eval_pixels(self, indices: Indices) -> tuple[Tensor, Indices]:
         """The pictures as evaluation sees them, and which of ``indices`` they are."""
-        if self._kept is not None:
-            good = self.readable(indices)
-            return self._kept[torch.from_numpy(good)], good
-        return self._read(self._one, self.readable(indices))
+        if self._cached_pixels is not None:
+            readable = self.select_readable(indices)
+            return self._cached_pixels[torch.from_numpy(readable)], readable
+        return self._read_readable(self._load_eval_image, self.select_readable(indices))
 
-    def cropped(self, indices: Indices, area: float, seed: Sequence[int]) -> tuple[Tensor, Indices]:
+    def load_random_crops(self, indices: Indices, area: float, seed: Sequence[int]) -> tuple[Tensor, Indices]:
         """Random windows; what is drawn for a picture depends on ``seed`` and its number alone."""
-        return self._read(partial(self._crop, area, tuple(seed)), self.readable(indices))
+        return self._read_readable(partial(self._load_random_crop, area, tuple(seed)), self.select_readable(indices))
 
-    def batches(self, *, ranks: Ranks = ALONE, size: int | None = None) -> Iterator[tuple[Tensor, Indices]]:
+    def iter_batches(
+        self, *, dist: ProcessGroup = SINGLE_PROCESS, batch_size: int | None = None
+    ) -> Iterator[tuple[Tensor, Indices]]:
         """All of them in order: (pixels, numbers). Of W processes process r gets the batches r, r + W, r + 2 W ...
 
         So a batch holds the same pictures whatever W is. All get as many batches; the last ones may be empty.
         """
-        size = size or EVALUATED
-        rounds, own = range(0, len(self), size * ranks.world), ranks.rank * size
-        chunks = [np.arange(start + own, min(start + own + size, len(self))) for start in rounds]
-        return map(self.prepared, chunks) if self.in_memory else self.ahead([partial(self.prepared, c) for c in chunks])
+        batch_size = batch_size or EVAL_BATCH_SIZE
+        round_starts, offset = range(0, len(self), batch_size * dist.world_size), dist.rank * batch_size
+        chunks = [np.arange(start + offset, min(start + offset + batch_size, len(self))) for start in round_starts]
+        return (
+            map(self.load_eval_pixels, chunks)
+            if self.is_cached
+            else self.prefetch([partial(self.load_eval_pixels, chunk) for chunk in chunks])
+        )
 
-    def ahead(self, tasks: Sequence[Callable[[], T]]) -> Iterator[T]:
+    def prefetch(self, tasks: Sequence[Callable[[], T]]) -> Iterator[T]:
         """Batches in order, one read while the one before it is in use, where there are workers."""
-        return ahead(tasks, self.workers)
+        return prefetch(tasks, self.workers)
 
-    def _one(self, i: int) -> Pixels:
-        how = self.preparation
-        return prepare(self.pictures.image(i, how.colour, how.resize), how)
+    def _load_eval_image(self, i: int) -> Pixels:
+        preparation = self.preparation
+        return resize_and_crop(self.images.load_image(i, preparation.color_mode, preparation.resize), preparation)
 
-    def _crop(self, area: float, seed: tuple[int, ...], i: int) -> Pixels:
-        draw = np.random.default_rng([*seed, i])
-        return random_crop(self.pictures.image(i, self.preparation.colour), self.preparation, area, draw)
+    def _load_random_crop(self, area: float, seed: tuple[int, ...], i: int) -> Pixels:
+        rng = np.random.default_rng([*seed, i])
+        return random_resized_crop(self.images.load_image(i, self.preparation.color_mode), self.preparation, area, rng)
 
-    def _read(self, read: Callable[[int], Pixels], indices: Indices) -> tuple[Tensor, Indices]:
+    def _read_readable(self, read: Callable[[int], Pixels], indices: Indices) -> tuple[Tensor, Indices]:
         """``read`` of each on all cores, in order, without those that cannot be read; what failed once stays out."""
-        pixels, good = self._read_each(read, indices)
-        return torch.from_numpy(pixels if len(good) == len(indices) else pixels[good]), indices[good]
+        pixels, readable = self._read_batch(read, indices)
+        return torch.from_numpy(pixels if len(readable) == len(indices) else pixels[readable]), indices[readable]
 
-    def _read_each(
-        self, read: Callable[[int], Pixels], indices: Indices, tell: Tell | None = None
+    def _read_batch(
+        self, read: Callable[[int], Pixels], indices: Indices, on_progress: ProgressCallback | None = None
     ) -> tuple[Pixels, Indices]:
         """A place for each, and the places that hold a picture."""
         pixels = np.empty((len(indices), *self.preparation.crop, len(self.preparation.mean)), np.uint8)
-        bad: dict[int, PictureError] = {}
-        for place, found in enumerate(self._attempts(read, indices.tolist())):
-            if isinstance(found, PictureError):
-                bad[place] = found
+        errors: dict[int, ImageError] = {}
+        for position, result in enumerate(self._attempt_reads(read, indices.tolist())):
+            if isinstance(result, ImageError):
+                errors[position] = result
             else:
-                pixels[place] = found
-            if tell:
-                tell(place + 1, len(indices))
-        self._bad[indices[list(bad)]] = True
-        self.skipped.note(bad.values())
-        return pixels, np.delete(np.arange(len(indices)), list(bad))
+                pixels[position] = result
+            if on_progress:
+                on_progress(position + 1, len(indices))
+        self._is_unreadable[indices[list(errors)]] = True
+        self.skipped.add_errors(errors.values())
+        return pixels, np.delete(np.arange(len(indices)), list(errors))
 
-    def _attempts(self, read: Callable[[int], Pixels], numbers: list[int]) -> Iterator[Pixels | PictureError]:
+    def _attempt_reads(self, read: Callable[[int], Pixels], indices: list[int]) -> Iterator[Pixels | ImageError]:
         """In order; what no picture should cause is an error that names the picture."""
-        where = self.pictures.where
-        yield from each(partial(attempt_named, read, where), numbers, self.workers, where)
+        describe = self.images.format_location
+        yield from map_ordered(partial(try_read_named, read, describe), indices, self.workers, describe)
 
-    def _read_all(self, tell: Tell | None) -> Tensor:
+    def _read_all(self, on_progress: ProgressCallback | None) -> Tensor:
         """Every picture at its number; what stands at the number of an unreadable one is never used."""
-        return torch.from_numpy(self._read_each(self._one, np.arange(len(self)), tell)[0])
+        return torch.from_numpy(self._read_batch(self._load_eval_image, np.arange(len(self)), on_progress)[0])
 
 
-def tell_unreadable(sources: Collection[PixelSource], ranks: Ranks) -> None:
+def sync_unreadable(loaders: Collection[ImageLoader], dist: ProcessGroup) -> None:
     """What one process could not read stays out in all of them. They call this at the same places."""
-    skipped = next(iter(sources)).skipped
-    if ranks.world == 1 or not ranks.agreed(len(skipped.reasons) > skipped.told):
+    skipped = next(iter(loaders)).skipped
+    if dist.world_size == 1 or not dist.all_reduce_any(len(skipped.reasons) > skipped.n_synced):
         return
-    every = {name: why for reasons in ranks.each(skipped.reasons) for name, why in reasons.items()}
-    skipped.reasons, skipped.told = {}, len(every)
-    skipped.add(every)
-    for source in sources:
-        source.leave_out(every)
+    all_reasons = {name: reason for reasons in dist.all_gather(skipped.reasons) for name, reason in reasons.items()}
+    skipped.reasons, skipped.n_synced = {}, len(all_reasons)
+    skipped.add_reasons(all_reasons)
+    for loader in loaders:
+        loader.mark_unreadable(all_reasons)

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from resnetkit.data.dataset import Arrays, Data
-from resnetkit.data.readers.arrow import is_saved, open_saved
+from resnetkit.data.dataset import Dataset, ImageArrays
+from resnetkit.data.readers.arrow import is_saved_dataset, open_saved_dataset
 from resnetkit.data.readers.cifar import is_cifar, open_cifar
-from resnetkit.data.readers.csv_table import open_table
-from resnetkit.data.readers.image_folder import open_folder
-from resnetkit.data.readers.parquet import SUFFIX, Tell, is_parquet, open_parquet
-from resnetkit.errors import UsageError, extra_missing, suggestion
+from resnetkit.data.readers.csv_table import open_csv_table
+from resnetkit.data.readers.image_folder import open_image_folder
+from resnetkit.data.readers.parquet import SUFFIX, is_parquet, open_parquet
+from resnetkit.errors import UsageError, missing_extra_error, suggest_fix
+from resnetkit.runtime.progress import ProgressCallback
 
-_TABLES, _ARCHIVES = (".csv", ".tsv"), (".tar.gz", ".tgz", ".tar")
+_TABLE_SUFFIXES, _ARCHIVE_SUFFIXES = (".csv", ".tsv"), (".tar.gz", ".tgz", ".tar")
 
 
-def open_data(source: str | Path, tell: Tell | None = None) -> Data:
+def open_dataset(source: str | Path, on_progress: ProgressCallback | None = None) -> Dataset:
     """A folder of classes or of parts, a table of labels (.csv), CIFAR's binary archive, Parquet, or: digits.
 
     Also a folder that ``save_to_disk`` of Hugging Face's datasets wrote. ``tell`` hears (done, all) while pictures of
@@ -31,29 +32,29 @@ def open_data(source: str | Path, tell: Tell | None = None) -> Data:
     """
     path, name = Path(source), str(source)
     if name == "digits":  # a folder of this name is ./digits
-        return _digits()
+        return _open_digits()
     if path.is_dir():
-        return _open_folder(path, name, tell)
+        return _open_folder(path, name, on_progress)
     if path.is_file():
-        return _open_file(path, name, tell)
-    fix = suggestion(name, ["digits"], "name a folder with a folder of pictures for each class, or: digits")
+        return _open_file(path, name, on_progress)
+    fix = suggest_fix(name, ["digits"], "name a folder with a folder of pictures for each class, or: digits")
     raise UsageError("there is no such folder", where=name, fix=fix)
 
 
-def _open_folder(path: Path, name: str, tell: Tell | None) -> Data:
+def _open_folder(path: Path, name: str, on_progress: ProgressCallback | None) -> Dataset:
     if is_cifar(path):
         return open_cifar(path, name)
-    if is_saved(path):
-        return open_saved(path, name)
-    return open_parquet(path, name, tell) if is_parquet(path) else open_folder(path, name)
+    if is_saved_dataset(path):
+        return open_saved_dataset(path, name)
+    return open_parquet(path, name, on_progress) if is_parquet(path) else open_image_folder(path, name)
 
 
-def _open_file(path: Path, name: str, tell: Tell | None) -> Data:
+def _open_file(path: Path, name: str, on_progress: ProgressCallback | None) -> Dataset:
     if path.name.lower().endswith(SUFFIX):
-        return open_parquet(path, name, tell)
-    if path.name.lower().endswith(_TABLES):
-        return open_table(path, name)
-    if path.name.lower().endswith(_ARCHIVES):
+        return open_parquet(path, name, on_progress)
+    if path.name.lower().endswith(_TABLE_SUFFIXES):
+        return open_csv_table(path, name)
+    if path.name.lower().endswith(_ARCHIVE_SUFFIXES):
         return open_cifar(path, name)
     raise UsageError(
         "this file is no data that is read here",
@@ -62,12 +63,12 @@ def _open_file(path: Path, name: str, tell: Tell | None) -> Data:
     )
 
 
-def _digits() -> Data:
+def _open_digits() -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise extra_missing("scikit-learn, which brings the digits,", "demo") from None
-    found = load_digits()
-    pixels = (found.images * (255 / 16)).round().astype(np.uint8)
+        raise missing_extra_error("scikit-learn, which brings the digits,", "demo") from None
+    digits = load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
     names = tuple(f"digit {i}" for i in range(len(pixels)))
-    return Data("digits", tuple("0123456789"), {"all": Arrays(pixels, names, found.target.astype(np.int64))})
+    return Dataset("digits", tuple("0123456789"), {"all": ImageArrays(pixels, names, digits.target.astype(np.int64))})

@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetkit.errors import extra_missing
+from resnetkit.errors import missing_extra_error
 from resnetkit.images.prepare import Pixels
-from resnetkit.runtime.distributed import cores
-from resnetkit.runtime.threads import Pool, outcome
+from resnetkit.runtime.distributed import count_cores
+from resnetkit.runtime.threads import WorkerPool, wait_for_result
 
 if TYPE_CHECKING:
-    from resnetkit.network.layers import Network
+    from resnetkit.network.layers import NetworkModule
 
 Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class EngineConfig:
     """One way to compute: by which engine, in what it multiplies, and how its work is cut.
 
     ``batch`` pictures are a call; ``streams`` calls run beside each other, each on its share of the cores.
@@ -40,7 +40,7 @@ class Choice:
 
     engine: str
     precision: str
-    batch: int = 1
+    batch_size: int = 1
     streams: int = 1
     device: str = "cpu"
 
@@ -52,19 +52,19 @@ class Choice:
     @property
     def threads(self) -> int:
         """Of each stream."""
-        return max(1, cores() // self.streams)
+        return max(1, count_cores() // self.streams)
 
     def __str__(self) -> str:
-        place = "" if self.device == "cpu" else f" on {self.device}"
-        who = f"{self.engine}-{self.precision}" if self.engine in KINDS else f"{self.engine} {self.precision}"
-        return f"{who}, batch {self.batch} x {self.streams}{place}"
+        suffix = "" if self.device == "cpu" else f" on {self.device}"
+        label = f"{self.engine}-{self.precision}" if self.engine in ENGINE_SPECS else f"{self.engine} {self.precision}"
+        return f"{label}, batch {self.batch_size} x {self.streams}{suffix}"
 
 
 class Engine(Protocol):
     """At most ``choice.batch`` pictures to their logits; ``choice.streams`` threads may ask at once."""
 
     @property
-    def choice(self) -> Choice:
+    def config(self) -> EngineConfig:
         """How it was opened."""
 
     def __call__(self, pixels: Pixels) -> Logits:
@@ -74,58 +74,58 @@ class Engine(Protocol):
 class Backend(Protocol):
     """What a module of `resnetkit.engines` has."""
 
-    def make(self, network: Network, artefact: Path, precision: str, pixels: Pixels | None) -> None:
+    def export_artifact(self, network: NetworkModule, artifact: Path, precision: str, pixels: Pixels | None) -> None:
         """Fill the new folder ``artefact`` with what `open` needs beside the model folder; int8 measures ``pixels``."""
 
-    def open(self, folder: Path, artefact: Path, choice: Choice) -> Engine:
+    def load_engine(self, folder: Path, artifact: Path, config: EngineConfig) -> Engine:
         """The engine of a model folder, from its artefact."""
 
 
 # (pictures in a call, cores that work on it; None: all of them), what helps most often first
-_CUTS = ((1, None), (4, 1), (16, None), (1, 1), (8, 1), (8, 4), (32, None), (32, 1), (4, None))
-_OF_A_GPU = (1, 32, 256)
-MOST = 1024  # pictures in a call, and calls beside each other
+_LAYOUTS = ((1, None), (4, 1), (16, None), (1, 1), (8, 1), (8, 4), (32, None), (32, 1), (4, None))
+_GPU_BATCH_SIZES = (1, 32, 256)
+MAX_BATCH_OR_STREAMS = 1024  # pictures in a call, and calls beside each other
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class EngineSpec:
     """A row: which module runs it, what that needs installed to run and to ``make``, what is worth trying."""
 
     module: str
     packages: tuple[str, ...]
     precisions: tuple[str, ...]
     extra: str = ""
-    makes: tuple[str, ...] = ()
-    cuts: tuple[tuple[int, int | None], ...] = _CUTS
+    export_packages: tuple[str, ...] = ()
+    layouts: tuple[tuple[int, int | None], ...] = _LAYOUTS
     devices: tuple[str, ...] = ("cpu",)
 
-    def require(self, making: bool = False) -> None:
+    def check_packages(self, for_export: bool = False) -> None:
         """Raise `MachineError` with the exact command where a package is missing."""
-        for package in (*self.packages, *(self.makes if making else ())):
+        for package in (*self.packages, *(self.export_packages if for_export else ())):
             if importlib.util.find_spec(package) is None:
-                raise extra_missing(package, self.extra)
+                raise missing_extra_error(package, self.extra)
 
-    def versions(self) -> tuple[str, ...]:
+    def get_versions(self) -> tuple[str, ...]:
         """``openvino 2026.4.1``, of what runs it."""
-        return tuple(f"{package} {_version(package)}" for package in self.packages)
+        return tuple(f"{package} {_get_version(package)}" for package in self.packages)
 
-    def backend(self) -> Backend:
+    def import_backend(self) -> Backend:
         """Its module, imported now."""
         return cast(Backend, importlib.import_module(self.module))
 
-    def ways(self, choice: Choice) -> list[Choice]:
+    def list_variants(self, config: EngineConfig) -> list[EngineConfig]:
         """How its work can be cut on this machine."""
-        if choice.device != "cpu":
-            return [replace(choice, batch=batch) for batch in _OF_A_GPU]
-        all_of_them = cores()
-        cut = [
-            replace(choice, batch=batch, streams=max(1, all_of_them // (each or all_of_them)))
-            for batch, each in self.cuts
+        if config.device != "cpu":
+            return [replace(config, batch_size=batch_size) for batch_size in _GPU_BATCH_SIZES]
+        n_cores = count_cores()
+        variants = [
+            replace(config, batch_size=batch_size, streams=max(1, n_cores // (stream_cores or n_cores)))
+            for batch_size, stream_cores in self.layouts
         ]
-        return list(dict.fromkeys(cut))
+        return list(dict.fromkeys(variants))
 
 
-def _version(package: str) -> str:
+def _get_version(package: str) -> str:
     """Of a module, which may come with a distribution of another name (onnxruntime-gpu)."""
     try:
         return metadata.version(package)
@@ -133,40 +133,54 @@ def _version(package: str) -> str:
         return str(getattr(importlib.import_module(package), "__version__", "of no version"))
 
 
-_HERE = "resnetkit.engines"
-KINDS: dict[str, Kind] = {  # what others are compared with, then the most promising first
-    "eager": Kind(
-        f"{_HERE}.eager", ("torch",), ("fp32", "bf16"), cuts=((1, None), (16, None), (4, 1)), devices=("cpu", "cuda")
+_BACKENDS_PACKAGE = "resnetkit.engines"
+ENGINE_SPECS: dict[str, EngineSpec] = {  # what others are compared with, then the most promising first
+    "eager": EngineSpec(
+        f"{_BACKENDS_PACKAGE}.torch_eager",
+        ("torch",),
+        ("fp32", "bf16"),
+        layouts=((1, None), (16, None), (4, 1)),
+        devices=("cpu", "cuda"),
     ),
-    "openvino": Kind(f"{_HERE}.openvino", ("openvino",), ("int8", "int8-body", "bf16", "fp32"), "openvino", ("nncf",)),
-    "compiled": Kind(
-        f"{_HERE}.compiled", ("torch",), ("bf16", "fp32"), cuts=((1, None), (16, None)), devices=("cpu", "cuda")
+    "openvino": EngineSpec(
+        f"{_BACKENDS_PACKAGE}.openvino", ("openvino",), ("int8", "int8-body", "bf16", "fp32"), "openvino", ("nncf",)
     ),
-    "onnxruntime": Kind(
-        f"{_HERE}.onnx_runtime", ("onnxruntime",), ("int8", "int8-body", "fp32"), "onnx", ("onnx", "onnxscript")
+    "compiled": EngineSpec(
+        f"{_BACKENDS_PACKAGE}.torch_compile",
+        ("torch",),
+        ("bf16", "fp32"),
+        layouts=((1, None), (16, None)),
+        devices=("cpu", "cuda"),
+    ),
+    "onnxruntime": EngineSpec(
+        f"{_BACKENDS_PACKAGE}.onnxruntime",
+        ("onnxruntime",),
+        ("int8", "int8-body", "fp32"),
+        "onnx",
+        ("onnx", "onnxscript"),
     ),
 }
 
 
 @contextlib.contextmanager
-def whole(engine: Engine) -> Iterator[Callable[[Pixels], Logits]]:
+def batch_calls(engine: Engine) -> Iterator[Callable[[Pixels], Logits]]:
     """An engine for any number of pictures at once, whose calls all its streams share; the same threads for all."""
-    batch, pool = engine.choice.batch, Pool(engine.choice.streams)
+    batch_size, pool = engine.config.batch_size, WorkerPool(engine.config.streams)
 
-    def logits(pixels: Pixels) -> Logits:
-        starts = range(0, len(pixels), batch)
-        asked = [pool.submit(partial(engine, np.ascontiguousarray(pixels[i : i + batch]))) for i in starts]
-        return np.concatenate([outcome(answer) for answer in asked])
+    def infer(pixels: Pixels) -> Logits:
+        starts = range(0, len(pixels), batch_size)
+        futures = [pool.submit(partial(engine, np.ascontiguousarray(pixels[i : i + batch_size]))) for i in starts]
+        return np.concatenate([wait_for_result(future) for future in futures])
 
     try:
-        yield logits
+        yield infer
     finally:
-        pool.end()
+        pool.shutdown()
         pool.join()
 
 
-def padded(pixels: Pixels, batch: int) -> Pixels:
+def pad_batch(pixels: Pixels, batch_size: int) -> Pixels:
     """``batch`` pictures: behind those given there are black ones, whose answers nobody reads."""
-    if len(pixels) == batch:
+    if len(pixels) == batch_size:
         return pixels
-    return np.concatenate([pixels, np.zeros((batch - len(pixels), *pixels.shape[1:]), pixels.dtype)])
+    return np.concatenate([pixels, np.zeros((batch_size - len(pixels), *pixels.shape[1:]), pixels.dtype)])

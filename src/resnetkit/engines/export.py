@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from resnetkit.architecture.card import Card
-from resnetkit.engines.base import MOST
-from resnetkit.images.prepare import scale_and_shift
-from resnetkit.network.layers import Network
-from resnetkit.surgery.norms import folded
+from resnetkit.engines.base import MAX_BATCH_OR_STREAMS
+from resnetkit.images.prepare import compute_scale_and_shift
+from resnetkit.network.layers import NetworkModule
+from resnetkit.surgery.norms import fold_for_inference
 
 
-class Served(nn.Module):
+class ExportModule(nn.Module):
     """A network with its norms folded, and before it what `images.prepare` leaves to the network.
 
     Pixels are scaled and shifted in fp32 whatever ``dtype`` the network has. It cannot be folded into the first
@@ -25,12 +25,14 @@ class Served(nn.Module):
     computes in channels-last order, as most do, what comes behind is no work.
     """
 
-    def __init__(self, network: Network, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, network: NetworkModule, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        how = network.card.preparation
-        self.scale, self.shift = (nn.Buffer(torch.from_numpy(np.tile(v, how.crop[1]))) for v in scale_and_shift(how))
-        self.channels, self.dtype = len(how.mean), dtype
-        self.network = folded(network).to("cpu", dtype).eval()
+        preparation = network.card.preparation
+        self.scale, self.shift = (
+            nn.Buffer(torch.from_numpy(np.tile(v, preparation.crop[1]))) for v in compute_scale_and_shift(preparation)
+        )
+        self.channels, self.dtype = len(preparation.mean), dtype
+        self.network = fold_for_inference(network).to("cpu", dtype).eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = (pixels.flatten(2).float() * self.scale + self.shift).to(self.dtype)
@@ -38,14 +40,16 @@ class Served(nn.Module):
         return self.network(x).float()  # type: ignore[no-any-return]
 
 
-def example(card: Card, batch: int) -> Tensor:
+def make_example_input(card: Card, batch_size: int) -> Tensor:
     """Pixels of this shape, all black."""
-    return torch.zeros(batch, *card.preparation.crop, len(card.preparation.mean), dtype=torch.uint8)
+    return torch.zeros(batch_size, *card.preparation.crop, len(card.preparation.mean), dtype=torch.uint8)
 
 
-def exported(network: Network) -> torch.export.ExportedProgram:
+def export_program(network: NetworkModule) -> torch.export.ExportedProgram:
     """The graph for every batch of 1 to `MOST` pictures, with the weights in fp32."""
-    batch = torch.export.Dim("batch", min=1, max=MOST)
-    module = Served(network).eval()
+    batch_dim = torch.export.Dim("batch", min=1, max=MAX_BATCH_OR_STREAMS)
+    module = ExportModule(network).eval()
     with torch.no_grad():
-        return torch.export.export(module, (example(network.card, 2),), dynamic_shapes=({0: batch},), strict=False)
+        return torch.export.export(
+            module, (make_example_input(network.card, 2),), dynamic_shapes=({0: batch_dim},), strict=False
+        )

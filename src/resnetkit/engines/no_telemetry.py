@@ -22,38 +22,38 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from resnetkit.errors import extra_missing
+from resnetkit.errors import missing_extra_error
 
 _TELEMETRY = "openvino_telemetry"
 _EXTRAS = {"openvino": "openvino", "nncf": "openvino", "onnxruntime": "onnx", "onnx": "onnx", "onnxscript": "onnx"}
 
 
-def quietly(name: str) -> ModuleType:
+def import_without_telemetry(module_name: str) -> ModuleType:
     """A library of these (``onnxruntime.quantization``); raises `MachineError` where its extra is not installed."""
-    package = name.partition(".")[0]
+    package = module_name.partition(".")[0]
     if importlib.util.find_spec(package) is None:
-        raise extra_missing(package, _EXTRAS[package])
-    _block()
+        raise missing_extra_error(package, _EXTRAS[package])
+    _block_telemetry()
     with silence():
-        found = importlib.import_module(name)
+        module = importlib.import_module(module_name)
     if package == "onnxruntime":  # the most that can be done where somebody imported it before
         importlib.import_module(package).disable_telemetry_events()
-    return found
+    return module
 
 
-def _block() -> None:
+def _block_telemetry() -> None:
     """No import finds the package from now on; what was imported by somebody before does nothing any more."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    main = sys.modules.get(f"{_TELEMETRY}.main")
+    telemetry = sys.modules.get(f"{_TELEMETRY}.main")
     for name in [name for name in sys.modules if name.partition(".")[0] == _TELEMETRY]:
         del sys.modules[name]
     sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # as the import system has it: there is none
-    for name, value in list(vars(main.Telemetry).items()) if main else ():
+    for name, value in list(vars(telemetry.Telemetry).items()) if telemetry else ():
         if callable(value) and not name.startswith("__"):
-            setattr(main.Telemetry, name, _nothing)  # type: ignore[union-attr]
+            setattr(telemetry.Telemetry, name, _do_nothing)  # type: ignore[union-attr]
 
 
-def _nothing(*words: Any, **named: Any) -> None:
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
     """Instead of a method that sends."""
 
 
@@ -63,14 +63,18 @@ def silence() -> Iterator[None]:
 
     Errors come as exceptions all the same, and what an engine answers is compared with fp32.
     """
-    root, before = logging.getLogger(), logging.root.manager.disable
+    root, previous_level = logging.getLogger(), logging.root.manager.disable
     handlers = root.handlers[:]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # of their own use of each other
-            warnings.simplefilter("ignore", kind)
+        for category in (
+            DeprecationWarning,
+            PendingDeprecationWarning,
+            FutureWarning,
+        ):  # of their own use of each other
+            warnings.simplefilter("ignore", category)
         logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            logging.disable(before)
+            logging.disable(previous_level)
             root.handlers[:] = handlers  # logging.warning() of a library gives the program a handler

@@ -11,98 +11,98 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnetkit.engines.base import Choice, Engine, Logits
-from resnetkit.engines.no_telemetry import quietly, silence
-from resnetkit.engines.ranges import require_pixels
+from resnetkit.engines.base import Engine, EngineConfig, Logits
+from resnetkit.engines.calibration import select_calibration_pixels
+from resnetkit.engines.no_telemetry import import_without_telemetry, silence
 from resnetkit.images.prepare import Pixels
 
 if TYPE_CHECKING:
-    from resnetkit.network.layers import Network
+    from resnetkit.network.layers import NetworkModule
 
 _MODEL, _INPUT = "model.onnx", "pixels"
-_PRODUCTS = ("Gemm", "MatMul")
+_MATMUL_OPS = ("Gemm", "MatMul")
 
 
-def make(network: Network, artefact: Path, precision: str, pixels: Pixels | None) -> None:
+def export_artifact(network: NetworkModule, artifact: Path, precision: str, pixels: Pixels | None) -> None:
     """``model.onnx``; weights are fp32, or int8 measured on the first of ``pixels``."""
-    measured = require_pixels(precision, pixels)
+    calibration = select_calibration_pixels(precision, pixels)
     for package in ("onnx", "onnxscript"):
-        quietly(package)
-    path = artefact / _MODEL
+        import_without_telemetry(package)
+    path = artifact / _MODEL
     _export(network, path)
-    if measured is not None:
-        _quantise(path, precision, measured)
+    if calibration is not None:
+        _quantize(path, precision, calibration)
 
 
-def _export(network: Network, path: Path) -> None:
+def _export(network: NetworkModule, path: Path) -> None:
     import torch
 
-    from resnetkit.engines.export import exported
+    from resnetkit.engines.export import export_program
 
     with silence():
-        torch.onnx.export(exported(network), (), path, input_names=[_INPUT], external_data=False, verbose=False)
+        torch.onnx.export(export_program(network), (), path, input_names=[_INPUT], external_data=False, verbose=False)
 
 
-def _quantise(path: Path, precision: str, pixels: Pixels) -> None:
+def _quantize(path: Path, precision: str, pixels: Pixels) -> None:
     """In place. Unsigned activations and signed weights are what VNNI multiplies, without a step between."""
-    onnx, by = quietly("onnx"), quietly("onnxruntime.quantization")
+    onnx, quantization = import_without_telemetry("onnx"), import_without_telemetry("onnxruntime.quantization")
     model = onnx.load(path)
     with silence():
-        by.quantize_static(
+        quantization.quantize_static(
             model,
             path,
-            _Measured(pixels),
-            quant_format=by.QuantFormat.QDQ,
+            _CalibrationReader(pixels),
+            quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            activation_type=by.QuantType.QUInt8,
-            weight_type=by.QuantType.QInt8,
-            nodes_to_exclude=[*_unrounded(model), *(_ends(model) if precision == "int8-body" else [])],
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=[*_find_group_norms(model), *(_find_end_nodes(model) if precision == "int8-body" else [])],
         )
 
 
-def _ends(model: Any) -> list[str]:
+def _find_end_nodes(model: Any) -> list[str]:
     """The first convolution and the last matrix product, where there is one."""
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    products = [node.name for node in model.graph.node if node.op_type in _PRODUCTS]
+    products = [node.name for node in model.graph.node if node.op_type in _MATMUL_OPS]
     return convolutions[:1] + products[-1:]
 
 
-def _unrounded(model: Any) -> list[str]:
+def _find_group_norms(model: Any) -> list[str]:
     """Group norms, as they stand in the graph: onnxruntime fails at their weights, which are ones and zeros there."""
     return [node.name for node in model.graph.node if node.op_type == "InstanceNormalization"]
 
 
-class _Measured:
+class _CalibrationReader:
     """Pictures one by one, as ``quantize_static`` reads them."""
 
     def __init__(self, pixels: Pixels) -> None:
-        self._left: Iterator[dict[str, Pixels]] = ({_INPUT: pixels[i : i + 1]} for i in range(len(pixels)))
+        self._batches: Iterator[dict[str, Pixels]] = ({_INPUT: pixels[i : i + 1]} for i in range(len(pixels)))
 
     def get_next(self) -> dict[str, Pixels] | None:
         """None behind the last."""
-        return next(self._left, None)
+        return next(self._batches, None)
 
 
-class OnnxRuntime:
+class OnnxRuntimeEngine:
     """A session, which any number of threads may ask."""
 
-    def __init__(self, choice: Choice, session: Any) -> None:
-        self.choice = choice
+    def __init__(self, config: EngineConfig, session: Any) -> None:
+        self.config = config
         self._session = session
 
     def __call__(self, pixels: Pixels) -> Logits:
-        found: Logits = self._session.run(None, {_INPUT: pixels})[0]
-        return found
+        logits: Logits = self._session.run(None, {_INPUT: pixels})[0]
+        return logits
 
 
-def open(folder: Path, artefact: Path, choice: Choice) -> Engine:  # noqa: A001  the word of `engine.Backend`
+def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
     """Its batch may be of any size."""
-    runtime = quietly("onnxruntime")
-    settings = runtime.SessionOptions()
-    settings.log_severity_level = 4  # what is fatal is raised
-    settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    settings.intra_op_num_threads, settings.inter_op_num_threads = choice.threads, 1
-    if choice.streams > 1:  # a thread that waits by spinning takes its core from the other stream
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = runtime.InferenceSession(artefact / _MODEL, settings, providers=["CPUExecutionProvider"])
-    return OnnxRuntime(choice, session)
+    runtime = import_without_telemetry("onnxruntime")
+    session_options = runtime.SessionOptions()
+    session_options.log_severity_level = 4  # what is fatal is raised
+    session_options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session_options.intra_op_num_threads, session_options.inter_op_num_threads = config.threads, 1
+    if config.streams > 1:  # a thread that waits by spinning takes its core from the other stream
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = runtime.InferenceSession(artifact / _MODEL, session_options, providers=["CPUExecutionProvider"])
+    return OnnxRuntimeEngine(config, session)

@@ -11,43 +11,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnetkit.engines.base import Choice, Engine, whole
+from resnetkit.engines.base import Engine, EngineConfig, batch_calls
 from resnetkit.images.prepare import Pixels
-from resnetkit.network.layers import Network
-from resnetkit.runtime.device import Logits, Precision, answering, pick, resolve
+from resnetkit.network.inference import LogitsFunction, inference
+from resnetkit.network.layers import NetworkModule
+from resnetkit.runtime.device import Precision, select_device, select_precision
 
-NAME = "torch"
+TORCH_ENGINE = "torch"
 
 
 @dataclass(frozen=True)
-class Reference:
+class TorchEngine:
     """`answering` as an engine. One thread asks, and always the same: torch keeps a team of threads for each."""
 
-    choice: Choice
-    logits: Logits
+    config: EngineConfig
+    infer: LogitsFunction
 
     def __call__(self, pixels: Pixels) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self.logits(torch.from_numpy(pixels)).numpy()
-        return found
+        logits: NDArray[np.float32] = self.infer(torch.from_numpy(pixels)).numpy()
+        return logits
 
 
 @contextlib.contextmanager
-def reference(
-    network: Network,
+def open_torch_engine(
+    network: NetworkModule,
     device: str,
     precision: Precision,
-    batch: int,
-    ask: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[Reference]:
+    batch_size: int,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[TorchEngine]:
     """The engine of a network, for as long as the body runs. ``ask`` is another question than for its answer."""
-    place = pick(device)
-    low = resolve(precision, place)
-    with answering(network, place, low, ask) as logits:
-        yield Reference(Choice(NAME, low, batch, 1, place.type), logits)
+    torch_device = select_device(device)
+    resolved_precision = select_precision(precision, torch_device)
+    with inference(network, torch_device, resolved_precision, forward) as infer:
+        yield TorchEngine(EngineConfig(TORCH_ENGINE, resolved_precision, batch_size, 1, torch_device.type), infer)
 
 
 @contextlib.contextmanager
-def of_tensors(engine: Engine) -> Iterator[Logits]:
+def open_tensor_inference(engine: Engine) -> Iterator[LogitsFunction]:
     """An engine as evaluation asks: tensors in and out."""
-    with whole(engine) as logits:
-        yield lambda pixels: torch.from_numpy(logits(pixels.numpy()))
+    with batch_calls(engine) as infer:
+        yield lambda pixels: torch.from_numpy(infer(pixels.numpy()))

@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import Literal
 
 from resnetkit.architecture.card import WEIGHTS_FILE, read_card
-from resnetkit.engines.base import KINDS, MOST, Choice, Engine
-from resnetkit.errors import Fault, MachineError, TextError, UsageError, WeightsError, suggestion
-from resnetkit.files import digest
-from resnetkit.runtime.distributed import cores
-from resnetkit.runtime.environment import abilities, processor
+from resnetkit.engines.base import ENGINE_SPECS, MAX_BATCH_OR_STREAMS, Engine, EngineConfig
+from resnetkit.errors import Fault, MachineError, TextError, UsageError, WeightsError, suggest_fix
+from resnetkit.files import hash_file
+from resnetkit.runtime.distributed import count_cores
+from resnetkit.runtime.environment import get_cpu_features, get_processor_name
 from resnetkit.serialization import from_data, parse_json, read_text, to_json
 
 Purpose = Literal["latency", "throughput", "start"]
-FOLDER, FILE, REPORT = "engines", "engines.json", "report.html"
+ENGINES_FOLDER, ENGINES_FILE, REPORT_FILE = "engines", "engines.json", "report.html"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Measurement:
     """What was found of one way to compute: speed, and how far its answers are from those of fp32.
 
     ``error`` is the largest difference of a logit, as a share of the largest logit; ``same`` the share of pictures with
@@ -39,256 +39,265 @@ class Row:
     out. A figure that was not taken is None.
     """
 
-    choice: Choice
+    config: EngineConfig
     images_per_second: float | None = None
-    milliseconds: float | None = None
+    latency_ms: float | None = None
     seconds_to_start: float | None = None
-    error: float | None = None
-    same: float | None = None
-    lost: float | None = None
-    why: str = ""
+    logit_error: float | None = None
+    match_rate: float | None = None
+    accuracy_drop: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SavedEngine:
     """A way to compute that was chosen: what for, with which versions, and the digests of its files."""
 
     purpose: Purpose
-    row: Row
+    measurement: Measurement
     versions: tuple[str, ...]
     folder: str
     files: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Optimized:
+class OptimizeResult:
     """``engines.json``."""
 
-    weights: str
-    processor: str
-    checked: str
-    rows: tuple[Row, ...]
-    kept: tuple[Kept, ...]
+    weights_digest: str
+    machine: str
+    comparison_data: str
+    measurements: tuple[Measurement, ...]
+    engines: tuple[SavedEngine, ...]
     format: Literal[1] = 1
 
 
-def here() -> str:
+def get_machine_id() -> str:
     """The processor and its cores: figures and choices are of it alone."""
-    return ", ".join(filter(None, (processor(), platform.machine(), f"{cores()} cores", *abilities())))
+    return ", ".join(
+        filter(None, (get_processor_name(), platform.machine(), f"{count_cores()} cores", *get_cpu_features()))
+    )
 
 
-def weights_digest(folder: Path) -> str:
+def compute_weights_digest(folder: Path) -> str:
     """Of everything that decides the logits: the weights, the network and how pictures are prepared."""
-    card, weights = read_card(folder), folder / WEIGHTS_FILE
-    found = hashlib.sha256(to_json(card.spec).encode() + to_json(card.preparation).encode())
+    card, weights_path = read_card(folder), folder / WEIGHTS_FILE
+    hasher = hashlib.sha256(to_json(card.spec).encode() + to_json(card.preparation).encode())
     try:
-        return found.hexdigest()[:16] + digest(weights)
+        return hasher.hexdigest()[:16] + hash_file(weights_path)
     except OSError as error:
         what = f"the weights cannot be read: {error.strerror}"
         raise WeightsError(
-            what, where=str(weights), fix="copy the model folder here again, with all its files"
+            what, where=str(weights_path), fix="copy the model folder here again, with all its files"
         ) from None
 
 
-def best_of_each(found: Optimized) -> list[Row]:
+def select_best_per_engine(result: OptimizeResult) -> list[Measurement]:
     """What was kept, what it is compared with, and the fastest of each other engine and precision, fastest first; then
     those left out.
     """
-    kept, compared = {one.row.choice for one in found.kept}, plain(found.rows)
-    shown = {row.choice: row for row in found.rows if row.choice in kept or row is compared}
-    ranked = sorted(found.rows, key=lambda row: (not row.why, row.images_per_second or 0.0))
-    best = {row.choice.name: row for row in ranked if compared is None or row.choice.name != compared.choice.name}
-    shown |= {row.choice: row for row in best.values()}
-    return sorted(shown.values(), key=lambda row: (bool(row.why), -(row.images_per_second or 0.0)))
+    saved_configs, baseline = {item.measurement.config for item in result.engines}, find_baseline(result.measurements)
+    shown = {row.config: row for row in result.measurements if row.config in saved_configs or row is baseline}
+    ranked = sorted(result.measurements, key=lambda row: (not row.reason, row.images_per_second or 0.0))
+    best = {row.config.name: row for row in ranked if baseline is None or row.config.name != baseline.config.name}
+    shown |= {row.config: row for row in best.values()}
+    return sorted(shown.values(), key=lambda row: (bool(row.reason), -(row.images_per_second or 0.0)))
 
 
-def _finished(row: Row) -> bool:
+def _is_remeasured(row: Measurement) -> bool:
     """Whether it was measured in the last round."""
     return row.seconds_to_start is not None
 
 
-def plain(rows: Sequence[Row]) -> Row | None:
+def find_baseline(rows: Sequence[Measurement]) -> Measurement | None:
     """What others are compared with: eager, in fp32, all cores on one call, at its better batch."""
-    found = [row for row in rows if row.choice.name == "eager-fp32" and row.choice.streams == 1 and not row.why]
-    return max(found, key=lambda row: (_finished(row), row.images_per_second or 0.0), default=None)
+    candidates = [row for row in rows if row.config.name == "eager-fp32" and row.config.streams == 1 and not row.reason]
+    return max(candidates, key=lambda row: (_is_remeasured(row), row.images_per_second or 0.0), default=None)
 
 
-def throughput(found: Optimized) -> float:
+def get_throughput(result: OptimizeResult) -> float:
     """Images per second of what was kept for many pictures; 0 where nothing was."""
-    return max((one.row.images_per_second or 0.0 for one in found.kept if one.purpose == "throughput"), default=0.0)
+    return max(
+        (item.measurement.images_per_second or 0.0 for item in result.engines if item.purpose == "throughput"),
+        default=0.0,
+    )
 
 
-def cells(row: Row, kept: Sequence[Kept]) -> tuple[str, ...]:
+def format_table_row(row: Measurement, saved_engines: Sequence[SavedEngine]) -> tuple[str, ...]:
     """Of a row of a table, under `HEADINGS`."""
     return (
-        row.choice.name,
-        _figure(row.images_per_second, ",.1f"),
-        f"{row.choice.batch} x {row.choice.streams}",
-        _figure(row.milliseconds, ",.2f"),
-        _figure(row.seconds_to_start, ".2f"),
-        _figure(row.error, ".1e"),
-        _figure(row.same, ".2%"),
-        _figure(None if row.lost is None else -row.lost, "+z.2f"),
-        ", ".join(one.purpose for one in kept if one.row.choice == row.choice),
+        row.config.name,
+        _format_value(row.images_per_second, ",.1f"),
+        f"{row.config.batch_size} x {row.config.streams}",
+        _format_value(row.latency_ms, ",.2f"),
+        _format_value(row.seconds_to_start, ".2f"),
+        _format_value(row.logit_error, ".1e"),
+        _format_value(row.match_rate, ".2%"),
+        _format_value(None if row.accuracy_drop is None else -row.accuracy_drop, "+z.2f"),
+        ", ".join(item.purpose for item in saved_engines if item.measurement.config == row.config),
     )
 
 
 HEADINGS = ("engine", "images/s", "batch x streams", "ms a call", "s to start", "logits", "same", "points", "kept for")
 
 
-def left_out(rows: Sequence[Row]) -> list[str]:
+def group_skip_reasons(rows: Sequence[Measurement]) -> list[str]:
     """The reasons why ways to compute were left out, each with those that it is true of."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        if row.why:
-            reasons.setdefault(row.why, []).append(row.choice.name)
-    return [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
+        if row.reason:
+            reasons.setdefault(row.reason, []).append(row.config.name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
-def _figure(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _format_value(value: float | None, format_spec: str) -> str:
+    return "" if value is None else format(value, format_spec)
 
 
-def read(folder: Path) -> Optimized | None:
+def read_engines_file(folder: Path) -> OptimizeResult | None:
     """What stands in a model folder; None where it was never optimized. Raises `WeightsError` where it is damaged."""
-    path = folder / FOLDER / FILE
-    if not os.path.lexists(path) and not os.path.lexists(folder / FOLDER):
+    path = folder / ENGINES_FOLDER / ENGINES_FILE
+    if not os.path.lexists(path) and not os.path.lexists(folder / ENGINES_FOLDER):
         return None
-    if not os.path.lexists(path) and (folder / FOLDER).is_dir():
+    if not os.path.lexists(path) and (folder / ENGINES_FOLDER).is_dir():
         return None
     try:
         if not path.is_file():
             raise UsageError("this is no file that can be read")
-        found = from_data(Optimized, parse_json(read_text(path, "this file"), str(path)), str(path))
-        faults = [fault for i, kept in enumerate(found.kept) for fault in _faults(f"kept.{i}", kept)]
+        result = from_data(OptimizeResult, parse_json(read_text(path, "this file"), str(path)), str(path))
+        faults = [fault for i, saved in enumerate(result.engines) for fault in _find_faults(f"engines.{i}", saved)]
         if faults:
             raise TextError(f"{path} is damaged", faults)
     except UsageError as error:
-        raise WeightsError(error.what, where=[str(path), *error.where], fix=again(folder)) from None
-    return found
+        raise WeightsError(error.what, where=[str(path), *error.where], fix=format_optimize_command(folder)) from None
+    return result
 
 
-_PLAIN = re.compile(r"(?=.{1,100}$)[0-9a-z]+([._][0-9a-z]+)*")
+_SAFE_NAME = re.compile(r"(?=.{1,100}$)[0-9a-z]+([._][0-9a-z]+)*")
 
 
-def _faults(where: str, kept: Kept) -> Iterator[Fault]:
+def _find_faults(location: str, saved: SavedEngine) -> Iterator[Fault]:
     """What `optimize` would not have written: names that lead elsewhere, numbers that nobody can compute by."""
-    row = kept.row
-    for name in (kept.folder, *dict(kept.files)):
-        if not _PLAIN.fullmatch(name):
-            yield Fault(where, repr(name), "plain names of folder and files")
-    for name, value in (("batch", row.choice.batch), ("streams", row.choice.streams)):
-        if not 1 <= value <= MOST:
-            yield Fault(f"{where}.row.choice.{name}", repr(value), f"1 to {MOST}")
-    for name in ("images_per_second", "milliseconds", "seconds_to_start"):
+    row = saved.measurement
+    for name in (saved.folder, *dict(saved.files)):
+        if not _SAFE_NAME.fullmatch(name):
+            yield Fault(location, repr(name), "plain names of folder and files")
+    for name, value in (("batch_size", row.config.batch_size), ("streams", row.config.streams)):
+        if not 1 <= value <= MAX_BATCH_OR_STREAMS:
+            yield Fault(f"{location}.measurement.config.{name}", repr(value), f"1 to {MAX_BATCH_OR_STREAMS}")
+    for name in ("images_per_second", "latency_ms", "seconds_to_start"):
         if (getattr(row, name) or 0.0) < 0:
-            yield Fault(f"{where}.row.{name}", repr(getattr(row, name)), "0 or more")
+            yield Fault(f"{location}.measurement.{name}", repr(getattr(row, name)), "0 or more")
 
 
-def serving(folder: Path, pictures: int, wanted: str = "auto") -> tuple[list[Kept], str]:
+def find_usable_engines(folder: Path, n_images: int, engine_name: str = "auto") -> tuple[list[SavedEngine], str]:
     """What was kept and still holds, that which is done with so many pictures the soonest first; and a sentence why
     another is not among them. The files of an engine are looked at when it is `opened`.
 
     Nothing to say of a model that was never optimized. With a ``wanted`` name (``openvino-int8``) it is that one, or an
     error: `UsageError` for one that was not kept, `MachineError` for one that cannot run here any more.
     """
-    found = read(folder)
-    if found is None or not found.kept:
-        if wanted == "auto":
-            return [], "" if found is None else f"nothing was kept; {again(folder)}"
-        raise UsageError("this model was never optimized", where=str(folder), fix=again(folder))
-    chosen = [kept for kept in found.kept if wanted in ("auto", kept.row.choice.name)]
-    if not chosen:
-        raise _not_kept(folder, found, wanted)
-    why = _not_any_more(folder, found)
-    holding = []
-    for kept in () if why else sorted(chosen, key=lambda kept: seconds(kept.row, pictures)):
-        lacking = _lacking(kept)
-        if not lacking:
-            holding.append(kept)
-        why = why or lacking
-    if not holding and wanted != "auto":
-        for kept in chosen:
-            if kept.row.choice.engine in KINDS:
-                KINDS[kept.row.choice.engine].require()  # what is missing has a fix of its own
-        raise MachineError(why, where=str(folder), fix=again(folder))
-    return holding, f"{why}; {again(folder)}" if why else ""
+    result = read_engines_file(folder)
+    if result is None or not result.engines:
+        if engine_name == "auto":
+            return [], "" if result is None else f"nothing was kept; {format_optimize_command(folder)}"
+        raise UsageError("this model was never optimized", where=str(folder), fix=format_optimize_command(folder))
+    candidates = [saved for saved in result.engines if engine_name in ("auto", saved.measurement.config.name)]
+    if not candidates:
+        raise _build_not_saved_error(folder, result, engine_name)
+    reason = _find_stale_reason(folder, result)
+    usable = []
+    for saved in () if reason else sorted(candidates, key=lambda saved: estimate_seconds(saved.measurement, n_images)):
+        problem = _find_unusable_reason(saved)
+        if not problem:
+            usable.append(saved)
+        reason = reason or problem
+    if not usable and engine_name != "auto":
+        for saved in candidates:
+            if saved.measurement.config.engine in ENGINE_SPECS:
+                ENGINE_SPECS[saved.measurement.config.engine].check_packages()  # what is missing has a fix of its own
+        raise MachineError(reason, where=str(folder), fix=format_optimize_command(folder))
+    return usable, f"{reason}; {format_optimize_command(folder)}" if reason else ""
 
 
-def _not_kept(folder: Path, found: Optimized, wanted: str) -> UsageError:
+def _build_not_saved_error(folder: Path, result: OptimizeResult, engine_name: str) -> UsageError:
     """What became of an engine that somebody names."""
-    names = [*dict.fromkeys(kept.row.choice.name for kept in found.kept), "torch", "auto"]
-    rows = [row for row in found.rows if row.choice.name == wanted]
+    names = [*dict.fromkeys(saved.measurement.config.name for saved in result.engines), "torch", "auto"]
+    rows = [row for row in result.measurements if row.config.name == engine_name]
     if not rows:
-        what = f"there is no engine {wanted!r} here"
-        return UsageError(what, where=str(folder), fix=suggestion(wanted, names))
-    why = f"was left out: {rows[0].why}" if rows[0].why else "agrees, but others that were kept are faster"
-    return UsageError(f"{wanted} {why}", where=str(folder), fix=f"--engine {', '.join(names[:-1])} or {names[-1]}")
+        what = f"there is no engine {engine_name!r} here"
+        return UsageError(what, where=str(folder), fix=suggest_fix(engine_name, names))
+    reason = f"was left out: {rows[0].reason}" if rows[0].reason else "agrees, but others that were kept are faster"
+    return UsageError(
+        f"{engine_name} {reason}", where=str(folder), fix=f"--engine {', '.join(names[:-1])} or {names[-1]}"
+    )
 
 
-def again(folder: Path) -> str:
+def format_optimize_command(folder: Path) -> str:
     """The command that makes what is missing."""
     return f"resnetkit optimize {shlex.quote(str(folder))} --data PICTURES"
 
 
-def seconds(row: Row, pictures: int) -> float:
+def estimate_seconds(row: Measurement, n_images: int) -> float:
     """How long a way to compute takes for so many pictures, from nothing: full calls, one on each stream at once."""
-    calls = -(-pictures // (row.choice.batch * row.choice.streams))
-    return (row.seconds_to_start or 0.0) + calls * (row.milliseconds or 0.0) / 1000
+    n_calls = -(-n_images // (row.config.batch_size * row.config.streams))
+    return (row.seconds_to_start or 0.0) + n_calls * (row.latency_ms or 0.0) / 1000
 
 
-def _not_any_more(folder: Path, found: Optimized) -> str:
+def _find_stale_reason(folder: Path, result: OptimizeResult) -> str:
     """Why nothing that was measured holds here and now; empty where it does."""
-    if found.processor != here():
-        return f"it was optimized for another machine ({found.processor}; this is {here()})"
-    return "its weights have changed since it was optimized" * (found.weights != weights_digest(folder))
+    if result.machine != get_machine_id():
+        return f"it was optimized for another machine ({result.machine}; this is {get_machine_id()})"
+    return "its weights have changed since it was optimized" * (result.weights_digest != compute_weights_digest(folder))
 
 
-def _lacking(kept: Kept) -> str:
+def _find_unusable_reason(saved: SavedEngine) -> str:
     """Why one of them cannot be used; empty where it can, as far as can be told without its files."""
-    choice = kept.row.choice
-    kind = KINDS.get(choice.engine)
-    if kind is None or choice.precision not in kind.precisions or choice.device not in kind.devices:  # a folder's name
-        return f"{choice.name!r} is no engine that is known here"
+    config = saved.measurement.config
+    spec = ENGINE_SPECS.get(config.engine)
+    if spec is None or config.precision not in spec.precisions or config.device not in spec.devices:  # a folder's name
+        return f"{config.name!r} is no engine that is known here"
     try:
-        kind.require()
+        spec.check_packages()
     except MachineError as error:
         return f"{error.what}: {error.fix}"
-    if kind.versions() != kept.versions:
-        return f"it was optimized with {' '.join(kept.versions)}, and there is {' '.join(kind.versions())}"
+    if spec.get_versions() != saved.versions:
+        return f"it was optimized with {' '.join(saved.versions)}, and there is {' '.join(spec.get_versions())}"
     return ""
 
 
-def _is(path: Path, known: str) -> bool:
+def _has_digest(path: Path, expected: str) -> bool:
     """Whether a file can be read and has this digest."""
     try:
-        return path.is_file() and digest(path) == known
+        return path.is_file() and hash_file(path) == expected
     except OSError:
         return False
 
 
-def place(folder: Path, name: str, choice: Choice) -> Path:
+def get_artifact_folder(folder: Path, name: str, config: EngineConfig) -> Path:
     """Where the artefact of a choice lies."""
-    return folder / FOLDER / name / choice.name
+    return folder / ENGINES_FOLDER / name / config.name
 
 
-def opened(folder: Path, kept: Kept) -> Engine:
+def open_engine(folder: Path, saved: SavedEngine) -> Engine:
     """The engine of what `serving` gave. Raises `MachineError` where its files are not those that were kept, and where
     it cannot be opened, whatever its library says.
     """
-    choice = kept.row.choice
-    artefact = place(folder, kept.folder, choice)
-    for name, known in kept.files:
-        if not _is(artefact / name, known):
-            what = f"a file of {choice.name} is missing or damaged: {name}"
-            raise MachineError(what, where=str(folder), fix=again(folder))
+    config = saved.measurement.config
+    artifact = get_artifact_folder(folder, saved.folder, config)
+    for name, expected in saved.files:
+        if not _has_digest(artifact / name, expected):
+            what = f"a file of {config.name} is missing or damaged: {name}"
+            raise MachineError(what, where=str(folder), fix=format_optimize_command(folder))
     try:
-        return KINDS[choice.engine].backend().open(folder, artefact, choice)
+        return ENGINE_SPECS[config.engine].import_backend().load_engine(folder, artifact, config)
     except Exception as error:  # libraries raise what they like, and what they read may be damaged
-        told = error.what if isinstance(error, MachineError) else str(error).strip().split("\n")[0][:_WORDS]
-        fix = (isinstance(error, MachineError) and error.fix) or again(folder)
-        what = f"{choice.name} cannot be opened: {told or type(error).__name__}"
+        message = (
+            error.what if isinstance(error, MachineError) else str(error).strip().split("\n")[0][:_MAX_MESSAGE_LENGTH]
+        )
+        fix = (isinstance(error, MachineError) and error.fix) or format_optimize_command(folder)
+        what = f"{config.name} cannot be opened: {message or type(error).__name__}"
         raise MachineError(what, where=str(folder), fix=fix) from error
 
 
-_WORDS = 300
+_MAX_MESSAGE_LENGTH = 300

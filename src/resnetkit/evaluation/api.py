@@ -8,31 +8,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from resnetkit.data.loader import Tell
-from resnetkit.engines.reference import of_tensors
-from resnetkit.evaluation.metrics import examination
+from resnetkit.data.bad_files import parse_bad_files_policy
+from resnetkit.engines.reference import open_tensor_inference
+from resnetkit.engines.select import EngineCandidates, EngineChoice, select_engine
+from resnetkit.evaluation.metrics import prepare_evaluation
 from resnetkit.evaluation.result import Evaluation
-from resnetkit.network.layers import Network
-from resnetkit.prediction.api import By, Found, find
-from resnetkit.runtime.device import Logits, Precision, answering, as_precision, pick
-from resnetkit.runtime.distributed import ALONE, Ranks
-from resnetkit.training.overrides import policy
+from resnetkit.network.inference import LogitsFunction, inference
+from resnetkit.network.layers import NetworkModule
+from resnetkit.runtime.device import Precision, parse_precision, select_device
+from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
+from resnetkit.runtime.progress import ProgressCallback
 from resnetkit.weights.load import load
 
-_MANY = 10_000  # pictures: what counts is how many in a second, not how soon the first
+_MANY_IMAGES = 10_000  # pictures: what counts is how many in a second, not how soon the first
 
 
 def evaluate(
-    model: str | os.PathLike[str] | Network,
+    model: str | os.PathLike[str] | NetworkModule,
     data: str | Path,
     *,
-    part: str | None = None,
+    split: str | None = None,
     engine: str = "torch",
     device: str = "auto",
     precision: Precision = "fp32",
     bad_files: str | None = None,
     max_bad: str | float | None = None,
-    tell: Tell | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Count how often ``model`` is right about ``data``, or about one ``part`` of it.
 
@@ -46,27 +47,37 @@ def evaluate(
     Raises `DataError` where the data has a class that the model has not, and `UsageError` or `MachineError` for an
     engine that is not there.
     """
-    bad, asked = policy(bad_files, max_bad), who(model, By(engine, device, as_precision(precision)))
-    network = model if isinstance(model, Network) else load(model)
-    exam = examination(network, data, part, bad, tell=tell)
-    with answers_of(asked, network, device, precision) as (logits, said):
-        found = exam.of(logits, tell)
-    return replace(found, notes=(*found.notes, *[f"engine: {said}"] * bool(said)))
+    bad_files_policy, candidates = (
+        parse_bad_files_policy(bad_files, max_bad),
+        select_eval_engine(model, EngineChoice(engine, device, parse_precision(precision))),
+    )
+    network = model if isinstance(model, NetworkModule) else load(model)
+    prepared = prepare_evaluation(network, data, split, bad_files_policy, on_progress=on_progress)
+    with open_inference(candidates, network, device, precision) as (infer, note):
+        evaluation = prepared.run(infer, on_progress)
+    return replace(evaluation, notes=(*evaluation.notes, *[f"engine: {note}"] * bool(note)))
 
 
-def who(model: object, by: By, words: Sequence[str] = (), ranks: Ranks = ALONE) -> Found:
+def select_eval_engine(
+    model: object, choice: EngineChoice, weights_options: Sequence[str] = (), dist: ProcessGroup = SINGLE_PROCESS
+) -> EngineCandidates:
     """Who is asked; ``words`` say how weights are to be read. fp32 is what is meant where nothing else is said."""
-    said = replace(by, precision="" if by.precision == "fp32" else by.precision)
-    return find(model, _MANY, said.about(words), ranks)
+    explicit_choice = replace(choice, precision="" if choice.precision == "fp32" else choice.precision)
+    return select_engine(model, _MANY_IMAGES, explicit_choice.apply_weights_options(weights_options), dist)
 
 
 @contextlib.contextmanager
-def answers_of(asked: Found, network: Network, device: str, precision: Precision) -> Iterator[tuple[Logits, str]]:
+def open_inference(
+    candidates: EngineCandidates, network: NetworkModule, device: str, precision: Precision
+) -> Iterator[tuple[LogitsFunction, str]]:
     """What answers for ``network``, as evaluation asks, and a sentence where there is something to say of it."""
-    with asked.engine() as (engine, _, why):
+    with candidates.open_saved_engine() as (engine, _, reason):
         if engine:
-            asking, told = of_tensors(engine), str(engine.choice)
+            context, description = open_tensor_inference(engine), str(engine.config)
         else:
-            asking, told = answering(network, pick(device), precision), f"torch {precision}" * bool(why)
-        with asking as logits:
-            yield logits, f"{told}{f', as {why}' if why else ''}"
+            context, description = (
+                inference(network, select_device(device), precision),
+                f"torch {precision}" * bool(reason),
+            )
+        with context as infer:
+            yield infer, f"{description}{f', as {reason}' if reason else ''}"

@@ -13,16 +13,16 @@ from functools import cached_property
 
 from resnetkit.errors import Fault
 
-_Z = 1.959963984540054  # of the normal distribution, 95 % within
+_Z_95 = 1.959963984540054  # of the normal distribution, 95 % within
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """An entry for each picture in every column, in the order of the data. Classes are numbers."""
 
     names: tuple[str, ...] = ()
-    truth: tuple[int, ...] = ()
-    answer: tuple[int, ...] = ()
+    labels: tuple[int, ...] = ()
+    predicted: tuple[int, ...] = ()
     confidence: tuple[float, ...] = ()
 
     def __len__(self) -> int:
@@ -30,7 +30,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Bin:
+class CalibrationBin:
     """The pictures whose confidence lies between two bounds: how sure the network was, how often it was right."""
 
     low: float
@@ -50,10 +50,10 @@ class Evaluation:
 
     model: str
     data: str
-    part: str
+    split: str
     classes: tuple[str, ...]
-    answers: Answers
-    top5: int
+    predictions: Predictions
+    top5_correct: int
     loss: float
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
@@ -61,12 +61,12 @@ class Evaluation:
     @property
     def n(self) -> int:
         """How many pictures."""
-        return len(self.answers)
+        return len(self.predictions)
 
     @cached_property
     def correct(self) -> int:
         """How many of them were named rightly."""
-        return sum(a == b for a, b in zip(self.answers.truth, self.answers.answer, strict=True))
+        return sum(a == b for a, b in zip(self.predictions.labels, self.predictions.predicted, strict=True))
 
     @property
     def top1(self) -> float:
@@ -76,72 +76,82 @@ class Evaluation:
     @property
     def interval(self) -> tuple[float, float]:
         """Where the share lies that one would find on any number of such pictures: 95 %, see `interval`."""
-        return interval(self.correct, self.n)
+        return compute_wilson_interval(self.correct, self.n)
 
     @cached_property
     def confusion(self) -> tuple[tuple[int, ...], ...]:
         """``confusion[true][answer]``."""
         counts = [[0] * len(self.classes) for _ in self.classes]
-        for truth, answer in zip(self.answers.truth, self.answers.answer, strict=True):
-            counts[truth][answer] += 1
+        for label, predicted in zip(self.predictions.labels, self.predictions.predicted, strict=True):
+            counts[label][predicted] += 1
         return tuple(map(tuple, counts))
 
-    def per_class(self) -> list[tuple[str, int, int]]:
+    def count_per_class(self) -> list[tuple[str, int, int]]:
         """(class, pictures, correct) of every class that has pictures."""
-        pairs = zip(self.answers.truth, self.answers.answer, strict=True)
-        pictures, right = Counter(self.answers.truth), Counter(truth for truth, answer in pairs if truth == answer)
-        return [(name, pictures[i], right[i]) for i, name in enumerate(self.classes) if pictures[i]]
+        pairs = zip(self.predictions.labels, self.predictions.predicted, strict=True)
+        n_images, n_correct = (
+            Counter(self.predictions.labels),
+            Counter(label for label, predicted in pairs if label == predicted),
+        )
+        return [(name, n_images[i], n_correct[i]) for i, name in enumerate(self.classes) if n_images[i]]
 
-    def mistakes(self, most: int) -> list[int]:
+    def find_mistakes(self, limit: int) -> list[int]:
         """Numbers of the pictures that were named wrongly, the most confident first."""
-        wrong = [i for i in range(self.n) if self.answers.truth[i] != self.answers.answer[i]]
-        return sorted(wrong, key=lambda i: -self.answers.confidence[i])[:most]
+        wrong = [i for i in range(self.n) if self.predictions.labels[i] != self.predictions.predicted[i]]
+        return sorted(wrong, key=lambda i: -self.predictions.confidence[i])[:limit]
 
-    def unsure(self, most: int) -> list[int]:
+    def find_least_confident(self, limit: int) -> list[int]:
         """Numbers of the pictures with the least confident answers."""
-        return sorted(range(self.n), key=lambda i: self.answers.confidence[i])[:most]
+        return sorted(range(self.n), key=lambda i: self.predictions.confidence[i])[:limit]
 
-    def calibration(self, bins: int = 10) -> list[Bin]:
+    def compute_calibration(self, n_bins: int = 10) -> list[CalibrationBin]:
         """Bins of equal width, those without pictures left out (Guo et al., arXiv 1706.04599, section 2)."""
-        members: list[list[int]] = [[] for _ in range(bins)]
-        for i, confidence in enumerate(self.answers.confidence):
-            members[min(bins - 1, int(confidence * bins))].append(i)
-        return [self._bin(k / bins, (k + 1) / bins, chosen) for k, chosen in enumerate(members) if chosen]
+        members: list[list[int]] = [[] for _ in range(n_bins)]
+        for i, confidence in enumerate(self.predictions.confidence):
+            members[min(n_bins - 1, int(confidence * n_bins))].append(i)
+        return [self._make_bin(k / n_bins, (k + 1) / n_bins, indices) for k, indices in enumerate(members) if indices]
 
-    def calibration_error(self, bins: int = 10) -> float:
+    def compute_calibration_error(self, n_bins: int = 10) -> float:
         """The mean distance of confidence and accuracy, over the same bins."""
-        return sum(b.n * abs(b.confidence - b.accuracy) for b in self.calibration(bins)) / max(self.n, 1)
+        return sum(b.n * abs(b.confidence - b.accuracy) for b in self.compute_calibration(n_bins)) / max(self.n, 1)
 
-    def faults(self) -> list[Fault]:
+    def find_faults(self) -> list[Fault]:
         """What contradicts itself, in an evaluation that was read from a file."""
-        answers, known = self.answers, range(len(self.classes))
-        columns = (answers.names, answers.truth, answers.answer, answers.confidence)
-        limits = [
+        predictions, class_indices = self.predictions, range(len(self.classes))
+        columns = (predictions.names, predictions.labels, predictions.predicted, predictions.confidence)
+        checks = [
             ("answers", "columns of other lengths", len(set(map(len, columns))) == 1, "as many of each"),
-            ("answers", "a class of no name", all(i in known for i in (*answers.truth, *answers.answer)), "its number"),
-            ("answers.confidence", "a share out of range", all(0 <= c <= 1 for c in answers.confidence), "0 to 1"),
-            ("top5", str(self.top5), 0 <= self.top5 <= self.n, f"0 to {self.n}"),
+            (
+                "answers",
+                "a class of no name",
+                all(i in class_indices for i in (*predictions.labels, *predictions.predicted)),
+                "its number",
+            ),
+            ("answers.confidence", "a share out of range", all(0 <= c <= 1 for c in predictions.confidence), "0 to 1"),
+            ("top5", str(self.top5_correct), 0 <= self.top5_correct <= self.n, f"0 to {self.n}"),
         ]
-        return [Fault(f"evaluation.{path}", came, allowed) for path, came, fits, allowed in limits if not fits]
+        return [
+            Fault(f"evaluation.{path}", value, allowed) for path, value, is_valid, allowed in checks if not is_valid
+        ]
 
-    def _bin(self, low: float, high: float, chosen: Sequence[int]) -> Bin:
-        answers = self.answers
-        sure = sum(answers.confidence[i] for i in chosen) / len(chosen)
-        right = sum(answers.truth[i] == answers.answer[i] for i in chosen) / len(chosen)
-        return Bin(low, high, len(chosen), sure, right)
+    def _make_bin(self, low: float, high: float, indices: Sequence[int]) -> CalibrationBin:
+        predictions = self.predictions
+        confidence = sum(predictions.confidence[i] for i in indices) / len(indices)
+        accuracy = sum(predictions.labels[i] == predictions.predicted[i] for i in indices) / len(indices)
+        return CalibrationBin(low, high, len(indices), confidence, accuracy)
 
 
-def interval(correct: int, n: int) -> tuple[float, float]:
+def compute_wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """Bounds that hold the true share in 95 of 100 such samples (Wilson, JASA 22, 1927)."""
     if n == 0:
         return 0.0, 1.0
-    share, square = correct / n, _Z**2
-    middle = (share + square / (2 * n)) / (1 + square / n)
-    reach = _Z / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n**2))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    proportion, z_squared = correct / n, _Z_95**2
+    center = (proportion + z_squared / (2 * n)) / (1 + z_squared / n)
+    half_width = _Z_95 / (1 + z_squared / n) * math.sqrt(proportion * (1 - proportion) / n + z_squared / (4 * n**2))
+    return max(0.0, center - half_width), min(1.0, center + half_width)
 
 
-def told(correct: int, n: int) -> str:
+def format_accuracy(correct: int, n: int) -> str:
     """``93.50% (95% interval 89.2% to 96.2%)``."""
-    low, high = interval(correct, n)
+    low, high = compute_wilson_interval(correct, n)
     return f"{correct / n:.2%} (95% interval {low:.1%} to {high:.1%})" if n else "no pictures"

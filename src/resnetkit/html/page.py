@@ -49,18 +49,20 @@ pre { overflow-x: auto; font-size: .85rem; }
 """
 
 
-_MARK = '<meta name="generator" content="resnetkit">'
+_GENERATOR_TAG = '<meta name="generator" content="resnetkit">'
 
 
-def is_ours(path: Path) -> bool:
+def is_resnetkit_page(path: Path) -> bool:
     """Whether a file is a page that was made here."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return _MARK.encode() in file.read(2000)
+        return _GENERATOR_TAG.encode() in file.read(2000)
 
 
-def page(title: str, lead: str, sections: Iterable[tuple[str, str]], *, script: str = "", style: str = "") -> str:
+def render_html(
+    title: str, lead: str, sections: Iterable[tuple[str, str]], *, script: str = "", style: str = ""
+) -> str:
     """A whole document; the sections are (heading, markup made here). ``style`` is put behind the common one.
 
     ``script`` and ``style`` are files of this package, never texts of a user: they stand in the page as they are.
@@ -71,8 +73,8 @@ def page(title: str, lead: str, sections: Iterable[tuple[str, str]], *, script: 
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy(css, script)}">'
-        f'{_MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_format_content_policy(css, script)}">'
+        f'{_GENERATOR_TAG}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{css}</style></head>"
         f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}'
         + (f"<script>{script}</script>" if script else "")
@@ -80,63 +82,63 @@ def page(title: str, lead: str, sections: Iterable[tuple[str, str]], *, script: 
     )
 
 
-def _policy(style: str, script: str) -> str:
+def _format_content_policy(style: str, script: str) -> str:
     """What a browser may take from the page: this style, this script, pictures inside it, and nothing else."""
-    scripts = f"script-src {_digest(script)}; " if script else ""
-    allowed = f"style-src {_digest(style)}; {scripts}img-src data:"
+    script_rule = f"script-src {_format_digest(script)}; " if script else ""
+    allowed = f"style-src {_format_digest(style)}; {script_rule}img-src data:"
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
-def _digest(text: str) -> str:
+def _format_digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def render_html_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; the first column is a heading of its row."""
     head = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in headings)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def figures(pairs: Iterable[tuple[str, str]]) -> str:
+def render_stats(pairs: Iterable[tuple[str, str]]) -> str:
     """A few large numbers with their names."""
     return "<dl>" + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs) + "</dl>"
 
 
-def cards(found: Iterable[tuple[str, str, str]]) -> str:
+def render_stat_cards(stats: Iterable[tuple[str, str, str]]) -> str:
     """A few large numbers: (what it is, the number, what it is of, in small letters)."""
-    shown = [
-        f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd><dd class="more">{escape(more)}</dd></div>'
-        for k, v, more in found
+    blocks = [
+        f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd><dd class="more">{escape(detail)}</dd></div>'
+        for k, v, detail in stats
     ]
-    return f"<dl>{''.join(shown)}</dl>"
+    return f"<dl>{''.join(blocks)}</dl>"
 
 
-def charts(drawn: Iterable[tuple[str, str]]) -> str:
+def render_charts(charts: Iterable[tuple[str, str]]) -> str:
     """Charts beside each other where there is room: (heading, SVG)."""
-    return '<div class="charts">' + "".join(f"<div><h3>{escape(k)}</h3>{svg}</div>" for k, svg in drawn) + "</div>"
+    return '<div class="charts">' + "".join(f"<div><h3>{escape(k)}</h3>{svg}</div>" for k, svg in charts) + "</div>"
 
 
-def gallery(pictures: Iterable[tuple[str, str, str]], *, large: bool = False) -> str:
+def render_gallery(images: Iterable[tuple[str, str, str]], *, large: bool = False) -> str:
     """Small pictures, or ``large`` ones, two in a row on a telephone: (JPEG in base64, caption, second line)."""
-    shown = [
+    blocks = [
         f'<figure><img alt="{escape(caption)}" src="data:image/jpeg;base64,{escape(jpeg)}">'
-        f"<figcaption>{escape(caption)}<span>{escape(more)}</span></figcaption></figure>"
-        for jpeg, caption, more in pictures
+        f"<figcaption>{escape(caption)}<span>{escape(detail)}</span></figcaption></figure>"
+        for jpeg, caption, detail in images
     ]
-    return f'<div class="gallery{" large" * large}">{"".join(shown)}</div>'
+    return f'<div class="gallery{" large" * large}">{"".join(blocks)}</div>'
 
 
-def items(lines: Iterable[str]) -> str:
+def render_html_list(lines: Iterable[str]) -> str:
     """A list of sentences."""
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
-def note(text: str) -> str:
+def render_note(text: str) -> str:
     """A paragraph that explains what stands below or above it."""
     return f'<p class="note">{escape(text)}</p>'
 
 
-def scroll(markup: str) -> str:
+def render_scroll_box(markup: str) -> str:
     """What may be wider than the page."""
     return f'<div class="scroll">{markup}</div>'

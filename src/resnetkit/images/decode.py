@@ -25,53 +25,53 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from resnetkit import file_types as kinds
-from resnetkit.errors import DataError, PictureError, ResnetkitError
+from resnetkit.errors import DataError, ImageError, ResnetkitError
 from resnetkit.images import jpeg
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-MOST_PIXELS = 64_000_000
-MOST_BYTES = 256_000_000  # an uncompressed picture of so many pixels
-_RUNS, _MOST_PIXELS_OF_RUNS = (1, 2), 4_000_000  # run lengths, which Pillow decodes in Python
-_TOO_LARGE = f"it has more than {MOST_PIXELS:,} pixels"
+MAX_IMAGE_PIXELS = 64_000_000
+MAX_IMAGE_BYTES = 256_000_000  # an uncompressed picture of so many pixels
+_RLE_COMPRESSIONS, _MAX_RLE_PIXELS = (1, 2), 4_000_000  # run lengths, which Pillow decodes in Python
+_TOO_LARGE = f"it has more than {MAX_IMAGE_PIXELS:,} pixels"
 T = TypeVar("T")
 Result = TypeVar("Result")
 _WHITE = (255, 255, 255)
 # Pillow warns of large pictures and odd EXIF; both are decided here. Switching warnings off and on around each picture
 # would race between threads, as the switch belongs to the process.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-_REPORT = "please report it, with this picture"
-_MADE_BY_PROGRAMS = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
+_REPORT_BUG = "please report it, with this picture"
+_SYSTEM_FILES = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
 
 
-def pictures_below(folder: Path) -> Iterator[Path]:
+def find_images(folder: Path) -> Iterator[Path]:
     """Every file below a folder with a picture's ending, hidden ones aside."""
-    return (path for path in files_below(folder) if path.name.lower().endswith(SUFFIXES))
+    return (path for path in find_files(folder) if path.name.lower().endswith(SUFFIXES))
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def find_files(folder: Path) -> Iterator[Path]:
     """Every file below a folder, hidden ones aside; each real folder is entered once."""
-    waiting, seen = [folder], set()
-    while waiting:
-        here = waiting.pop()
-        entries, known = visible(here), here.stat()
-        if (known.st_dev, known.st_ino) in seen:
+    pending, visited = [folder], set()
+    while pending:
+        current = pending.pop()
+        entries, status = list_entries(current), current.stat()
+        if (status.st_dev, status.st_ino) in visited:
             continue
-        seen.add((known.st_dev, known.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         for entry in entries:
             if is_folder(entry):
-                waiting.append(Path(entry.path))
+                pending.append(Path(entry.path))
             else:
                 yield Path(entry.path)
 
 
-def other_kinds(files: Iterable[Path]) -> list[str]:
+def note_other_files(files: Iterable[Path]) -> list[str]:
     """A sentence that counts the files without a picture's ending, if there are any."""
-    others = Counter(
+    counts = Counter(
         path.suffix.lower() or path.name for path in files if not path.name.lower().endswith(SUFFIXES)
     ).most_common(5)
-    told = ", ".join(f"{count:,} {kind}" for kind, count in others)
-    return [f"files of other kinds were passed over: {told} (read are {' '.join(SUFFIXES)})"] * bool(others)
+    summary = ", ".join(f"{count:,} {suffix}" for suffix, count in counts)
+    return [f"files of other kinds were passed over: {summary} (read are {' '.join(SUFFIXES)})"] * bool(counts)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -82,120 +82,120 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def visible(folder: Path) -> list[os.DirEntry[str]]:
+def list_entries(folder: Path) -> list[os.DirEntry[str]]:
     """What stands in a folder, by name, hidden entries aside; raises `DataError` where it cannot be read."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"cannot read this folder: {error.strerror}", where=str(folder)) from None
-    return [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _MADE_BY_PROGRAMS]
+    return [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _SYSTEM_FILES]
 
 
-def attempt(read: Callable[[T], Result], source: T) -> Result | PictureError:
+def try_read(read: Callable[[T], Result], source: T) -> Result | ImageError:
     """What ``read`` gives, or the error of a file that is no picture as a value."""
     try:
         return read(source)
-    except PictureError as error:
+    except ImageError as error:
         return error
 
 
-def attempt_named(read: Callable[[T], Result], name: Callable[[T], str], source: T) -> Result | PictureError:
+def try_read_named(read: Callable[[T], Result], get_name: Callable[[T], str], source: T) -> Result | ImageError:
     """The same; what no picture should cause is an error that has its ``name``."""
     try:
-        return attempt(read, source)
+        return try_read(read, source)
     except MemoryError:
         raise
     except Exception as error:
         what = f"a picture could not be prepared: {type(error).__name__}: {error}"
-        raise ResnetkitError(what, where=name(source), fix=_REPORT) from error
+        raise ResnetkitError(what, where=get_name(source), fix=_REPORT_BUG) from error
 
 
-def decode(source: str | Path | bytes, colour: str = "RGB", shorter: int = 0) -> Image.Image:
+def decode(source: str | Path | bytes, color_mode: str = "RGB", shorter_side: int = 0) -> Image.Image:
     """The picture in Pillow's mode ``RGB`` or ``L``; raises `PictureError` with the reason and the file.
 
     Whoever will resize to ``shorter`` pixels along the shorter side says so: a JPEG may then be decoded at 1/2, 1/4 or
     1/8 of its size, as long as the resize has something to average. What is refused is the same, whatever the size.
     """
-    where = "the bytes given" if isinstance(source, bytes) else str(source)
+    location = "the bytes given" if isinstance(source, bytes) else str(source)
     try:
-        return _read(_content(source), colour, shorter)
-    except PictureError as error:
-        raise PictureError(error.what, where=where, fix=error.fix) from None
+        return _decode_bytes(_read_file(source), color_mode, shorter_side)
+    except ImageError as error:
+        raise ImageError(error.what, where=location, fix=error.fix) from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them raise
-        raise PictureError(reason(error), where=where) from error
+        raise ImageError(describe_read_error(error), where=location) from error
 
 
-def _content(source: str | Path | bytes) -> bytes:
+def _read_file(source: str | Path | bytes) -> bytes:
     """All of a file, if it is one and no larger than a picture can be."""
     if isinstance(source, bytes):
         return source
-    known = Path(source).stat()
-    if not stat.S_ISREG(known.st_mode):  # a pipe would be waited for without end
-        raise PictureError("this is a folder" if stat.S_ISDIR(known.st_mode) else "this is no file")
-    if known.st_size > MOST_BYTES:
-        raise PictureError(f"it has more than {MOST_BYTES:,} bytes")
+    status = Path(source).stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
+        raise ImageError("this is a folder" if stat.S_ISDIR(status.st_mode) else "this is no file")
+    if status.st_size > MAX_IMAGE_BYTES:
+        raise ImageError(f"it has more than {MAX_IMAGE_BYTES:,} bytes")
     return Path(source).read_bytes()
 
 
-def _read(content: bytes, colour: str, shorter: int) -> Image.Image:
-    header = jpeg.judged(content) if content.startswith(jpeg.START) else None
-    with _open(content) as image:
-        slow = image.format == "BMP" and image.info.get("compression") in _RUNS
-        if image.width * image.height > (_MOST_PIXELS_OF_RUNS if slow else MOST_PIXELS):
-            raise PictureError(_TOO_LARGE)
+def _decode_bytes(content: bytes, color_mode: str, shorter_side: int) -> Image.Image:
+    header = jpeg.parse_jpeg_header(content) if content.startswith(jpeg.SIGNATURE) else None
+    with _open_image(content) as image:
+        is_rle = image.format == "BMP" and image.info.get("compression") in _RLE_COMPRESSIONS
+        if image.width * image.height > (_MAX_RLE_PIXELS if is_rle else MAX_IMAGE_PIXELS):
+            raise ImageError(_TOO_LARGE)
         if header:
-            jpeg.load(image, content, header, shorter)
+            jpeg.load_jpeg(image, content, header, shorter_side)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        return _in(colour, _plain(image))
+        return _convert_mode(color_mode, _flatten_image(image))
 
 
-def _open(content: bytes) -> ImageFile.ImageFile:
+def _open_image(content: bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        raise _unknown(content[: kinds.START]) from None
+        raise _build_format_error(content[: kinds.HEADER_SIZE]) from None
 
 
-def _unknown(start: bytes) -> PictureError:
+def _build_format_error(first_bytes: bytes) -> ImageError:
     """Why a file with these first bytes is not read."""
-    kind, allowed = kinds.kind_of(start), ", ".join(FORMATS)
+    kind, allowed = kinds.detect_file_type(first_bytes), ", ".join(FORMATS)
     if kind in FORMATS:
-        return PictureError(f"damaged, or of a rare sort: its {kind} header cannot be read")
-    if kind in kinds.PICTURES:
-        return PictureError(f"format {kind} is not accepted; allowed: {allowed}", fix="save it as PNG or JPEG")
-    what, fix = kinds.mistaken(start, "a picture")
-    return PictureError(what or f"not a picture that is read here ({allowed})", fix=fix)
+        return ImageError(f"damaged, or of a rare sort: its {kind} header cannot be read")
+    if kind in kinds.IMAGE_TYPES:
+        return ImageError(f"format {kind} is not accepted; allowed: {allowed}", fix="save it as PNG or JPEG")
+    what, fix = kinds.describe_wrong_type(first_bytes, "a picture")
+    return ImageError(what or f"not a picture that is read here ({allowed})", fix=fix)
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def _flatten_image(image: Image.Image) -> Image.Image:
     """Eight bits a channel and nothing transparent."""
     if image.mode.startswith("I"):
-        return Image.fromarray(_from_sixteen(np.asarray(image), image.info.get("transparency")))
+        return Image.fromarray(_convert_16_bit(np.asarray(image), image.info.get("transparency")))
     if image.has_transparency_data:
-        clear, white = _in("RGBA", image), Image.new("RGB", image.size, _WHITE)
-        white.paste(clear, mask=clear)
-        return white
+        rgba, background = _convert_mode("RGBA", image), Image.new("RGB", image.size, _WHITE)
+        background.paste(rgba, mask=rgba)
+        return background
     return image
 
 
-def _from_sixteen(values: NDArray[Any], clear: int | None) -> NDArray[np.uint8]:
+def _convert_16_bit(values: NDArray[Any], transparent: int | None) -> NDArray[np.uint8]:
     """Values of 16 bits rounded to 8, ``clear`` ones made white; row by row, as wider copies would take any memory."""
-    found = np.empty(values.shape, np.uint8)
-    for row, made in zip(values, found, strict=True):
-        bounded = row.astype(np.int64).clip(0, 65535)
-        made[:] = (bounded + 128) // 257
-        if clear is not None:
-            made[row == clear] = 255
-    return found
+    output = np.empty(values.shape, np.uint8)
+    for row, output_row in zip(values, output, strict=True):
+        clipped = row.astype(np.int64).clip(0, 65535)
+        output_row[:] = (clipped + 128) // 257
+        if transparent is not None:
+            output_row[row == transparent] = 255
+    return output
 
 
-def _in(mode: str, image: Image.Image) -> Image.Image:
+def _convert_mode(mode: str, image: Image.Image) -> Image.Image:
     """The picture in a mode, without a second copy of one that has it already."""
     return image if image.mode == mode else image.convert(mode)
 
 
-def reason(error: Exception) -> str:
+def describe_read_error(error: Exception) -> str:
     """Why a picture cannot be read, in a few words."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):  # Pillow's own ceilings
         return _TOO_LARGE

@@ -11,12 +11,12 @@ from io import BytesIO
 from PIL import Image
 
 
-def thumbnail(image: Image.Image, side: int = 112) -> str:
+def encode_thumbnail(image: Image.Image, side: int = 112) -> str:
     """At most ``side`` pixels wide and high, as a JPEG in base64; small pictures are enlarged without smoothing."""
     small = image.convert("RGB")
-    times = side // max(small.size)
-    if times > 1:
-        small = small.resize((small.width * times, small.height * times), Image.Resampling.NEAREST)
+    factor = side // max(small.size)
+    if factor > 1:
+        small = small.resize((small.width * factor, small.height * factor), Image.Resampling.NEAREST)
     small.thumbnail((side, side), Image.Resampling.BILINEAR)
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=82)

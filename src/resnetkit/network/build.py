@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from resnetkit.architecture.card import Card, card_for
-from resnetkit.architecture.catalog import name_of, spec
+from resnetkit.architecture.card import Card, make_card
+from resnetkit.architecture.catalog import get_network_name, spec
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.architecture.spec import Features, class_count, with_classes
+from resnetkit.architecture.spec import Features, count_classes, replace_classes
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import UsageError
-from resnetkit.network.init import initialise
-from resnetkit.network.layers import Backbone, Network, module, name
+from resnetkit.network.init import initialize_weights
+from resnetkit.network.layers import Backbone, NetworkModule, build_module, get_child_name
 
 
 def build(
@@ -25,40 +25,42 @@ def build(
     zero_last_norm: bool = False,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Network:
+) -> NetworkModule:
     """An `nn.Module` for a name, a ``.toml`` or ``.json`` file, or a spec; N C H W in, N classes out.
 
     ``classes`` is a number or the names. On the ``meta`` device there are shapes and no numbers. Raises `SpecError`
     with every fault of the spec and `UsageError` for an unknown name.
     """
-    described = spec(network)
+    network_spec = spec(network)
     names: tuple[str, ...] = ()
     if classes is not None:
-        names, count = class_names(classes)
-        if not class_count(described.head):
+        names, n_classes = parse_classes(classes)
+        if not count_classes(network_spec.head):
             raise UsageError("this network has no classifier to give classes to", where="classes")
-        described = with_classes(described, count)
-    model = shell(card_for(name_of(network), described, names)).to(dtype)
+        network_spec = replace_classes(network_spec, n_classes)
+    model = build_meta_network(make_card(get_network_name(network), network_spec, names)).to(dtype)
     if torch.device(device).type == "meta":
         return model
     model.to_empty(device=device)
-    initialise(model, seed=seed, zero_last_norm=zero_last_norm)
+    initialize_weights(model, seed=seed, zero_last_norm=zero_last_norm)
     return model
 
 
-def class_names(classes: int | Sequence[str]) -> tuple[tuple[str, ...], int]:
+def parse_classes(classes: int | Sequence[str]) -> tuple[tuple[str, ...], int]:
     """The names of classes, if they have any, and how many there are; raises `UsageError` for what are no classes."""
     names = tuple(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else ()
-    count = classes if isinstance(classes, int) and not isinstance(classes, bool) else len(names)
-    plain = all(isinstance(name, str) and name and name.isprintable() for name in names)
-    if count < 1 or not plain or len(names) != len(set(names)):
+    n_classes = classes if isinstance(classes, int) and not isinstance(classes, bool) else len(names)
+    is_valid = all(isinstance(name, str) and name and name.isprintable() for name in names)
+    if n_classes < 1 or not is_valid or len(names) != len(set(names)):
         what = "a classifier needs a number of classes, or a list of names, each once"
         raise UsageError(what, where="classes", fix="1 or more")
-    return names, count
+    return names, n_classes
 
 
-def shell(card: Card, worked_out: Plan | None = None) -> Network:
+def build_meta_network(card: Card, network_plan: Plan | None = None) -> NetworkModule:
     """The module of a card on the meta device: every shape, no number, no time. ``worked_out`` is its known plan."""
-    worked_out = worked_out or plan(card.spec)
-    kind = Backbone if isinstance(card.spec.head, Features) else Network
-    return kind(worked_out, card, [(name(part), module(part)) for part in worked_out.root.children])
+    network_plan = network_plan or plan(card.spec)
+    network_class = Backbone if isinstance(card.spec.head, Features) else NetworkModule
+    return network_class(
+        network_plan, card, [(get_child_name(part), build_module(part)) for part in network_plan.root.children]
+    )

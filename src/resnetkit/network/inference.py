@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 
-from resnetkit.network.layers import Network
+import torch
+from torch import Tensor
+
+from resnetkit.architecture.card import Preparation, get_labels
+from resnetkit.images.prepare import compute_scale_and_shift
+from resnetkit.network.layers import NetworkModule
+from resnetkit.runtime.device import Precision, select_precision
+from resnetkit.runtime.torch_settings import strict_fp32
 
 
 @contextlib.contextmanager
-def evaluating(network: Network) -> Iterator[None]:
+def eval_mode(network: NetworkModule) -> Iterator[None]:
     """Evaluation for as long as the body runs; afterwards each module is in the mode in which it was."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
@@ -18,3 +26,64 @@ def evaluating(network: Network) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+LogitsFunction = Callable[[Tensor], Tensor]
+
+
+class PixelNormalizer:
+    """From pixels (N H W C, 8 bits) to what the network takes (N C H W, fp32, channels last) on a device."""
+
+    def __init__(self, preparation: Preparation, device: torch.device) -> None:
+        scale, shift = compute_scale_and_shift(preparation)
+        self._scale = torch.from_numpy(scale)[:, None, None].to(device)
+        self._shift = torch.from_numpy(shift)[:, None, None].to(device)
+        self._device = device
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self._device).permute(0, 3, 1, 2).float() * self._scale + self._shift
+
+
+@contextlib.contextmanager
+def inference(
+    network: NetworkModule,
+    device: torch.device,
+    precision: Precision = "fp32",
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[LogitsFunction]:
+    """A function from pixels to logits (N classes, fp32, on the CPU); fp32 on a GPU is fp32, not TF32.
+
+    Afterwards the network is on the device and in the modes in which it was; its weights stay in channels-last order.
+
+    ``ask`` is another question to the network than for its answer.
+    """
+    run_network = forward or network
+    original_device = next(network.parameters()).device
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalize = PixelNormalizer(network.card.preparation, device)
+    selected_precision = select_precision(precision, device)
+
+    @torch.inference_mode()
+    def compute_logits(pixels: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=selected_precision == "bf16"):
+            outputs: Tensor = run_network(normalize(pixels))
+        return outputs.float().cpu()
+
+    try:
+        with eval_mode(network), strict_fp32(selected_precision, device.type):
+            yield compute_logits
+    finally:
+        network.to(original_device)
+
+
+def count_network_classes(network: NetworkModule) -> int:
+    """How many classes a network tells apart; raises `UsageError` where it has no classifier."""
+    return len(get_labels(network.card))
+
+
+def compute_network_digest(network: NetworkModule) -> str:
+    """Of the weights."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for tensor in network.state_dict().values():
+        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()

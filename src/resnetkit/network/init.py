@@ -9,10 +9,10 @@ from torch import nn
 
 from resnetkit.architecture.plan import Node
 from resnetkit.errors import UsageError
-from resnetkit.network.layers import Network
+from resnetkit.network.layers import NetworkModule
 
 
-def initialise(model: Network, *, seed: int = 0, zero_last_norm: bool = False) -> None:
+def initialize_weights(model: NetworkModule, *, seed: int = 0, zero_last_norm: bool = False) -> None:
     """Fill every parameter and statistic of ``model``, in place; the same seed gives the same numbers on every device.
 
     Convolutions: normal with variance 2 / fan-out (He et al., arXiv 1502.01852, as torchvision does). Norms: 1 and 0.
@@ -26,17 +26,17 @@ def initialise(model: Network, *, seed: int = 0, zero_last_norm: bool = False) -
     with torch.no_grad():
         for node in model.plan.nodes:
             if node.role != "add":
-                _fill(node, model.get_submodule(node.path), generator, zero_last_norm)
+                _initialize_node(node, model.get_submodule(node.path), generator, zero_last_norm)
 
 
-def _fill(node: Node, layer: nn.Module, generator: torch.Generator, zero_last_norm: bool) -> None:
-    for part in layer.modules():
-        _fill_one(part, generator)
+def _initialize_node(node: Node, layer: nn.Module, generator: torch.Generator, zero_last_norm: bool) -> None:
+    for module in layer.modules():
+        _initialize_layer(module, generator)
     if zero_last_norm and node.role == "branch-last-norm":
         layer.weight.zero_()  # type: ignore[operator]
 
 
-def _fill_one(layer: nn.Module, generator: torch.Generator) -> None:
+def _initialize_layer(layer: nn.Module, generator: torch.Generator) -> None:
     if isinstance(layer, nn.Conv2d):
         fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * math.sqrt(2 / fan_out))

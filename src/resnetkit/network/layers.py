@@ -20,32 +20,32 @@ from torch.utils.checkpoint import checkpoint
 
 from resnetkit.architecture import operations as ops
 from resnetkit.architecture.card import Card
-from resnetkit.architecture.plan import Node, Place, Plan
+from resnetkit.architecture.plan import Node, Plan, Section
 from resnetkit.architecture.spec import BatchNorm, Features
-from resnetkit.errors import UsageError, suggestion
-from resnetkit.network.report import Report
+from resnetkit.errors import UsageError, suggest_fix
+from resnetkit.network.report import TensorReport
 
 
-class Stem(nn.Sequential):
+class StemModule(nn.Sequential):
     """From the image to the first stage."""
 
 
-class Pre(nn.Sequential):
+class PreActivation(nn.Sequential):
     """What comes before the branch of a pre-activation block: a norm and an activation."""
 
 
-class Branch(nn.Sequential):
+class BranchModule(nn.Sequential):
     """The way through the convolutions of a block."""
 
 
-class Shortcut(nn.Sequential):
+class ShortcutModule(nn.Sequential):
     """The way around them; an empty one is the identity."""
 
 
 class Block(nn.Module):
     """Branch and shortcut, added, then activated (arXiv 1512.03385, equations 1 and 2)."""
 
-    def __init__(self, branch: Branch, shortcut: Shortcut, act: nn.Module) -> None:
+    def __init__(self, branch: BranchModule, shortcut: ShortcutModule, act: nn.Module) -> None:
         super().__init__()
         self.branch = branch
         self.shortcut = shortcut
@@ -58,7 +58,7 @@ class Block(nn.Module):
 class PreBlock(nn.Module):
     """Activated before the branch; the shortcut is around both (arXiv 1603.05027, figure 4 e)."""
 
-    def __init__(self, pre: Pre, branch: Branch, shortcut: Shortcut) -> None:
+    def __init__(self, pre: PreActivation, branch: BranchModule, shortcut: ShortcutModule) -> None:
         super().__init__()
         self.pre = pre
         self.branch = branch
@@ -80,11 +80,11 @@ class PlainBlock(nn.Sequential):
     """Branch, then activation: a block of a network without shortcuts."""
 
 
-class Stage(nn.Sequential):
+class StageModule(nn.Sequential):
     """Blocks in a row."""
 
 
-class RecomputedStage(Stage):
+class CheckpointedStage(StageModule):
     """A stage that keeps its input alone for the backward pass, and runs again there: less memory for more time.
 
     The second run leaves the statistics of norms as they are: they have seen this batch already.
@@ -93,125 +93,125 @@ class RecomputedStage(Stage):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
-        once = partial(_twice, self)
-        return checkpoint(super().forward, x, use_reentrant=False, context_fn=once)  # type: ignore[no-any-return]
+        context_fn = partial(_make_checkpoint_contexts, self)
+        return checkpoint(super().forward, x, use_reentrant=False, context_fn=context_fn)  # type: ignore[no-any-return]
 
 
-def _twice(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _make_checkpoint_contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What surrounds the first run, and the second."""
-    return contextlib.nullcontext(), _statistics_kept(stage)
+    return contextlib.nullcontext(), _preserve_statistics(stage)
 
 
 @contextlib.contextmanager
-def _statistics_kept(stage: nn.Module) -> Iterator[None]:
+def _preserve_statistics(stage: nn.Module) -> Iterator[None]:
     """Norms write into copies for as long as the body runs."""
     norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
-    own = [dict(norm.named_buffers()) for norm in norms]
-    for norm, buffers in zip(norms, own, strict=True):
-        _give(norm, {name: buffer.clone() for name, buffer in buffers.items()})
+    originals = [dict(norm.named_buffers()) for norm in norms]
+    for norm, buffers in zip(norms, originals, strict=True):
+        _set_buffers(norm, {name: buffer.clone() for name, buffer in buffers.items()})
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, own, strict=True):
-            _give(norm, buffers)
+        for norm, buffers in zip(norms, originals, strict=True):
+            _set_buffers(norm, buffers)
 
 
-def _give(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+def _set_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
     for name, buffer in buffers.items():
         setattr(module, name, buffer)
 
 
-class Head(nn.Sequential):
+class HeadModule(nn.Sequential):
     """From the last map to the answer."""
 
 
-class Network(nn.Module):
+class NetworkModule(nn.Module):
     """Stem, stages and head in a row. ``plan`` is what it was built from, ``card`` what belongs to it.
 
     ``report`` says where its tensors came from, if they were loaded or changed. What is ``frozen`` (paths) stays in
     evaluation mode, whatever `train` says.
     """
 
-    def __init__(self, plan: Plan, card: Card, parts: Iterable[tuple[str, nn.Module]]) -> None:
+    def __init__(self, plan: Plan, card: Card, children: Iterable[tuple[str, nn.Module]]) -> None:
         super().__init__()
         self.plan = plan
         self.card = card
-        self.report = Report()
-        self.frozen: frozenset[str] = frozenset()
-        for name, part in parts:
-            self.add_module(name, part)
+        self.report = TensorReport()
+        self.frozen_paths: frozenset[str] = frozenset()
+        for name, child in children:
+            self.add_module(name, child)
 
     def forward(self, x: Tensor) -> Tensor:
-        for part in self.children():
-            x = part(x)
+        for child in self.children():
+            x = child(x)
         return x
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, or evaluation; what is frozen stays in evaluation."""
         super().train(mode)
-        for path in self.frozen:
+        for path in self.frozen_paths:
             self.get_submodule(path).eval()
         return self
 
     @property
-    def maps(self) -> dict[str, Place]:
+    def feature_info(self) -> dict[str, Section]:
         """What a backbone hands on: each has ``output`` (C, H, W), ``stride`` and ``receptive_field``, in pixels."""
         head = self.card.spec.head
-        chosen = head.stages if isinstance(head, Features) else (len(self.card.spec.stages),)
-        return {f"stage{i}": place for i in chosen if isinstance(place := self.plan[f"stage{i}"], Place)}
+        stages = head.stages if isinstance(head, Features) else (len(self.card.spec.stages),)
+        return {f"stage{i}": section for i in stages if isinstance(section := self.plan[f"stage{i}"], Section)}
 
-    def features(self, x: Tensor, places: Iterable[str]) -> dict[str, Tensor]:
+    def extract_features(self, x: Tensor, paths: Iterable[str]) -> dict[str, Tensor]:
         """What the named places (``stem``, ``stage1``, ``stage2.block1`` ...) hand on for images ``x``.
 
         Nothing later runs. Raises `UsageError` for a place that is not among `places`.
         """
-        wanted = set(places)
-        self.require(wanted)
-        found: dict[str, Tensor] = {}
-        _gather(self, "", x, wanted, found)
-        return found
+        wanted = set(paths)
+        self.check_feature_paths(wanted)
+        outputs: dict[str, Tensor] = {}
+        _collect_outputs(self, "", x, wanted, outputs)
+        return outputs
 
-    def places(self) -> list[str]:
+    def list_feature_paths(self) -> list[str]:
         """Every path whose output is handed on to the next: stem, stages, blocks, head, and what they are made of."""
-        return list(_places_of(self, ""))
+        return list(_iterate_paths(self, ""))
 
-    def require(self, places: Iterable[str]) -> None:
+    def check_feature_paths(self, paths: Iterable[str]) -> None:
         """Raise `UsageError` for a path that is not among `places`."""
-        known = self.places()
-        for place in places:
-            if place not in known:
-                fix = suggestion(place, known, "one of " + ", ".join(name for name in known if "." not in name))
-                raise UsageError(f"this network has no place called {place!r}", fix=fix)
+        known = self.list_feature_paths()
+        for path in paths:
+            if path not in known:
+                fix = suggest_fix(path, known, "one of " + ", ".join(name for name in known if "." not in name))
+                raise UsageError(f"this network has no place called {path!r}", fix=fix)
 
 
-class Backbone(Network):
+class Backbone(NetworkModule):
     """A network whose answer is the maps of some stages, by name: N C H W each."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
-        found: dict[str, Tensor] = {}
-        for name, part in self.named_children():
-            x = part(x)
-            found[name] = x
-        return {name: found[name] for name in self.maps}
+        outputs: dict[str, Tensor] = {}
+        for name, child in self.named_children():
+            x = child(x)
+            outputs[name] = x
+        return {name: outputs[name] for name in self.feature_info}
 
 
-def _places_of(part: nn.Module, path: str) -> Iterator[str]:
-    for name, child in part.named_children():
+def _iterate_paths(parent: nn.Module, path: str) -> Iterator[str]:
+    for name, child in parent.named_children():
         yield path + name
         if isinstance(child, nn.Sequential):
-            yield from _places_of(child, f"{path}{name}.")
+            yield from _iterate_paths(child, f"{path}{name}.")
 
 
-def _gather(part: nn.Module, path: str, x: Tensor, wanted: set[str], found: dict[str, Tensor]) -> Tensor:
+def _collect_outputs(parent: nn.Module, path: str, x: Tensor, wanted: set[str], outputs: dict[str, Tensor]) -> Tensor:
     """Run the children of a sequence until everything that is wanted has been found."""
-    for name, child in part.named_children():
-        if wanted == found.keys():
+    for name, child in parent.named_children():
+        if wanted == outputs.keys():
             break
-        here = path + name
-        inside = any(place.startswith(here + ".") for place in wanted - found.keys())
-        x = _gather(child, here + ".", x, wanted, found) if inside else child(x)
-        if here in wanted:
-            found[here] = x
+        child_path = path + name
+        has_wanted_child = any(wanted_path.startswith(child_path + ".") for wanted_path in wanted - outputs.keys())
+        x = _collect_outputs(child, child_path + ".", x, wanted, outputs) if has_wanted_child else child(x)
+        if child_path in wanted:
+            outputs[child_path] = x
     return x
 
 
@@ -232,90 +232,90 @@ class ZeroPad(nn.Module):
         return f"{self.before}, {self.after}, stride={self.stride}"
 
 
-class DilatedAverage(nn.Module):
+class DilatedAvgPool2d(nn.Module):
     """`nn.AvgPool2d(kernel, stride, ceil_mode=True, count_include_pad=False)` with dilation, for a trous stages."""
 
-    def __init__(self, op: ops.AveragePooling) -> None:
+    def __init__(self, op: ops.AvgPoolOp) -> None:
         super().__init__()
         self.kernel, self.stride, self.dilation = op.kernel, op.stride, op.dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = self._sum(x) / self._sum(torch.ones_like(x[:1, :1]))
+        mean = self._sum_windows(x) / self._sum_windows(torch.ones_like(x[:1, :1]))
         return mean[..., :: self.stride, :: self.stride]
 
-    def _sum(self, x: Tensor) -> Tensor:
+    def _sum_windows(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         reach = self.dilation * (self.kernel - 1)
         padded = F.pad(x, (0, reach, 0, reach))
-        steps = range(0, reach + 1, self.dilation)
-        shifted = [padded[..., i : i + height, j : j + width] for i in steps for j in steps]
+        offsets = range(0, reach + 1, self.dilation)
+        shifted = [padded[..., i : i + height, j : j + width] for i in offsets for j in offsets]
         return torch.stack(shifted).sum(0)
 
     def extra_repr(self) -> str:
         return f"{self.kernel}, stride={self.stride}, dilation={self.dilation}"
 
 
-class GlobalAverage(nn.Module):
+class GlobalAvgPool2d(nn.Module):
     """N C H W -> N C."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
 
 
-class EdgedMax(nn.Module):
+class PaddedMaxPool2d(nn.Module):
     """A max pool whose edge is written out: zeros, as Keras pads it, or numbers that never win, where torch's own pool
     takes no such padding (dilated ones).
     """
 
-    def __init__(self, op: ops.MaxPooling) -> None:
+    def __init__(self, op: ops.MaxPoolOp) -> None:
         super().__init__()
         self.kernel, self.stride, self.dilation, self.padding = op.kernel, op.stride, op.dilation, op.padding
-        self.edge = 0.0 if op.edge == "zeros" else -math.inf
+        self.pad_value = 0.0 if op.edge == "zeros" else -math.inf
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, (self.padding,) * 4, value=self.edge)
+        padded = F.pad(x, (self.padding,) * 4, value=self.pad_value)
         return F.max_pool2d(padded, self.kernel, self.stride, dilation=self.dilation)
 
     def extra_repr(self) -> str:
-        return f"{self.kernel}, stride={self.stride}, dilation={self.dilation}, edge={self.edge}"
+        return f"{self.kernel}, stride={self.stride}, dilation={self.dilation}, edge={self.pad_value}"
 
 
-class Blur(nn.Module):
+class BlurPool2d(nn.Module):
     """A binomial filter on each channel, mirrored at the edge (arXiv 1904.11486).
 
     A dilated one mirrors each of the grids that its taps lie on by itself, so that an a trous network blurs as the
     original does.
     """
 
-    def __init__(self, op: ops.Blurring) -> None:
+    def __init__(self, op: ops.BlurOp) -> None:
         super().__init__()
         self.channels, self.stride, self.dilation, self.padding = op.channels, op.stride, op.dilation, op.padding
         self.weights = tuple(math.comb(op.kernel - 1, i) / 2 ** (op.kernel - 1) for i in range(op.kernel))
 
     def forward(self, x: Tensor) -> Tensor:
-        line = x.new_tensor(self.weights)
-        kernel = (line[:, None] * line).expand(self.channels, 1, -1, -1)
-        return F.conv2d(self._mirrored(x), kernel, None, self.stride, 0, self.dilation, self.channels)
+        taps = x.new_tensor(self.weights)
+        kernel = (taps[:, None] * taps).expand(self.channels, 1, -1, -1)
+        return F.conv2d(self._reflect_pad(x), kernel, None, self.stride, 0, self.dilation, self.channels)
 
-    def _mirrored(self, x: Tensor) -> Tensor:
+    def _reflect_pad(self, x: Tensor) -> Tensor:
         if self.dilation == 1:
             return F.pad(x, (self.padding,) * 4, "reflect")
-        rows, columns = (self._source(n, x.device) for n in x.shape[-2:])
+        rows, columns = (self._compute_source_indices(n, x.device) for n in x.shape[-2:])
         return x[..., rows[:, None], columns]
 
-    def _source(self, n: int, device: torch.device) -> Tensor:
+    def _compute_source_indices(self, n: int, device: torch.device) -> Tensor:
         """For each place of a padded line of ``n`` pixels the pixel that stands there."""
-        place = torch.arange(-self.padding, n + self.padding, device=device)
-        grid = place % self.dilation
-        last = (n - 1 - grid) // self.dilation
-        on_grid = (place - grid) // self.dilation % (2 * last).clamp_min(1)
-        return torch.minimum(on_grid, 2 * last - on_grid) * self.dilation + grid
+        position = torch.arange(-self.padding, n + self.padding, device=device)
+        grid = position % self.dilation
+        last_index = (n - 1 - grid) // self.dilation
+        on_grid = (position - grid) // self.dilation % (2 * last_index).clamp_min(1)
+        return torch.minimum(on_grid, 2 * last_index - on_grid) * self.dilation + grid
 
     def extra_repr(self) -> str:
         return f"{len(self.weights)}, stride={self.stride}"
 
 
-class AverageTo(nn.Module):
+class AdaptiveAvgPoolFlatten(nn.Module):
     """N C H W -> N (C side side)."""
 
     def __init__(self, side: int) -> None:
@@ -329,31 +329,31 @@ class AverageTo(nn.Module):
         return f"{self.side}"
 
 
-class SqueezeAndExcite(nn.Module):
+class SqueezeExcitation(nn.Module):
     """Each channel times a weight of 0 to 1 that two layers make of all averages (arXiv 1709.01507, equation 3)."""
 
     def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(channels, reduced, 1, device=_NOWHERE)
+        self.fc1 = nn.Conv2d(channels, reduced, 1, device=_META_DEVICE)
         self.act = nn.ReLU()
-        self.fc2 = nn.Conv2d(reduced, channels, 1, device=_NOWHERE)
+        self.fc2 = nn.Conv2d(reduced, channels, 1, device=_META_DEVICE)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()  # type: ignore[no-any-return]
 
 
-class WeighByNeighbours(nn.Module):
+class EfficientChannelAttention(nn.Module):
     """Each channel times a weight of 0 to 1 that a convolution along the channels makes of their averages."""
 
     def __init__(self, kernel: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(1, 1, kernel, padding=(kernel - 1) // 2, bias=False, device=_NOWHERE)
+        self.conv = nn.Conv1d(1, 1, kernel, padding=(kernel - 1) // 2, bias=False, device=_META_DEVICE)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.conv(x.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None]  # type: ignore[no-any-return]
 
 
-class DropBranch(nn.Module):
+class StochasticDepth(nn.Module):
     """In training, zeros for some images of a batch, the others enlarged so that the mean stays (arXiv 1603.09382)."""
 
     def __init__(self, rate: float) -> None:
@@ -363,8 +363,8 @@ class DropBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.rate
-        return x * kept.to(x.dtype) / (1 - self.rate)
+        keep_mask = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.rate
+        return x * keep_mask.to(x.dtype) / (1 - self.rate)
 
     def extra_repr(self) -> str:
         return f"{self.rate:g}"
@@ -372,7 +372,7 @@ class DropBranch(nn.Module):
 
 # ------------------------------------------------------------------------------------------------- node -> module
 
-_NOWHERE = "meta"  # said to each layer, as a `torch.device` context costs as much as the layers themselves
+_META_DEVICE = "meta"  # said to each layer, as a `torch.device` context costs as much as the layers themselves
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -384,85 +384,85 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def _convolution(op: ops.Convolution) -> nn.Module:
+def _build_convolution(op: ops.ConvOp) -> nn.Module:
     return nn.Conv2d(
-        op.inputs,
-        op.outputs,
+        op.in_channels,
+        op.out_channels,
         op.kernel,
         op.stride,
         op.padding,
         op.dilation,
         op.groups,
         op.bias,
-        device=_NOWHERE,
+        device=_META_DEVICE,
     )
 
 
-def _norm(op: ops.Normalisation) -> nn.Module:
+def _build_norm(op: ops.NormOp) -> nn.Module:
     if isinstance(op.norm, BatchNorm):
-        return nn.BatchNorm2d(op.channels, op.norm.eps, op.norm.momentum, device=_NOWHERE)
-    return nn.GroupNorm(op.norm.groups, op.channels, op.norm.eps, device=_NOWHERE)
+        return nn.BatchNorm2d(op.channels, op.norm.eps, op.norm.momentum, device=_META_DEVICE)
+    return nn.GroupNorm(op.norm.groups, op.channels, op.norm.eps, device=_META_DEVICE)
 
 
-def _average(op: ops.AveragePooling) -> nn.Module:
+def _build_avg_pool(op: ops.AvgPoolOp) -> nn.Module:
     if op.stride == op.kernel and op.dilation == 1:
         return nn.AvgPool2d(op.kernel, op.stride, ceil_mode=True, count_include_pad=False)
-    return DilatedAverage(op)
+    return DilatedAvgPool2d(op)
 
 
-def _max_pool(op: ops.MaxPooling) -> nn.Module:
+def _build_max_pool(op: ops.MaxPoolOp) -> nn.Module:
     if op.edge == "zeros" or (op.dilation > 1 and op.padding):
-        return EdgedMax(op)
+        return PaddedMaxPool2d(op)
     return nn.MaxPool2d(op.kernel, op.stride, op.padding, op.dilation, ceil_mode=op.edge == "ceil")
 
 
-_LAYERS: dict[type, Callable[[Any], nn.Module]] = {
-    ops.Convolution: _convolution,
-    ops.Normalisation: _norm,
-    ops.Activate: lambda op: _ACTIVATIONS[op.name](),
-    ops.MaxPooling: _max_pool,
-    ops.Blurring: Blur,
-    ops.AverageTo: lambda op: AverageTo(op.side),
-    ops.SqueezeAndExcite: lambda op: SqueezeAndExcite(op.channels, op.reduced),
-    ops.WeighByNeighbours: lambda op: WeighByNeighbours(op.kernel),
-    ops.DropBranch: lambda op: DropBranch(op.rate),
-    ops.DropOut: lambda op: nn.Dropout(op.rate),
-    ops.AveragePooling: _average,
-    ops.ZeroPad: lambda op: ZeroPad(op.before, op.after, op.stride),
-    ops.GlobalAverage: lambda op: GlobalAverage(),
-    ops.FullyConnected: lambda op: nn.Linear(op.inputs, op.outputs, device=_NOWHERE),
+_LAYER_BUILDERS: dict[type, Callable[[Any], nn.Module]] = {
+    ops.ConvOp: _build_convolution,
+    ops.NormOp: _build_norm,
+    ops.ActivationOp: lambda op: _ACTIVATIONS[op.name](),
+    ops.MaxPoolOp: _build_max_pool,
+    ops.BlurOp: BlurPool2d,
+    ops.AdaptiveAvgPoolOp: lambda op: AdaptiveAvgPoolFlatten(op.side),
+    ops.SqueezeExciteOp: lambda op: SqueezeExcitation(op.channels, op.reduced),
+    ops.EfficientChannelsOp: lambda op: EfficientChannelAttention(op.kernel),
+    ops.StochasticDepthOp: lambda op: StochasticDepth(op.rate),
+    ops.DropoutOp: lambda op: nn.Dropout(op.rate),
+    ops.AvgPoolOp: _build_avg_pool,
+    ops.ZeroPadOp: lambda op: ZeroPad(op.before, op.after, op.stride),
+    ops.GlobalAvgPoolOp: lambda op: GlobalAvgPool2d(),
+    ops.LinearOp: lambda op: nn.Linear(op.in_features, op.out_features, device=_META_DEVICE),
 }
 
-_PLACES: dict[str, type[nn.Sequential]] = {
-    "stem": Stem,
-    "stage": Stage,
-    "pre": Pre,
-    "branch": Branch,
-    "shortcut": Shortcut,
-    "head": Head,
+_SECTION_MODULES: dict[str, type[nn.Sequential]] = {
+    "stem": StemModule,
+    "stage": StageModule,
+    "pre": PreActivation,
+    "branch": BranchModule,
+    "shortcut": ShortcutModule,
+    "head": HeadModule,
 }
 
 
-def module(part: Place | Node) -> nn.Module:
+def build_module(part: Section | Node) -> nn.Module:
     """The module of a node or a place of a plan, on the meta device: shapes, and no numbers yet."""
     if isinstance(part, Node):
-        return _LAYERS[type(part.op)](part.op)
-    parts = {name(child): module(child) for child in part.children if child.role != "add"}
-    if part.role == "block" and "shortcut" in parts:
-        return _block(parts)
-    place = PlainBlock() if part.role == "block" else _PLACES[part.role]()
-    for key, child in parts.items():
-        place.add_module(key, child)
-    return place
+        return _LAYER_BUILDERS[type(part.op)](part.op)
+    children = {get_child_name(child): build_module(child) for child in part.children if child.role != "add"}
+    if part.role == "block" and "shortcut" in children:
+        return _build_block(children)
+    container = PlainBlock() if part.role == "block" else _SECTION_MODULES[part.role]()
+    for key, child in children.items():
+        container.add_module(key, child)
+    return container
 
 
-def _block(parts: dict[str, nn.Module]) -> nn.Module:
-    if "pre" not in parts:
-        return Block(**parts)  # type: ignore[arg-type]
-    learns = any(True for _ in parts["shortcut"].parameters())
-    return (ProjectedPreBlock if learns else PreBlock)(**parts)  # type: ignore[arg-type]
+def _build_block(children: dict[str, nn.Module]) -> nn.Module:
+    if "pre" not in children:
+        return Block(**children)  # type: ignore[arg-type]
+    has_parameters = any(True for _ in children["shortcut"].parameters())
+    return (ProjectedPreBlock if has_parameters else PreBlock)(**children)  # type: ignore[arg-type]
 
 
-def name(part: Place | Node) -> str:
+def get_child_name(part: Section | Node) -> str:
     """The last word of a path."""
     return part.path.rpartition(".")[2]

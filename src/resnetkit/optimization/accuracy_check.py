@@ -17,26 +17,26 @@ from resnetkit.engines.base import Logits
 # Eight bits for every map can change a logit by more and leave the answer as it is, so int8 is judged by answers, where
 # there are any; an untrained network has none, and 0.2 is far below what a fault makes. Where logits have a limit one
 # answer may change: of few pictures it is more than any loss that can be meant.
-_MOST_ERROR = {"fp32": 1e-3, "bf16": 5e-2}
-_MOST_ERROR_UNTRAINED = 0.2
-_LEAST_SAME = 0.98
+_MAX_ERROR = {"fp32": 1e-3, "bf16": 5e-2}
+_MAX_ERROR_UNTRAINED = 0.2
+_MIN_MATCH_RATE = 0.98
 MAX_LOSS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class EngineComparison:
     """``error``: the largest difference of a logit, as a share of the largest logit. ``same``: the share of pictures
     with the same answer. ``lost``: points of accuracy. ``why`` it is not enough, or empty. What cannot be told is None.
     """
 
-    error: float | None
-    same: float | None = None
-    lost: float | None = None
-    why: str = ""
+    logit_error: float | None
+    match_rate: float | None = None
+    accuracy_drop: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
-class Judge:
+class Fp32Reference:
     """What answers are compared with: logits in fp32 (N K), the names of the pictures, and their classes if known.
 
     Where ``answers`` mean nothing, as those of a network that was not trained and those about made pictures, only the
@@ -45,48 +45,59 @@ class Judge:
 
     logits: Logits
     names: Sequence[str]
-    truth: NDArray[np.int64] | None = None
-    answers: bool = True
+    labels: NDArray[np.int64] | None = None
+    has_predictions: bool = True
     max_loss: float = MAX_LOSS
 
-    def first(self, n: int) -> Judge:
+    def take_first(self, n: int) -> Fp32Reference:
         """A judge of the first ``n`` pictures alone."""
-        truth = None if self.truth is None else self.truth[:n]
-        return replace(self, logits=self.logits[:n], names=self.names[:n], truth=truth)
+        labels = None if self.labels is None else self.labels[:n]
+        return replace(self, logits=self.logits[:n], names=self.names[:n], labels=labels)
 
-    def judge(self, found: Logits, precision: str) -> Agreement:
+    def compare(self, logits: Logits, precision: str) -> EngineComparison:
         """The verdict on the logits of the same pictures."""
-        if found.shape != self.logits.shape:
-            return Agreement(None, why=f"it gives {_sizes(found)} logits for {_sizes(self.logits)}")
-        apart = np.abs(found - self.logits).max(1)
-        if not np.isfinite(apart).all():
-            return Agreement(None, why="its logits are not finite")
-        error = float(apart.max() / max(float(np.abs(self.logits).max()), 1e-30))
-        same, fewer = self._answers(found) if self.answers else (None, None)
-        where = self.names[int(apart.argmax())]
-        lost = None if fewer is None else 100 * fewer / len(found)
-        return Agreement(error, same, lost, "; ".join(self._faults(precision, error, same, fewer, where)))
+        if logits.shape != self.logits.shape:
+            return EngineComparison(
+                None, reason=f"it gives {_format_shape(logits)} logits for {_format_shape(self.logits)}"
+            )
+        differences = np.abs(logits - self.logits).max(1)
+        if not np.isfinite(differences).all():
+            return EngineComparison(None, reason="its logits are not finite")
+        logit_error = float(differences.max() / max(float(np.abs(self.logits).max()), 1e-30))
+        match_rate, n_fewer_correct = self._compare_predictions(logits) if self.has_predictions else (None, None)
+        worst_name = self.names[int(differences.argmax())]
+        accuracy_drop = None if n_fewer_correct is None else 100 * n_fewer_correct / len(logits)
+        return EngineComparison(
+            logit_error,
+            match_rate,
+            accuracy_drop,
+            "; ".join(self._find_faults(precision, logit_error, match_rate, n_fewer_correct, worst_name)),
+        )
 
-    def _answers(self, found: Logits) -> tuple[float, int | None]:
+    def _compare_predictions(self, logits: Logits) -> tuple[float, int | None]:
         """(share of the same answers, how many fewer are right)."""
-        ours, theirs = self.logits.argmax(1), found.argmax(1)
-        same = float((ours == theirs).mean())
-        if self.truth is None:
-            return same, None
-        return same, int((ours == self.truth).sum()) - int((theirs == self.truth).sum())
+        ours, theirs = self.logits.argmax(1), logits.argmax(1)
+        match_rate = float((ours == theirs).mean())
+        if self.labels is None:
+            return match_rate, None
+        return match_rate, int((ours == self.labels).sum()) - int((theirs == self.labels).sum())
 
-    def _faults(self, precision: str, error: float, same: float | None, fewer: int | None, where: str) -> list[str]:
-        limit = _MOST_ERROR.get(precision, _MOST_ERROR_UNTRAINED if same is None else np.inf)
+    def _find_faults(
+        self, precision: str, logit_error: float, match_rate: float | None, n_fewer_correct: int | None, worst_name: str
+    ) -> list[str]:
+        limit = _MAX_ERROR.get(precision, _MAX_ERROR_UNTRAINED if match_rate is None else np.inf)
         faults, n = [], len(self.names)
-        if error > limit:
-            faults.append(f"logits differ by {error:.2g} of the largest (limit {limit:g}), most at {where}")
-        if fewer is not None and fewer > max(n * self.max_loss / 100 + 1e-9, precision in _MOST_ERROR):
-            told = f"{fewer:,} fewer of {n:,} pictures are right"
-            faults.append(f"{told}, {100 * fewer / n:.2f} points (--max-loss {self.max_loss:g})")
-        if fewer is None and same is not None and same < _LEAST_SAME:
-            faults.append(f"only {same:.1%} of the answers are the same (limit {_LEAST_SAME:.0%})")
+        if logit_error > limit:
+            faults.append(f"logits differ by {logit_error:.2g} of the largest (limit {limit:g}), most at {worst_name}")
+        if n_fewer_correct is not None and n_fewer_correct > max(
+            n * self.max_loss / 100 + 1e-9, precision in _MAX_ERROR
+        ):
+            message = f"{n_fewer_correct:,} fewer of {n:,} pictures are right"
+            faults.append(f"{message}, {100 * n_fewer_correct / n:.2f} points (--max-loss {self.max_loss:g})")
+        if n_fewer_correct is None and match_rate is not None and match_rate < _MIN_MATCH_RATE:
+            faults.append(f"only {match_rate:.1%} of the answers are the same (limit {_MIN_MATCH_RATE:.0%})")
         return faults
 
 
-def _sizes(logits: Logits) -> str:
+def _format_shape(logits: Logits) -> str:
     return " x ".join(map(str, logits.shape))

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from resnetkit import files
-from resnetkit.errors import extra_missing
+from resnetkit.errors import missing_extra_error
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """What a network says of one file: (class, probability), most probable first, or why nothing can be said."""
 
     file: str
@@ -39,96 +39,102 @@ class Answer:
         return self.top[0][1] if self.top else None
 
 
-def record(answer: Answer) -> dict[str, Any]:
+def build_record(prediction: Prediction) -> dict[str, Any]:
     """For JSON."""
-    top = [{"label": label, "probability": round(share, 6)} for label, share in answer.top]
-    first = top[0] if top else {"label": None, "probability": None}
-    return {"file": answer.file, **first, "top": top, "error": answer.error or None}
+    top = [{"label": label, "probability": round(probability, 6)} for label, probability in prediction.top]
+    best = top[0] if top else {"label": None, "probability": None}
+    return {"file": prediction.file, **best, "top": top, "error": prediction.error or None}
 
 
-START = '{"file": '  # of what `json_line` gives
-FIELDS = ("file", "label", "probability", "top", "error")  # of a line of JSON
+JSON_LINE_PREFIX = '{"file": '  # of what `json_line` gives
+JSON_FIELDS = ("file", "label", "probability", "top", "error")  # of a line of JSON
 
 
-def json_line(answer: Answer, ascii_only: bool = False) -> str:
+def format_json_line(prediction: Prediction, ascii_only: bool = False) -> str:
     """One document."""
-    return json.dumps(record(answer), ensure_ascii=ascii_only)
+    return json.dumps(build_record(prediction), ensure_ascii=ascii_only)
 
 
-def csv_columns(top: int) -> list[str]:
+def list_csv_columns(top: int) -> list[str]:
     """What the cells of a line are."""
-    more = [f"{column}_{i}" for i in range(2, top + 1) for column in ("label", "probability")]
-    return ["file", "label", "probability", *more, "error"]
+    other_columns = [f"{column}_{i}" for i in range(2, top + 1) for column in ("label", "probability")]
+    return ["file", "label", "probability", *other_columns, "error"]
 
 
-def csv_line(answer: Answer, top: int) -> str:
+def format_csv_line(prediction: Prediction, top: int) -> str:
     """A line; a name with a line break in it is quoted and stays one cell."""
-    cells = [cell for label, share in answer.top for cell in (label, f"{share:.6f}")]
-    return csv_cells([answer.file, *cells, *[""] * (2 * top - len(cells)), answer.error])
+    cells = [cell for label, probability in prediction.top for cell in (label, f"{probability:.6f}")]
+    return format_csv_cells([prediction.file, *cells, *[""] * (2 * top - len(cells)), prediction.error])
 
 
-_END = "\r\n"
+_LINE_END = "\r\n"
 
 
-def csv_cells(cells: Sequence[str]) -> str:
+def format_csv_cells(cells: Sequence[str]) -> str:
     """Cells as a line without its end."""
     line = io.StringIO()
-    csv.writer(line, lineterminator=_END).writerow(cells)  # a name that holds a part of it is quoted
-    return line.getvalue().removesuffix(_END)
+    csv.writer(line, lineterminator=_LINE_END).writerow(cells)  # a name that holds a part of it is quoted
+    return line.getvalue().removesuffix(_LINE_END)
 
 
-def require_parquet() -> None:
+def check_parquet_installed() -> None:
     """Raise `MachineError` where pyarrow is missing, before any work is done for it."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise extra_missing("pyarrow, which writes Parquet,", "data") from None
+        raise missing_extra_error("pyarrow, which writes Parquet,", "data") from None
 
 
 def write_parquet(path: Path, columns: dict[str, Any]) -> None:
     """A Parquet file, whole or not at all, of lists and of arrays (N D); raises `MachineError` without pyarrow."""
-    require_parquet()
+    check_parquet_installed()
     import pyarrow
     from pyarrow import parquet
 
-    table = pyarrow.table({name: _column(column) for name, column in columns.items()})
-    with files.replacing(path) as part:
-        parquet.write_table(table, part)
+    table = pyarrow.table({name: _to_arrow_column(column) for name, column in columns.items()})
+    with files.atomic_write(path) as temporary_path:
+        parquet.write_table(table, temporary_path)
 
 
-def _column(values: Any) -> Any:
+def _to_arrow_column(values: Any) -> Any:
     import pyarrow
 
     if isinstance(values, np.ndarray) and values.shape[1]:
         return pyarrow.FixedSizeListArray.from_arrays(values.reshape(-1), values.shape[1])
-    return [as_text(value) if isinstance(value, str) else value for value in values]
+    return [escape_surrogates(value) if isinstance(value, str) else value for value in values]
 
 
-_GROUP = 4096  # rows that are written at once
+_ROW_GROUP_SIZE = 4096  # rows that are written at once
 
 
-def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """A new Parquet file, whole or not at all, of answers as they come; raises `MachineError` without pyarrow."""
-    require_parquet()
+    check_parquet_installed()
     import pyarrow
     from pyarrow import parquet
 
     text, number = pyarrow.string(), pyarrow.float64()
     types = [text, text, number, pyarrow.list_(text), pyarrow.list_(number), text]
     names = ["file", "label", "probability", "labels", "probabilities", "error"]
-    schema, rows = pyarrow.schema(list(zip(names, types, strict=True))), iter(answers)
-    with files.replacing(path, new=True) as part, parquet.ParquetWriter(part, schema) as writer:
-        while some := list(itertools.islice(rows, _GROUP)):
-            columns = [list(column) for column in zip(*map(_parquet_row, some), strict=True)]
+    schema, rows = pyarrow.schema(list(zip(names, types, strict=True))), iter(predictions)
+    with (
+        files.atomic_write(path, exclusive=True) as temporary_path,
+        parquet.ParquetWriter(temporary_path, schema) as writer,
+    ):
+        while group := list(itertools.islice(rows, _ROW_GROUP_SIZE)):
+            columns = [list(column) for column in zip(*map(_build_parquet_row, group), strict=True)]
             writer.write_table(pyarrow.table(columns, schema=schema))
 
 
-def _parquet_row(answer: Answer) -> tuple[Any, ...]:
-    labels, shares = [as_text(label) for label, _ in answer.top], [share for _, share in answer.top]
-    label, error = labels[0] if labels else None, as_text(answer.error) or None
-    return as_text(answer.file), label, answer.probability, labels, shares, error
+def _build_parquet_row(prediction: Prediction) -> tuple[Any, ...]:
+    labels, probabilities = (
+        [escape_surrogates(label) for label, _ in prediction.top],
+        [probability for _, probability in prediction.top],
+    )
+    label, error = labels[0] if labels else None, escape_surrogates(prediction.error) or None
+    return escape_surrogates(prediction.file), label, prediction.probability, labels, probabilities, error
 
 
-def as_text(word: str) -> str:
+def escape_surrogates(text: str) -> str:
     """Names of files need not be text, and files hold nothing else."""
-    return word.encode("utf-8", "backslashreplace").decode()
+    return text.encode("utf-8", "backslashreplace").decode()

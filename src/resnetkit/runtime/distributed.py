@@ -8,17 +8,18 @@ This module imports no torch.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from resnetkit.errors import UsageError
+from resnetkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Ranks(Protocol):
+class ProcessGroup(Protocol):
     """What a process asks the others. All of them have to ask the same in the same order."""
 
     @property
@@ -26,118 +27,138 @@ class Ranks(Protocol):
         """Its number, from 0."""
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         """How many there are."""
 
     @property
-    def writes(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that prints, and writes what is written once."""
 
-    def most(self, number: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest that any of them says; all hear the same."""
 
-    def agreed(self, said: bool) -> bool:
+    def all_reduce_any(self, value: bool) -> bool:
         """Whether any of them said so; all hear the same."""
 
-    def first(self, make: Callable[[], Any]) -> Any:
+    def run_on_main(self, compute: Callable[[], Any]) -> Any:
         """What the one that writes makes (as JSON holds it), for all of them; its error ends all."""
 
-    def each(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What each of them says (as JSON holds it), by their numbers."""
 
-    def share(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of the one that writes, for all of them."""
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Each tensor becomes its sum over all of them, to the same bits in each."""
 
 
 @dataclass(frozen=True)
-class Alone:
+class SingleProcess:
     """One process."""
 
     rank: int = 0
-    world: int = 1
-    writes: bool = True
+    world_size: int = 1
+    is_main: bool = True
 
-    def most(self, number: int) -> int:
-        return number
+    def all_reduce_max(self, value: int) -> int:
+        return value
 
-    def agreed(self, said: bool) -> bool:
-        return said
+    def all_reduce_any(self, value: bool) -> bool:
+        return value
 
-    def first(self, make: Callable[[], Any]) -> Any:
-        return make()
+    def run_on_main(self, compute: Callable[[], Any]) -> Any:
+        return compute()
 
-    def each(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return [value]
 
-    def share(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(tensors)
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Nothing is added."""
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 # ----------------------------------------------------------------------------------------- who started this process
 
 
 @dataclass(frozen=True)
-class Launch:
+class LaunchInfo:
     """What torchrun tells a process of itself: its number among all, and among those of its machine."""
 
     rank: int
-    world: int
+    world_size: int
     local_rank: int = 0
-    local_world: int = 1
+    local_world_size: int = 1
 
 
-def launched() -> Launch | None:
+def read_launch_info() -> LaunchInfo | None:
     """Who this is among the processes that torchrun started; None for one alone. Raises `UsageError`."""
-    world = _number("WORLD_SIZE", 1)
-    if world <= 1:
+    world_size = _read_int_variable("WORLD_SIZE", 1)
+    if world_size <= 1:
         return None
-    found = Launch(_number("RANK"), world, _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1))
-    if not (found.rank < world and found.local_rank < found.local_world <= world):
-        where = f"RANK={found.rank} of WORLD_SIZE={world}; {found.local_rank} of {found.local_world} on this machine"
-        raise UsageError("these numbers of a process contradict each other", where=where, fix=_TORCHRUN)
-    return found
+    info = LaunchInfo(
+        _read_int_variable("RANK"),
+        world_size,
+        _read_int_variable("LOCAL_RANK", 0),
+        _read_int_variable("LOCAL_WORLD_SIZE", 1),
+    )
+    if not (info.rank < world_size and info.local_rank < info.local_world_size <= world_size):
+        where = (
+            f"RANK={info.rank} of WORLD_SIZE={world_size}; {info.local_rank} of {info.local_world_size} on this machine"
+        )
+        raise UsageError("these numbers of a process contradict each other", where=where, fix=_TORCHRUN_HINT)
+    return info
 
 
-def restarted() -> bool:
+def is_restarted() -> bool:
     """Whether torchrun started this process again, after one of them had failed."""
-    return launched() is not None and _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+    return read_launch_info() is not None and _read_int_variable("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
-_TORCHRUN = "start it with torchrun, which sets them; unset WORLD_SIZE for one process alone"
+_TORCHRUN_HINT = "start it with torchrun, which sets them; unset WORLD_SIZE for one process alone"
 
 
-def _number(name: str, otherwise: int | None = None) -> int:
-    told = os.environ.get(name, "")
-    if not told and otherwise is not None:
-        return otherwise
-    if not told.isdecimal():
-        raise UsageError(f"{name} is no number", where=f"{name}={told}", fix=_TORCHRUN)
-    return int(told)
+def _read_int_variable(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name, "")
+    if not text and default is not None:
+        return default
+    if not text.isdecimal():
+        raise UsageError(f"{name} is no number", where=f"{name}={text}", fix=_TORCHRUN_HINT)
+    return int(text)
 
 
-def cores() -> int:
+def count_cores() -> int:
     """How many cores this process may keep busy: those it may use, divided among the processes of its machine."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    launch = launched()
-    return max(1, usable // (launch.local_world if launch else 1))
+    launch_info = read_launch_info()
+    return max(1, usable // (launch_info.local_world_size if launch_info else 1))
 
 
 # ------------------------------------------------------------------------------------------------ who takes which part
 
 
-def share_of(window: int, rank: int, world: int, alone: bool) -> slice:
+def get_rank_slice(n_images: int, rank: int, world_size: int, local_norms: bool) -> slice:
     """Which of the ``window`` positions of a step are of one process: ``p mod world``.
 
     Where norms count in each process ``alone``, one picture is too few for them, so that a small window is divided
     among fewer processes; the others get nothing.
     """
-    parts = min(world, max(1, window // 2)) if alone else world
-    return slice(rank, None, parts) if rank < parts else slice(0, 0)
+    n_active = min(world_size, max(1, n_images // 2)) if local_norms else world_size
+    return slice(rank, None, n_active) if rank < n_active else slice(0, 0)
+
+
+def check_same_on_all_ranks(dist: ProcessGroup, **values: str) -> None:
+    """Raise `DataError` where what these words stand for is not the same in all processes."""
+    gathered = dist.all_gather([socket.gethostname(), values])
+    for host, theirs in gathered:
+        differing = [name for name, value in gathered[0][1].items() if theirs[name] != value]
+        if differing:
+            raise DataError(
+                f"not all processes have the same {' and '.join(differing)}",
+                where=f"{host} differs from {gathered[0][0]}",
+                fix="copy what one machine has to all of them, or put it on a disk that they share",
+            )

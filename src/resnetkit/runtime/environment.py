@@ -38,148 +38,158 @@ PACKAGES = (
     "mlflow-skinny",
     "wandb",
 )
-_FEATURES = ("avx2", "avx512_", "amx_", "neon", "sve")  # and all that begin so
-_PROCESSORS = Path("/proc/cpuinfo")
+_FEATURE_PREFIXES = ("avx2", "avx512_", "amx_", "neon", "sve")  # and all that begin so
+_CPUINFO = Path("/proc/cpuinfo")
 _CODECS = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp"}  # parts that Pillow may be built without
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """Package -> version, ``not installed`` where there is none."""
-    return {name: _version(name) for name in PACKAGES}
+    return {name: _get_version(name) for name in PACKAGES}
 
 
-def environment() -> dict[str, Any]:
+def collect_environment() -> dict[str, Any]:
     """Versions, processor, devices and threads; memory in bytes. Imports torch, and says why where that fails."""
     return {
         "python": sys.version.split()[0],
-        "system": _system(),
+        "system": _format_platform(),
         "machine": platform.machine(),
-        "processor": processor(),
+        "processor": get_processor_name(),
         "cores": os.cpu_count(),
-        **_seen_by_torch(),
-        "packages": versions(),
+        **_collect_torch_info(),
+        "packages": collect_versions(),
     }
 
 
-def _seen_by_torch() -> dict[str, Any]:
+def _collect_torch_info() -> dict[str, Any]:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         return {"threads": None, "features": [], "gpus": [], "gpu_memory": [], "fault": str(error)}
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    able = torch.cpu.get_capabilities()
+    capabilities = torch.cpu.get_capabilities()
     return {
         "threads": torch.get_num_threads(),
-        "features": sorted(name for name, has in able.items() if has is True and name.startswith(_FEATURES)),
+        "features": sorted(
+            name
+            for name, is_supported in capabilities.items()
+            if is_supported is True and name.startswith(_FEATURE_PREFIXES)
+        ),
         "gpus": [gpu.name for gpu in gpus],
         "gpu_memory": [gpu.total_memory for gpu in gpus],
     }
 
 
-def _system() -> str:
+def _format_platform() -> str:
     """As `platform.platform` says it, which would start a process to find out what nobody asks here."""
-    known = platform.uname()
-    return "-".join(filter(None, (known.system, known.release, known.machine, "".join(platform.libc_ver()))))
+    uname = platform.uname()
+    return "-".join(filter(None, (uname.system, uname.release, uname.machine, "".join(platform.libc_ver()))))
 
 
-def processor() -> str:
+def get_processor_name() -> str:
     """What the processor is called. `platform.processor` would start a process, too."""
-    return _told_of_it("model name") or platform.machine()
+    return _read_cpuinfo("model name") or platform.machine()
 
 
-_DECIDES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_SPEED_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
-def abilities() -> tuple[str, ...]:
+def get_cpu_features() -> tuple[str, ...]:
     """Those that decide how fast it multiplies: a machine of the same name may be given fewer. No torch."""
-    flags = _told_of_it("flags").split()
-    return tuple(name for name in _DECIDES if name in flags)
+    flags = _read_cpuinfo("flags").split()
+    return tuple(name for name in _SPEED_FEATURES if name in flags)
 
 
-def _told_of_it(what: str) -> str:
+def _read_cpuinfo(key: str) -> str:
     """What the system says of the first processor; empty where it says nothing."""
     try:
-        told = _PROCESSORS.read_text("utf-8", "replace")
+        text = _CPUINFO.read_text("utf-8", "replace")
     except OSError:
         return ""
-    found = re.search(rf"^{what}\s*:\s*(.+)$", told, re.MULTILINE)
-    return found[1].strip() if found else ""
+    match = re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
-def decodable(formats: Sequence[str]) -> list[str]:
+def select_decodable_formats(formats: Sequence[str]) -> list[str]:
     """The formats of pictures among these that Pillow can decode as it is built here."""
     from PIL import features
 
     return [name for name in formats if name not in _CODECS or features.check(_CODECS[name])]
 
 
-def extras() -> dict[str, list[str]]:
+def list_extras() -> dict[str, list[str]]:
     """Extra -> the packages of it that are missing; none where it is present. Read from the package's own metadata."""
     try:
-        own = metadata.metadata("resnetkit")
+        package_metadata = metadata.metadata("resnetkit")
     except metadata.PackageNotFoundError:  # run from its source, uninstalled
         return {}
-    needs = _needs(own.get_all("Requires-Dist") or [])
-    return {extra: missing(extra, needs) for extra in own.get_all("Provides-Extra") or []}
+    requirements = _parse_requirements(package_metadata.get_all("Requires-Dist") or [])
+    return {
+        extra: find_missing_packages(extra, requirements) for extra in package_metadata.get_all("Provides-Extra") or []
+    }
 
 
-def missing(extra: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
+def find_missing_packages(extra: str, requirements: Mapping[str, Sequence[str]]) -> list[str]:
     """What an extra needs and is not installed; an extra may name others: ``resnetkit[demo]``."""
-    found = []
-    for need in needs.get(extra, ()):
-        name, _, others = need.rstrip("]").partition("[")
+    packages = []
+    for requirement in requirements.get(extra, ()):
+        name, _, nested_extras = requirement.rstrip("]").partition("[")
         if name == "resnetkit":
-            found += [package for other in others.split(",") for package in missing(other, needs)]
-        elif _version(name) == _ABSENT:
-            found.append(name)
-    return found
+            packages += [
+                package
+                for nested_extra in nested_extras.split(",")
+                for package in find_missing_packages(nested_extra, requirements)
+            ]
+        elif _get_version(name) == _NOT_INSTALLED:
+            packages.append(name)
+    return packages
 
 
-def _needs(lines: Sequence[str]) -> dict[str, list[str]]:
+def _parse_requirements(lines: Sequence[str]) -> dict[str, list[str]]:
     """Extra -> its packages, from lines such as ``scikit-learn>=1.7; extra == "demo"``."""
-    needs: dict[str, list[str]] = {}
+    requirements: dict[str, list[str]] = {}
     for line in lines:
         extra = re.search(r"""extra\s*==\s*['"]([\w.-]+)['"]""", line)
         package = re.match(r"[\w.-]+(\[[\w.,-]+\])?", line.replace(" ", ""))
         if extra and package:
-            needs.setdefault(extra[1], []).append(package[0])
-    return needs
+            requirements.setdefault(extra[1], []).append(package[0])
+    return requirements
 
 
 @dataclass(frozen=True)
-class Trial:
+class MatmulCheck:
     """A multiplication of matrices that was tried on a device."""
 
     precision: str
     milliseconds: float
-    right: bool
+    correct: bool
 
 
-def try_out(device: torch.device) -> list[Trial]:
+def run_matmul_checks(device: torch.device) -> list[MatmulCheck]:
     """Multiply two small matrices on a device, in fp32 and in bf16."""
-    return [_multiply(device, precision) for precision in ("fp32", "bf16")]
+    return [_check_matmul(device, precision) for precision in ("fp32", "bf16")]
 
 
-def _multiply(device: torch.device, precision: str) -> Trial:
+def _check_matmul(device: torch.device, precision: str) -> MatmulCheck:
     import torch
 
     # Every sum of products is a whole number up to 256, which both precisions hold exactly in any order of adding.
-    draw = torch.Generator().manual_seed(0)
-    left, right = (torch.randint(-1, 2, (256, 256), generator=draw) for _ in range(2))
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    ours = [matrix.to(device, kind) for matrix in (left, right)]
-    (ours[0] @ ours[1]).cpu()  # the first time also loads libraries
-    begun = time.perf_counter()
-    answer = (ours[0] @ ours[1]).cpu()
-    seconds = time.perf_counter() - begun
-    return Trial(precision, 1000 * seconds, torch.equal(answer.long(), left @ right))
+    generator = torch.Generator().manual_seed(0)
+    lhs, rhs = (torch.randint(-1, 2, (256, 256), generator=generator) for _ in range(2))
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    operands = [matrix.to(device, dtype) for matrix in (lhs, rhs)]
+    (operands[0] @ operands[1]).cpu()  # the first time also loads libraries
+    start = time.perf_counter()
+    product = (operands[0] @ operands[1]).cpu()
+    seconds = time.perf_counter() - start
+    return MatmulCheck(precision, 1000 * seconds, torch.equal(product.long(), lhs @ rhs))
 
 
-_ABSENT = "not installed"
+_NOT_INSTALLED = "not installed"
 
 
-def _version(name: str) -> str:
+def _get_version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return _ABSENT
+        return _NOT_INSTALLED

@@ -12,48 +12,52 @@ from typing import Any
 
 from torch.distributed.distributed_c10d import PrefixStore
 
-from resnetkit.runtime.distributed import Launch
+from resnetkit.runtime.distributed import LaunchInfo
 
-_PAUSE = 0.02  # seconds
+_POLL_SECONDS = 0.02  # seconds
 
 
-def fresh(store: Any, launch: Launch, timeout: float) -> Any:
+def create_prefix_store(store: Any, launch: LaunchInfo, timeout: float) -> Any:
     """A part of the store that these processes have for themselves; raises `TimeoutError`.
 
     The first names it. It answers each of the others with the word that this one has made up for itself, so that
     nobody takes an old answer for a new one.
     """
-    ends = time.monotonic() + timeout
-    word = uuid.uuid4().hex
-    part = _invite(store, word, launch.world, ends) if launch.rank == 0 else _join(store, word, launch.rank, ends)
-    return PrefixStore(part, store)
+    deadline = time.monotonic() + timeout
+    token = uuid.uuid4().hex
+    prefix = (
+        _host_rendezvous(store, token, launch.world_size, deadline)
+        if launch.rank == 0
+        else _join_rendezvous(store, token, launch.rank, deadline)
+    )
+    return PrefixStore(prefix, store)
 
 
-def _invite(store: Any, part: str, world: int, ends: float) -> str:
-    missing = set(range(1, world))
+def _host_rendezvous(store: Any, prefix: str, world_size: int, deadline: float) -> str:
+    missing = set(range(1, world_size))
     while missing:
         for rank in sorted(missing):
-            if word := _read(store, f"join/{rank}"):
-                store.set(f"answer/{rank}", f"{word} {part}")
-        missing -= {rank for rank in missing if _read(store, f"{part}/{rank}")}
-        _pause(ends, f"process {min(missing, default=0)} does not come")
-    return part
+            if token := _read_key(store, f"join/{rank}"):
+                store.set(f"answer/{rank}", f"{token} {prefix}")
+        missing -= {rank for rank in missing if _read_key(store, f"{prefix}/{rank}")}
+        _sleep_before_retry(deadline, f"process {min(missing, default=0)} does not come")
+    return prefix
 
 
-def _join(store: Any, word: str, rank: int, ends: float) -> str:
-    store.set(f"join/{rank}", word)
-    while not (answer := _read(store, f"answer/{rank}")).startswith(word):
-        _pause(ends, "process 0 does not answer")
-    part = answer.split()[1]
-    store.set(f"{part}/{rank}", "here")
-    return part
+def _join_rendezvous(store: Any, token: str, rank: int, deadline: float) -> str:
+    store.set(f"join/{rank}", token)
+    while not (reply := _read_key(store, f"answer/{rank}")).startswith(token):
+        _sleep_before_retry(deadline, "process 0 does not answer")
+    prefix = reply.split()[1]
+    store.set(f"{prefix}/{rank}", "here")
+    return prefix
 
 
-def _read(store: Any, key: str) -> str:
+def _read_key(store: Any, key: str) -> str:
     return str(store.get(key).decode()) if store.check([key]) else ""
 
 
-def _pause(ends: float, what: str) -> None:
-    if time.monotonic() > ends:
-        raise TimeoutError(what)
-    time.sleep(_PAUSE)
+def _sleep_before_retry(deadline: float, message: str) -> None:
+    if time.monotonic() > deadline:
+        raise TimeoutError(message)
+    time.sleep(_POLL_SECONDS)

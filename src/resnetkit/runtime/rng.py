@@ -11,12 +11,12 @@ import torch
 _PURPOSES = ("also", "mix")
 
 
-def drawn_for(purpose: str, *numbers: int) -> np.random.Generator:
+def make_rng(purpose: str, *numbers: int) -> np.random.Generator:
     """A generator that these numbers decide. Each purpose has its own: without one (1, 2) would draw as (1, 2, 0)."""
     return np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(_PURPOSES.index(purpose),)))
 
 
-def reseed(device: torch.device, *numbers: int) -> None:
+def seed_torch(device: torch.device, *numbers: int) -> None:
     """Let torch draw, on a device and on the CPU, what these numbers decide: dropout, stochastic depth."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
     torch.default_generator.manual_seed(
@@ -28,8 +28,8 @@ def reseed(device: torch.device, *numbers: int) -> None:
 
 
 @contextlib.contextmanager
-def without_trace(device: torch.device) -> Iterator[None]:
+def preserve_rng(device: torch.device) -> Iterator[None]:
     """Whatever is drawn in the body, whoever draws after it gets what he would have got without it."""
-    places = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(places):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
         yield

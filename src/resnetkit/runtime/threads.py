@@ -23,39 +23,39 @@ from resnetkit.errors import MachineError
 
 T = TypeVar("T")
 Result = TypeVar("Result")
-MOST = 1024
-PATIENCE = 120.0  # seconds for one picture: the largest that is read takes a few, also from a slow disk
-SHORT = 0.5  # seconds of a wait: Python hears of a signal that comes just before one at its end only
+MAX_WORKERS = 1024
+READ_TIMEOUT = 120.0  # seconds for one picture: the largest that is read takes a few, also from a slow disk
+SIGNAL_POLL_SECONDS = 0.5  # seconds of a wait: Python hears of a signal that comes just before one at its end only
 
 
-_DISK = "look after the disk or the network that it is read from; resnetkit check reads every picture once"
+_DISK_HINT = "look after the disk or the network that it is read from; resnetkit check reads every picture once"
 
 
-def each(
-    read: Callable[[T], Result], items: Sequence[T], workers: int, where: Callable[[T], str] = str
+def map_ordered(
+    read: Callable[[T], Result], items: Sequence[T], workers: int, describe: Callable[[T], str] = str
 ) -> Iterator[Result]:
     """``read`` of each item, in order; with 0 workers, or where no thread can be started, by the caller itself.
 
     Raises `MachineError` for an item whose reading does not end; ``where`` names it.
     """
-    found: list[Future[Result]] = [Future() for _ in items]
-    places = iter(range(len(items)))
+    futures: list[Future[Result]] = [Future() for _ in items]
+    indices = iter(range(len(items)))
 
-    def work() -> None:
-        for place in places:  # the next one that nobody has: asking is one step that no thread interrupts
-            settle(found[place], partial(read, items[place]))
+    def read_items() -> None:
+        for index in indices:  # the next one that nobody has: asking is one step that no thread interrupts
+            complete_future(futures[index], partial(read, items[index]))
 
-    if not _started(work, min(workers, len(items))):
+    if not _start_threads(read_items, min(workers, len(items))):
         yield from map(read, items)
         return
     try:
-        for item, future in zip(items, found, strict=True):
-            yield patiently(future, item, where)
+        for item, future in zip(items, futures, strict=True):
+            yield wait_for_read(future, item, describe)
     finally:
-        deque(places, 0)  # what nobody waits for is not begun
+        deque(indices, 0)  # what nobody waits for is not begun
 
 
-def settle(future: Future[Result], task: Callable[[], Result]) -> None:
+def complete_future(future: Future[Result], task: Callable[[], Result]) -> None:
     """Do it, and give ``future`` what comes of it."""
     try:
         future.set_result(task())
@@ -63,30 +63,30 @@ def settle(future: Future[Result], task: Callable[[], Result]) -> None:
         future.set_exception(error)
 
 
-def outcome(future: Future[Result], patience: float = math.inf) -> Result:
+def wait_for_result(future: Future[Result], timeout: float = math.inf) -> Result:
     """Its result; raises `TimeoutError` after so many seconds, in which signals are heard."""
-    until = time.monotonic() + patience
-    while not future.done() and (left := until - time.monotonic()) > 0:
-        wait([future], min(left, SHORT))
+    deadline = time.monotonic() + timeout
+    while not future.done() and (remaining := deadline - time.monotonic()) > 0:
+        wait([future], min(remaining, SIGNAL_POLL_SECONDS))
     return future.result(0)
 
 
-def patiently(future: Future[Result], item: T, where: Callable[[T], str]) -> Result:
+def wait_for_read(future: Future[Result], item: T, describe: Callable[[T], str]) -> Result:
     """What was read of an item; raises `MachineError` where that takes more than `PATIENCE` from now on."""
     try:
-        return outcome(future, PATIENCE)
+        return wait_for_result(future, READ_TIMEOUT)
     except TimeoutError:
         if future.done():  # the reading itself failed so
             return future.result()
-        what = f"reading took more than {PATIENCE:.0f} seconds"
-        raise MachineError(what, where=where(item), fix=_DISK) from None
+        what = f"reading took more than {READ_TIMEOUT:.0f} seconds"
+        raise MachineError(what, where=describe(item), fix=_DISK_HINT) from None
 
 
-def _started(work: Callable[[], None], count: int) -> list[threading.Thread]:
+def _start_threads(run: Callable[[], None], count: int) -> list[threading.Thread]:
     """Those that run; a machine that gives fewer than asked for is slower, and the results are the same."""
     threads: list[threading.Thread] = []
     for number in range(count):
-        thread = threading.Thread(target=work, name=f"reader {number + 1}", daemon=True)
+        thread = threading.Thread(target=run, name=f"reader {number + 1}", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the limit of the system or of a container
@@ -95,49 +95,49 @@ def _started(work: Callable[[], None], count: int) -> list[threading.Thread]:
     return threads
 
 
-class Pool:
+class WorkerPool:
     """So many threads that do what is submitted, first come, first served; where none can be started, who submits."""
 
     def __init__(self, count: int) -> None:
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._ended, self._lock = threading.Event(), threading.Lock()
-        self._threads = _started(self._work, count)
+        self._stopped, self._lock = threading.Event(), threading.Lock()
+        self._threads = _start_threads(self._run_tasks, count)
 
     def submit(self, task: Callable[[], Result]) -> Future[Result]:
         """What will be its result."""
-        found: Future[Result] = Future()
-        begin = partial(settle, found, partial(self._unless_ended, task))
+        future: Future[Result] = Future()
+        run_task = partial(complete_future, future, partial(self._run_unless_stopped, task))
         with self._lock:  # nothing comes behind the end
-            if self._threads and not self._ended.is_set():
-                self._tasks.put(begin)
-                return found
-        begin()
-        return found
+            if self._threads and not self._stopped.is_set():
+                self._tasks.put(run_task)
+                return future
+        run_task()
+        return future
 
-    def end(self) -> None:
+    def shutdown(self) -> None:
         """Begin nothing more: what waits to be begun has a `CancelledError` as its result."""
         with self._lock:
-            self._ended.set()
+            self._stopped.set()
             for _ in self._threads:
                 self._tasks.put(None)
 
-    def join(self, patience: float | None = None) -> None:
+    def join(self, timeout: float | None = None) -> None:
         """Wait for what was begun before the `end`, so many seconds at most."""
-        until = None if patience is None else time.monotonic() + patience
+        deadline = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
-    def _work(self) -> None:
+    def _run_tasks(self) -> None:
         while task := self._tasks.get():
             task()
 
-    def _unless_ended(self, task: Callable[[], Result]) -> Result:
-        if self._ended.is_set():
+    def _run_unless_stopped(self, task: Callable[[], Result]) -> Result:
+        if self._stopped.is_set():
             raise CancelledError
         return task()
 
 
-def ahead(tasks: Sequence[Callable[[], Result]], workers: int) -> Iterator[Result]:
+def prefetch(tasks: Sequence[Callable[[], Result]], workers: int) -> Iterator[Result]:
     """The results in order, each task begun while the result before it is in use; as it is asked for with 0 workers.
 
     For tasks that decode. One that computes with torch would only take the network's threads from it.
@@ -145,17 +145,17 @@ def ahead(tasks: Sequence[Callable[[], Result]], workers: int) -> Iterator[Resul
     if not workers:
         yield from (task() for task in tasks)
         return
-    waiting = [_begun(task) for task in tasks[:1]]
+    pending = [_start_task(task) for task in tasks[:1]]
     for task in [*tasks[1:], None]:
-        following = [_begun(task)] if task else []
-        if waiting:
-            yield outcome(waiting[0])
-        waiting = following
+        next_pending = [_start_task(task)] if task else []
+        if pending:
+            yield wait_for_result(pending[0])
+        pending = next_pending
 
 
-def _begun(task: Callable[[], Result]) -> Future[Result]:
+def _start_task(task: Callable[[], Result]) -> Future[Result]:
     """A task in a thread of its own, or done at once where none can be started."""
-    found: Future[Result] = Future()
-    if not _started(partial(settle, found, task), 1):
-        settle(found, task)
-    return found
+    future: Future[Result] = Future()
+    if not _start_threads(partial(complete_future, future, task), 1):
+        complete_future(future, task)
+    return future

@@ -11,166 +11,176 @@ import torch
 from torch import Tensor
 
 from resnetkit.architecture.card import Card
-from resnetkit.architecture.catalog import row_of
+from resnetkit.architecture.catalog import find_catalog_name
 from resnetkit.architecture.plan import Plan
-from resnetkit.architecture.rules import require
+from resnetkit.architecture.rules import check_spec
 from resnetkit.architecture.spec import GroupNorm
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import UsageError
 from resnetkit.network.build import build
-from resnetkit.network.layers import Network, RecomputedStage
-from resnetkit.network.report import Report
+from resnetkit.network.layers import CheckpointedStage, NetworkModule
+from resnetkit.network.report import TensorReport
 
-Adapted = Mapping[str, tuple[Tensor, str]]
-Moved = Mapping[str, str]
-Edited = tuple[Network, Report]
+AdaptedTensors = Mapping[str, tuple[Tensor, str]]
+PathMap = Mapping[str, str]
+EditResult = tuple[NetworkModule, TensorReport]
 P = ParamSpec("P")
-NOWHERE = ""  # where a part that is new comes from
+NO_ORIGIN = ""  # where a part that is new comes from
 
 
-def edit(change: Callable[Concatenate[Network, P], Edited]) -> Callable[Concatenate[Network, P], Edited]:
+def check_model_argument(
+    fn: Callable[Concatenate[NetworkModule, P], EditResult],
+) -> Callable[Concatenate[NetworkModule, P], EditResult]:
     """A change of a network of ours; anything else is refused in a sentence."""
 
-    @functools.wraps(change)
-    def checked(model: Network, /, *words: P.args, **named: P.kwargs) -> Edited:
-        if not isinstance(model, Network):
-            what = f"a {type(model).__name__} is no network of resnetkit"
-            raise UsageError(what, where="model", fix="resnetkit.load(model) makes one of it")
-        return change(model, *words, **named)
+    @functools.wraps(fn)
+    def wrapper(model: NetworkModule, /, *args: P.args, **kwargs: P.kwargs) -> EditResult:
+        if not isinstance(model, NetworkModule):
+            message = f"a {type(model).__name__} is no network of resnetkit"
+            raise UsageError(message, where="model", fix="resnetkit.load(model) makes one of it")
+        return fn(model, *args, **kwargs)
 
-    return checked
+    return wrapper
 
 
-def carry(
-    model: Network,
+def transfer(
+    model: NetworkModule,
     card: Card,
-    adapted: Adapted | None = None,
+    adapted: AdaptedTensors | None = None,
     *,
-    moved: Moved | None = None,
-    anew: str = "",
+    old_paths: PathMap | None = None,
+    reinit_prefix: str = "",
     seed: int = 0,
-) -> Network:
+) -> NetworkModule:
     """A new network of this card, on the same device, in the same type and mode; ``model`` stays as it is.
 
     Operations whose tensors have their path and shapes are kept; ``moved`` tells of places the path that they had, or
     `NOWHERE`; ``adapted`` brings other tensors, and says how; the rest, and what begins with ``anew``, is as `build`
     starts it from ``seed``. ``report`` accounts for each of them.
     """
-    first = next(model.parameters(), torch.empty(0))
-    if first.is_meta:
+    parameter = next(model.parameters(), torch.empty(0))
+    if parameter.is_meta:
         raise UsageError(
             "this network has shapes alone, and no numbers to carry over", where="meta", fix="device='cpu'"
         )
-    made = build(card.spec, seed=seed, device=first.device, dtype=first.dtype)
-    made.card = card
-    old, new, brought = model.state_dict(), made.state_dict(), dict(adapted or {})
-    came = {key: _origin(key, moved or {}) for key in new if not (anew and key.startswith(anew))}
-    fits = {
-        key: origin
-        for key, origin in came.items()
-        if key not in brought and origin in old and old[origin].shape == new[key].shape
+    new_model = build(card.spec, seed=seed, device=parameter.device, dtype=parameter.dtype)
+    new_model.card = card
+    old_tensors, new_tensors, adapted_tensors = model.state_dict(), new_model.state_dict(), dict(adapted or {})
+    origins = {
+        key: _find_origin(key, old_paths or {})
+        for key in new_tensors
+        if not (reinit_prefix and key.startswith(reinit_prefix))
     }
-    unfit = {key.rpartition(".")[0] for key in new if key not in brought and key not in fits}
-    fits = {key: origin for key, origin in fits.items() if key.rpartition(".")[0] not in unfit}
+    matches = {
+        key: origin
+        for key, origin in origins.items()
+        if key not in adapted_tensors and origin in old_tensors and old_tensors[origin].shape == new_tensors[key].shape
+    }
+    incomplete_modules = {
+        key.rpartition(".")[0] for key in new_tensors if key not in adapted_tensors and key not in matches
+    }
+    matches = {key: origin for key, origin in matches.items() if key.rpartition(".")[0] not in incomplete_modules}
     with torch.no_grad():
-        for key, value in new.items():
-            if key in brought or key in fits:
-                value.copy_(brought[key][0] if key in brought else old[fits[key]])
-    made.report = _report(old, new, fits, brought, came)
-    _settle(model, made, moved or {}, came)
-    return made
+        for key, value in new_tensors.items():
+            if key in adapted_tensors or key in matches:
+                value.copy_(adapted_tensors[key][0] if key in adapted_tensors else old_tensors[matches[key]])
+    new_model.report = _build_report(old_tensors, new_tensors, matches, adapted_tensors, origins)
+    _copy_modes(model, new_model, old_paths or {}, origins)
+    return new_model
 
 
-def _origin(path: str, moved: Moved) -> str:
+def _find_origin(path: str, old_paths: PathMap) -> str:
     """What a path was called before; `NOWHERE` for what is new."""
     parts = path.split(".")
-    heads = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
-    head = next((head for head in heads if head in moved), None)
-    if head is None:
+    prefixes = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
+    prefix = next((prefix for prefix in prefixes if prefix in old_paths), None)
+    if prefix is None:
         return path
-    return moved[head] + path[len(head) :] if moved[head] else NOWHERE
+    return old_paths[prefix] + path[len(prefix) :] if old_paths[prefix] else NO_ORIGIN
 
 
-def _report(
-    old: Mapping[str, Tensor],
-    new: Mapping[str, Tensor],
-    fits: Mapping[str, str],
-    brought: Adapted,
-    came: Mapping[str, str],
-) -> Report:
-    started = [key for key in new if key not in brought and key not in fits]
-    before = {key: came.get(key, key) for key in brought}
-    used = {*fits.values(), *before.values()}
-    return Report(
-        tuple(key for key, origin in fits.items() if key == origin),
-        {key: origin for key, origin in fits.items() if key != origin},
-        {key: how for key, (_, how) in brought.items() if before[key] in old},
-        {key: "of another shape" if came.get(key) in old else "new" for key in started}
-        | {key: how for key, (_, how) in brought.items() if before[key] not in old},
-        tuple(key for key in old if key not in used),
+def _build_report(
+    old_tensors: Mapping[str, Tensor],
+    new_tensors: Mapping[str, Tensor],
+    matches: Mapping[str, str],
+    adapted_tensors: AdaptedTensors,
+    origins: Mapping[str, str],
+) -> TensorReport:
+    initialized = [key for key in new_tensors if key not in adapted_tensors and key not in matches]
+    adapted_origins = {key: origins.get(key, key) for key in adapted_tensors}
+    used_keys = {*matches.values(), *adapted_origins.values()}
+    return TensorReport(
+        tuple(key for key, origin in matches.items() if key == origin),
+        {key: origin for key, origin in matches.items() if key != origin},
+        {key: note for key, (_, note) in adapted_tensors.items() if adapted_origins[key] in old_tensors},
+        {key: "of another shape" if origins.get(key) in old_tensors else "new" for key in initialized}
+        | {key: note for key, (_, note) in adapted_tensors.items() if adapted_origins[key] not in old_tensors},
+        tuple(key for key in old_tensors if key not in used_keys),
     )
 
 
-def _settle(model: Network, made: Network, moved: Moved, came: Mapping[str, str]) -> None:
+def _copy_modes(
+    model: NetworkModule, new_model: NetworkModule, old_paths: PathMap, tensor_origins: Mapping[str, str]
+) -> None:
     """Mode, what learns, what is frozen, and what is run again for gradients: as each was before."""
-    before, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    origins = {path: _origin(path, moved) for path, _ in made.named_modules()}
-    made.frozen = frozenset(path for path, origin in origins.items() if origin in model.frozen)
-    for path, module in made.named_modules():
-        like = before.get(origins[path], model)
-        module.training = like.training
-        if isinstance(like, RecomputedStage) and path:
-            made.add_module(path, recomputed(made, path))
-    for key, parameter in made.named_parameters():
-        if came.get(key) in parameters:
-            parameter.requires_grad_(parameters[came[key]].requires_grad)
+    old_modules, old_parameters = dict(model.named_modules()), dict(model.named_parameters())
+    module_origins = {path: _find_origin(path, old_paths) for path, _ in new_model.named_modules()}
+    new_model.frozen_paths = frozenset(path for path, origin in module_origins.items() if origin in model.frozen_paths)
+    for path, module in new_model.named_modules():
+        old_module = old_modules.get(module_origins[path], model)
+        module.training = old_module.training
+        if isinstance(old_module, CheckpointedStage) and path:
+            new_model.add_module(path, make_recomputed_stage(new_model, path))
+    for key, parameter in new_model.named_parameters():
+        if tensor_origins.get(key) in old_parameters:
+            parameter.requires_grad_(old_parameters[tensor_origins[key]].requires_grad)
 
 
-def recomputed(model: Network, path: str) -> RecomputedStage:
+def make_recomputed_stage(model: NetworkModule, path: str) -> CheckpointedStage:
     """The stage at a path, as one that is run again for gradients."""
     stage = model.get_submodule(path)
-    made = RecomputedStage()
+    recomputed_stage = CheckpointedStage()
     for name, block in stage.named_children():
-        made.add_module(name, block)
-    return made.train(stage.training)
+        recomputed_stage.add_module(name, block)
+    return recomputed_stage.train(stage.training)
 
 
-def edited(card: Card, spec: Spec, what: str, **more: object) -> Card:
+def edit_card(card: Card, spec: Spec, change: str, **fields: object) -> Card:
     """The card of a changed network: checked, its origin says what was changed, and its figures are gone."""
-    require(spec)
-    origin = f"{card.origin}, {what}"
-    return replace(card, name=_name(card, spec), spec=spec, figures=(), origin=origin, **more)  # type: ignore[arg-type]
+    check_spec(spec)
+    origin = f"{card.origin}, {change}"
+    return replace(card, name=_select_name(card, spec), spec=spec, metrics=(), origin=origin, **fields)  # type: ignore[arg-type]
 
 
-def _name(card: Card, spec: Spec) -> str:
+def _select_name(card: Card, spec: Spec) -> str:
     """The name it had, as long as the blocks are the same; another row's, where it became that one."""
-    if _blocks(spec) == _blocks(card.spec):
+    if _get_architecture_key(spec) == _get_architecture_key(card.spec):
         return card.name
-    row = row_of(spec)
-    return card.name.removesuffix(_CHANGED) + _CHANGED if row == "custom" else row
+    catalog_name = find_catalog_name(spec)
+    return card.name.removesuffix(_CHANGED_SUFFIX) + _CHANGED_SUFFIX if catalog_name == "custom" else catalog_name
 
 
-_CHANGED = "-changed"
+_CHANGED_SUFFIX = "-changed"
 
 
-def _blocks(spec: Spec) -> tuple[object, ...]:
+def _get_architecture_key(spec: Spec) -> tuple[object, ...]:
     stages = [replace(stage, reduce=replace(stage.reduce, atrous=False)) for stage in spec.stages]
     return stages, spec.stem, spec.shortcuts, spec.order, isinstance(spec.norm, GroupNorm)
 
 
-def told(model: Network, made: Network, notes: Iterable[str] = ()) -> None:
+def add_notes(model: NetworkModule, new_model: NetworkModule, notes: Iterable[str] = ()) -> None:
     """What was changed besides the tensors, in sentences, behind what the plans of the two count."""
-    made.report = replace(made.report, notes=(*_counts(model.plan, made.plan), *notes))
+    new_model.report = replace(new_model.report, notes=(*_describe_plan_changes(model.plan, new_model.plan), *notes))
 
 
-def _counts(before: Plan, after: Plan) -> list[str]:
-    counts = [("params", before.params, after.params), ("MACs", before.macs, after.macs)]
-    changed = [f"{what} {a:,} -> {b:,}{_ratio(a, b)}" for what, a, b in counts if a != b]
-    strides = before.root.stride, after.root.stride
-    return changed + [f"output stride {strides[0]} -> {strides[1]}"] * (strides[0] != strides[1])
+def _describe_plan_changes(old_plan: Plan, new_plan: Plan) -> list[str]:
+    counts = [("params", old_plan.params, new_plan.params), ("MACs", old_plan.macs, new_plan.macs)]
+    lines = [f"{name} {a:,} -> {b:,}{_format_ratio(a, b)}" for name, a, b in counts if a != b]
+    strides = old_plan.root.stride, new_plan.root.stride
+    return lines + [f"output stride {strides[0]} -> {strides[1]}"] * (strides[0] != strides[1])
 
 
-def _ratio(before: int, after: int) -> str:
+def _format_ratio(old: int, new: int) -> str:
     """Nothing where it would round to none."""
-    told = f"{after / before:.3g}" if before else "1"
-    return f" ({told} times)" * (told != "1")
+    ratio = f"{new / old:.3g}" if old else "1"
+    return f" ({ratio} times)" * (ratio != "1")

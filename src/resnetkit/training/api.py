@@ -9,33 +9,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from resnetkit.data.loader import Tell
-from resnetkit.errors import Stopped, suggestion
-from resnetkit.runtime.distributed import ALONE, Ranks, restarted
-from resnetkit.runtime.signals import Stop
+from resnetkit.errors import ResnetkitInterrupt, suggest_fix
+from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup, is_restarted
+from resnetkit.runtime.progress import ProgressCallback
+from resnetkit.runtime.signals import StopSignal
 from resnetkit.training.checkpoint import (
-    LATEST,
+    LATEST_FILE,
     STATE_FOLDER,
 )
-from resnetkit.training.finish import tidied
-from resnetkit.training.memory import advice, is_lack, too_little
-from resnetkit.training.overrides import OPTIONS
-from resnetkit.training.resume import is_finished, require_unchanged
-from resnetkit.training.resume import resume as resumed
+from resnetkit.training.finish import finalize_run
+from resnetkit.training.memory import build_out_of_memory_error, format_memory_line, is_out_of_memory
+from resnetkit.training.overrides import TRAIN_OPTION_NAMES
+from resnetkit.training.resume import check_no_changes, is_already_finished, resume_run
 from resnetkit.training.run_folder import (
-    Epoch,
-    Prepared,
+    EpochMetrics,
+    EventCallback,
     Run,
-    Step,
-    Watch,
-    begun_before,
-    finished,
+    RunSetup,
+    StepMetrics,
+    check_new_or_resume,
+    has_run,
+    is_run_finished,
     read_run,
-    require_one,
 )
-from resnetkit.training.setup import Start, leave, start
-from resnetkit.training.trackers.client import tracking
-from resnetkit.training.trainer import DivergedError, Training
+from resnetkit.training.setup import PreparedRun, prepare_run, remove_partial_run
+from resnetkit.training.trackers.client import track
+from resnetkit.training.trainer import DivergedError, Trainer
 
 
 def train(
@@ -47,11 +46,11 @@ def train(
     override: bool = False,
     device: str = "auto",
     settings: Mapping[str, Any] | None = None,
-    watch: Watch | None = None,
-    tell: Tell | None = None,
+    on_event: EventCallback | None = None,
+    on_progress: ProgressCallback | None = None,
     workers: int | None = None,
-    stop: Stop | None = None,
-    ranks: Ranks = ALONE,
+    stop: StopSignal | None = None,
+    dist: ProcessGroup = SINGLE_PROCESS,
     **options: Any,
 ) -> Run:
     """Train ``model`` (resnet18 if none is named) on ``data`` and write a run folder, or go on with one.
@@ -71,58 +70,58 @@ def train(
     `resnetkit.errors.Stopped`, a KeyboardInterrupt, is raised. ``ranks`` are the processes of the run: each is told the
     same, the first writes. Where torchrun has started them again, an unfinished ``out`` is resumed.
     """
-    unknown = next((name for name in options if name not in OPTIONS), None)
+    unknown = next((name for name in options if name not in TRAIN_OPTION_NAMES), None)
     if unknown:
-        raise TypeError(f"train has no option called {unknown!r}; {suggestion(unknown, OPTIONS)}")
-    require_one(data, out, resume)
-    if resume is None and restarted() and ranks.first(lambda: begun_before(out)):
+        raise TypeError(f"train has no option called {unknown!r}; {suggest_fix(unknown, TRAIN_OPTION_NAMES)}")
+    check_new_or_resume(data, out, resume)
+    if resume is None and is_restarted() and dist.run_on_main(lambda: has_run(out)):
         out, resume = None, out
-    if resume is not None and ranks.first(lambda: is_finished(resume)):
-        require_unchanged(resume, *(() if restarted() else (data, model, settings, *options.values())))
-        return tidied(Path(resume)) if ranks.writes else read_run(resume)
-    how: dict[str, Any] = {"device": device, "tell": tell, "workers": workers, "ranks": ranks, **options}
+    if resume is not None and dist.run_on_main(lambda: is_already_finished(resume)):
+        check_no_changes(resume, *(() if is_restarted() else (data, model, settings, *options.values())))
+        return finalize_run(Path(resume)) if dist.is_main else read_run(resume)
+    shared: dict[str, Any] = {"device": device, "on_progress": on_progress, "workers": workers, "dist": dist, **options}
     if resume is not None:
-        begun = resumed(resume, data, model, settings or {}, override=override, **how)
+        run = resume_run(resume, data, model, settings or {}, override=override, **shared)
     else:
-        begun = start(data or "", model, settings or {}, out=out, **how)
+        run = prepare_run(data or "", model, settings or {}, out=out, **shared)
     try:
-        begun = replace(begun, prepared=replace(begun.prepared, memory=advice(begun.prepared)))
-        if watch:
-            watch(begun.prepared)
-        with _tracked(begun, ranks) as track:
-            return Training(begun, _both(watch, track), stop or (lambda: False), ranks).run()
+        run = replace(run, setup=replace(run.setup, memory_line=format_memory_line(run.setup)))
+        if on_event:
+            on_event(run.setup)
+        with _track_run(run, dist) as log_event:
+            return Trainer(run, _combine_callbacks(on_event, log_event), stop or (lambda: False), dist).run()
     except BaseException as error:
-        kept = _keep(begun, error)
-        if isinstance(error, Stopped) and kept:
-            raise Stopped(str(error), str(begun.prepared.out), error.number) from None
-        if is_lack(error):
-            raise too_little(error, begun.prepared, begun.model, kept) from None
+        can_resume = _clean_up_failed_run(run, error)
+        if isinstance(error, ResnetkitInterrupt) and can_resume:
+            raise ResnetkitInterrupt(str(error), str(run.setup.out), error.signal_number) from None
+        if is_out_of_memory(error):
+            raise build_out_of_memory_error(error, run.setup, run.model, can_resume) from None
         raise
 
 
 @contextlib.contextmanager
-def _tracked(begun: Start, ranks: Ranks) -> Iterator[Watch]:
+def _track_run(run: PreparedRun, dist: ProcessGroup) -> Iterator[EventCallback]:
     """What trackers are told by, in the one process that writes."""
-    if not ranks.writes:
+    if not dist.is_main:
         yield lambda event: None
         return
-    with tracking(begun.prepared, begun.checkpoint.state.steps if begun.checkpoint else 0) as track:
-        yield track
+    with track(run.setup, run.checkpoint.state.global_step if run.checkpoint else 0) as log_event:
+        yield log_event
 
 
-def _both(watch: Watch | None, track: Watch) -> Watch:
-    def told(event: Prepared | Step | Epoch) -> None:
-        if watch:
-            watch(event)
-        track(event)
+def _combine_callbacks(on_event: EventCallback | None, log_event: EventCallback) -> EventCallback:
+    def call_both(event: RunSetup | StepMetrics | EpochMetrics) -> None:
+        if on_event:
+            on_event(event)
+        log_event(event)
 
-    return told
+    return call_both
 
 
-def _keep(begun: Start, error: BaseException) -> bool:
+def _clean_up_failed_run(run: PreparedRun, error: BaseException) -> bool:
     """Whether there is anything to go on with; a new run of which there is nothing leaves nothing."""
-    folder = begun.prepared.out
-    hopeless = isinstance(error, DivergedError) or not (folder / STATE_FOLDER / LATEST).exists()
-    if begun.made and hopeless and not finished(folder):
-        leave(begun.made)
+    folder = run.setup.out
+    is_worthless = isinstance(error, DivergedError) or not (folder / STATE_FOLDER / LATEST_FILE).exists()
+    if run.created_folders and is_worthless and not is_run_finished(folder):
+        remove_partial_run(run.created_folders)
     return folder.exists()

@@ -12,96 +12,115 @@ from torch.nn import functional as F
 
 from resnetkit.architecture.card import Preparation
 from resnetkit.data.dataset import Indices
-from resnetkit.data.loader import PixelSource
+from resnetkit.data.loader import ImageLoader
 from resnetkit.images.prepare import Pixels
-from resnetkit.images.transforms import erased, jittered, trivially_augmented
-from resnetkit.runtime.rng import drawn_for
-from resnetkit.runtime.threads import each as spread
+from resnetkit.images.transforms import color_jitter, random_erasing, trivial_augment
+from resnetkit.runtime.rng import make_rng
+from resnetkit.runtime.threads import map_ordered
 from resnetkit.training.recipe import (
     Augment,
-    ColourJitter,
-    Further,
+    ColorJitter,
     NoAugment,
     PadCrop,
-    RandomCrop,
     RandomErasing,
+    RandomResizedCrop,
+    Transform,
     TrivialAugment,
 )
 
-_CHUNK = 16  # pictures in a task, as handing over each small one costs more than changing it
+_CHUNK_SIZE = 16  # pictures in a task, as handing over each small one costs more than changing it
 
-ALL = slice(None)
+ALL_POSITIONS = slice(None)
 
 
-def augmented(
-    source: PixelSource, window: Indices, augment: Augment, seed: tuple[int, int], step: int, *, share: slice = ALL
+def load_augmented(
+    loader: ImageLoader,
+    step_indices: Indices,
+    augment: Augment,
+    seed: tuple[int, int],
+    step: int,
+    *,
+    local_slice: slice = ALL_POSITIONS,
 ) -> tuple[Tensor, Indices]:
     """N H W C, 8 bits, and which pictures they are; ``seed`` is (seed of the run, epoch).
 
     Of a step's ``window`` the ``share`` of one process: the same pixels, however many processes there are.
     """
-    indices = window[share]
+    indices = step_indices[local_slice]
     match augment:
         case NoAugment():
-            return source.prepared(indices)
-        case PadCrop(pad, flip):
-            pixels, good = source.prepared(indices)
-            places = np.arange(len(window))[share][np.isin(indices, good)]
-            return moved(
-                pixels, pad, flip, np.random.default_rng([*seed, step]), among=len(window), places=places
-            ), good
-        case RandomCrop(area):
-            return source.cropped(indices, area, seed)
+            return loader.load_eval_pixels(indices)
+        case PadCrop(padding, flip):
+            pixels, readable = loader.load_eval_pixels(indices)
+            positions = np.arange(len(step_indices))[local_slice][np.isin(indices, readable)]
+            return pad_crop_flip(
+                pixels,
+                padding,
+                flip,
+                np.random.default_rng([*seed, step]),
+                n_drawn=len(step_indices),
+                positions=positions,
+            ), readable
+        case RandomResizedCrop(min_scale):
+            return loader.load_random_crops(indices, min_scale, seed)
 
 
-def moved(
-    pixels: Tensor, pad: int, flip: bool, draw: np.random.Generator, *, among: int = 0, places: Indices | None = None
+def pad_crop_flip(
+    pixels: Tensor,
+    padding: int,
+    flip: bool,
+    rng: np.random.Generator,
+    *,
+    n_drawn: int = 0,
+    positions: Indices | None = None,
 ) -> Tensor:
     """Each picture of a batch (N H W C) moved by up to ``pad`` pixels over black, and perhaps mirrored.
 
     What is drawn is for ``among`` pictures, of which these have the ``places``; for these alone if nothing is said.
     """
     count, height, width, _ = pixels.shape
-    among, places = (count, np.arange(count)) if places is None else (among, places)
-    down, right = draw.integers(2 * pad + 1, size=(2, among))[:, places]
-    mirrored = draw.random(among)[places] < 0.5 if flip else np.zeros(count, dtype=bool)
-    columns = np.where(mirrored[:, None], np.arange(width)[::-1], np.arange(width)) + right[:, None]
-    rows = np.arange(height) + down[:, None]
-    padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
-    which = torch.arange(count)[:, None, None]
-    return padded[which, torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]]
+    n_drawn, positions = (count, np.arange(count)) if positions is None else (n_drawn, positions)
+    row_shifts, column_shifts = rng.integers(2 * padding + 1, size=(2, n_drawn))[:, positions]
+    is_flipped = rng.random(n_drawn)[positions] < 0.5 if flip else np.zeros(count, dtype=bool)
+    columns = np.where(is_flipped[:, None], np.arange(width)[::-1], np.arange(width)) + column_shifts[:, None]
+    rows = np.arange(height) + row_shifts[:, None]
+    padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
+    batch_indices = torch.arange(count)[:, None, None]
+    return padded[batch_indices, torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]]
 
 
-def further(
+def apply_transforms(
     pixels: Tensor,
-    which: Indices,
-    also: tuple[Further, ...],
+    indices: Indices,
+    transforms: tuple[Transform, ...],
     preparation: Preparation,
     seed: tuple[int, int],
     *,
     workers: int,
 ) -> Tensor:
     """A batch (N H W C) with each step of ``also`` done to each picture; ``seed`` is (seed of the run, epoch)."""
-    if not also or not len(which):
+    if not transforms or not len(indices):
         return pixels
-    each = partial(_changed, also, tuple(round(255 * mean) for mean in preparation.mean), seed)
-    chunks = [slice(i, i + _CHUNK) for i in range(0, len(which), _CHUNK)]
-    changed = spread(lambda chunk: list(map(each, pixels[chunk].numpy(), which[chunk].tolist())), chunks, workers)
-    return torch.from_numpy(np.stack(list(chain.from_iterable(changed))))
+    transform = partial(_transform_image, transforms, tuple(round(255 * mean) for mean in preparation.mean), seed)
+    chunks = [slice(i, i + _CHUNK_SIZE) for i in range(0, len(indices), _CHUNK_SIZE)]
+    images = map_ordered(
+        lambda chunk: list(map(transform, pixels[chunk].numpy(), indices[chunk].tolist())), chunks, workers
+    )
+    return torch.from_numpy(np.stack(list(chain.from_iterable(images))))
 
 
-def _changed(
-    also: tuple[Further, ...], colour: tuple[int, ...], seed: tuple[int, int], pixels: Pixels, number: int
+def _transform_image(
+    transforms: tuple[Transform, ...], fill: tuple[int, ...], seed: tuple[int, int], pixels: Pixels, index: int
 ) -> Pixels:
     """A picture; what is drawn for it depends on ``seed`` and its number alone."""
-    draw = drawn_for("also", *seed, number)
-    for step in also:
-        match step:
+    rng = make_rng("also", *seed, index)
+    for transform in transforms:
+        match transform:
             case TrivialAugment():
-                pixels = trivially_augmented(pixels, draw)
-            case ColourJitter(brightness, contrast, amount):
-                by = (("brightness", brightness), ("contrast", contrast), ("colour", amount))
-                pixels = jittered(pixels, by, draw)
-            case RandomErasing(share):
-                pixels = erased(pixels, share, colour, draw)
+                pixels = trivial_augment(pixels, rng)
+            case ColorJitter(brightness, contrast, saturation):
+                factors = (("brightness", brightness), ("contrast", contrast), ("colour", saturation))
+                pixels = color_jitter(pixels, factors, rng)
+            case RandomErasing(p):
+                pixels = random_erasing(pixels, p, fill, rng)
     return pixels

@@ -9,37 +9,49 @@ import numpy as np
 
 from resnetkit import files
 from resnetkit.architecture.card import CARD_FILE, Card
-from resnetkit.data.loader import PixelSource
-from resnetkit.errors import PictureError
+from resnetkit.data.loader import ImageLoader
+from resnetkit.errors import ImageError
 from resnetkit.evaluation.result import Evaluation
-from resnetkit.images.decode import attempt
-from resnetkit.images.thumbnail import thumbnail
+from resnetkit.images.decode import try_read
+from resnetkit.images.thumbnail import encode_thumbnail
 from resnetkit.serialization import to_data, to_json
 from resnetkit.training.checkpoint import STATE_FOLDER
-from resnetkit.training.report import report
-from resnetkit.training.run_folder import REPORT_FILE, RESULTS_FILE, SHOWN, Results, Run, Thumbnail, read_run
+from resnetkit.training.report import build_run_report
+from resnetkit.training.run_folder import (
+    REPORT_FILE,
+    RESULTS_FILE,
+    THUMBNAILS_PER_GROUP,
+    Results,
+    Run,
+    Thumbnail,
+    read_run,
+)
 
 
-def leave_results(folder: Path, card: Card, results: Results) -> Run:
+def write_results(folder: Path, card: Card, results: Results) -> Run:
     """The card with its figures, then the results, which say that the run has finished, then what is made from them."""
     files.write_text(folder / "model" / CARD_FILE, to_json(card))
     files.write_text(folder / RESULTS_FILE, json.dumps(to_data(results), ensure_ascii=False) + "\n")
-    return tidied(folder)
+    return finalize_run(folder)
 
 
-def tidied(folder: Path) -> Run:
+def finalize_run(folder: Path) -> Run:
     """A finished run, with its page and without what it needed to go on."""
     run = read_run(folder)
     if not (folder / REPORT_FILE).exists():
-        files.write_text(folder / REPORT_FILE, report([run]))
+        files.write_text(folder / REPORT_FILE, build_run_report([run]))
     files.remove_folder(folder / STATE_FOLDER)
-    files.sweep(folder)
+    files.remove_temporary(folder)
     return run
 
 
-def thumbnails(evaluation: Evaluation, source: PixelSource) -> tuple[Thumbnail, ...]:
+def make_thumbnails(evaluation: Evaluation, loader: ImageLoader) -> tuple[Thumbnail, ...]:
     """The pictures that the report shows, by their numbers in the evaluation."""
-    numbers = source.readable(np.arange(len(source)))
-    chosen = sorted({*evaluation.mistakes(SHOWN), *evaluation.unsure(SHOWN)})
-    images = {i: attempt(source.pictures.image, int(numbers[i])) for i in chosen}
-    return tuple(Thumbnail(i, thumbnail(im)) for i, im in images.items() if not isinstance(im, PictureError))
+    indices = loader.select_readable(np.arange(len(loader)))
+    positions = sorted(
+        {*evaluation.find_mistakes(THUMBNAILS_PER_GROUP), *evaluation.find_least_confident(THUMBNAILS_PER_GROUP)}
+    )
+    images = {i: try_read(loader.images.load_image, int(indices[i])) for i in positions}
+    return tuple(
+        Thumbnail(i, encode_thumbnail(image)) for i, image in images.items() if not isinstance(image, ImageError)
+    )

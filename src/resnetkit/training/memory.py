@@ -13,130 +13,140 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from resnetkit.architecture.operations import Normalisation
+from resnetkit.architecture.operations import NormOp
 from resnetkit.architecture.plan import Plan
-from resnetkit.data.loader import EVALUATED
+from resnetkit.data.loader import EVAL_BATCH_SIZE
 from resnetkit.errors import MachineError, ResnetkitWarning
-from resnetkit.network.layers import Network
-from resnetkit.runtime.device import ToInput
-from resnetkit.runtime.distributed import launched
+from resnetkit.network.inference import PixelNormalizer
+from resnetkit.network.layers import NetworkModule
+from resnetkit.runtime.distributed import read_launch_info
 from resnetkit.training.recipe import EMA, AdamW, Recipe
-from resnetkit.training.run_folder import Prepared, resuming
-from resnetkit.training.sync_batch_norm import alone
+from resnetkit.training.run_folder import RunSetup, format_resume_command
+from resnetkit.training.sync_batch_norm import disable_sync
 
-_LIBRARIES = 100e6  # what torch's own kernels take once
+_LIBRARY_BYTES = 100e6  # what torch's own kernels take once
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes: whatever the batch, for each picture of a batch, and for an evaluation."""
 
     fixed: float
-    picture: float
+    per_image: float
     evaluation: float
 
-    def of(self, batch: int) -> float:
+    def compute_peak(self, batch_size: int) -> float:
         """At the peak of a run."""
-        return self.fixed + max(self.picture * batch, self.evaluation)
+        return self.fixed + max(self.per_image * batch_size, self.evaluation)
 
-    def fits(self, bytes_: float) -> int:
+    def find_largest_batch(self, available_bytes: float) -> int:
         """The largest batch that a power of two counts and that stays below so many; 0 where none does."""
         sizes = (2**i for i in range(16, 0, -1))
-        return next((size for size in sizes if self.of(size) <= bytes_), 0)
+        return next((size for size in sizes if self.compute_peak(size) <= available_bytes), 0)
 
 
-def need(plan: Plan, recipe: Recipe, precision: str, evaluated: int = EVALUATED) -> Need:
+def estimate_memory(
+    plan: Plan, recipe: Recipe, precision: str, eval_batch_size: int = EVAL_BATCH_SIZE
+) -> MemoryEstimate:
     """Of a training step.
 
     What backward needs stays: the outputs of everything but norms and additions. Beside it the gradients of the
     largest of them, twice. Weights come with gradients, moments, an average, the best so far, and a copy of all but
     the gradients while a checkpoint is written.
     """
-    width = 2 if precision == "bf16" else 4
+    bytes_per_value = 2 if precision == "bf16" else 4
     sizes = [node.activations for node in plan.nodes]
-    kept = sum(n.activations for n in plan.nodes if not isinstance(n.op, Normalisation) and n.role != "add")
-    moments = 2 if isinstance(recipe.optimiser, AdamW) else int(recipe.optimiser.momentum > 0)
-    copies = 2 + moments + isinstance(recipe.ema, EMA)
-    weights = 4 * plan.params * (2 * copies + 1) + (2 * plan.params if precision == "bf16" else 0)
-    image = math.prod(plan.input) * 4
-    return Need(
-        weights + _LIBRARIES,
-        width * (kept + 2 * max(sizes)) + image,
-        min(EVALUATED, evaluated) * (8 * max(sizes) + image),
+    saved_activations = sum(n.activations for n in plan.nodes if not isinstance(n.op, NormOp) and n.role != "add")
+    n_moments = 2 if isinstance(recipe.optimizer, AdamW) else int(recipe.optimizer.momentum > 0)
+    n_copies = 2 + n_moments + isinstance(recipe.ema, EMA)
+    weight_bytes = 4 * plan.params * (2 * n_copies + 1) + (2 * plan.params if precision == "bf16" else 0)
+    image_bytes = math.prod(plan.input) * 4
+    return MemoryEstimate(
+        weight_bytes + _LIBRARY_BYTES,
+        bytes_per_value * (saved_activations + 2 * max(sizes)) + image_bytes,
+        min(EVAL_BATCH_SIZE, eval_batch_size) * (8 * max(sizes) + image_bytes),
     )
 
 
-def available(device: torch.device) -> float:
+def get_available_memory(device: torch.device) -> float:
     """Bytes that are free for this process: of its GPU, or its share of what its machine and its control group have."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    launch = launched()
-    return min(_own(), min(_free()) / (launch.local_world if launch else 1))
+    launch = read_launch_info()
+    return min(_get_ulimit_memory(), min(_iter_free_memory()) / (launch.local_world_size if launch else 1))
 
 
-def _free() -> Iterator[float]:
+def _iter_free_memory() -> Iterator[float]:
     yield math.inf
-    for line in _text(Path("/proc/meminfo")).splitlines():
+    for line in _read_or_empty(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
-    group = Path("/sys/fs/cgroup")
-    limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
+    cgroup = Path("/sys/fs/cgroup")
+    limit, used = _read_or_empty(cgroup / "memory.max").strip(), _read_or_empty(cgroup / "memory.current").strip()
     if limit.isdecimal() and used.isdecimal():
         yield int(limit) - int(used)
 
 
-def _own() -> float:
+def _get_ulimit_memory() -> float:
     """What ``ulimit -v`` leaves to this process."""
-    pages = _text(Path("/proc/self/statm")).split()
+    pages = _read_or_empty(Path("/proc/self/statm")).split()
     if not pages:
         return math.inf
     import resource  # where there is /proc there is this
 
-    most = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return most - int(pages[0]) * resource.getpagesize() if most != resource.RLIM_INFINITY else math.inf
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return limit - int(pages[0]) * resource.getpagesize() if limit != resource.RLIM_INFINITY else math.inf
 
 
-def _text(path: Path) -> str:
+def _read_or_empty(path: Path) -> str:
     try:
         return path.read_text()
     except OSError:
         return ""
 
 
-def advice(prepared: Prepared) -> str:
+def format_memory_line(setup: RunSetup) -> str:
     """One line with both, once the pictures are in memory that are kept there; warns where the need is more."""
-    recipe, device = prepared.recipe, torch.device(prepared.device)
-    evaluated = max(len(pictures) for part, pictures in prepared.data.parts.items() if part != "train")
-    wanted, there = need(prepared.plan, recipe, prepared.precision, evaluated), available(device)
-    total = wanted.of(at_once(prepared))
-    if total > there:
-        fits = wanted.fits(there) * _shares(prepared)
-        warnings.warn(_warning(recipe, fits, total, there), ResnetkitWarning, stacklevel=2)
-    return f"about {_told(total)} for batches of {recipe.batch_size}" + f"; {_told(there)} are free" * (
-        there < math.inf
+    recipe, device = setup.recipe, torch.device(setup.device)
+    eval_batch_size = max(len(images) for split, images in setup.dataset.splits.items() if split != "train")
+    estimate, free_bytes = (
+        estimate_memory(setup.plan, recipe, setup.precision, eval_batch_size),
+        get_available_memory(device),
+    )
+    total_bytes = estimate.compute_peak(get_micro_batch_size(setup))
+    if total_bytes > free_bytes:
+        batch_size = estimate.find_largest_batch(free_bytes) * _count_micro_batches(setup)
+        warnings.warn(_format_warning(recipe, batch_size, total_bytes, free_bytes), ResnetkitWarning, stacklevel=2)
+    return (
+        f"about {_format_bytes(total_bytes)} for batches of {recipe.batch_size}"
+        + f"; {_format_bytes(free_bytes)} are free" * (free_bytes < math.inf)
     )
 
 
-def _warning(recipe: Recipe, fits: int, total: float, there: float) -> str:
-    less = f"--batch-size {fits} would fit" if fits else "no batch would fit: smaller pictures, or a smaller network"
-    return f"batches of {recipe.batch_size} need about {_told(total)} of memory, and {_told(there)} are free; {less}"
+def _format_warning(recipe: Recipe, batch_size: int, total_bytes: float, free_bytes: float) -> str:
+    suggestion = (
+        f"--batch-size {batch_size} would fit"
+        if batch_size
+        else "no batch would fit: smaller pictures, or a smaller network"
+    )
+    return f"batches of {recipe.batch_size} need about {_format_bytes(total_bytes)} of memory, and {_format_bytes(free_bytes)} are free; {suggestion}"
 
 
-def _told(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
+def _format_bytes(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
 
 
 # ------------------------------------------------------------------------------------------- when there was too little
 
 
-def is_lack(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was what was missing; torch says it on a CPU in words alone."""
-    words = str(error) if isinstance(error, RuntimeError) else ""
-    said = "can't allocate memory" in words or "out of memory" in words
-    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    message = str(error) if isinstance(error, RuntimeError) else ""
+    is_reported = "can't allocate memory" in message or "out of memory" in message
+    return is_reported or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
-def peak(device: torch.device) -> int:
+def get_peak_memory(device: torch.device) -> int:
     """Bytes that this process has had at most."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -147,61 +157,67 @@ def peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def too_little(error: BaseException, prepared: Prepared, model: Network, saved: bool) -> MachineError:
+def build_out_of_memory_error(
+    error: BaseException, setup: RunSetup, model: NetworkModule, can_resume: bool
+) -> MachineError:
     """The error, with a size of batches that was tried out. The model is of no use afterwards."""
     traceback.clear_frames(error.__traceback__)  # they hold what the step had made
-    device = torch.device(prepared.device)
-    highest, size = peak(device), at_once(prepared)
-    alone(model)
-    works = working(size, lambda batch: _attempt(prepared, model, batch))
-    batches = f"batches of {size}" + " in each process" * (prepared.processes > 1)
-    what = f"there is not enough memory for {batches}; the peak was {_told(highest)}"
-    if works == size:
-        what = f"there was not enough memory, though there is for {batches}; the peak was {_told(highest)}"
-    change = f" --batch-size {works * _shares(prepared)}" if 0 < works < size else ""
-    again = f"{resuming(prepared.out)}{change}{' --override' * bool(change)}" if saved else change.strip()
-    again += f" in {prepared.processes} processes" * (prepared.processes > 1 and bool(again))
-    fix = f"{again}, which works" if change else f"free some, or smaller pictures{f'; then {again}' * saved}"
-    return MachineError(what, where=f"{prepared.card.name} on {device}", fix=fix + _in_parts(prepared, works))
+    device = torch.device(setup.device)
+    peak_bytes, batch_size = get_peak_memory(device), get_micro_batch_size(setup)
+    disable_sync(model)
+    working_size = find_largest_working_batch(batch_size, lambda n_images: _try_step(setup, model, n_images))
+    batches = f"batches of {batch_size}" + " in each process" * (setup.world_size > 1)
+    what = f"there is not enough memory for {batches}; the peak was {_format_bytes(peak_bytes)}"
+    if working_size == batch_size:
+        what = f"there was not enough memory, though there is for {batches}; the peak was {_format_bytes(peak_bytes)}"
+    option = f" --batch-size {working_size * _count_micro_batches(setup)}" if 0 < working_size < batch_size else ""
+    command = (
+        f"{format_resume_command(setup.out)}{option}{' --override' * bool(option)}" if can_resume else option.strip()
+    )
+    command += f" in {setup.world_size} processes" * (setup.world_size > 1 and bool(command))
+    fix = f"{command}, which works" if option else f"free some, or smaller pictures{f'; then {command}' * can_resume}"
+    return MachineError(
+        what, where=f"{setup.card.name} on {device}", fix=fix + _format_accumulate_hint(setup, working_size)
+    )
 
 
-def at_once(prepared: Prepared) -> int:
+def get_micro_batch_size(setup: RunSetup) -> int:
     """How many pictures of a step go through the network of one process together."""
-    return -(-prepared.recipe.batch_size // _shares(prepared))
+    return -(-setup.recipe.batch_size // _count_micro_batches(setup))
 
 
-def _shares(prepared: Prepared) -> int:
+def _count_micro_batches(setup: RunSetup) -> int:
     """In how many parts a step goes through networks: processes, and what each takes one after the other."""
-    return prepared.processes * prepared.recipe.accumulate
+    return setup.world_size * setup.recipe.accumulate
 
 
-def _in_parts(prepared: Prepared, works: int) -> str:
+def _format_accumulate_hint(setup: RunSetup, working_size: int) -> str:
     """How the steps would keep their size."""
-    if not 0 < works < at_once(prepared):
+    if not 0 < working_size < get_micro_batch_size(setup):
         return ""
-    parts = -(-prepared.recipe.batch_size // (prepared.processes * works))
-    return f"; --accumulate {parts} instead keeps the size of a step, and norms see its parts one by one"
+    accumulate = -(-setup.recipe.batch_size // (setup.world_size * working_size))
+    return f"; --accumulate {accumulate} instead keeps the size of a step, and norms see its parts one by one"
 
 
-def working(size: int, attempt: Callable[[int], None]) -> int:
+def find_largest_working_batch(batch_size: int, attempt: Callable[[int], None]) -> int:
     """The first of ``size``, its half, its quarter ... with which an attempt succeeds; 0 where none does."""
-    while size >= 2:
+    while batch_size >= 2:
         try:
-            attempt(size)
-            return size
+            attempt(batch_size)
+            return batch_size
         except Exception as error:
-            if not is_lack(error):
+            if not is_out_of_memory(error):
                 raise
-        size //= 2
+        batch_size //= 2
     return 0
 
 
-def _attempt(prepared: Prepared, model: Network, batch: int) -> None:
+def _try_step(setup: RunSetup, model: NetworkModule, batch_size: int) -> None:
     """A step of learning, but for the change of the weights."""
-    device, preparation = torch.device(prepared.device), prepared.card.preparation
+    device, preparation = torch.device(setup.device), setup.card.preparation
     model.zero_grad(set_to_none=True)
-    pixels = torch.zeros(batch, *preparation.crop, len(preparation.mean), dtype=torch.uint8)
-    with torch.autocast(device.type, torch.bfloat16, enabled=prepared.precision == "bf16"):
-        answers = model.train()(ToInput(preparation, device)(pixels))
-    error = F.cross_entropy(answers.float(), answers.new_zeros(batch, dtype=torch.long))
-    error.backward()  # type: ignore[no-untyped-call]
+    pixels = torch.zeros(batch_size, *preparation.crop, len(preparation.mean), dtype=torch.uint8)
+    with torch.autocast(device.type, torch.bfloat16, enabled=setup.precision == "bf16"):
+        outputs = model.train()(PixelNormalizer(preparation, device)(pixels))
+    loss = F.cross_entropy(outputs.float(), outputs.new_zeros(batch_size, dtype=torch.long))
+    loss.backward()  # type: ignore[no-untyped-call]

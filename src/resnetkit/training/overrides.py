@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from resnetkit.data.bad_files import parse_bad_files_policy
 from resnetkit.errors import TextError, UsageError
-from resnetkit.serialization import over, parse_json, parse_toml, read_text, to_data
-from resnetkit.training.presets import row
-from resnetkit.training.recipe import BadFiles, Error, Skip
+from resnetkit.serialization import merge, parse_json, parse_toml, read_text, to_data
+from resnetkit.training.presets import get_preset
 
 
-def with_options(
+def merge_options(
     settings: Mapping[str, Any],
     *,
     recipe: str | None = None,
@@ -41,9 +41,11 @@ def with_options(
 
     ``recipe`` names a row that lies under them.
     """
-    settings = over(row(recipe).changes, settings) if recipe else settings
-    weights = _given(network=network, dialect=dialect, reset_head=reset_head, input_channels=input_channels)
-    given: dict[str, Any] = {
+    settings = merge(get_preset(recipe).changes, settings) if recipe else settings
+    weights_options = _drop_unset(
+        network=network, dialect=dialect, reset_head=reset_head, input_channels=input_channels
+    )
+    values: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
         "seed": seed,
@@ -53,69 +55,49 @@ def with_options(
         "trackers": track.split(",") if isinstance(track, str) else list(track) if track else None,
         "accumulate": accumulate,
         "precision": precision,
-        "optimiser": _given(lr=lr),
-        "start": _given(kind="fine-tune" if weights else None, **weights),
-        "bad_files": bad_files if max_bad is None else to_data(policy(bad_files, max_bad)),
+        "optimizer": _drop_unset(lr=lr),
+        "start": _drop_unset(kind="fine-tune" if weights_options else None, **weights_options),
+        "bad_files": bad_files if max_bad is None else to_data(parse_bad_files_policy(bad_files, max_bad)),
     }
-    return dict(over(dict(settings), _given(**given)))
+    return dict(merge(dict(settings), _drop_unset(**values)))
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def _drop_unset(**values: Any) -> dict[str, Any]:
     """Those that were given."""
     return {name: value for name, value in values.items() if value not in (None, {})}
 
 
-def policy(bad_files: str | None, max_bad: str | float | None) -> BadFiles:
-    """``error`` or ``skip``, and how many may be skipped: a share (0.1) or per cent (10%); raises `UsageError`."""
-    if bad_files not in (None, "error", "skip") or (bad_files == "error" and max_bad is not None):
-        raise UsageError("bad files are an error, or skipped up to a share", where=f"--bad-files {bad_files}")
-    if bad_files == "error" or (bad_files is None and max_bad is None):
-        return Error()
-    return Skip() if max_bad is None else Skip(_share(max_bad))
-
-
-def _share(told: str | float) -> float:
-    words = str(told).strip()
-    try:
-        share = float(words.removesuffix("%")) / (100 if words.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise UsageError(f"{words!r} is no share of the pictures", where="--max-bad", fix="--max-bad 10% or 0.1")
-    return share
-
-
-def read_changes(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path) -> dict[str, Any]:
     """The nested changes in a ``.toml`` or ``.json`` file."""
     text = read_text(path, "this config")
-    found = parse_json(text, str(path)) if path.suffix == ".json" else parse_toml(text, str(path))
-    if not isinstance(found, dict):
+    changes = parse_json(text, str(path)) if path.suffix == ".json" else parse_toml(text, str(path))
+    if not isinstance(changes, dict):
         raise UsageError("this config is not a table of settings", where=str(path))
-    return found
+    return changes
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """``["schedule.warmup=5", ...]`` as nested changes; the values are TOML, a bare word is a text."""
     changes: dict[str, Any] = {}
     for setting in settings:
-        path, equals, value = setting.partition("=")
-        if not equals or not all(path.split(".")):
+        path, separator, value = setting.partition("=")
+        if not separator or not all(path.split(".")):
             raise UsageError("a setting is a path, = and a value", where=setting, fix="--set schedule.warmup=5")
-        *outer, last = path.split(".")
-        inner = changes
-        for word in outer:
-            inner = inner.setdefault(word, {})
-            if not isinstance(inner, dict):
+        *parents, last = path.split(".")
+        table = changes
+        for key in parents:
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
                 raise UsageError("this setting is inside a value that another one sets", where=setting)
-        inner[last] = _value(value)
+        table[last] = _parse_value(value)
     return changes
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return parse_toml(f"value = {text}")["value"]
     except TextError:
         return text
 
 
-OPTIONS = tuple(inspect.signature(with_options).parameters)[1:]
+TRAIN_OPTION_NAMES = tuple(inspect.signature(merge_options).parameters)[1:]

@@ -8,58 +8,58 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from resnetkit.errors import UsageError, suggestion
+from resnetkit.errors import UsageError, suggest_fix
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Preset:
     """``differs`` is what the publication does and this does not."""
 
     changes: dict[str, Any]
-    published: str
+    published_accuracy: str
     source: str
-    differs: tuple[str, ...]
+    differences: tuple[str, ...]
 
 
-_NO_DECAY = "weight decay on norms and biases, too"
+_NORM_DECAY = "weight decay on norms and biases, too"
 
-RECIPES = {
+PRESETS = {
     # 64,000 steps of 128 out of 45,000 pictures are 182 epochs; 32,000 and 48,000 of them are 91 and 136.5
-    "paper-cifar10": Row(
+    "paper-cifar10": Preset(
         {
             "epochs": 182,
             "batch_size": 128,
-            "optimiser": {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False},
-            "schedule": {"kind": "steps", "at": [91, 136.5], "factor": 0.1, "warmup": 0},
-            "augment": {"kind": "pad-crop", "pad": 4, "flip": True},
+            "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False},
+            "schedule": {"kind": "multi-step", "milestones": [91, 136.5], "gamma": 0.1, "warmup": 0},
+            "augment": {"kind": "pad-crop", "padding": 4, "flip": True},
         },
         "error 8.75 % (ResNet-20), 7.51 % (32), 7.17 % (44), 6.97 % (56)",
         "arXiv 1512.03385, section 4.2",
-        (_NO_DECAY,),
+        (_NORM_DECAY,),
     ),
-    "imagenet-v1": Row(
+    "imagenet-v1": Preset(
         {
             "epochs": 90,
             "batch_size": 256,
-            "optimiser": {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False},
-            "schedule": {"kind": "steps", "at": [30, 60], "factor": 0.1, "warmup": 0},
-            "augment": {"kind": "random-crop", "area": 0.08},
+            "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False},
+            "schedule": {"kind": "multi-step", "milestones": [30, 60], "gamma": 0.1, "warmup": 0},
+            "augment": {"kind": "random-resized-crop", "min_scale": 0.08},
         },
         "top-1 76.13 % (ResNet-50)",
         "torchvision's reference, V1 weights",
-        (_NO_DECAY,),
+        (_NORM_DECAY,),
     ),
-    "imagenet-v2": Row(
+    "imagenet-v2": Preset(
         {
             "epochs": 600,
             "batch_size": 1024,
             "label_smoothing": 0.1,
-            "optimiser": {"kind": "sgd", "lr": 0.5, "momentum": 0.9, "weight_decay": 2e-5, "nesterov": False},
+            "optimizer": {"kind": "sgd", "lr": 0.5, "momentum": 0.9, "weight_decay": 2e-5, "nesterov": False},
             "schedule": {"kind": "cosine", "warmup": 5},
-            "augment": {"kind": "random-crop", "area": 0.08},
-            "also": ["trivial-augment", {"kind": "random-erasing", "share": 0.1}],
-            "mix": {"kind": "mix-up-or-cut-mix", "mix_up": 0.2, "cut_mix": 1.0},
-            "ema": {"kind": "ema", "decay": 0.9989, "every": 32},
+            "augment": {"kind": "random-resized-crop", "min_scale": 0.08},
+            "transforms": ["trivial-augment", {"kind": "random-erasing", "p": 0.1}],
+            "mix": {"kind": "mix-up-or-cut-mix", "mixup_alpha": 0.2, "cutmix_alpha": 1.0},
+            "ema": {"kind": "ema", "decay": 0.9989, "update_every": 32},
         },
         "top-1 80.86 % (ResNet-50)",
         "torchvision's reference, V2 weights",
@@ -73,8 +73,8 @@ RECIPES = {
 }
 
 
-def row(name: str) -> Row:
+def get_preset(name: str) -> Preset:
     """A recipe by its name; raises `UsageError`."""
-    if name not in RECIPES:
-        raise UsageError(f"there is no recipe called {name!r}", where="--recipe", fix=suggestion(name, list(RECIPES)))
-    return RECIPES[name]
+    if name not in PRESETS:
+        raise UsageError(f"there is no recipe called {name!r}", where="--recipe", fix=suggest_fix(name, list(PRESETS)))
+    return PRESETS[name]

@@ -13,11 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from resnetkit.architecture.card import Preparation, card_of, is_hugging_face, model_folder, preparation_faults
-from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.card import (
+    Preparation,
+    find_model_folder,
+    find_preparation_faults,
+    is_hugging_face_folder,
+    resolve_card,
+)
+from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.spec import Network
+from resnetkit.data.bad_files import BadFiles, Skip
 from resnetkit.errors import Fault, TextError
-from resnetkit.serialization import from_data, over, to_data
+from resnetkit.serialization import from_data, merge, to_data
 
 # -------------------------------------------------------------------------------------------------------- the pieces
 
@@ -53,15 +60,15 @@ class Cosine:
 class Triangle:
     """Up in a line for the share ``peak`` of the run, then down in a line to nothing."""
 
-    peak: float = 0.25
+    pct_start: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class MultiStep:
     """Multiplied by ``factor`` at each of the epochs ``at``, after ``warmup`` epochs in a line."""
 
-    at: tuple[float, ...]
-    factor: float = 0.1
+    milestones: tuple[float, ...]
+    gamma: float = 0.1
     warmup: float = 0.0
 
 
@@ -69,15 +76,15 @@ class Steps:
 class PadCrop:
     """Moved by up to ``pad`` pixels over black borders, and mirrored half of the time where ``flip`` says so."""
 
-    pad: int = 4
+    padding: int = 4
     flip: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class RandomCrop:
+class RandomResizedCrop:
     """A window of at least the share ``area`` of the picture, resized, and mirrored half of the time."""
 
-    area: float = 0.35
+    min_scale: float = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +98,19 @@ class TrivialAugment:
 
 
 @dataclass(frozen=True, slots=True)
-class ColourJitter:
+class ColorJitter:
     """Brightness, contrast and colour, each times 1 - x to 1 + x, in an order that is drawn."""
 
     brightness: float = 0.4
     contrast: float = 0.4
-    colour: float = 0.4
+    saturation: float = 0.4
 
 
 @dataclass(frozen=True, slots=True)
 class RandomErasing:
     """In the share ``share`` of pictures a box of 2 to 33 % is painted over with the mean (arXiv 1708.04896)."""
 
-    share: float = 0.1
+    p: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +136,9 @@ class CutMix:
 class MixUpOrCutMix:
     """One of both for each batch: the second in the share ``cut_share`` of them."""
 
-    mix_up: float = 0.2
-    cut_mix: float = 1.0
-    cut_share: float = 0.5
+    mixup_alpha: float = 0.2
+    cutmix_alpha: float = 1.0
+    cutmix_prob: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +154,7 @@ class EMA:
     """
 
     decay: float = 0.999
-    every: int = 1
+    update_every: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,34 +174,21 @@ class FineTune:
     """
 
     head_epochs: int = 2
-    body_rate: float = 0.1
-    norms: Literal["frozen", "learnt"] = "frozen"
+    backbone_lr_scale: float = 0.1
+    norm_stats: Literal["frozen", "learnt"] = "frozen"
     network: str = ""
     dialect: str = ""
     reset_head: int = 0
     input_channels: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """Pictures that cannot be read are left out, up to the share ``at_most`` of all."""
-
-    at_most: float = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Error:
-    """The first picture that cannot be read ends the run."""
-
-
-Optimiser = SGD | AdamW
-Schedule = Cosine | Triangle | Steps
-Augment = PadCrop | RandomCrop | NoAugment
-Further = TrivialAugment | ColourJitter | RandomErasing
+Optimizer = SGD | AdamW
+Schedule = Cosine | Triangle | MultiStep
+Augment = PadCrop | RandomResizedCrop | NoAugment
+Transform = TrivialAugment | ColorJitter | RandomErasing
 Mix = NoMix | MixUp | CutMix | MixUpOrCutMix
-Average = NoEMA | EMA
+Averaging = NoEMA | EMA
 Start = Scratch | FineTune
-BadFiles = Skip | Error
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,68 +219,72 @@ class Recipe:
     checkpoint_steps: int | None = None
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     accumulate: int = 1
-    sync_norms: bool = False
+    sync_batch_norm: bool = False
     start: Start = Scratch()
-    bad_files: BadFiles = Skip()
-    optimiser: Optimiser = SGD()
+    bad_files: BadFiles = Skip()  # noqa: RUF009 - frozen
+    optimizer: Optimizer = SGD()
     schedule: Schedule = Cosine()
     augment: Augment = PadCrop()
-    also: tuple[Further, ...] = ()
+    transforms: tuple[Transform, ...] = ()
     mix: Mix = NoMix()
-    ema: Average = NoEMA()
+    ema: Averaging = NoEMA()
     stochastic_depth: float | None = None
-    image: tuple[int, int, int] | None = None
+    input_size: tuple[int, int, int] | None = None
     preparation: Preparation | None = None
 
 
 # ------------------------------------------------------------------------------------------------- making and editing
 
 
-def recipe_for(data: str, model: str, side: int, pictures: int) -> Recipe:
+def build_default_recipe(data: str, model: str, image_size: int, n_images: int) -> Recipe:
     """The starting point for a network that sees ``side`` pixels and trains on ``pictures`` of them.
 
     Small images are shifted and mirrored (the digits shifted by a pixel only: a mirrored 2 is none), larger ones are
     cropped at random. Few pictures get small batches, so that an epoch has at least some twenty steps.
     """
-    batch = 2 ** round(math.log2(min(64, max(16, pictures / 20))))
-    batch = min(batch, 32) if side > 64 else batch
+    batch_size = 2 ** round(math.log2(min(64, max(16, n_images / 20))))
+    batch_size = min(batch_size, 32) if image_size > 64 else batch_size
     if data == "digits":
-        return Recipe(data, model, 20, 32, optimiser=_sgd(32), augment=PadCrop(1, flip=False), image=(1, 16, 16))
-    augment: Augment = PadCrop(max(1, side // 8)) if side <= 64 else RandomCrop()
-    return Recipe(data, model, 10 if pictures >= 20_000 else 30, batch, optimiser=_sgd(batch), augment=augment)
+        return Recipe(
+            data, model, 20, 32, optimizer=_build_sgd(32), augment=PadCrop(1, flip=False), input_size=(1, 16, 16)
+        )
+    augment: Augment = PadCrop(max(1, image_size // 8)) if image_size <= 64 else RandomResizedCrop()
+    return Recipe(
+        data, model, 10 if n_images >= 20_000 else 30, batch_size, optimizer=_build_sgd(batch_size), augment=augment
+    )
 
 
-def tuned(recipe: Recipe, image: tuple[int, int, int]) -> Recipe:
+def adapt_for_fine_tuning(recipe: Recipe, input_size: tuple[int, int, int]) -> Recipe:
     """The same for a network that has weights: shorter, slower, and it ends when ``val`` gets no better.
 
     The head's rate is the usual one; the body, which knows pictures already, learns at a tenth of it.
     """
     epochs = min(recipe.epochs, 20)
-    return replace(recipe, epochs=epochs, patience=5, start=FineTune(), image=image)
+    return replace(recipe, epochs=epochs, patience=5, start=FineTune(), input_size=input_size)
 
 
-def _sgd(batch: int) -> SGD:
+def _build_sgd(batch_size: int) -> SGD:
     """The rate grows with the batch (Goyal et al., arXiv 1706.02677), from 0.1 at 64."""
-    return SGD(lr=0.1 * batch / 64)
+    return SGD(lr=0.1 * batch_size / 64)
 
 
-def plan_run(
-    pictures: int, data: str, model: str | None, settings: Mapping[str, Any], trained: Network | None = None
+def resolve_recipe(
+    n_images: int, data: str, model: str | None, settings: Mapping[str, Any], weights_spec: Network | None = None
 ) -> Recipe:
     """The recipe that suits a network and a number of pictures, with ``settings`` laid over it; raises `TextError`.
 
     A model that has weights is fine-tuned, any other starts from random ones; ``trained`` is a weights file's spec.
     ``data`` and ``model`` as named here are stronger than in the settings; without either the model is resnet18.
     """
-    named = model_named(model, settings)
-    asked = {key: settings[key] for key in ("image",) if key in settings}
-    own = (trained or card_of(named).spec).input
-    image = from_data(_Recipe, asked, "what is set").image or own
-    start = recipe_for(data, named, max(image[1:]), pictures)
-    if (trained or model_folder(named)) and beginning(settings).get("kind") != "scratch":
-        start = tuned(start, own)
-    start = start if start.image else replace(start, image=image)
-    return edit(start, {**settings, "data": data, "model": named})
+    model_name = resolve_model_name(model, settings)
+    size_settings = {key: settings[key] for key in ("input_size",) if key in settings}
+    native_size = (weights_spec or resolve_card(model_name).spec).input
+    input_size = from_data(_Recipe, size_settings, "what is set").input_size or native_size
+    recipe = build_default_recipe(data, model_name, max(input_size[1:]), n_images)
+    if (weights_spec or find_model_folder(model_name)) and get_start_settings(settings).get("kind") != "scratch":
+        recipe = adapt_for_fine_tuning(recipe, native_size)
+    recipe = recipe if recipe.input_size else replace(recipe, input_size=input_size)
+    return edit_recipe(recipe, {**settings, "data": data, "model": model_name})
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,34 +292,34 @@ class _Recipe:
     """What has to be known before the rest of a recipe can be chosen."""
 
     model: str = "resnet18"
-    image: tuple[int, int, int] | None = None
+    input_size: tuple[int, int, int] | None = None
 
 
-def model_named(model: str | None, settings: Mapping[str, Any]) -> str:
+def resolve_model_name(model: str | None, settings: Mapping[str, Any]) -> str:
     """The model as it is named, by hand or in the settings."""
-    asked = {"model": settings["model"]} if "model" in settings else {}
-    return from_data(_Recipe, asked | ({"model": model} if model else {}), "what is set").model
+    values = {"model": settings["model"]} if "model" in settings else {}
+    return from_data(_Recipe, values | ({"model": model} if model else {}), "what is set").model
 
 
-def beginning(settings: Mapping[str, Any]) -> dict[str, Any]:
+def get_start_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings say of the start, which may be a word alone."""
-    begin = settings.get("start", {})
-    return {"kind": begin} if isinstance(begin, str) else dict(begin) if isinstance(begin, Mapping) else {}
+    start = settings.get("start", {})
+    return {"kind": start} if isinstance(start, str) else dict(start) if isinstance(start, Mapping) else {}
 
 
 def is_weights_file(model: str) -> bool:
     """Whether a model is named by a file that holds weights, or a folder of transformers."""
-    if model in ROWS or model.endswith((".toml", ".json")) or model_folder(model):
+    if model in CATALOG or model.endswith((".toml", ".json")) or find_model_folder(model):
         return False
-    return Path(model).is_file() or is_hugging_face(Path(model))
+    return Path(model).is_file() or is_hugging_face_folder(Path(model))
 
 
-def edit(recipe: Recipe, changes: Mapping[str, Any], what: str = "what is set") -> Recipe:
+def edit_recipe(recipe: Recipe, changes: Mapping[str, Any], source: str = "what is set") -> Recipe:
     """A recipe with nested ``changes`` laid over it; raises `TextError` with every fault."""
-    return check(from_data(Recipe, over(to_data(recipe), changes), what), what)
+    return check_recipe(from_data(Recipe, merge(to_data(recipe), changes), source), source)
 
 
-def check(recipe: Recipe, what: str = "what is set") -> Recipe:
+def check_recipe(recipe: Recipe, source: str = "what is set") -> Recipe:
     """The recipe itself; raises `TextError` with every number that is out of its range."""
     limits = [
         ("epochs", recipe.epochs, 1 <= recipe.epochs <= 100_000, "1 to 100,000"),
@@ -332,128 +330,148 @@ def check(recipe: Recipe, what: str = "what is set") -> Recipe:
         ("patience", recipe.patience, recipe.patience is None or recipe.patience >= 1, "1 or more epochs"),
         ("checkpoint_steps", recipe.checkpoint_steps, (recipe.checkpoint_steps or 1) >= 1, "1 or more steps"),
         ("accumulate", recipe.accumulate, 1 <= recipe.accumulate <= recipe.batch_size // 2, "1 to half of batch_size"),
-        *_start_limits(recipe.start),
-        *_bad_files_limits(recipe.bad_files),
-        *_optimiser_limits(recipe.optimiser),
-        *_schedule_limits(recipe.schedule),
-        *_augment_limits(recipe.augment),
-        *(limit for i, step in enumerate(recipe.also, 1) for limit in _further_limits(f"also.{i}", step)),
-        *_mix_limits(recipe.mix),
-        *_ema_limits(recipe.ema),
+        *_list_start_limits(recipe.start),
+        *_list_bad_files_limits(recipe.bad_files),
+        *_list_optimizer_limits(recipe.optimizer),
+        *_list_schedule_limits(recipe.schedule),
+        *_list_augment_limits(recipe.augment),
+        *(
+            limit
+            for i, transform in enumerate(recipe.transforms, 1)
+            for limit in _list_transform_limits(f"transform{i}", transform)
+        ),
+        *_list_mix_limits(recipe.mix),
+        *_list_ema_limits(recipe.ema),
         ("stochastic_depth", recipe.stochastic_depth, 0 <= (recipe.stochastic_depth or 0) < 1, "0 to below 1"),
     ]
-    faults = [Fault(path, str(came), allowed) for path, came, fits, allowed in limits if not fits]
+    faults = [Fault(path, str(value), allowed) for path, value, is_valid, allowed in limits if not is_valid]
     if recipe.preparation:
-        channels = recipe.image[0] if recipe.image else len(recipe.preparation.mean)
-        faults += preparation_faults(recipe.preparation, channels)
+        channels = recipe.input_size[0] if recipe.input_size else len(recipe.preparation.mean)
+        faults += find_preparation_faults(recipe.preparation, channels)
     if faults:
-        raise TextError(f"{what} does not describe a recipe", faults)
+        raise TextError(f"{source} does not describe a recipe", faults)
     return recipe
 
 
 Limit = tuple[str, object, bool, str]
 
 
-def _optimiser_limits(optimiser: Optimiser) -> list[Limit]:
-    lr, decay = optimiser.lr, optimiser.weight_decay
+def _list_optimizer_limits(optimizer: Optimizer) -> list[Limit]:
+    lr, decay = optimizer.lr, optimizer.weight_decay
     shared: list[Limit] = [
-        ("optimiser.lr", lr, lr > 0, "more than 0"),
-        ("optimiser.weight_decay", decay, 0 <= decay <= 1000, "0 to 1000"),
+        ("optimizer.lr", lr, lr > 0, "more than 0"),
+        ("optimizer.weight_decay", decay, 0 <= decay <= 1000, "0 to 1000"),
     ]
-    if isinstance(optimiser, AdamW):
-        betas = (("beta1", optimiser.beta1), ("beta2", optimiser.beta2))
-        return shared + [(f"optimiser.{name}", beta, 0 <= beta < 1, "0 to below 1") for name, beta in betas]
-    least = "more than 0, as nesterov is on," if optimiser.nesterov else "0"
-    fits = 0 <= optimiser.momentum < 1 and not (optimiser.nesterov and optimiser.momentum == 0)
-    return [*shared, ("optimiser.momentum", optimiser.momentum, fits, f"{least} to below 1")]
+    if isinstance(optimizer, AdamW):
+        betas = (("beta1", optimizer.beta1), ("beta2", optimizer.beta2))
+        return shared + [(f"optimizer.{name}", beta, 0 <= beta < 1, "0 to below 1") for name, beta in betas]
+    minimum = "more than 0, as nesterov is on," if optimizer.nesterov else "0"
+    is_valid = 0 <= optimizer.momentum < 1 and not (optimizer.nesterov and optimizer.momentum == 0)
+    return [*shared, ("optimizer.momentum", optimizer.momentum, is_valid, f"{minimum} to below 1")]
 
 
-def _start_limits(start: Start) -> list[Limit]:
+def _list_start_limits(start: Start) -> list[Limit]:
     if isinstance(start, Scratch):
         return []
     return [
         ("start.head_epochs", start.head_epochs, start.head_epochs >= 0, "0 or more"),
-        ("start.body_rate", start.body_rate, 0 <= start.body_rate <= 1, "0 to 1, a share of the head's rate"),
+        (
+            "start.backbone_lr_scale",
+            start.backbone_lr_scale,
+            0 <= start.backbone_lr_scale <= 1,
+            "0 to 1, a share of the head's rate",
+        ),
     ]
 
 
-def _bad_files_limits(policy: BadFiles) -> list[Limit]:
-    at_most = policy.at_most if isinstance(policy, Skip) else 0.0
-    return [("bad_files.at_most", at_most, 0 <= at_most <= 1, "0 to 1, a share of all pictures")]
+def _list_bad_files_limits(policy: BadFiles) -> list[Limit]:
+    max_fraction = policy.max_fraction if isinstance(policy, Skip) else 0.0
+    return [("bad_files.max_fraction", max_fraction, 0 <= max_fraction <= 1, "0 to 1, a share of all pictures")]
 
 
-def _schedule_limits(schedule: Schedule) -> list[Limit]:
+def _list_schedule_limits(schedule: Schedule) -> list[Limit]:
     match schedule:
         case Cosine(warmup):
             return [("schedule.warmup", warmup, warmup >= 0, "0 or more epochs")]
-        case Triangle(peak):
-            return [("schedule.peak", peak, 0 <= peak <= 1, "0 to 1, a share of the run")]
-        case Steps(at, factor, warmup):
+        case Triangle(pct_start):
+            return [("schedule.pct_start", pct_start, 0 <= pct_start <= 1, "0 to 1, a share of the run")]
+        case MultiStep(milestones, gamma, warmup):
             return [
-                ("schedule.at", list(at), all(step >= 0 for step in at), "epochs"),
-                ("schedule.factor", factor, 0 < factor <= 1, "more than 0, to 1"),
+                ("schedule.milestones", list(milestones), all(milestone >= 0 for milestone in milestones), "epochs"),
+                ("schedule.gamma", gamma, 0 < gamma <= 1, "more than 0, to 1"),
                 ("schedule.warmup", warmup, warmup >= 0, "0 or more epochs"),
             ]
 
 
-def _augment_limits(augment: Augment) -> list[Limit]:
+def _list_augment_limits(augment: Augment) -> list[Limit]:
     match augment:
-        case PadCrop(pad):
-            return [("augment.pad", pad, 0 <= pad <= 1000, "0 to 1000 pixels")]
-        case RandomCrop(area):
-            return [("augment.area", area, 0 < area <= 1, "more than 0, to 1: a share of the picture")]
+        case PadCrop(padding):
+            return [("augment.padding", padding, 0 <= padding <= 1000, "0 to 1000 pixels")]
+        case RandomResizedCrop(min_scale):
+            return [("augment.min_scale", min_scale, 0 < min_scale <= 1, "more than 0, to 1: a share of the picture")]
         case NoAugment():
             return []
 
 
-def _further_limits(path: str, step: Further) -> list[Limit]:
-    match step:
+def _list_transform_limits(path: str, transform: Transform) -> list[Limit]:
+    match transform:
         case TrivialAugment():
             return []
-        case ColourJitter(brightness, contrast, colour):
-            jitter = {"brightness": brightness, "contrast": contrast, "colour": colour}
+        case ColorJitter(brightness, contrast, saturation):
+            jitter = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
             return [(f"{path}.{name}", x, 0 <= x <= 1, "0 to 1") for name, x in jitter.items()]
-        case RandomErasing(share):
-            return [(f"{path}.share", share, 0 <= share <= 1, "0 to 1, a share of the pictures")]
+        case RandomErasing(p):
+            return [(f"{path}.p", p, 0 <= p <= 1, "0 to 1, a share of the pictures")]
 
 
-def _mix_limits(mix: Mix) -> list[Limit]:
+def _list_mix_limits(mix: Mix) -> list[Limit]:
     match mix:
         case NoMix():
             return []
         case MixUp(alpha) | CutMix(alpha):
-            return [_beta("mix.alpha", alpha)]
-        case MixUpOrCutMix(mix_up, cut_mix, share):
-            cut: Limit = ("mix.cut_share", share, 0 <= share <= 1, "0 to 1, a share of the batches")
-            return [_beta("mix.mix_up", mix_up), _beta("mix.cut_mix", cut_mix), cut]
+            return [_make_beta_limit("mix.alpha", alpha)]
+        case MixUpOrCutMix(mixup_alpha, cutmix_alpha, cutmix_prob):
+            prob_limit: Limit = (
+                "mix.cutmix_prob",
+                cutmix_prob,
+                0 <= cutmix_prob <= 1,
+                "0 to 1, a share of the batches",
+            )
+            return [
+                _make_beta_limit("mix.mixup_alpha", mixup_alpha),
+                _make_beta_limit("mix.cutmix_alpha", cutmix_alpha),
+                prob_limit,
+            ]
 
 
-def _beta(path: str, alpha: float) -> Limit:
+def _make_beta_limit(path: str, alpha: float) -> Limit:
     return (path, alpha, 0 < alpha <= 100, "more than 0, to 100")
 
 
-def _ema_limits(ema: Average) -> list[Limit]:
+def _list_ema_limits(ema: Averaging) -> list[Limit]:
     if isinstance(ema, NoEMA):
         return []
     return [
         ("ema.decay", ema.decay, 0 <= ema.decay < 1, "0 to below 1"),
-        ("ema.every", ema.every, 1 <= ema.every <= 100_000, "1 to 100,000 steps"),
+        ("ema.update_every", ema.update_every, 1 <= ema.update_every <= 100_000, "1 to 100,000 steps"),
     ]
 
 
 # ---------------------------------------------------------------------------------------------------------- schedule
 
 
-def rate(schedule: Schedule, epoch: float, epochs: int) -> float:
+def compute_lr_factor(schedule: Schedule, epoch: float, epochs: int) -> float:
     """What the learning rate is multiplied by, ``epoch`` (a fraction counts) epochs into a run of ``epochs``."""
     match schedule:
         case Cosine(warmup):
             if epoch < warmup:
                 return epoch / warmup
-            done = (epoch - warmup) / max(epochs - warmup, 1e-9)
-            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-        case Triangle(peak):
-            done = epoch / epochs
-            return done / peak if done < peak else max(0.0, (1 - done) / max(1 - peak, 1e-9))
-        case Steps(at, factor, warmup):
-            return min(1.0, epoch / warmup if warmup else 1.0) * factor ** sum(epoch >= step for step in at)
+            progress = (epoch - warmup) / max(epochs - warmup, 1e-9)
+            return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        case Triangle(pct_start):
+            progress = epoch / epochs
+            return progress / pct_start if progress < pct_start else max(0.0, (1 - progress) / max(1 - pct_start, 1e-9))
+        case MultiStep(milestones, gamma, warmup):
+            return min(1.0, epoch / warmup if warmup else 1.0) * gamma ** sum(
+                epoch >= milestone for milestone in milestones
+            )

@@ -10,42 +10,49 @@ from pathlib import Path
 from typing import Any
 
 from resnetkit import files
-from resnetkit.architecture.card import Card, card_of
+from resnetkit.architecture.card import Card, resolve_card
 from resnetkit.architecture.plan import Plan
-from resnetkit.data.loader import Tell, workers_of
-from resnetkit.data.open import open_data
+from resnetkit.data.loader import resolve_workers
+from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, UsageError, WeightsError
-from resnetkit.network.layers import Network
-from resnetkit.runtime.distributed import ALONE, Ranks
-from resnetkit.serialization import from_data, over, to_data
-from resnetkit.training.checkpoint import STATE_FOLDER, TENSORS, Checkpoint, check_model, read_newest
-from resnetkit.training.overrides import with_options
-from resnetkit.training.recipe import Recipe, Scratch, edit
+from resnetkit.network.layers import NetworkModule
+from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
+from resnetkit.runtime.progress import ProgressCallback
+from resnetkit.serialization import from_data, merge, to_data
+from resnetkit.training.checkpoint import (
+    STATE_FOLDER,
+    TENSOR_GROUPS,
+    Checkpoint,
+    check_checkpoint_tensors,
+    load_latest_checkpoint,
+)
+from resnetkit.training.overrides import merge_options
+from resnetkit.training.recipe import Recipe, Scratch, edit_recipe
 from resnetkit.training.run_folder import (
     METRICS_FILE,
     NETWORK_FILE,
-    Prepared,
-    finished,
+    RunSetup,
+    check_run_folder,
+    format_resume_command,
+    is_run_finished,
     read_recipe,
-    require_run,
-    resuming,
 )
 from resnetkit.training.setup import (
-    Start,
-    circumstances,
-    decided,
-    network_of,
-    require_space,
-    require_together,
-    sources_of,
-    trained,
-    write_papers,
+    PreparedRun,
+    check_checkpoint_space,
+    check_distributed,
+    environment_fingerprint,
+    load_base_network,
+    make_network,
+    open_loaders,
+    resolve_run,
+    write_run_metadata,
 )
-from resnetkit.training.state import State, differences
-from resnetkit.training.trackers.client import require
+from resnetkit.training.state import TrainState, diff_settings
+from resnetkit.training.trackers.client import check_trackers_installed
 from resnetkit.weights.load import load
 
-SAFE = (
+SAFE_SETTINGS = (
     "patience",
     "checkpoint_steps",
     "trackers",
@@ -53,152 +60,176 @@ SAFE = (
 )  # they decide when a run ends or stops, and no number in it
 
 
-def resume(
-    run: str | Path,
+def resume_run(
+    run_folder: str | Path,
     data: str | Path | None,
     model: str | os.PathLike[str] | None,
     settings: Mapping[str, Any],
     *,
     override: bool,
     device: str,
-    tell: Tell | None,
-    ranks: Ranks = ALONE,
+    on_progress: ProgressCallback | None,
+    dist: ProcessGroup = SINGLE_PROCESS,
     workers: int | None = None,
     **options: Any,
-) -> Start:
+) -> PreparedRun:
     """A run as its newest sound checkpoint has it, or as it began where there is none yet.
 
     What is set is compared with the run. Raises `UsageError` for what would make its result that of neither, unless
     ``override``; `DataError` where the pictures are others; `WeightsError` where no checkpoint can be read.
     """
-    path = Path(run)
-    before = from_data(Recipe, ranks.first(lambda: to_data(read_recipe(path))), str(path))
-    recipe = edit(before, _changes(before, data, model, with_options(settings, **options)))
-    base, own = _known(path, recipe)
-    opened = open_data(recipe.data, tell)
-    prepared = replace(decided(opened, recipe, base, own, device), out=path, processes=ranks.world)
-    require_together(prepared, ranks)
-    standing = _standing(prepared, ranks)
-    now = ranks.first(lambda: circumstances(prepared))
-    then = dict(standing.state.circumstances) if standing else now
-    changed = _compared(
-        prepared, list(differences(to_data(before), to_data(recipe))), list(differences(then, now)), override
+    path = Path(run_folder)
+    old_recipe = from_data(Recipe, dist.run_on_main(lambda: to_data(read_recipe(path))), str(path))
+    recipe = edit_recipe(old_recipe, _collect_changes(old_recipe, data, model, merge_options(settings, **options)))
+    base, source_card = _load_base(path, recipe)
+    dataset = open_dataset(recipe.data, on_progress)
+    setup = replace(resolve_run(dataset, recipe, base, source_card, device), out=path, world_size=dist.world_size)
+    check_distributed(setup, dist)
+    checkpoint = _load_checkpoint(setup, dist)
+    run_environment = dist.run_on_main(lambda: environment_fingerprint(setup))
+    previous_environment = dict(checkpoint.state.environment) if checkpoint else run_environment
+    changes = _check_changes(
+        setup,
+        list(diff_settings(to_data(old_recipe), to_data(recipe))),
+        list(diff_settings(previous_environment, run_environment)),
+        override,
     )
-    if ranks.writes:
-        require(recipe.trackers)
-        _make_ready(prepared, papers=bool(changed) or standing is None)
-    sources = sources_of(prepared, tell, workers_of(workers))
-    prepared = replace(prepared, resumed=tuple(_told(standing, changed)))
-    return Start(prepared, sources, network_of(prepared, base), (), now, _with(standing, changed, now))
+    if dist.is_main:
+        check_trackers_installed(recipe.trackers)
+        _prepare_folder(setup, write_metadata=bool(changes) or checkpoint is None)
+    loaders = open_loaders(setup, on_progress, resolve_workers(workers))
+    setup = replace(setup, resume_notes=tuple(_format_resume_notes(checkpoint, changes)))
+    return PreparedRun(
+        setup,
+        loaders,
+        make_network(setup, base),
+        (),
+        run_environment,
+        _record_changes(checkpoint, changes, run_environment),
+    )
 
 
-def _make_ready(prepared: Prepared, *, papers: bool) -> None:
+def _prepare_folder(setup: RunSetup, *, write_metadata: bool) -> None:
     """Room, no remains, and the papers, which may not have been written when the run was killed."""
-    require_space(prepared, prepared.out, 1)
-    files.sweep(prepared.out)
-    files.sweep(prepared.out / STATE_FOLDER)
-    if papers:
-        write_papers(prepared)
+    check_checkpoint_space(setup, setup.out, 1)
+    files.remove_temporary(setup.out)
+    files.remove_temporary(setup.out / STATE_FOLDER)
+    if write_metadata:
+        write_run_metadata(setup)
 
 
-def _standing(prepared: Prepared, ranks: Ranks) -> Checkpoint | None:
+def _load_checkpoint(setup: RunSetup, dist: ProcessGroup) -> Checkpoint | None:
     """The newest sound checkpoint. One process reads it, as not all may see the same files at the same moment."""
-    found: list[Checkpoint | None] = [None]
+    loaded: list[Checkpoint | None] = [None]
 
-    def read() -> Any:
-        check = partial(_check, prepared.plan, prepared.out / METRICS_FILE)
-        found[0] = read_newest(prepared.out / STATE_FOLDER, check)
-        return to_data(found[0].state) if found[0] else None
+    def load_on_main() -> Any:
+        validate = partial(_check_checkpoint, setup.plan, setup.out / METRICS_FILE)
+        loaded[0] = load_latest_checkpoint(setup.out / STATE_FOLDER, validate)
+        return to_data(loaded[0].state) if loaded[0] else None
 
-    state = ranks.first(read)
-    if state is None or ranks.world == 1:
-        return found[0]
-    tensors = [ranks.share(getattr(found[0], name) if found[0] else {}) for name in TENSORS]
-    return Checkpoint(from_data(State, state, "state"), *tensors)
+    state = dist.run_on_main(load_on_main)
+    if state is None or dist.world_size == 1:
+        return loaded[0]
+    tensors = [dist.broadcast(getattr(loaded[0], name) if loaded[0] else {}) for name in TENSOR_GROUPS]
+    return Checkpoint(from_data(TrainState, state, "state"), *tensors)
 
 
-def require_unchanged(run: str | Path, *given: object) -> None:
+def check_no_changes(run_folder: str | Path, *values: object) -> None:
     """Raise `UsageError` where something is set for a run that has finished."""
-    if any(given):
+    if any(values):
         what = "this run has finished, so nothing of it can be changed"
-        raise UsageError(what, where=str(run), fix="begin another one: --out with another folder")
+        raise UsageError(what, where=str(run_folder), fix="begin another one: --out with another folder")
 
 
-def is_finished(run: str | Path) -> bool:
+def is_already_finished(run_folder: str | Path) -> bool:
     """Whether there is nothing to go on with; raises `UsageError` where there is no run."""
-    require_run(Path(run))
-    return finished(Path(run))
+    check_run_folder(Path(run_folder))
+    return is_run_finished(Path(run_folder))
 
 
-def _changes(
-    before: Recipe, data: str | Path | None, model: str | os.PathLike[str] | None, settings: Mapping[str, Any]
+def _collect_changes(
+    old_recipe: Recipe, data: str | Path | None, model: str | os.PathLike[str] | None, settings: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """What is set, with data and model as they are named by hand; the same place under another name is no change."""
-    named = {"data": data, "model": model}
-    given = {name: os.fspath(value) for name, value in named.items() if value}
-    same = {name for name, value in given.items() if Path(value).absolute() == Path(getattr(before, name)).absolute()}
-    return dict(over(dict(settings), {name: value for name, value in given.items() if name not in same}))
+    paths = {"data": data, "model": model}
+    new_paths = {name: os.fspath(value) for name, value in paths.items() if value}
+    unchanged = {
+        name
+        for name, value in new_paths.items()
+        if Path(value).absolute() == Path(getattr(old_recipe, name)).absolute()
+    }
+    return dict(merge(dict(settings), {name: value for name, value in new_paths.items() if name not in unchanged}))
 
 
-def _known(path: Path, recipe: Recipe) -> tuple[Network | None, Card]:
+def _load_base(path: Path, recipe: Recipe) -> tuple[NetworkModule | None, Card]:
     """(the network whose weights the run began with, the card of the network that is named)."""
-    found = trained(recipe.model, to_data(recipe))
+    network = load_base_network(recipe.model, to_data(recipe))
     if isinstance(recipe.start, Scratch):
-        return None, found.card if found else _card(path, recipe)
-    base = found or load(recipe.model)
+        return None, network.card if network else _read_card(path, recipe)
+    base = network or load(recipe.model)
     return base, base.card
 
 
-def _card(path: Path, recipe: Recipe) -> Card:
+def _read_card(path: Path, recipe: Recipe) -> Card:
     """Of the file that describes the network; where it has gone, of the copy that the run has."""
     if (path / NETWORK_FILE).is_file() and not Path(recipe.model).exists():
-        return replace(card_of(path / NETWORK_FILE), name=Path(recipe.model).stem)
-    return card_of(recipe.model)
+        return replace(resolve_card(path / NETWORK_FILE), name=Path(recipe.model).stem)
+    return resolve_card(recipe.model)
 
 
-def _check(worked_out: Plan, metrics: Path, found: Checkpoint) -> None:
-    check_model(found, worked_out, metrics.parent / STATE_FOLDER)
-    size = metrics.stat().st_size if metrics.is_file() else 0
-    if size < found.state.metrics:
-        what = f"{METRICS_FILE} is shorter than this checkpoint says: needs {found.state.metrics:,} bytes, has {size:,}"
-        raise WeightsError(what, where=str(metrics))
+def _check_checkpoint(plan: Plan, metrics_path: Path, checkpoint: Checkpoint) -> None:
+    check_checkpoint_tensors(checkpoint, plan, metrics_path.parent / STATE_FOLDER)
+    n_bytes = metrics_path.stat().st_size if metrics_path.is_file() else 0
+    if n_bytes < checkpoint.state.metrics_bytes:
+        what = f"{METRICS_FILE} is shorter than this checkpoint says: needs {checkpoint.state.metrics_bytes:,} bytes, has {n_bytes:,}"
+        raise WeightsError(what, where=str(metrics_path))
 
 
-Difference = tuple[str, str, str]
+SettingChange = tuple[str, str, str]
 
 
-def _compared(
-    prepared: Prepared, settings: Sequence[Difference], around: Sequence[Difference], override: bool
+def _check_changes(
+    setup: RunSetup,
+    recipe_changes: Sequence[SettingChange],
+    environment_changes: Sequence[SettingChange],
+    override: bool,
 ) -> list[str]:
     """Every difference of the recipe and of what is around it, as lines; raises where one of them is unsafe."""
-    if "pictures" in {name for name, *_ in around}:
+    if "pictures" in {name for name, *_ in environment_changes}:
         what = "these are not, or no longer, the pictures that the run was begun with"
-        raise DataError(what, where=prepared.recipe.data, fix="name the same data, or begin another run: --out")
-    unsafe = [*(line for line in settings if line[0].split(".")[0] not in SAFE), *around]
-    if unsafe and not override:
+        raise DataError(what, where=setup.recipe.data, fix="name the same data, or begin another run: --out")
+    unsafe_changes = [
+        *(change for change in recipe_changes if change[0].split(".")[0] not in SAFE_SETTINGS),
+        *environment_changes,
+    ]
+    if unsafe_changes and not override:
         what = "the run was begun otherwise, so that its result would be that of neither"
-        fix = f"leave it as it was, or go on all the same: {resuming(prepared.out)} ... --override"
-        raise UsageError(what, where=list(_lines(unsafe)), fix=fix)
-    return list(_lines([*settings, *around]))
+        fix = f"leave it as it was, or go on all the same: {format_resume_command(setup.out)} ... --override"
+        raise UsageError(what, where=list(_format_changes(unsafe_changes)), fix=fix)
+    return list(_format_changes([*recipe_changes, *environment_changes]))
 
 
-def _lines(found: Sequence[Difference]) -> Iterator[str]:
-    return (f"{name}: {old} -> {new}" for name, old, new in found)
+def _format_changes(changes: Sequence[SettingChange]) -> Iterator[str]:
+    return (f"{name}: {old} -> {new}" for name, old, new in changes)
 
 
-def _told(standing: Checkpoint | None, changed: Sequence[str]) -> list[str]:
+def _format_resume_notes(checkpoint: Checkpoint | None, changes: Sequence[str]) -> list[str]:
     """What a person should know of where the run goes on."""
-    state = standing.state if standing else None
-    place = (
+    state = checkpoint.state if checkpoint else None
+    position = (
         f"after step {state.step} of epoch {state.epoch}" if state else "at the beginning: no checkpoint was written"
     )
-    return [f"resuming {place}", *changed]
+    return [f"resuming {position}", *changes]
 
 
-def _with(standing: Checkpoint | None, changed: Sequence[str], now: Mapping[str, str]) -> Checkpoint | None:
+def _record_changes(
+    checkpoint: Checkpoint | None, changes: Sequence[str], environment: Mapping[str, str]
+) -> Checkpoint | None:
     """The checkpoint with what was changed on it remembered."""
-    if standing is None:
+    if checkpoint is None:
         return None
-    state = standing.state
-    lines = tuple(f"from step {state.steps + 1} on: {line}" for line in changed)
-    return replace(standing, state=replace(state, changes=(*state.changes, *lines), circumstances=tuple(now.items())))
+    state = checkpoint.state
+    lines = tuple(f"from step {state.global_step + 1} on: {line}" for line in changes)
+    return replace(
+        checkpoint, state=replace(state, changes=(*state.changes, *lines), environment=tuple(environment.items()))
+    )

@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Add = Callable[[list[Tensor]], None]
+AllReduce = Callable[[list[Tensor]], None]
 
 
-class SyncedNorm(nn.BatchNorm2d):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """As `nn.BatchNorm2d`, with the statistics of all processes; tensors and their names are the same."""
 
-    add: Add
+    all_reduce: AllReduce
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, (self.eps, self.add))
-        self._follow(mean, variance * (count / (count - 1).clamp(min=1)))
+        y, mean, variance, count = _SyncNormFunction.apply(x, self.weight, self.bias, (self.eps, self.all_reduce))
+        self._update_running_stats(mean, variance * (count / (count - 1).clamp(min=1)))
         return y  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_running_stats(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None  # noqa: S101  for the type checker
         assert self.running_var is not None  # noqa: S101
         assert self.num_batches_tracked is not None  # noqa: S101
@@ -33,64 +33,66 @@ class SyncedNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance, self.momentum or 0.0)
 
 
-class _Normalise(torch.autograd.Function):
+class _SyncNormFunction(torch.autograd.Function):
     """Mean, then variance around it, each added over all: two passes lose nothing to cancellation."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, how: tuple[float, Add]) -> tuple[Tensor, ...]:
-        eps, add = how
-        wide, over = x.float(), (0, 2, 3)
-        total, count = wide.sum(over), wide.new_tensor([x.numel() / x.shape[1]])
-        add([total, count])
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, options: tuple[float, AllReduce]
+    ) -> tuple[Tensor, ...]:
+        eps, all_reduce = options
+        x32, dims = x.float(), (0, 2, 3)
+        total, count = x32.sum(dims), x32.new_tensor([x.numel() / x.shape[1]])
+        all_reduce([total, count])
         mean = total / count.clamp(min=1)
-        centred = wide - mean[:, None, None]
-        squares = centred.square().sum(over)
-        add([squares])
-        variance = squares / count.clamp(min=1)
-        scale = (variance + eps).rsqrt()
-        unit = centred * scale[:, None, None]
-        ctx.save_for_backward(unit, weight, scale, count)
-        ctx.add = add
-        y = unit * weight[:, None, None] + bias[:, None, None]
+        centered = x32 - mean[:, None, None]
+        square_sum = centered.square().sum(dims)
+        all_reduce([square_sum])
+        variance = square_sum / count.clamp(min=1)
+        inv_std = (variance + eps).rsqrt()
+        normalized = centered * inv_std[:, None, None]
+        ctx.save_for_backward(normalized, weight, inv_std, count)
+        ctx.add = all_reduce
+        y = normalized * weight[:, None, None] + bias[:, None, None]
         ctx.mark_non_differentiable(mean, variance, count)
         return y.to(x.dtype), mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Ioffe and Szegedy (arXiv 1502.03167), section 3, with the two means taken over all processes."""
-        unit, weight, scale, count = ctx.saved_tensors
-        above, over = given[0].float(), (0, 2, 3)
-        for_bias, for_weight = above.sum(over), (above * unit).sum(over)
-        means = [for_bias.clone(), for_weight.clone()]
-        ctx.add(means)
-        flat, along = (one[:, None, None] / count.clamp(min=1) for one in means)
-        for_x = (above - flat - unit * along) * (weight * scale)[:, None, None]
-        return for_x.to(given[0].dtype), for_weight, for_bias, None
+        normalized, weight, inv_std, count = ctx.saved_tensors
+        grad_y, dims = grad_outputs[0].float(), (0, 2, 3)
+        grad_bias, grad_weight = grad_y.sum(dims), (grad_y * normalized).sum(dims)
+        sums = [grad_bias.clone(), grad_weight.clone()]
+        ctx.add(sums)
+        mean_grad, mean_product = (total[:, None, None] / count.clamp(min=1) for total in sums)
+        grad_x = (grad_y - mean_grad - normalized * mean_product) * (weight * inv_std)[:, None, None]
+        return grad_x.to(grad_outputs[0].dtype), grad_weight, grad_bias, None
 
 
-def synchronise(model: nn.Module, add: Add) -> None:
+def convert_sync_batchnorm(model: nn.Module, all_reduce: AllReduce) -> None:
     """Every batch norm of a network becomes one over all processes, in its place and with its own tensors."""
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.BatchNorm2d:
-                setattr(parent, name, _synced(norm, add))
+                setattr(parent, name, _make_sync_norm(norm, all_reduce))
 
 
-def _synced(norm: nn.BatchNorm2d, add: Add) -> SyncedNorm:
-    made = SyncedNorm(norm.num_features, norm.eps, norm.momentum, device="meta")
-    made.add = add
-    made.weight, made.bias = norm.weight, norm.bias
+def _make_sync_norm(norm: nn.BatchNorm2d, all_reduce: AllReduce) -> SyncBatchNorm2d:
+    sync_norm = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum, device="meta")
+    sync_norm.all_reduce = all_reduce
+    sync_norm.weight, sync_norm.bias = norm.weight, norm.bias
     for name, buffer in norm.named_buffers():
-        setattr(made, name, buffer)
-    return made.train(norm.training)
+        setattr(sync_norm, name, buffer)
+    return sync_norm.train(norm.training)
 
 
-def alone(model: nn.Module) -> None:
+def disable_sync(model: nn.Module) -> None:
     """Synchronised norms of a model that is only tried out count in their own process."""
     for norm in model.modules():
-        if isinstance(norm, SyncedNorm):
-            norm.add = _nothing
+        if isinstance(norm, SyncBatchNorm2d):
+            norm.all_reduce = _skip_all_reduce
 
 
-def _nothing(tensors: list[Tensor]) -> None:
+def _skip_all_reduce(tensors: list[Tensor]) -> None:
     """What one process adds to others that are not there."""

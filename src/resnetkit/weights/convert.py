@@ -16,84 +16,93 @@ from torch import Tensor, nn
 
 from resnetkit import files
 from resnetkit.architecture.card import CARD_FILE, WEIGHTS_FILE
-from resnetkit.errors import MachineError, UsageError, VerificationError, suggestion
-from resnetkit.network.layers import Network
-from resnetkit.weights.constructor_args import LIBRARIES, Library, Words, expressed
-from resnetkit.weights.dialects import ALIASES, table_for
-from resnetkit.weights.hugging_face import IMAGES_FILE, SQUEEZED, config_of, images_of
+from resnetkit.errors import MachineError, UsageError, VerificationError, suggest_fix
+from resnetkit.network.layers import NetworkModule
+from resnetkit.weights.constructor_args import LIBRARIES, ConstructorArgs, Library, build_constructor_args
+from resnetkit.weights.dialects import ALIASES, select_table
+from resnetkit.weights.hugging_face import (
+    MIN_SQUEEZED_SIDE,
+    PREPROCESSOR_FILE,
+    build_hugging_face_config,
+    build_preprocessor_config,
+)
 from resnetkit.weights.load import load, save
 from resnetkit.weights.read import read_tensors
-from resnetkit.weights.recognize import OWN
+from resnetkit.weights.recognize import OWN_DIALECT
 
 
-def convert(model: str | os.PathLike[str] | Network, to: str, path: str | Path) -> Path:
+def convert(model: str | os.PathLike[str] | NetworkModule, to: str, path: str | Path) -> Path:
     """Write a model as ``torchvision``, ``timm``, ``kuangliu`` or ``akamaster`` would have it: a ``.safetensors`` file.
 
     For ``hf`` it is a folder that ``from_pretrained`` takes: weights, config and the preparation of images; for
     ``resnetkit`` a model folder. What is written is read again and compared bit by bit. Raises `UsageError` where the
     library cannot express the network.
     """
-    network = model if isinstance(model, Network) else load(model)
+    network = model if isinstance(model, NetworkModule) else load(model)
     path, to = Path(path), ALIASES.get(to, to)
-    _require_free(path, to)
-    if to == OWN:
+    _check_target(path, to)
+    if to == OWN_DIALECT:
         save(network, path)
-        _prove(path / WEIGHTS_FILE, translated(network, to))
+        _verify_written(path / WEIGHTS_FILE, translate_tensors(network, to))
         return path
-    words, tensors = expressed(network.card.spec, _library(to)), translated(network, to)
+    kwargs, tensors = build_constructor_args(network.card.spec, _get_library(to)), translate_tensors(network, to)
     content = to_bytes(tensors, {"format": "pt"})
     if to == "hf":
-        with files.new_folder(path) as part:
-            (part / WEIGHTS_FILE).write_bytes(content)
-            (part / CARD_FILE).write_text(json.dumps(config_of(words, network.card), indent=2) + "\n")
-            (part / IMAGES_FILE).write_text(json.dumps(images_of(network.card.preparation), indent=2) + "\n")
+        with files.atomic_write_folder(path) as partial_folder:
+            (partial_folder / WEIGHTS_FILE).write_bytes(content)
+            (partial_folder / CARD_FILE).write_text(
+                json.dumps(build_hugging_face_config(kwargs, network.card), indent=2) + "\n"
+            )
+            (partial_folder / PREPROCESSOR_FILE).write_text(
+                json.dumps(build_preprocessor_config(network.card.preparation), indent=2) + "\n"
+            )
     else:
         files.write_bytes(path, content)
-    _prove(path / WEIGHTS_FILE if to == "hf" else path, tensors)
+    _verify_written(path / WEIGHTS_FILE if to == "hf" else path, tensors)
     return path
 
 
-def translated(network: Network, to: str) -> dict[str, Tensor]:
+def translate_tensors(network: NetworkModule, to: str) -> dict[str, Tensor]:
     """The tensors by the names of another library."""
     to = ALIASES.get(to, to)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    if to == OWN:
+    if to == OWN_DIALECT:
         return state
-    table = table_for(to, network.card.spec)
-    return {table.theirs(key): _as_there(value, key in table.as_conv) for key, value in state.items()}
+    table = select_table(to, network.card.spec)
+    return {table.to_theirs(key): _expand_linear(value, key in table.conv_keys) for key, value in state.items()}
 
 
-def _as_there(value: Tensor, as_conv: bool) -> Tensor:
-    return value[:, :, None, None] if as_conv else value
+def _expand_linear(value: Tensor, is_conv: bool) -> Tensor:
+    return value[:, :, None, None] if is_conv else value
 
 
-def as_module(model: str | os.PathLike[str] | Network, library: str) -> nn.Module:
+def as_module(model: str | os.PathLike[str] | NetworkModule, library: str) -> nn.Module:
     """A live model of ``torchvision``, ``timm`` or ``transformers`` with these weights, in the mode of ours.
 
     The library is imported now; raises `MachineError` where it is not installed, `UsageError` where it cannot express
     the network.
     """
     library = "transformers" if library == "hf" else library
-    if library not in _MAKERS:
-        raise UsageError(f"no live model of {library!r} is made here", fix=suggestion(library, list(_MAKERS)))
-    network = model if isinstance(model, Network) else load(model)
-    dialect, make = _MAKERS[library]
-    made: nn.Module = make(expressed(network.card.spec, _library(dialect)))
-    made.load_state_dict(translated(network, dialect))
-    return made.train(network.training)
+    if library not in _MODULE_BUILDERS:
+        raise UsageError(f"no live model of {library!r} is made here", fix=suggest_fix(library, list(_MODULE_BUILDERS)))
+    network = model if isinstance(model, NetworkModule) else load(model)
+    dialect, build_module = _MODULE_BUILDERS[library]
+    module: nn.Module = build_module(build_constructor_args(network.card.spec, _get_library(dialect)))
+    module.load_state_dict(translate_tensors(network, dialect))
+    return module.train(network.training)
 
 
-def _library(name: str) -> tuple[Library, ...]:
+def _get_library(name: str) -> tuple[Library, ...]:
     if name not in LIBRARIES:
-        what = f"there is no dialect called {name!r} to write"
-        raise UsageError(what, where="--to", fix=suggestion(name, [*LIBRARIES, OWN]))
+        message = f"there is no dialect called {name!r} to write"
+        raise UsageError(message, where="--to", fix=suggest_fix(name, [*LIBRARIES, OWN_DIALECT]))
     return LIBRARIES[name]
 
 
-def _require_free(path: Path, to: str) -> None:
-    if to != OWN:
-        _library(to)
-    if to not in (OWN, "hf") and path.suffix != ".safetensors":
+def _check_target(path: Path, to: str) -> None:
+    if to != OWN_DIALECT:
+        _get_library(to)
+    if to not in (OWN_DIALECT, "hf") and path.suffix != ".safetensors":
         raise UsageError(
             "weights are written as .safetensors", where=str(path), fix=f"call it {path.with_suffix('.safetensors')}"
         )
@@ -101,79 +110,83 @@ def _require_free(path: Path, to: str) -> None:
         raise UsageError("this exists already", where=str(path), fix="name another, or remove it")
 
 
-def _prove(path: Path, tensors: dict[str, Tensor]) -> None:
+def _verify_written(path: Path, tensors: dict[str, Tensor]) -> None:
     """Read what was written."""
-    again, _ = read_tensors(path)
-    wrong = [key for key in tensors.keys() | again.keys() if key not in again or not _same(again[key], tensors[key])]
-    if wrong:
+    written, _ = read_tensors(path)
+    wrong_keys = [
+        key
+        for key in tensors.keys() | written.keys()
+        if key not in written or not _is_identical(written[key], tensors[key])
+    ]
+    if wrong_keys:
         shutil.rmtree(path.parent) if path.name == WEIGHTS_FILE else path.unlink()
-        raise VerificationError(f"{len(wrong)} tensors were not written as they are", where=wrong[:3])
+        raise VerificationError(f"{len(wrong_keys)} tensors were not written as they are", where=wrong_keys[:3])
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _is_identical(a: Tensor, b: Tensor) -> bool:
     """Bit by bit."""
-    bits = [value.reshape(-1).view(torch.uint8) for value in (a, b)]
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*bits)
+    raw_bytes = [value.reshape(-1).view(torch.uint8) for value in (a, b)]
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*raw_bytes)
 
 
-def left_behind(network: Network, to: str) -> str:
+def describe_losses(network: NetworkModule, to: str) -> str:
     """What of the card does not travel in a file of this library, in a sentence; empty where all of it does."""
     to = ALIASES.get(to, to)
-    how, card = network.card.preparation, network.card
-    if to == OWN:
+    preparation, card = network.card.preparation, network.card
+    if to == OWN_DIALECT:
         return ""
     if to != "hf":
         return "the file holds no names of classes, and does not say how images are prepared"
-    kept = how.crop[0] == how.crop[1] < SQUEEZED and len(how.mean) == 3
-    lost = ["how images are prepared here"] * (not kept) + ["the names of classes"] * (not card.classes)
-    return f"the folder says nothing of {' and '.join(lost)}" if lost else ""
+    keeps_preparation = preparation.crop[0] == preparation.crop[1] < MIN_SQUEEZED_SIDE and len(preparation.mean) == 3
+    losses = ["how images are prepared here"] * (not keeps_preparation) + ["the names of classes"] * (not card.classes)
+    return f"the folder says nothing of {' and '.join(losses)}" if losses else ""
 
 
 # ------------------------------------------------------------------------------------------------------- live models
 
 
-def _imported(name: str, package: str) -> Any:
+def _import_module(name: str, package: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
         raise MachineError(f"{package} is not installed", fix=f"pip install {package}") from None
 
 
-def _torchvision(words: Words) -> Any:
-    if words["family"] == "vgg":
-        vgg = _imported("torchvision.models.vgg", "torchvision")
-        features = vgg.make_layers(words["cfg"], words["batch_norm"])
-        return vgg.VGG(features, words["num_classes"], dropout=words["dropout"])
-    theirs = _imported("torchvision.models.resnet", "torchvision")
-    return theirs.ResNet(**_without(words, "block"), block=_block(theirs, words))
+def _build_torchvision(kwargs: ConstructorArgs) -> Any:
+    if kwargs["family"] == "vgg":
+        vgg = _import_module("torchvision.models.vgg", "torchvision")
+        features = vgg.make_layers(kwargs["cfg"], kwargs["batch_norm"])
+        return vgg.VGG(features, kwargs["num_classes"], dropout=kwargs["dropout"])
+    module = _import_module("torchvision.models.resnet", "torchvision")
+    return module.ResNet(**_drop_keys(kwargs, "block"), block=_select_block(module, kwargs))
 
 
-def _timm(words: Words) -> Any:
-    if words["family"] == "resnetv2":
-        theirs, layers = _imported("timm.models.resnetv2", "timm"), _imported("timm.layers", "timm")
-        return theirs.ResNetV2(**_without(words), norm_layer=layers.BatchNormAct2d, conv_layer=layers.create_conv2d)
-    theirs, attention = _imported("timm.models.resnet", "timm"), words["attention"]
-    blur = _imported("timm.layers", "timm").BlurPool2d if words["blur"] else None
-    rest = _without(words, "block", "attention", "blur")
-    args = {"attn_layer": attention} if attention else None
-    return theirs.ResNet(**rest, block=_block(theirs, words), aa_layer=blur, block_args=args)
+def _build_timm(kwargs: ConstructorArgs) -> Any:
+    if kwargs["family"] == "resnetv2":
+        module, layers = _import_module("timm.models.resnetv2", "timm"), _import_module("timm.layers", "timm")
+        return module.ResNetV2(**_drop_keys(kwargs), norm_layer=layers.BatchNormAct2d, conv_layer=layers.create_conv2d)
+    module, attention = _import_module("timm.models.resnet", "timm"), kwargs["attention"]
+    blur = _import_module("timm.layers", "timm").BlurPool2d if kwargs["blur"] else None
+    model_args = _drop_keys(kwargs, "block", "attention", "blur")
+    block_args = {"attn_layer": attention} if attention else None
+    return module.ResNet(**model_args, block=_select_block(module, kwargs), aa_layer=blur, block_args=block_args)
 
 
-def _block(theirs: Any, words: Words) -> Any:
-    return {"basic": theirs.BasicBlock, "bottleneck": theirs.Bottleneck}[words["block"]]
+def _select_block(module: Any, kwargs: ConstructorArgs) -> Any:
+    return {"basic": module.BasicBlock, "bottleneck": module.Bottleneck}[kwargs["block"]]
 
 
-def _without(words: Words, *names: str) -> Words:
-    return {key: value for key, value in words.items() if key not in ("family", *names)}
+def _drop_keys(kwargs: ConstructorArgs, *names: str) -> ConstructorArgs:
+    return {key: value for key, value in kwargs.items() if key not in ("family", *names)}
 
 
-def _transformers(words: Words) -> Any:
-    theirs = _imported("transformers", "transformers")
-    return theirs.ResNetForImageClassification(theirs.ResNetConfig(**_without(words)))
+def _build_transformers(kwargs: ConstructorArgs) -> Any:
+    module = _import_module("transformers", "transformers")
+    return module.ResNetForImageClassification(module.ResNetConfig(**_drop_keys(kwargs)))
 
 
-_MAKERS: dict[str, tuple[str, Callable[[Words], Any]]] = {
-    "torchvision": ("torchvision", _torchvision),
-    "timm": ("timm", _timm),
-    "transformers": ("hf", _transformers),
+_MODULE_BUILDERS: dict[str, tuple[str, Callable[[ConstructorArgs], Any]]] = {
+    "torchvision": ("torchvision", _build_torchvision),
+    "timm": ("timm", _build_timm),
+    "transformers": ("hf", _build_transformers),
 }

@@ -12,125 +12,135 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from resnetkit.architecture.card import CARD_FILE, Card, Preparation, card_for, preparation_faults
-from resnetkit.architecture.catalog import row_of
-from resnetkit.architecture.rules import faults
+from resnetkit.architecture.card import CARD_FILE, Card, Preparation, find_preparation_faults, make_card
+from resnetkit.architecture.catalog import find_catalog_name
+from resnetkit.architecture.rules import find_spec_faults
 from resnetkit.architecture.spec import Network
 from resnetkit.errors import UsageError, WeightsError
 from resnetkit.serialization import parse_json, read_text
-from resnetkit.weights.constructor_args import Words, hugging_face_spec
+from resnetkit.weights.constructor_args import ConstructorArgs, build_hugging_face_spec
 
-IMAGES_FILE = "preprocessor_config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+PREPROCESSOR_FILE = "preprocessor_config.json"
+HF_WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 _BILINEAR = 2
-_NUMBERS = ("num_channels", "embedding_size")
-_LISTS = ("hidden_sizes", "depths")
-_SWITCHES = ("downsample_in_first_stage", "downsample_in_bottleneck")
-_MOST_STAGES, _LARGEST = 64, 4096
-SQUEEZED = 384  # from this side on transformers squeezes a picture and cuts nothing
-_WHOLE, _RESNETS = "copy the whole folder again", "only ResNets with ReLU are read"
+_INT_KEYS = ("num_channels", "embedding_size")
+_LIST_KEYS = ("hidden_sizes", "depths")
+_BOOL_KEYS = ("downsample_in_first_stage", "downsample_in_bottleneck")
+_MAX_STAGES, _MAX_VALUE = 64, 4096
+MIN_SQUEEZED_SIDE = 384  # from this side on transformers squeezes a picture and cuts nothing
+_COPY_FOLDER_FIX, _RESNETS_ONLY_FIX = "copy the whole folder again", "only ResNets with ReLU are read"
 
 
-def read_folder(folder: Path) -> tuple[Card, Path]:
+def read_hugging_face_folder(folder: Path) -> tuple[Card, Path]:
     """The card that the two files come to, and the file with the weights."""
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise WeightsError("the weights are missing beside the config", where=str(folder), fix=_WHOLE)
-    card = card_of_config(_table(folder / CARD_FILE), str(folder / CARD_FILE))
-    prepared, said = _preparation(folder, card)
+    weights_path = next((folder / name for name in HF_WEIGHTS_FILES if (folder / name).is_file()), None)
+    if weights_path is None:
+        raise WeightsError("the weights are missing beside the config", where=str(folder), fix=_COPY_FOLDER_FIX)
+    card = build_card_from_config(_read_config(folder / CARD_FILE), str(folder / CARD_FILE))
+    preparation, notes = _read_preparation(folder, card)
     origin = f"{folder.name}, a folder of transformers"
-    return replace(card, preparation=prepared, origin=origin, assumed=(*card.assumed, *said)), weights
+    return replace(card, preparation=preparation, origin=origin, assumed=(*card.assumed, *notes)), weights_path
 
 
-def card_of_config(config: dict[str, Any], where: str) -> Card:
+def build_card_from_config(config: dict[str, Any], location: str) -> Card:
     """The card of what transformers calls a config."""
-    spec, classes = _spec(config, where), _classes(config)
-    card = card_for(row_of(spec), spec, classes if len(classes) == len(set(classes)) else ())
-    return replace(card, origin=f"a model of transformers ({where})", assumed=("norms have epsilon 1e-05",))
+    spec, classes = _parse_spec(config, location), _parse_classes(config)
+    card = make_card(find_catalog_name(spec), spec, classes if len(classes) == len(set(classes)) else ())
+    return replace(card, origin=f"a model of transformers ({location})", assumed=("norms have epsilon 1e-05",))
 
 
-def _table(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        found = parse_json(read_text(path, "this config"), str(path))
+        config = parse_json(read_text(path, "this config"), str(path))
     except UsageError as error:
         raise WeightsError(error.what, where=[str(path), *error.where]) from None
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise WeightsError("this config is no table", where=str(path))
-    return found
+    return config
 
 
-def _spec(config: dict[str, Any], where: str) -> Network:
-    kind = config.get("model_type")
-    if kind != "resnet":
-        raise WeightsError(f"this folder holds no ResNet, but {str(kind)[:40]!r}", where=where, fix=_RESNETS)
-    words: Words = {"layer_type": "bottleneck", "num_channels": 3, "embedding_size": 64, **config}
-    named = config.get("id2label")
-    words["num_labels"] = len(named) if isinstance(named, dict) else config.get("num_labels", 2)
-    sound = (
-        all(type(words[name]) is int for name in (*_NUMBERS, "num_labels"))
-        and all(isinstance(words.get(name), list) and all(type(n) is int for n in words[name]) for name in _LISTS)
-        and 0 < len(words["depths"]) == len(words["hidden_sizes"]) <= _MOST_STAGES
-        and words["layer_type"] in ("basic", "bottleneck")
-        and all(type(words.get(name, False)) is bool for name in _SWITCHES)
+def _parse_spec(config: dict[str, Any], location: str) -> Network:
+    model_type = config.get("model_type")
+    if model_type != "resnet":
+        raise WeightsError(
+            f"this folder holds no ResNet, but {str(model_type)[:40]!r}", where=location, fix=_RESNETS_ONLY_FIX
+        )
+    kwargs: ConstructorArgs = {"layer_type": "bottleneck", "num_channels": 3, "embedding_size": 64, **config}
+    id2label = config.get("id2label")
+    kwargs["num_labels"] = len(id2label) if isinstance(id2label, dict) else config.get("num_labels", 2)
+    is_valid = (
+        all(type(kwargs[name]) is int for name in (*_INT_KEYS, "num_labels"))
+        and all(isinstance(kwargs.get(name), list) and all(type(n) is int for n in kwargs[name]) for name in _LIST_KEYS)
+        and 0 < len(kwargs["depths"]) == len(kwargs["hidden_sizes"]) <= _MAX_STAGES
+        and kwargs["layer_type"] in ("basic", "bottleneck")
+        and all(type(kwargs.get(name, False)) is bool for name in _BOOL_KEYS)
     )
-    if words.get("hidden_act", "relu") != "relu":
-        what = f"this network activates by {str(words['hidden_act'])[:40]!r} in some places and by ReLU in others"
-        raise WeightsError(what, where=where, fix=_RESNETS)
-    spec = hugging_face_spec(words) if sound else None
-    wrong = faults(spec) if spec is not None else []
-    if spec is None or wrong:
-        told = str(wrong[0]) if wrong else ", ".join((*_LISTS, "layer_type", *_SWITCHES, *_NUMBERS))
-        raise WeightsError(f"this config describes no network: {told}", where=where, fix=_WHOLE)
+    if kwargs.get("hidden_act", "relu") != "relu":
+        message = f"this network activates by {str(kwargs['hidden_act'])[:40]!r} in some places and by ReLU in others"
+        raise WeightsError(message, where=location, fix=_RESNETS_ONLY_FIX)
+    spec = build_hugging_face_spec(kwargs) if is_valid else None
+    spec_faults = find_spec_faults(spec) if spec is not None else []
+    if spec is None or spec_faults:
+        details = (
+            str(spec_faults[0]) if spec_faults else ", ".join((*_LIST_KEYS, "layer_type", *_BOOL_KEYS, *_INT_KEYS))
+        )
+        raise WeightsError(f"this config describes no network: {details}", where=location, fix=_COPY_FOLDER_FIX)
     return spec
 
 
-def _classes(config: dict[str, Any]) -> tuple[str, ...]:
+def _parse_classes(config: dict[str, Any]) -> tuple[str, ...]:
     """The names in the order of their numbers; none where they are only numbered."""
-    named = config.get("id2label")
-    if not isinstance(named, dict):
+    id2label = config.get("id2label")
+    if not isinstance(id2label, dict):
         return ()
-    names = [named.get(str(i)) for i in range(len(named))]
-    plain = all(isinstance(name, str) and name and name.isprintable() for name in names)
-    return () if not plain or all(name == f"LABEL_{i}" for i, name in enumerate(names)) else tuple(map(str, names))
+    names = [id2label.get(str(i)) for i in range(len(id2label))]
+    are_valid = all(isinstance(name, str) and name and name.isprintable() for name in names)
+    return () if not are_valid or all(name == f"LABEL_{i}" for i, name in enumerate(names)) else tuple(map(str, names))
 
 
-def _preparation(folder: Path, card: Card) -> tuple[Preparation, tuple[str, ...]]:
+def _read_preparation(folder: Path, card: Card) -> tuple[Preparation, tuple[str, ...]]:
     """As the images' config says, and what is not done so."""
-    if not (folder / IMAGES_FILE).is_file():
+    if not (folder / PREPROCESSOR_FILE).is_file():
         return card.preparation, ("images are prepared as ImageNet's usually are",)
-    found = _table(folder / IMAGES_FILE)
-    size, share = found.get("size"), found.get("crop_pct") or 0.875
+    config = _read_config(folder / PREPROCESSOR_FILE)
+    size, crop_ratio = config.get("size"), config.get("crop_pct") or 0.875
     side = size.get("shortest_edge", size.get("height", 224)) if isinstance(size, dict) else size
-    mean, std = _numbers(found.get("image_mean")), _numbers(found.get("image_std"))
-    made = None
-    if type(side) is int and 0 < side <= _LARGEST and isinstance(share, float | int) and 0.01 <= share <= 1:
-        made = Preparation(int(side / share), (side, side), mean, std)
-    if made is None or preparation_faults(made, card.spec.input[0]):
-        where = str(folder / IMAGES_FILE)
-        raise WeightsError("this config describes no preparation of images", where=where, fix=_WHOLE)
-    odd = _unheeded(found, made.crop[0])
-    return made, tuple(f"images are prepared without heed to the config's {name}" for name in odd)
+    mean, std = _parse_floats(config.get("image_mean")), _parse_floats(config.get("image_std"))
+    preparation = None
+    if type(side) is int and 0 < side <= _MAX_VALUE and isinstance(crop_ratio, float | int) and 0.01 <= crop_ratio <= 1:
+        preparation = Preparation(int(side / crop_ratio), (side, side), mean, std)
+    if preparation is None or find_preparation_faults(preparation, card.spec.input[0]):
+        location = str(folder / PREPROCESSOR_FILE)
+        raise WeightsError("this config describes no preparation of images", where=location, fix=_COPY_FOLDER_FIX)
+    ignored = _find_ignored_options(config, preparation.crop[0])
+    return preparation, tuple(f"images are prepared without heed to the config's {name}" for name in ignored)
 
 
-def _unheeded(found: dict[str, Any], side: int) -> list[str]:
+def _find_ignored_options(config: dict[str, Any], side: int) -> list[str]:
     """What the config asks for and is not done."""
-    usual = {"resample": _BILINEAR, "do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": True}
-    odd = [name for name, value in usual.items() if found.get(name, value) != value]
-    odd += ["rescale_factor"] * (found.get("rescale_factor", 1 / 255) != 1 / 255)
-    sizes = found.get("size")
-    odd += ["size"] * (side >= SQUEEZED or (isinstance(sizes, dict) and "shortest_edge" not in sizes))
-    return odd + ["crop_size"] * ("crop_size" in found)
+    defaults = {
+        "resample": _BILINEAR,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_center_crop": True,
+    }
+    ignored = [name for name, value in defaults.items() if config.get(name, value) != value]
+    ignored += ["rescale_factor"] * (config.get("rescale_factor", 1 / 255) != 1 / 255)
+    size = config.get("size")
+    ignored += ["size"] * (side >= MIN_SQUEEZED_SIDE or (isinstance(size, dict) and "shortest_edge" not in size))
+    return ignored + ["crop_size"] * ("crop_size" in config)
 
 
-def _numbers(found: Any) -> tuple[float, ...]:
-    sound = isinstance(found, list) and all(type(n) in (int, float) and abs(n) < _LARGEST for n in found)
-    return tuple(map(float, found)) if sound else ()
+def _parse_floats(value: Any) -> tuple[float, ...]:
+    is_valid = isinstance(value, list) and all(type(n) in (int, float) and abs(n) < _MAX_VALUE for n in value)
+    return tuple(map(float, value)) if is_valid else ()
 
 
-def config_of(words: Words, card: Card) -> Words:
+def build_hugging_face_config(kwargs: ConstructorArgs, card: Card) -> ConstructorArgs:
     """``config.json``, from the words of the constructor."""
-    classes = card.classes or tuple(f"LABEL_{i}" for i in range(words["num_labels"]))
-    config = {key: value for key, value in words.items() if key not in ("family", "num_labels")}
+    classes = card.classes or tuple(f"LABEL_{i}" for i in range(kwargs["num_labels"]))
+    config = {key: value for key, value in kwargs.items() if key not in ("family", "num_labels")}
     return config | {
         "architectures": ["ResNetForImageClassification"],
         "model_type": "resnet",
@@ -139,17 +149,18 @@ def config_of(words: Words, card: Card) -> Words:
     }
 
 
-def images_of(how: Preparation) -> Words:
+def build_preprocessor_config(preparation: Preparation) -> ConstructorArgs:
     """``preprocessor_config.json``: transformers resizes to ``shortest_edge / crop_pct`` and takes the centre."""
     return {
         "image_processor_type": "ConvNextImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": max(how.crop)},
-        "crop_pct": max(how.crop) / (how.resize + 0.5),  # transformers cuts off what is behind the point
+        "size": {"shortest_edge": max(preparation.crop)},
+        "crop_pct": max(preparation.crop)
+        / (preparation.resize + 0.5),  # transformers cuts off what is behind the point
         "resample": _BILINEAR,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(how.mean),
-        "image_std": list(how.std),
+        "image_mean": list(preparation.mean),
+        "image_std": list(preparation.std),
     }

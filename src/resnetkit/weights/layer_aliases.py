@@ -12,9 +12,9 @@ import re
 from functools import cache
 
 from resnetkit.architecture.plan import Plan
-from resnetkit.errors import UsageError, nearest, suggestion
-from resnetkit.weights.dialects import ALIASES, TABLES, Layout, Pairs, layout_of
-from resnetkit.weights.unwrap import without_prefix
+from resnetkit.errors import UsageError, find_closest, suggest_fix
+from resnetkit.weights.dialects import ALIASES, TABLES, Layout, NameMap, derive_layout
+from resnetkit.weights.unwrap import strip_prefix
 
 _BLOCK = "stage{s}.block{b}"
 _LAYERS = (
@@ -111,99 +111,112 @@ _CAFFE = (
 _VGG = (("stage{s}.block{b}.branch.conv1", "conv{s}_{b}"), ("stage{s}.pool", "pool{s}"))
 
 
-def _places(library: str, layout: Layout) -> tuple[tuple[str, str], ...]:
+def _list_aliases(library: str, layout: Layout) -> tuple[tuple[str, str], ...]:
     """What a library calls places in a network of this layout."""
-    residual = not layout.vgg and not layout.first
-    plain = residual and not layout.deep and not layout.pooled
-    known = {
-        "torchvision": _TORCHVISION * plain,
-        "timm": _TIMM * residual + _TIMM_V2 * layout.first,
-        "hf": _HUGGING_FACE * plain,
-        "kuangliu": _CIFAR * plain,
-        "keras": _KERAS * (not layout.vgg and not layout.deep and not layout.pooled),
-        "caffe": (("stem.conv1", "conv1"), *_CAFFE) * plain + _VGG * bool(layout.vgg),
+    is_residual = not layout.vgg_blocks and not layout.pre_activation
+    is_plain = is_residual and not layout.deep_stem and not layout.pooled_shortcuts
+    aliases = {
+        "torchvision": _TORCHVISION * is_plain,
+        "timm": _TIMM * is_residual + _TIMM_V2 * layout.pre_activation,
+        "hf": _HUGGING_FACE * is_plain,
+        "kuangliu": _CIFAR * is_plain,
+        "keras": _KERAS * (not layout.vgg_blocks and not layout.deep_stem and not layout.pooled_shortcuts),
+        "caffe": (("stem.conv1", "conv1"), *_CAFFE) * is_plain + _VGG * bool(layout.vgg_blocks),
     }
-    return known[library]
+    return aliases[library]
 
 
-LIBRARIES = ("torchvision", "timm", "hf", "kuangliu", "keras", "caffe")
+ALIASED_LIBRARIES = ("torchvision", "timm", "hf", "kuangliu", "keras", "caffe")
 
 
 @cache
-def _pairs(library: str, layout: Layout) -> Pairs:
+def _build_name_map(library: str, layout: Layout) -> NameMap:
     """The operations that a dialect names by their tensors in such a network, then places."""
     rows = [row for table in TABLES if (table.name, table.layout) == (library, layout) for row in table.rows]
-    tensors = ((ours.removesuffix(".*"), theirs.removesuffix(".*")) for ours, theirs in rows)
-    return Pairs((*tensors, *_places(library, layout)))
+    tensor_rows = ((ours.removesuffix(".*"), theirs.removesuffix(".*")) for ours, theirs in rows)
+    return NameMap((*tensor_rows, *_list_aliases(library, layout)))
 
 
-def understood(plan: Plan, word: str) -> str | None:
+def find_path_by_alias(plan: Plan, name: str) -> str | None:
     """Our path for another library's name, if the network has such a place."""
-    plain, layout = _numbered(word), layout_of(plan.spec)
-    meanings = (path for library in LIBRARIES for path in _pairs(library, layout).all_ours(plain))
-    return next((path for path in meanings if path in plan.parts), None)
+    numbered_name, layout = _number_caffe_blocks(name), derive_layout(plan.spec)
+    candidates = (
+        path for library in ALIASED_LIBRARIES for path in _build_name_map(library, layout).iterate_ours(numbered_name)
+    )
+    return next((path for path in candidates if path in plan.parts), None)
 
 
-def resolve(plan: Plan, word: str) -> str:
+def resolve_path(plan: Plan, name: str) -> str:
     """Our path for a path, another library's name, or a tensor of either; raises `UsageError` with the nearest ones."""
-    bare = without_prefix(word.strip())
-    tries = (word, bare, bare.rpartition(".")[0] if bare.endswith(_OF_TENSORS) else bare)
-    found = next((path for each in tries if (path := each if each in plan.parts else understood(plan, each))), None)
-    if found is None and word != "":
-        theirs = {_called(plan, path, library) for path in plan.parts for library in ("torchvision", "hf", "keras")}
-        near = nearest(word, [*plan.parts, *sorted(theirs)], 3) or tuple(child.path for child in plan.root.children)
-        raise UsageError("there is no such path in this network", where=word, fix="try " + " or ".join(near))
-    return found or ""
+    bare_name = strip_prefix(name.strip())
+    candidates = (name, bare_name, bare_name.rpartition(".")[0] if bare_name.endswith(_TENSOR_SUFFIXES) else bare_name)
+    resolved = next(
+        (
+            path
+            for candidate in candidates
+            if (path := candidate if candidate in plan.parts else find_path_by_alias(plan, candidate))
+        ),
+        None,
+    )
+    if resolved is None and name != "":
+        aliases = {
+            _find_alias(plan, path, library) for path in plan.parts for library in ("torchvision", "hf", "keras")
+        }
+        suggestions = find_closest(name, [*plan.parts, *sorted(aliases)], 3) or tuple(
+            child.path for child in plan.root.children
+        )
+        raise UsageError("there is no such path in this network", where=name, fix="try " + " or ".join(suggestions))
+    return resolved or ""
 
 
-_OF_TENSORS = (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
+_TENSOR_SUFFIXES = (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
 
 
-def _numbered(word: str) -> str:
+def _number_caffe_blocks(name: str) -> str:
     """Caffe's letters of blocks as numbers: ``res2a_branch1`` is block 1, ``res4b22_branch1`` block 23."""
-    found = re.fullmatch(r"(res|bn|scale)(\d)([a-z])(\d{0,3})((?:_\w+)?)", word)
-    if not found:
-        return word
-    kind, stage, letter, number, rest = found.groups()
+    match = re.fullmatch(r"(res|bn|scale)(\d)([a-z])(\d{0,3})((?:_\w+)?)", name)
+    if not match:
+        return name
+    kind, stage, letter, number, suffix = match.groups()
     block = int(number) + 1 if number else ord(letter) - ord("a") + 1
-    return f"{kind}{stage}_{block}{rest}"
+    return f"{kind}{stage}_{block}{suffix}"
 
 
-def called(plan: Plan, path: str, library: str) -> str:
+def translate_path(plan: Plan, path: str, library: str) -> str:
     """What a library calls a part of this network, and Keras's kind of block; empty where it has no name for it.
 
     Raises `UsageError` where it has no such network.
     """
-    name = ALIASES.get(library, library)
-    if name not in LIBRARIES:
-        fix = suggestion(library, LIBRARIES)
+    dialect = ALIASES.get(library, library)
+    if dialect not in ALIASED_LIBRARIES:
+        fix = suggest_fix(library, ALIASED_LIBRARIES)
         raise UsageError(f"the names of {library!r} are not known", where="--names", fix=fix)
-    if not any(_called(plan, each, name) for each in plan.parts):
+    if not any(_find_alias(plan, part_path, dialect) for part_path in plan.parts):
         raise UsageError(f"{library} has no names for a network like this", where="--names", fix="leave --names out")
-    found = _called(plan, path, name)
-    keras_block = name == "keras" and plan[path].role == "block"
-    return f"{found} ({_kind(plan, path)})" if keras_block and found else found
+    alias = _find_alias(plan, path, dialect)
+    is_keras_block = dialect == "keras" and plan[path].role == "block"
+    return f"{alias} ({_name_keras_block(plan, path)})" if is_keras_block and alias else alias
 
 
-def _called(plan: Plan, path: str, library: str) -> str:
+def _find_alias(plan: Plan, path: str, library: str) -> str:
     part = plan[path]
     if part.role == "shortcut" and not part.nodes:
         return ""  # an identity is nothing that others would name
-    found = _pairs(library, layout_of(plan.spec)).theirs(path) or ""
-    return _lettered(found, plan, path) if library == "caffe" else found
+    alias = _build_name_map(library, derive_layout(plan.spec)).to_theirs(path) or ""
+    return _letter_caffe_blocks(alias, plan, path) if library == "caffe" else alias
 
 
-def _kind(plan: Plan, path: str) -> str:
+def _name_keras_block(plan: Plan, path: str) -> str:
     """Which of the two functions of Keras's first code makes a block."""
     return "conv_block" if any(node.role == "projection" for node in plan[path].nodes) else "identity_block"
 
 
-def _lettered(name: str, plan: Plan, path: str) -> str:
+def _letter_caffe_blocks(name: str, plan: Plan, path: str) -> str:
     """Blocks by letters, or by numbers in the deeper networks, which have too many (``res4b22``)."""
-    found = re.match(r"(res|bn|scale)(\d)_(\d+)", name)
-    if not found:
+    match = re.match(r"(res|bn|scale)(\d)_(\d+)", name)
+    if not match:
         return name
-    block, here = int(found[3]), plan.spec.stages[int(found[2]) - 2]
-    crowded = here.blocks > 3 and max(stage.blocks for stage in plan.spec.stages) > 6
-    letter = "a" if block == 1 else f"b{block - 1}" if crowded else chr(ord("a") + block - 1)
-    return f"{found[1]}{found[2]}{letter}{name[found.end() :]}"
+    block, stage_spec = int(match[3]), plan.spec.stages[int(match[2]) - 2]
+    has_many_blocks = stage_spec.blocks > 3 and max(stage.blocks for stage in plan.spec.stages) > 6
+    letter = "a" if block == 1 else f"b{block - 1}" if has_many_blocks else chr(ord("a") + block - 1)
+    return f"{match[1]}{match[2]}{letter}{name[match.end() :]}"

@@ -10,24 +10,31 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from resnetkit.architecture.catalog import ROWS
+from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.architecture.spec import Network, Pooled, class_count, with_classes
-from resnetkit.architecture.tensors import STEM, Shapes, TensorShape, tensors_of
+from resnetkit.architecture.spec import Network, Pooled, count_classes, replace_classes
+from resnetkit.architecture.tensors import STEM_WEIGHT, TensorShape, TensorShapes, get_tensor_shapes
 from resnetkit.errors import UsageError
-from resnetkit.formatting import counted
-from resnetkit.weights.dialects import NAMES, TABLES, Dialect, layout_of
-from resnetkit.weights.fit import COUNT, misfits
-from resnetkit.weights.infer import CONVENTIONS, USUAL, Convention, Unknown, deepest, infer
-from resnetkit.weights.unwrap import without_prefixes
+from resnetkit.formatting import pluralize
+from resnetkit.weights.dialects import DIALECT_NAMES, TABLES, Dialect, derive_layout
+from resnetkit.weights.fit import BATCH_COUNT, find_mismatches
+from resnetkit.weights.infer import (
+    CONVENTIONS,
+    DEFAULT_CONVENTION,
+    Convention,
+    UnknownNetworkError,
+    count_blocks,
+    infer_spec,
+)
+from resnetkit.weights.unwrap import iterate_prefixes
 
-OWN = "resnetkit"
-KNOWN = (OWN, *NAMES)
-_AS_OURS = Dialect(OWN, ())
+OWN_DIALECT = "resnetkit"
+KNOWN_DIALECTS = (OWN_DIALECT, *DIALECT_NAMES)
+_IDENTITY_DIALECT = Dialect(OWN_DIALECT, ())
 
 
 @dataclass(frozen=True)
-class Reading:
+class KeyMapping:
     """A way to read the names of a file: whose they are, what stands before them, theirs -> ours."""
 
     table: Dialect
@@ -41,153 +48,182 @@ class Reading:
     @property
     def convention(self) -> Convention:
         """What the dialect does where shapes say nothing."""
-        return CONVENTIONS.get(self.dialect, USUAL)
+        return CONVENTIONS.get(self.dialect, DEFAULT_CONVENTION)
 
-    def shapes(self, given: Shapes) -> dict[str, TensorShape]:
+    def translate_shapes(self, their_shapes: TensorShapes) -> dict[str, TensorShape]:
         """By our names and as we have them; what is left out is left out here."""
-        ours = {own: given[name] for name, own in self.names.items()}
-        return {key: _squeezed(shape) if key in self.table.as_conv else shape for key, shape in ours.items()}
+        ours = {our_name: their_shapes[name] for name, our_name in self.names.items()}
+        return {key: _squeeze_shape(shape) if key in self.table.conv_keys else shape for key, shape in ours.items()}
 
 
 @dataclass(frozen=True)
-class Recognised:
+class RecognizedWeights:
     """A file that was understood: how its names are read, and the network that has exactly these tensors."""
 
-    reading: Reading
+    mapping: KeyMapping
     spec: Network
     assumed: tuple[str, ...]
     plan: Plan | None = None
 
 
-def readings(names: Collection[str], dialect: str | None = None, *, body: bool = False) -> Iterator[Reading]:
+def iterate_mappings(
+    names: Collection[str], dialect: str | None = None, *, body_only: bool = False
+) -> Iterator[KeyMapping]:
     """Every way in which all of these names have a meaning, the plainest first.
 
     Of a ``body`` alone: all that are not a head's; the others are left out.
     """
-    for prefix, shown in without_prefixes(names, some=body):
-        ours = all(_OURS.match(name) for name in shown.values())
-        if dialect == OWN or (dialect is None and ours):
-            yield Reading(_AS_OURS, prefix, {name: own for name, own in shown.items() if not (body and _of_head(own))})
+    for prefix, short_names in iterate_prefixes(names, allow_partial=body_only):
+        are_ours = all(_OUR_NAME.match(name) for name in short_names.values())
+        if dialect == OWN_DIALECT or (dialect is None and are_ours):
+            yield KeyMapping(
+                _IDENTITY_DIALECT,
+                prefix,
+                {
+                    name: our_name
+                    for name, our_name in short_names.items()
+                    if not (body_only and _is_classifier(our_name))
+                },
+            )
         for table in TABLES:
             if dialect in (None, table.name):
-                reading = _read(table, prefix, shown, body)
-                if reading:
-                    yield reading
+                mapping = _map_names(table, prefix, short_names, body_only)
+                if mapping:
+                    yield mapping
 
 
-_OURS = re.compile(r"stem\.|stage|head\.")
+_OUR_NAME = re.compile(r"stem\.|stage|head\.")
 
 
-def _squeezed(shape: TensorShape) -> TensorShape:
+def _squeeze_shape(shape: TensorShape) -> TensorShape:
     """Of a 1x1 convolution what a linear layer has."""
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
-def _of_head(name: str) -> bool:
+def _is_classifier(name: str) -> bool:
     """Whether a tensor is a classifier's; the norm that begins the head of a pre-activation network is its body's."""
     return name.startswith(("head.linear", "head.act"))
 
 
-def _read(table: Dialect, prefix: str, shown: Mapping[str, str], body: bool) -> Reading | None:
-    names, headed = {}, False
-    for theirs, short in shown.items():
+def _map_names(table: Dialect, prefix: str, short_names: Mapping[str, str], body_only: bool) -> KeyMapping | None:
+    names, has_classifier = {}, False
+    for theirs, short_name in short_names.items():
         try:
-            ours = table.ours(short)
+            ours = table.to_ours(short_name)
         except UsageError:
-            if body and not table.of_body(short):
+            if body_only and not table.is_body_name(short_name):
                 continue
             return None
-        headed = headed or _of_head(ours)
-        if not (body and _of_head(ours)):
+        has_classifier = has_classifier or _is_classifier(ours)
+        if not (body_only and _is_classifier(ours)):
             names[theirs] = ours
-    if CONVENTIONS.get(table.name, USUAL).padded and not headed:
+    if CONVENTIONS.get(table.name, DEFAULT_CONVENTION).padding_adapter and not has_classifier:
         return None  # nothing but the name of its classifier tells this dialect, and with it option A, from others
-    unique = len(set(names.values())) == len(names) > 0
-    return Reading(table, prefix, names) if unique else None
+    is_unique = len(set(names.values())) == len(names) > 0
+    return KeyMapping(table, prefix, names) if is_unique else None
 
 
-def recognise(given: Shapes, dialect: str | None = None, *, body: bool = False) -> Recognised | str:
+def recognize_weights(
+    their_shapes: TensorShapes, dialect: str | None = None, *, body_only: bool = False
+) -> RecognizedWeights | str:
     """The network of these tensors, or of a ``body`` among them, or why none can be told, in a few words."""
     reasons = []
-    for reading in readings(given, dialect, body=body):
-        shapes = reading.shapes(given)
+    for mapping in iterate_mappings(their_shapes, dialect, body_only=body_only):
+        shapes = mapping.translate_shapes(their_shapes)
         try:
-            found = infer(shapes, reading.convention, reading.table.layout.pooled)
-        except Unknown as reason:
-            reasons.append(f"{reading.dialect}: {reason}")
+            inferred = infer_spec(shapes, mapping.convention, mapping.table.layout.pooled_shortcuts)
+        except UnknownNetworkError as error:
+            reasons.append(f"{mapping.dialect}: {error}")
             continue
-        made = plan(found.spec)
-        wrong = misfits(complete(tensors_of(made), shapes), shapes, {})
-        if not wrong:
-            unsaid = ("shortcuts project with their stride, without a pool",) if _may_pool(reading, shapes) else ()
-            return Recognised(reading, found.spec, (*found.assumed, *unsaid), made)
-        reasons.append(f"{reading.dialect}: {wrong[0]}")
-    nobody = f"its names are not those of {dialect}" if dialect else "its names are those of no dialect that is known"
-    return reasons[0] if reasons else nobody
+        network_plan = plan(inferred.spec)
+        mismatches = find_mismatches(select_required_shapes(get_tensor_shapes(network_plan), shapes), shapes, {})
+        if not mismatches:
+            assumptions = (
+                ("shortcuts project with their stride, without a pool",) if _has_ambiguous_pool(mapping, shapes) else ()
+            )
+            return RecognizedWeights(mapping, inferred.spec, (*inferred.assumed, *assumptions), network_plan)
+        reasons.append(f"{mapping.dialect}: {mismatches[0]}")
+    default_reason = (
+        f"its names are not those of {dialect}" if dialect else "its names are those of no dialect that is known"
+    )
+    return reasons[0] if reasons else default_reason
 
 
-def _may_pool(reading: Reading, shapes: Shapes) -> bool:
+def _has_ambiguous_pool(mapping: KeyMapping, shapes: TensorShapes) -> bool:
     """Our own names are the same for a projection and for one behind a pool."""
-    return reading.dialect == OWN and any(".shortcut.conv." in key for key in shapes)
+    return mapping.dialect == OWN_DIALECT and any(".shortcut.conv." in key for key in shapes)
 
 
-def as_named(named: Network, given: Shapes, dialect: str | None = None, *, body: bool = False) -> Recognised | None:
+def match_named(
+    network: Network, their_shapes: TensorShapes, dialect: str | None = None, *, body_only: bool = False
+) -> RecognizedWeights | None:
     """The reading under which the tensors fit this network best; the classifier says how many classes there are.
 
     None where the names have no meaning in the ``dialect``; without one they are then compared as they are.
     """
-    best, fewest = None, math.inf
-    for reading in readings(given, dialect, body=body):
-        if reading.dialect != OWN and reading.table.layout.pooled != layout_of(named).pooled:
+    best, fewest_mismatches = None, math.inf
+    for mapping in iterate_mappings(their_shapes, dialect, body_only=body_only):
+        if (
+            mapping.dialect != OWN_DIALECT
+            and mapping.table.layout.pooled_shortcuts != derive_layout(network).pooled_shortcuts
+        ):
             continue  # the names of its shortcuts say whether a pool stands in them
-        shapes = reading.shapes(given)
-        spec = replace(named, head=Pooled()) if body else _with_classes(named, shapes)
-        wrong = len(misfits(complete(tensors_of(plan(spec)), shapes), shapes, {}))
-        if wrong < fewest:
-            best, fewest = Recognised(reading, spec, ()), wrong
+        shapes = mapping.translate_shapes(their_shapes)
+        spec = replace(network, head=Pooled()) if body_only else _set_classes(network, shapes)
+        n_mismatches = len(find_mismatches(select_required_shapes(get_tensor_shapes(plan(spec)), shapes), shapes, {}))
+        if n_mismatches < fewest_mismatches:
+            best, fewest_mismatches = RecognizedWeights(mapping, spec, ()), n_mismatches
     if best is None and not dialect:
-        best = Recognised(as_they_are(given), named, ())
+        best = RecognizedWeights(make_identity_mapping(their_shapes), network, ())
     return best
 
 
-def as_they_are(names: Collection[str]) -> Reading:
+def make_identity_mapping(names: Collection[str]) -> KeyMapping:
     """No translation, so that an error shows a file's own names."""
-    return Reading(_AS_OURS, "", {name: name for name in names})
+    return KeyMapping(_IDENTITY_DIALECT, "", {name: name for name in names})
 
 
-def _with_classes(named: Network, shapes: Shapes) -> Network:
-    last = shapes.get("head.linear.weight", ())
-    told = len(last) == 2 and last[0] and class_count(named.head)
-    return with_classes(named, last[0]) if told else named
+def _set_classes(network: Network, shapes: TensorShapes) -> Network:
+    classifier_shape = shapes.get("head.linear.weight", ())
+    is_known = len(classifier_shape) == 2 and classifier_shape[0] and count_classes(network.head)
+    return replace_classes(network, classifier_shape[0]) if is_known else network
 
 
-def looks_like(given: Shapes) -> str:
+def guess_networks(their_shapes: TensorShapes) -> str:
     """The networks of the catalogue that have these tensors, the head aside: ``resnet50 or resnet50_v1``."""
-    for reading in readings(given):
-        body = _body(reading.shapes(given).items())
-        channels = (*body.get(STEM, ()), 0, 0)[1]
-        names = [name for name in _as_deep(body) if _body(tensors_of(plan(ROWS[name])).items(), channels) == body]
+    for mapping in iterate_mappings(their_shapes):
+        body = _select_body(mapping.translate_shapes(their_shapes).items())
+        channels = (*body.get(STEM_WEIGHT, ()), 0, 0)[1]
+        names = [
+            name
+            for name in _find_equal_depth(body)
+            if _select_body(get_tensor_shapes(plan(CATALOG[name])).items(), channels) == body
+        ]
         if names:
-            usual = ROWS[names[0]].input[0]
-            inputs = f" with {counted(channels, 'input channel')}" * (channels != usual)
-            return " or ".join(names) + inputs + f" in the dialect {reading.dialect}" * (reading.dialect != OWN)
+            default_channels = CATALOG[names[0]].input[0]
+            channel_note = f" with {pluralize(channels, 'input channel')}" * (channels != default_channels)
+            return (
+                " or ".join(names)
+                + channel_note
+                + f" in the dialect {mapping.dialect}" * (mapping.dialect != OWN_DIALECT)
+            )
     return ""
 
 
-def _body(shapes: Iterable[tuple[str, TensorShape]], channels: int = 0) -> dict[str, TensorShape]:
+def _select_body(shapes: Iterable[tuple[str, TensorShape]], channels: int = 0) -> dict[str, TensorShape]:
     """All but the head and what old files lack; the stem for so many input channels, if any are named."""
-    body = {key: shape for key, shape in shapes if not _of_head(key) and not key.endswith(COUNT)}
-    if channels and STEM in body:
-        body[STEM] = (body[STEM][0], channels, *body[STEM][2:])
+    body = {key: shape for key, shape in shapes if not _is_classifier(key) and not key.endswith(BATCH_COUNT)}
+    if channels and STEM_WEIGHT in body:
+        body[STEM_WEIGHT] = (body[STEM_WEIGHT][0], channels, *body[STEM_WEIGHT][2:])
     return body
 
 
-def _as_deep(body: Shapes) -> list[str]:
+def _find_equal_depth(body: TensorShapes) -> list[str]:
     """The names with as many blocks in each stage, so that few plans are made."""
-    blocks = list(deepest(body).values())
-    return [name for name, row in ROWS.items() if [stage.blocks for stage in row.stages] == blocks]
+    blocks = list(count_blocks(body).values())
+    return [name for name, row in CATALOG.items() if [stage.blocks for stage in row.stages] == blocks]
 
 
-def complete(wanted: Shapes, given: Shapes) -> dict[str, TensorShape]:
+def select_required_shapes(expected: TensorShapes, actual: TensorShapes) -> dict[str, TensorShape]:
     """What a file has to hold: counts of batches may be missing, as torch did not always write them."""
-    return {key: shape for key, shape in wanted.items() if key in given or not key.endswith(COUNT)}
+    return {key: shape for key, shape in expected.items() if key in actual or not key.endswith(BATCH_COUNT)}

@@ -23,46 +23,57 @@ PREFIXES = (
     "base_encoder.",
     "encoder_q.",
 )
-_DEEPEST = 4
-_MOST_PREFIXES = 6
+_MAX_DEPTH = 4
+_MAX_PREFIXES = 6
 
 
-def unpacked(found: dict[Any, Any], is_table: Callable[[Any], bool]) -> tuple[dict[Any, Any], tuple[str, ...]]:
+def unwrap_containers(table: dict[Any, Any], is_table: Callable[[Any], bool]) -> tuple[dict[Any, Any], tuple[str, ...]]:
     """The innermost table of a file, and what is told of those around it; ``is_table`` tells tables apart.
 
     Of several tables the first of `CONTAINERS` is taken, and it is said that others stand beside it (averaged weights).
     """
-    path: tuple[str, ...] = ()
-    while len(path) < _DEEPEST:
-        tables = [name for name in CONTAINERS if is_table(found.get(name))]
+    containers: tuple[str, ...] = ()
+    while len(containers) < _MAX_DEPTH:
+        tables = [name for name in CONTAINERS if is_table(table.get(name))]
         if not tables:
             break
         first, *others = tables
-        told = f"{first} (not {', '.join(others)} beside it)" if others else first
-        found, path = dict(dict.items(found[first])), (*path, told)
-    return found, path
+        label = f"{first} (not {', '.join(others)} beside it)" if others else first
+        table, containers = dict(dict.items(table[first])), (*containers, label)
+    return table, containers
 
 
-def without_prefix(name: str) -> str:
+def strip_prefix(name: str) -> str:
     """A name without the words that training programs put before it."""
-    for _ in range(_MOST_PREFIXES):
+    for _ in range(_MAX_PREFIXES):
         name = next(
-            (name.removeprefix(word) for word in ("module.", "_orig_mod.", "model.") if name.startswith(word)), name
+            (name.removeprefix(prefix) for prefix in ("module.", "_orig_mod.", "model.") if name.startswith(prefix)),
+            name,
         )
     return name
 
 
-def without_prefixes(names: Collection[str], *, some: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
+def iterate_prefixes(names: Collection[str], *, allow_partial: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
     """(what was taken off, name as it was -> name without), with nothing taken off first, then prefix by prefix.
 
     A prefix goes where every name has it; with ``some`` it is enough that one has it, and the others are left out.
     """
-    taken, shown = "", {name: name for name in names}
-    has = any if some else all
-    for _ in range(_MOST_PREFIXES if names else 0):
-        yield taken, shown
-        prefix = next((word for word in PREFIXES if has(name.startswith(word) for name in shown.values())), None)
+    removed, short_names = "", {name: name for name in names}
+    matches = any if allow_partial else all
+    for _ in range(_MAX_PREFIXES if names else 0):
+        yield removed, short_names
+        prefix = next(
+            (
+                candidate
+                for candidate in PREFIXES
+                if matches(name.startswith(candidate) for name in short_names.values())
+            ),
+            None,
+        )
         if prefix is None:
             return
-        kept = ((name, short) for name, short in shown.items() if short.startswith(prefix))
-        taken, shown = taken + prefix, {name: short.removeprefix(prefix) for name, short in kept}
+        matching = ((name, short_name) for name, short_name in short_names.items() if short_name.startswith(prefix))
+        removed, short_names = (
+            removed + prefix,
+            {name: short_name.removeprefix(prefix) for name, short_name in matching},
+        )

@@ -18,100 +18,114 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetkit.data.dataset import PLACES, Data, listed
-from resnetkit.data.readers.columns import Columns, Labelled, assembled, columns_of, encoded, numbers, require_pyarrow
-from resnetkit.data.readers.row_index import NAMED, NONE, Indices, Shard, stamp
+from resnetkit.data.dataset import ALIAS_TO_SPLIT, Dataset, join_names
+from resnetkit.data.readers.columns import (
+    DatasetColumns,
+    LabeledShard,
+    build_dataset,
+    check_pyarrow,
+    convert_to_int64,
+    detect_columns,
+    encode_labels,
+)
+from resnetkit.data.readers.row_index import NO_BYTES, PATH_ONLY, Indices, Shard, get_file_stamp
 from resnetkit.errors import DataError, UsageError
 from resnetkit.serialization import parse_json, read_text
 
-_ONE, _SEVERAL = "state.json", "dataset_dict.json"
-_END = b"\xff\xff\xff\xff\0\0\0\0"
-_COPY = "copy or download it again"
+_STATE_FILE, _SPLITS_FILE = "state.json", "dataset_dict.json"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+_COPY_AGAIN = "copy or download it again"
 
 
-def is_saved(folder: Path) -> bool:
+def is_saved_dataset(folder: Path) -> bool:
     """Whether ``save_to_disk`` of datasets wrote this folder."""
-    return (folder / _ONE).is_file() or (folder / _SEVERAL).is_file()
+    return (folder / _STATE_FILE).is_file() or (folder / _SPLITS_FILE).is_file()
 
 
-def open_saved(root: Path, name: str) -> Data:
+def open_saved_dataset(root: Path, name: str) -> Dataset:
     """What ``save_to_disk`` wrote, of a data set or of one with parts; raises `DataError`."""
-    require_pyarrow()
-    folders, odd = _parts(root)
-    found = {part: [_labelled(file, root) for file in _files(folder)] for part, folder in folders.items()}
-    columns = same_columns(name, [known for files in found.values() for known, _ in files])
-    notes = [f"parts of other names were passed over: {listed(odd)}"] * bool(odd)
-    return assembled(name, columns, {part: [file for _, file in files] for part, files in found.items()}, notes)
+    check_pyarrow()
+    folders, unknown_splits = _find_splits(root)
+    labeled_files = {
+        split: [_read_labeled(file, root) for file in _list_files(folder)] for split, folder in folders.items()
+    }
+    columns = check_same_columns(name, [file_columns for files in labeled_files.values() for file_columns, _ in files])
+    notes = [f"parts of other names were passed over: {join_names(unknown_splits)}"] * bool(unknown_splits)
+    return build_dataset(
+        name, columns, {split: [file for _, file in files] for split, files in labeled_files.items()}, notes
+    )
 
 
-def same_columns(name: str, found: list[Columns]) -> Columns:
+def check_same_columns(name: str, all_columns: list[DatasetColumns]) -> DatasetColumns:
     """What all files say; raises `DataError` where two differ."""
-    other = next((columns for columns in found if columns != found[0]), None)
-    if other:
+    different = next((columns for columns in all_columns if columns != all_columns[0]), None)
+    if different:
         what = "two files differ in their columns or classes"
-        shown = [f"{it.picture}, {it.label}: {listed(it.classes)}" for it in (found[0], other)]
-        raise DataError(what, where=[name, *shown], fix="write them anew with the same columns and classes")
-    return found[0]
+        details = [f"{item.image}, {item.label}: {join_names(item.classes)}" for item in (all_columns[0], different)]
+        raise DataError(what, where=[name, *details], fix="write them anew with the same columns and classes")
+    return all_columns[0]
 
 
-def _parts(root: Path) -> tuple[dict[str, Path], list[str]]:
+def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     """Part -> folder, and the names that are no part's."""
-    if not (root / _SEVERAL).is_file():
+    if not (root / _SPLITS_FILE).is_file():
         return {"all": root}, []
-    names = [word for word in _listed(_json(root / _SEVERAL), "splits") if _is_name(word)]
-    parts = {PLACES[word.lower()]: root / word for word in names if word.lower() in PLACES}
-    if not parts:
-        what = f"no part of this data is one that is known: {listed(names)}"
+    names = [name for name in _get_list(_read_json(root / _SPLITS_FILE), "splits") if _is_file_name(name)]
+    splits = {ALIAS_TO_SPLIT[name.lower()]: root / name for name in names if name.lower() in ALIAS_TO_SPLIT}
+    if not splits:
+        what = f"no part of this data is one that is known: {join_names(names)}"
         raise DataError(what, where=str(root), fix="call the parts train, validation and test")
-    return parts, [word for word in names if word.lower() not in PLACES]
+    return splits, [name for name in names if name.lower() not in ALIAS_TO_SPLIT]
 
 
-def _files(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     """The Arrow files of a data set, in the order of its rows: their names are those of files in its own folder."""
-    told = [_inner(entry, "filename") for entry in _listed(_json(folder / _ONE), "_data_files")]
-    odd = [word for word in told if not _is_name(word)]
-    if odd or not told:
-        raise DataError("this folder does not say which files hold its rows", where=str(folder / _ONE), fix=_COPY)
-    return [folder / word for word in told]
+    names = [_get_value(entry, "filename") for entry in _get_list(_read_json(folder / _STATE_FILE), "_data_files")]
+    invalid_names = [name for name in names if not _is_file_name(name)]
+    if invalid_names or not names:
+        raise DataError(
+            "this folder does not say which files hold its rows", where=str(folder / _STATE_FILE), fix=_COPY_AGAIN
+        )
+    return [folder / name for name in names]
 
 
-def _is_name(word: Any) -> bool:
+def _is_file_name(name: Any) -> bool:
     """Whether this is a name of something in a folder itself, and leads nowhere else."""
-    return isinstance(word, str) and word not in ("", ".", "..") and not set(word) & set("/\\\0")
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return parse_json(read_text(path, path.name), path.name)
     except UsageError as error:
-        raise DataError(error.what, where=[str(path), *error.where], fix=_COPY) from None
+        raise DataError(error.what, where=[str(path), *error.where], fix=_COPY_AGAIN) from None
 
 
-def _inner(told: Any, key: str) -> Any:
-    return told.get(key) if isinstance(told, Mapping) else None
+def _get_value(data: Any, key: str) -> Any:
+    return data.get(key) if isinstance(data, Mapping) else None
 
 
-def _listed(told: Any, key: str) -> list[Any]:
-    found = _inner(told, key)
-    return found if isinstance(found, list) else []
+def _get_list(data: Any, key: str) -> list[Any]:
+    value = _get_value(data, key)
+    return value if isinstance(value, list) else []
 
 
-def _labelled(path: Path, root: Path) -> tuple[Columns, Labelled]:
+def _read_labeled(path: Path, root: Path) -> tuple[DatasetColumns, LabeledShard]:
     import pyarrow
 
-    with readable(path), open_rows(path) as rows:
-        columns = columns_of(rows.schema, path)
-        batches = list(rows.batches(columns.picture, columns.label))
+    with translate_pyarrow_errors(path), open_arrow_file(path) as arrow_file:
+        columns = detect_columns(arrow_file.schema, path)
+        batches = list(arrow_file.iter_batches(columns.image, columns.label))
         chunks = [batch.column(columns.label) for batch in batches]
-        keys, codes = encoded(pyarrow.chunked_array(chunks, rows.schema.field(columns.label).type))
-        shard = rows.shard(
-            path.relative_to(root).as_posix(), path, [batch.column(columns.picture) for batch in batches]
+        keys, codes = encode_labels(pyarrow.chunked_array(chunks, arrow_file.schema.field(columns.label).type))
+        shard = arrow_file.build_shard(
+            path.relative_to(root).as_posix(), path, [batch.column(columns.image) for batch in batches]
         )
-    return columns, Labelled(shard, keys, codes)
+    return columns, LabeledShard(shard, keys, codes)
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
+def translate_pyarrow_errors(path: Path) -> Iterator[None]:
     """What pyarrow raises of a file that is not sound, as a `DataError`."""
     import pyarrow
 
@@ -119,77 +133,77 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:200]
-        raise DataError(f"this file cannot be read: {reason}", where=str(path), fix=_COPY) from None
+        raise DataError(f"this file cannot be read: {reason}", where=str(path), fix=_COPY_AGAIN) from None
 
 
 @dataclass(frozen=True)
-class ArrowRows:
+class ArrowFile:
     """An Arrow file (the stream format) while it is mapped."""
 
     path: Path
     stamp: tuple[int, int]
-    content: Any
+    buffer: Any
     schema: Any
 
-    def batches(self, *columns: str) -> Iterator[Any]:
+    def iter_batches(self, *columns: str) -> Iterator[Any]:
         """Its batches of rows with some of the columns, judged: their offsets lie inside of them."""
         from pyarrow import ipc
 
-        chosen = sorted(self.schema.get_field_index(name) for name in columns)
+        field_indices = sorted(self.schema.get_field_index(name) for name in columns)
         for batch in ipc.open_stream(
-            self.content, options=ipc.IpcReadOptions(included_fields=chosen, use_threads=False)
+            self.buffer, options=ipc.IpcReadOptions(included_fields=field_indices, use_threads=False)
         ):
             batch.validate(full=True)
-            if batch.nbytes > self.content.size:
+            if batch.nbytes > self.buffer.size:
                 raise ValueError("it is compressed; save it anew without")
             yield batch
 
-    def shard(self, name: str, path: Path, chunks: list[Any]) -> Shard:
+    def build_shard(self, name: str, path: Path, chunks: list[Any]) -> Shard:
         """Where the bytes of each row stand."""
-        found = [_places(chunk, self.content) for chunk in chunks] or [(np.zeros(0, np.int64),) * 2]
-        starts, sizes = (np.concatenate(column) for column in zip(*found, strict=True))
+        row_ranges = [_locate_rows(chunk, self.buffer) for chunk in chunks] or [(np.zeros(0, np.int64),) * 2]
+        starts, sizes = (np.concatenate(column) for column in zip(*row_ranges, strict=True))
         return Shard(name, path, self.path, self.stamp, starts, sizes)
 
 
 @contextlib.contextmanager
-def open_rows(path: Path) -> Iterator[ArrowRows]:
+def open_arrow_file(path: Path) -> Iterator[ArrowFile]:
     """Map an Arrow file; raises `ValueError` for one that is not whole."""
     import pyarrow
     from pyarrow import ipc
 
     with path.open("rb") as file:
-        known = os.fstat(file.fileno())
-        content = pyarrow.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    if content[-len(_END) :].to_pybytes() != _END:
+        status = os.fstat(file.fileno())
+        buffer = pyarrow.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if buffer[-len(_END_OF_STREAM) :].to_pybytes() != _END_OF_STREAM:
         raise ValueError("it stops before its end, or is no Arrow file")
-    yield ArrowRows(path, stamp(known), content, ipc.open_stream(content).schema)
+    yield ArrowFile(path, get_file_stamp(status), buffer, ipc.open_stream(buffer).schema)
 
 
-def _places(chunk: Any, content: Any) -> tuple[Indices, Indices]:
+def _locate_rows(chunk: Any, buffer: Any) -> tuple[Indices, Indices]:
     """Start and size of each row's bytes in the file; a size is negative where there are none."""
-    nested = hasattr(chunk, "flatten") and chunk.type.num_fields > 0
-    inner = chunk.field("bytes") if nested else chunk
-    wide = inner.type.equals("large_binary")
-    _, offsets, data = inner.buffers()
-    kind: Any = np.int64 if wide else np.int32
-    ends: NDArray[Any] = np.frombuffer(offsets, kind)[inner.offset : inner.offset + len(inner) + 1]
-    begin = data.address - content.address if data is not None else 0
-    if data is not None and not 0 <= begin <= begin + data.size <= content.size:
+    is_struct = hasattr(chunk, "flatten") and chunk.type.num_fields > 0
+    array = chunk.field("bytes") if is_struct else chunk
+    is_large = array.type.equals("large_binary")
+    _, offsets, data = array.buffers()
+    offset_type: Any = np.int64 if is_large else np.int32
+    row_offsets: NDArray[Any] = np.frombuffer(offsets, offset_type)[array.offset : array.offset + len(array) + 1]
+    data_start = data.address - buffer.address if data is not None else 0
+    if data is not None and not 0 <= data_start <= data_start + data.size <= buffer.size:
         raise ValueError("it is compressed; save it anew without")
-    starts, sizes = begin + ends[:-1].astype(np.int64), np.diff(ends).astype(np.int64)
-    sizes[_nulls(inner)] = NONE
-    if nested:
-        sizes[_nulls(inner) & _named(chunk)] = NAMED
-        sizes[_nulls(chunk)] = NONE
+    starts, sizes = data_start + row_offsets[:-1].astype(np.int64), np.diff(row_offsets).astype(np.int64)
+    sizes[_get_null_mask(array)] = NO_BYTES
+    if is_struct:
+        sizes[_get_null_mask(array) & _get_path_mask(chunk)] = PATH_ONLY
+        sizes[_get_null_mask(chunk)] = NO_BYTES
     return starts, sizes
 
 
-def _nulls(chunk: Any) -> NDArray[np.bool_]:
-    return numbers(chunk.is_null()).astype(bool)
+def _get_null_mask(chunk: Any) -> NDArray[np.bool_]:
+    return convert_to_int64(chunk.is_null()).astype(bool)
 
 
-def _named(chunk: Any) -> NDArray[np.bool_]:
+def _get_path_mask(chunk: Any) -> NDArray[np.bool_]:
     """Which rows of datasets' pairs have a path, by which the bytes would have to be looked for."""
     if chunk.type.get_field_index("path") < 0:
         return np.zeros(len(chunk), dtype=bool)
-    return ~_nulls(chunk.field("path"))
+    return ~_get_null_mask(chunk.field("path"))

@@ -17,108 +17,117 @@ from pathlib import Path
 
 import numpy as np
 
-from resnetkit.data.dataset import PARTS, PLACES, Data, Files, is_text
+from resnetkit.data.dataset import ALIAS_TO_SPLIT, SPLIT_ALIASES, Dataset, ImageFiles, is_text
 from resnetkit.errors import DataError
 
-_COLUMNS = {
+_COLUMN_ALIASES = {
     "path": ("path", "file", "filename", "image"),
     "label": ("label", "class"),
     "part": ("part", "split"),
 }
-_PARTS = {"": "all"} | PLACES
-_SHOWN, _LONGEST_SHOWN, _MOST_BYTES = 5, 120, 100_000_000
+_SPLIT_OF_CELL = {"": "all"} | ALIAS_TO_SPLIT
+_MAX_EXAMPLES, _MAX_EXAMPLE_LENGTH, _MAX_BYTES = 5, 120, 100_000_000
 
 
 @dataclass(frozen=True)
-class _Row:
+class _TableRow:
     line: int
     path: str
     label: str
-    part: str
+    split: str
 
 
-_SLASHES = " (folders are divided by /)"
+_SLASH_HINT = " (folders are divided by /)"
 _Faults = list[tuple[int, str]]  # line, what is wrong with it
 
 
-def open_table(table: Path, name: str) -> Data:
+def open_csv_table(table: Path, name: str) -> Dataset:
     """Raises one `DataError` with the first faults and their lines."""
-    rows, faults = _rows(table)
-    faults += _missing(table.parent, rows) + _twice(table.parent, rows) + _mixed(rows)
-    parts = [part for part in (*PARTS, "all") if any(row.part == part for row in rows)]
-    learnt = {row.label for row in rows if row.part == parts[0]} if parts else set()
+    rows, faults = _read_rows(table)
+    faults += (
+        _find_missing_files(table.parent, rows) + _find_duplicates(table.parent, rows) + _find_missing_splits(rows)
+    )
+    splits = [split for split in (*SPLIT_ALIASES, "all") if any(row.split == split for row in rows)]
+    train_classes = {row.label for row in rows if row.split == splits[0]} if splits else set()
     faults += [
-        (row.line, f"{row.part} has a class that {parts[0]} has not: {row.label}")
+        (row.line, f"{row.split} has a class that {splits[0]} has not: {row.label}")
         for row in rows
-        if row.label not in learnt
+        if row.label not in train_classes
     ]
     if faults:
-        raise _unusable(table, sorted(faults))
-    classes = tuple(sorted(learnt))
-    files = {part: _files(table.parent, [row for row in rows if row.part == part], classes) for part in parts}
-    return Data(name, classes, dict(files))
+        raise _build_table_error(table, sorted(faults))
+    classes = tuple(sorted(train_classes))
+    files = {
+        split: _build_image_files(table.parent, [row for row in rows if row.split == split], classes)
+        for split in splits
+    }
+    return Dataset(name, classes, dict(files))
 
 
-def _rows(table: Path) -> tuple[list[_Row], _Faults]:
+def _read_rows(table: Path) -> tuple[list[_TableRow], _Faults]:
     """The rows that can be read, and what is wrong with the others."""
     try:
         with table.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise DataError(f"cannot read this table: {error.strerror}", where=str(table)) from None
-    if len(content) > _MOST_BYTES:
-        raise DataError(f"this table has more than {_MOST_BYTES:,} bytes", where=str(table))
+    if len(content) > _MAX_BYTES:
+        raise DataError(f"this table has more than {_MAX_BYTES:,} bytes", where=str(table))
     text = content.decode("utf-8-sig", "surrogateescape")
-    mark = max(",;\t", key=(text[:1000].splitlines() or [""])[0].count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-    rows: list[_Row] = []
+    delimiter = max(",;\t", key=(text[:1000].splitlines() or [""])[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[_TableRow] = []
     faults: _Faults = []
     try:
-        columns = next(lines, [])
-        places = _places(table, columns)
-        for cells in filter(None, lines):
-            row = _row(lines.line_num, cells, columns, places)
-            rows += [row] if isinstance(row, _Row) else []
-            faults += [(lines.line_num, row)] if isinstance(row, str) else []
+        header = next(reader, [])
+        column_indices = _find_columns(table, header)
+        for cells in filter(None, reader):
+            row = _parse_row(reader.line_num, cells, header, column_indices)
+            rows += [row] if isinstance(row, _TableRow) else []
+            faults += [(reader.line_num, row)] if isinstance(row, str) else []
     except csv.Error as error:
-        faults.append((lines.line_num, f"cannot be read as CSV: {error}"))
+        faults.append((reader.line_num, f"cannot be read as CSV: {error}"))
     return rows, faults if rows or faults else [(2, "there are no pictures below the header")]
 
 
-def _places(table: Path, header: Sequence[str]) -> dict[str, int]:
+def _find_columns(table: Path, header: Sequence[str]) -> dict[str, int]:
     """Which column is which; raises `DataError` for a header that is none."""
-    known = {alias: column for column, names in _COLUMNS.items() for alias in names}
+    column_of_alias = {alias: column for column, names in _COLUMN_ALIASES.items() for alias in names}
     names = [cell.strip().lower() for cell in header]
-    found = {known[name]: i for i, name in enumerate(names) if name in known}
-    odd = [cell for cell, name in zip(header, names, strict=True) if name not in known]
-    faults = [f"there is no column called {column}" for column in ("path", "label") if column not in found]
-    faults += [f"a column that means nothing here: {cell!r}" for cell in odd]
-    if not faults and len(found) < len(names):
+    column_indices = {column_of_alias[name]: i for i, name in enumerate(names) if name in column_of_alias}
+    unknown = [cell for cell, name in zip(header, names, strict=True) if name not in column_of_alias]
+    faults = [f"there is no column called {column}" for column in ("path", "label") if column not in column_indices]
+    faults += [f"a column that means nothing here: {cell!r}" for cell in unknown]
+    if not faults and len(column_indices) < len(names):
         faults = ["two columns mean the same"]
     if faults:
-        raise _unusable(
+        raise _build_table_error(
             table, [(1, fault) for fault in faults], fix="name the columns path, label and perhaps part; remove others"
         )
-    return found
+    return column_indices
 
 
-def _row(line: int, cells: Sequence[str], header: Sequence[str], places: dict[str, int]) -> _Row | str:
+def _parse_row(
+    line: int, cells: Sequence[str], header: Sequence[str], column_indices: dict[str, int]
+) -> _TableRow | str:
     """A row, or what is wrong with it."""
     if len(cells) != len(header):
         return f"{len(cells)} cells, where the header has {len(header)}"
-    path, label, part = (cells[places[column]].strip() if column in places else "" for column in _COLUMNS)
+    path, label, split = (
+        cells[column_indices[column]].strip() if column in column_indices else "" for column in _COLUMN_ALIASES
+    )
     if not path or not label:
         return "there is no " + ("label" if path else "path")
     if not is_text(label):
         return "the label is not text (UTF-8)"
-    if part.lower() not in _PARTS:
-        return f"there is no part called {part!r}; the parts are train, val and test"
-    return _Row(line, path, label, _PARTS[part.lower()])
+    if split.lower() not in _SPLIT_OF_CELL:
+        return f"there is no part called {split!r}; the parts are train, val and test"
+    return _TableRow(line, path, label, _SPLIT_OF_CELL[split.lower()])
 
 
-def _missing(folder: Path, rows: Sequence[_Row]) -> _Faults:
-    lost = [row for row in rows if not _is_file(folder / row.path)]
-    return [(row.line, f"there is no such file: {row.path}" + _SLASHES * ("\\" in row.path)) for row in lost]
+def _find_missing_files(folder: Path, rows: Sequence[_TableRow]) -> _Faults:
+    missing_rows = [row for row in rows if not _is_file(folder / row.path)]
+    return [(row.line, f"there is no such file: {row.path}" + _SLASH_HINT * ("\\" in row.path)) for row in missing_rows]
 
 
 def _is_file(path: Path) -> bool:
@@ -128,26 +137,30 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _twice(folder: Path, rows: Sequence[_Row]) -> _Faults:
-    first: dict[str, int] = {}
-    again = [(row, first.setdefault(os.path.normpath(folder / row.path), row.line)) for row in rows]
-    return [(row.line, f"{row.path!r} stands in line {line} already") for row, line in again if line != row.line]
+def _find_duplicates(folder: Path, rows: Sequence[_TableRow]) -> _Faults:
+    first_lines: dict[str, int] = {}
+    pairs = [(row, first_lines.setdefault(os.path.normpath(folder / row.path), row.line)) for row in rows]
+    return [(row.line, f"{row.path!r} stands in line {line} already") for row, line in pairs if line != row.line]
 
 
-def _mixed(rows: Sequence[_Row]) -> _Faults:
+def _find_missing_splits(rows: Sequence[_TableRow]) -> _Faults:
     """Rows without a part, where others have one."""
-    without = [row for row in rows if row.part == "all"]
-    return [(row.line, "there is no part, and other lines have one") for row in without if len(without) < len(rows)]
+    unassigned = [row for row in rows if row.split == "all"]
+    return [
+        (row.line, "there is no part, and other lines have one") for row in unassigned if len(unassigned) < len(rows)
+    ]
 
 
-def _files(folder: Path, rows: Sequence[_Row], classes: Sequence[str]) -> Files:
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[row.label] for row in rows], dtype=np.int64)
-    return Files(tuple(folder / row.path for row in rows), tuple(row.path for row in rows), labels)
+def _build_image_files(folder: Path, rows: Sequence[_TableRow], classes: Sequence[str]) -> ImageFiles:
+    index_of_class = {name: index for index, name in enumerate(classes)}
+    labels = np.array([index_of_class[row.label] for row in rows], dtype=np.int64)
+    return ImageFiles(tuple(folder / row.path for row in rows), tuple(row.path for row in rows), labels)
 
 
-def _unusable(table: Path, faults: _Faults, fix: str = "mend these lines; nothing was passed over") -> DataError:
-    told = [f"line {line}: {fault[:_LONGEST_SHOWN]}" for line, fault in faults[:_SHOWN]]
-    more = [f"... and {len(faults) - _SHOWN:,} more"] * (len(faults) > _SHOWN)
+def _build_table_error(
+    table: Path, faults: _Faults, fix: str = "mend these lines; nothing was passed over"
+) -> DataError:
+    examples = [f"line {line}: {fault[:_MAX_EXAMPLE_LENGTH]}" for line, fault in faults[:_MAX_EXAMPLES]]
+    remainder = [f"... and {len(faults) - _MAX_EXAMPLES:,} more"] * (len(faults) > _MAX_EXAMPLES)
     count = "a line" if len(faults) == 1 else f"{len(faults):,} lines"
-    return DataError(f"{count} of this table cannot be used", where=[str(table), *told, *more], fix=fix)
+    return DataError(f"{count} of this table cannot be used", where=[str(table), *examples, *remainder], fix=fix)

@@ -15,130 +15,142 @@ from pathlib import Path
 
 import numpy as np
 
-from resnetkit.data.dataset import PARTS, PLACES, Data, Files, is_text, listed
-from resnetkit.errors import DataError, nearest
-from resnetkit.images.decode import SUFFIXES, files_below, is_folder, other_kinds, pictures_below, visible
+from resnetkit.data.dataset import ALIAS_TO_SPLIT, SPLIT_ALIASES, Dataset, ImageFiles, is_text, join_names
+from resnetkit.errors import DataError, find_closest
+from resnetkit.images.decode import SUFFIXES, find_files, find_images, is_folder, list_entries, note_other_files
 
-_Found = dict[str, list[Path]]  # class -> pictures
+_ClassImages = dict[str, list[Path]]  # class -> pictures
 
 
-def open_folder(root: Path, name: str) -> Data:
+def open_image_folder(root: Path, name: str) -> Dataset:
     """Raises `DataError` where there are no pictures in classes, or a part has a class that is not learnt."""
-    folders = _part_folders(root) or {"all": root}
-    found = {part: _scan(folder) for part, folder in folders.items()}
-    classes = _classes(root, found)
-    parts = {part: _files(folders[part], found[part], classes) for part in folders}
-    return Data(name, classes, dict(parts), (*_empty(found), *_passed_over(root, folders, found)))
-
-
-def _part_folders(root: Path) -> dict[str, Path]:
-    """Part -> folder. One of these names alone among others is a class (of vehicles: train) if pictures lie in it."""
-    folders = [entry for entry in visible(root) if is_folder(entry)]
-    found: dict[str, list[os.DirEntry[str]]] = {}
-    for entry in folders:
-        if entry.name.lower() in PLACES:
-            found.setdefault(PLACES[entry.name.lower()], []).append(entry)
-    twice = [entries for entries in found.values() if len(entries) > 1]
-    others = [entry.name for entry in folders if entry.name.lower() not in PLACES]
-    if len(found) < 2 and others and (not found or _holds_pictures(found)):
-        return {}
-    if twice:
-        names = " and ".join(entry.name for entry in twice[0])
-        raise DataError(f"two folders are for the same part: {names}", where=str(root), fix="keep one of them")
-    if others and found:
-        raise _no_part(root, others)
-    return {part: Path(found[part][0].path) for part in PARTS if part in found}
-
-
-def _holds_pictures(found: dict[str, list[os.DirEntry[str]]]) -> bool:
-    """Whether pictures lie in one of these folders themselves, as they do in a class."""
-    return any(
-        inner.name.lower().endswith(SUFFIXES)
-        for entries in found.values()
-        for entry in entries
-        for inner in visible(Path(entry.path))
+    folders = _find_split_folders(root) or {"all": root}
+    images_of_split = {split: _scan_classes(folder) for split, folder in folders.items()}
+    classes = _resolve_classes(root, images_of_split)
+    splits = {split: _build_image_files(folders[split], images_of_split[split], classes) for split in folders}
+    return Dataset(
+        name,
+        classes,
+        dict(splits),
+        (*_note_empty_folders(images_of_split), *_note_skipped_files(root, folders, images_of_split)),
     )
 
 
-def _no_part(root: Path, names: list[str]) -> DataError:
-    near = nearest(names[0].lower(), PLACES)
+def _find_split_folders(root: Path) -> dict[str, Path]:
+    """Part -> folder. One of these names alone among others is a class (of vehicles: train) if pictures lie in it."""
+    folders = [entry for entry in list_entries(root) if is_folder(entry)]
+    entries_of_split: dict[str, list[os.DirEntry[str]]] = {}
+    for entry in folders:
+        if entry.name.lower() in ALIAS_TO_SPLIT:
+            entries_of_split.setdefault(ALIAS_TO_SPLIT[entry.name.lower()], []).append(entry)
+    duplicates = [entries for entries in entries_of_split.values() if len(entries) > 1]
+    other_names = [entry.name for entry in folders if entry.name.lower() not in ALIAS_TO_SPLIT]
+    if len(entries_of_split) < 2 and other_names and (not entries_of_split or _has_images(entries_of_split)):
+        return {}
+    if duplicates:
+        names = " and ".join(entry.name for entry in duplicates[0])
+        raise DataError(f"two folders are for the same part: {names}", where=str(root), fix="keep one of them")
+    if other_names and entries_of_split:
+        raise _build_unknown_split_error(root, other_names)
+    return {split: Path(entries_of_split[split][0].path) for split in SPLIT_ALIASES if split in entries_of_split}
+
+
+def _has_images(entries_of_split: dict[str, list[os.DirEntry[str]]]) -> bool:
+    """Whether pictures lie in one of these folders themselves, as they do in a class."""
+    return any(
+        child.name.lower().endswith(SUFFIXES)
+        for entries in entries_of_split.values()
+        for entry in entries
+        for child in list_entries(Path(entry.path))
+    )
+
+
+def _build_unknown_split_error(root: Path, names: list[str]) -> DataError:
+    matches = find_closest(names[0].lower(), ALIAS_TO_SPLIT)
     return DataError(
-        f"beside the parts stands a folder that is none: {listed(names)}",
+        f"beside the parts stands a folder that is none: {join_names(names)}",
         where=str(root),
-        fix=(f"is it {near[0]}? Then call it so; otherwise " if near else "")
+        fix=(f"is it {matches[0]}? Then call it so; otherwise " if matches else "")
         + "take it out, or rename it: the parts are train, val and test",
     )
 
 
-def _scan(folder: Path) -> _Found:
+def _scan_classes(folder: Path) -> _ClassImages:
     """Class -> pictures, however deep they lie below the folder of the class; both sorted by name."""
-    found = {
-        _readable(entry.name, folder): sorted(pictures_below(Path(entry.path)))
-        for entry in visible(folder)
+    images_of_class = {
+        _check_class_name(entry.name, folder): sorted(find_images(Path(entry.path)))
+        for entry in list_entries(folder)
         if is_folder(entry)
     }
-    if not any(found.values()):
-        raise _nothing(folder)
-    return found
+    if not any(images_of_class.values()):
+        raise _build_no_images_error(folder)
+    return images_of_class
 
 
-def _empty(found: dict[str, _Found]) -> list[str]:
-    names = sorted({name for classes in found.values() for name, pictures in classes.items() if not pictures})
-    return [f"folders without a picture are no classes: {listed(names)}"] * bool(names)
-
-
-def _passed_over(root: Path, folders: dict[str, Path], found: dict[str, _Found]) -> list[str]:
-    """Sentences about files that are no part of the data: of other kinds, or beside the folders of the classes."""
-    everything = (
-        path for part, classes in found.items() for name in classes for path in files_below(folders[part] / name)
+def _note_empty_folders(images_of_split: dict[str, _ClassImages]) -> list[str]:
+    names = sorted(
+        {name for images_of_class in images_of_split.values() for name, paths in images_of_class.items() if not paths}
     )
-    loose = [
+    return [f"folders without a picture are no classes: {join_names(names)}"] * bool(names)
+
+
+def _note_skipped_files(root: Path, folders: dict[str, Path], images_of_split: dict[str, _ClassImages]) -> list[str]:
+    """Sentences about files that are no part of the data: of other kinds, or beside the folders of the classes."""
+    all_files = (
+        path
+        for split, images_of_class in images_of_split.items()
+        for name in images_of_class
+        for path in find_files(folders[split] / name)
+    )
+    stray_names = [
         entry.name
         for folder in {root, *folders.values()}
-        for entry in visible(folder)
+        for entry in list_entries(folder)
         if entry.name.lower().endswith(SUFFIXES) and not is_folder(entry)
     ]
-    beside = f"pictures beside the folders of the classes were passed over: {listed(loose, 3)}"
-    return other_kinds(everything) + [beside] * bool(loose)
+    note = f"pictures beside the folders of the classes were passed over: {join_names(stray_names, 3)}"
+    return note_other_files(all_files) + [note] * bool(stray_names)
 
 
-def _readable(name: str, folder: Path) -> str:
+def _check_class_name(name: str, folder: Path) -> str:
     """The name of a class, which has to be text: it goes into cards, tables and pages."""
     if not is_text(name):
-        shown = name.encode("utf-8", "backslashreplace").decode()
-        raise DataError("the name of a class is not text", where=f"{folder}/{shown!r}", fix="rename the folder")
+        escaped = name.encode("utf-8", "backslashreplace").decode()
+        raise DataError("the name of a class is not text", where=f"{folder}/{escaped!r}", fix="rename the folder")
     return name
 
 
-def _nothing(folder: Path) -> DataError:
-    loose = any(entry.name.lower().endswith(SUFFIXES) for entry in visible(folder))
-    what = "the pictures lie beside each other, not in classes" if loose else "there are no pictures here"
+def _build_no_images_error(folder: Path) -> DataError:
+    has_loose_images = any(entry.name.lower().endswith(SUFFIXES) for entry in list_entries(folder))
+    what = "the pictures lie beside each other, not in classes" if has_loose_images else "there are no pictures here"
     return DataError(what, where=str(folder), fix="put the pictures of each class into a folder: CLASS/picture.jpg")
 
 
-def _classes(root: Path, found: dict[str, _Found]) -> tuple[str, ...]:
+def _resolve_classes(root: Path, images_of_split: dict[str, _ClassImages]) -> tuple[str, ...]:
     """The classes of the part to learn from; another part may lack some, and may have no other."""
-    first = next(iter(found))
-    known = [name for name, pictures in found[first].items() if pictures]
-    for part, classes in found.items():
-        extra = [name for name, pictures in classes.items() if pictures and not found[first].get(name)]
+    first_split = next(iter(images_of_split))
+    known_classes = [name for name, paths in images_of_split[first_split].items() if paths]
+    for split, images_of_class in images_of_split.items():
+        extra = [
+            name for name, paths in images_of_class.items() if paths and not images_of_split[first_split].get(name)
+        ]
         if extra:
             raise DataError(
-                f"{part} has a class that {first} has not: {listed(extra)}",
+                f"{split} has a class that {first_split} has not: {join_names(extra)}",
                 where=str(root),
-                fix=f"{_near(extra[0], known)}add it to {first}, or remove it from {part}",
+                fix=f"{_format_suggestion(extra[0], known_classes)}add it to {first_split}, or remove it from {split}",
             )
-    return tuple(known)
+    return tuple(known_classes)
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    near = nearest(name, known)
-    return f"did you mean {near[0]}? Otherwise " if near else ""
+def _format_suggestion(name: str, known_names: Iterable[str]) -> str:
+    matches = find_closest(name, known_names)
+    return f"did you mean {matches[0]}? Otherwise " if matches else ""
 
 
-def _files(root: Path, found: _Found, classes: tuple[str, ...]) -> Files:
-    numbers = {name: number for number, name in enumerate(classes)}
-    pairs = [(path, numbers[name]) for name, paths in found.items() for path in paths]
+def _build_image_files(root: Path, images_of_class: _ClassImages, classes: tuple[str, ...]) -> ImageFiles:
+    index_of_class = {name: index for index, name in enumerate(classes)}
+    pairs = [(path, index_of_class[name]) for name, paths in images_of_class.items() for path in paths]
     paths = tuple(path for path, _ in pairs)
     names = tuple(path.relative_to(root).as_posix() for path in paths)
-    return Files(paths, names, np.array([label for _, label in pairs], dtype=np.int64))
+    return ImageFiles(paths, names, np.array([label for _, label in pairs], dtype=np.int64))

@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnetkit.errors import PictureError
-from resnetkit.images.decode import MOST_BYTES, decode, reason
+from resnetkit.errors import ImageError
+from resnetkit.images.decode import MAX_IMAGE_BYTES, decode, describe_read_error
 
 Indices = NDArray[np.int64]
-NONE, NAMED = -1, -2  # sizes of what has no bytes: nothing stands there, or the name of a file
-_ABSENT = {
-    NONE: "there is no picture in this row",
-    NAMED: "there are no bytes in this row, only the name of a file, and none is opened by a name in another file",
+NO_BYTES, PATH_ONLY = -1, -2  # sizes of what has no bytes: nothing stands there, or the name of a file
+_MISSING_REASONS = {
+    NO_BYTES: "there is no picture in this row",
+    PATH_ONLY: "there are no bytes in this row, only the name of a file, and none is opened by a name in another file",
 }
 
 
@@ -40,7 +40,7 @@ class Shard:
 
     name: str
     path: Path
-    content: Path
+    content_path: Path
     stamp: tuple[int, int]
     starts: Indices
     sizes: Indices
@@ -48,105 +48,105 @@ class Shard:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def read(self, row: int) -> bytes:
+    def read_row(self, row: int) -> bytes:
         """The bytes of a row; raises `PictureError`, or `OSError`."""
         start, size = int(self.starts[row]), int(self.sizes[row])
-        if size < 0 or size > MOST_BYTES:
-            raise PictureError(_ABSENT.get(size, f"it has more than {MOST_BYTES:,} bytes"))
-        with self.content.open("rb", buffering=0) as file:
-            if stamp(os.fstat(file.fileno())) != self.stamp:
-                raise PictureError("its file has changed since it was opened")
+        if size < 0 or size > MAX_IMAGE_BYTES:
+            raise ImageError(_MISSING_REASONS.get(size, f"it has more than {MAX_IMAGE_BYTES:,} bytes"))
+        with self.content_path.open("rb", buffering=0) as file:
+            if get_file_stamp(os.fstat(file.fileno())) != self.stamp:
+                raise ImageError("its file has changed since it was opened")
             file.seek(start)
-            return _all_of(file.read(size), size)
+            return _check_length(file.read(size), size)
 
 
-def _all_of(content: bytes, size: int) -> bytes:
+def _check_length(content: bytes, size: int) -> bytes:
     if len(content) < size:
-        raise PictureError(f"its file gave {len(content):,} bytes of {size:,}")
+        raise ImageError(f"its file gave {len(content):,} bytes of {size:,}")
     return content
 
 
-def stamp(known: os.stat_result) -> tuple[int, int]:
+def get_file_stamp(status: os.stat_result) -> tuple[int, int]:
     """(size, time of the last change): another one is another file."""
-    return known.st_size, known.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
-class Rows:
+class ImageRows:
     """Pictures in the rows of files: ``numbers`` are those of the rows, counted through all the files."""
 
     shards: tuple[Shard, ...]
-    numbers: Indices
+    row_indices: Indices
     labels: Indices
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.row_indices)
 
     @property
     def names(self) -> Sequence[str]:
         """What each picture is called, made as it is asked for: a million names are much larger than their numbers."""
-        return _Names(self)
+        return _RowNames(self)
 
-    def image(self, i: int, colour: str = "RGB", shorter: int = 0) -> Image.Image:
+    def load_image(self, i: int, color_mode: str = "RGB", shorter_side: int = 0) -> Image.Image:
         """The ``i``-th picture, reduced where ``shorter`` allows it as in `decode`; raises `PictureError`."""
         try:
-            return decode(self.content(i), colour, shorter)
-        except PictureError as error:
-            raise PictureError(error.what, where=self.where(i), fix=error.fix) from None
+            return decode(self.read_content(i), color_mode, shorter_side)
+        except ImageError as error:
+            raise ImageError(error.what, where=self.format_location(i), fix=error.fix) from None
 
-    def content(self, i: int) -> bytes:
+    def read_content(self, i: int) -> bytes:
         """The bytes of the ``i``-th picture; raises `PictureError`."""
-        shard, row = self.place(i)
+        shard, row = self.locate_row(i)
         try:
-            return shard.read(row)
+            return shard.read_row(row)
         except OSError as error:
-            raise PictureError(reason(error)) from error
+            raise ImageError(describe_read_error(error)) from error
 
-    def where(self, i: int) -> str:
+    def format_location(self, i: int) -> str:
         """Where the ``i``-th picture stands; rows are counted from 0, as datasets does."""
-        shard, row = self.place(i)
+        shard, row = self.locate_row(i)
         return f"{shard.path} row {row}"
 
-    def size(self, i: int) -> int:
+    def get_byte_size(self, i: int) -> int:
         """In bytes; negative where there are none."""
-        shard, row = self.place(i)
+        shard, row = self.locate_row(i)
         return int(shard.sizes[row])
 
-    def place(self, i: int) -> tuple[Shard, int]:
+    def locate_row(self, i: int) -> tuple[Shard, int]:
         """The file and the row of the ``i``-th picture."""
-        number = int(self.numbers[i])
-        at = int(np.searchsorted(self._ends, number, side="right"))
-        return self.shards[at], number - int(self._ends[at]) + len(self.shards[at])
+        row_index = int(self.row_indices[i])
+        shard_index = int(np.searchsorted(self._shard_ends, row_index, side="right"))
+        return self.shards[shard_index], row_index - int(self._shard_ends[shard_index]) + len(self.shards[shard_index])
 
     @cached_property
-    def _ends(self) -> Indices:
+    def _shard_ends(self) -> Indices:
         return np.cumsum([len(shard) for shard in self.shards])
 
-    def take(self, indices: Indices) -> Rows:
+    def take(self, indices: Indices) -> ImageRows:
         """Some of them."""
-        return Rows(self.shards, self.numbers[indices], self.labels[indices])
+        return ImageRows(self.shards, self.row_indices[indices], self.labels[indices])
 
 
 @dataclass(frozen=True)
-class _Names(Sequence[str]):
-    rows: Rows
+class _RowNames(Sequence[str]):
+    rows: ImageRows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: Any) -> Any:
-        shard, row = self.rows.place(i)  # raises IndexError behind the last one, which ends an iteration
+        shard, row = self.rows.locate_row(i)  # raises IndexError behind the last one, which ends an iteration
         return f"{shard.name} row {row}"
 
 
-def all_rows(shards: Sequence[Shard], labels: Indices) -> Rows:
+def select_all_rows(shards: Sequence[Shard], labels: Indices) -> ImageRows:
     """Every row of some files."""
-    return Rows(tuple(shards), np.arange(len(labels)), labels)
+    return ImageRows(tuple(shards), np.arange(len(labels)), labels)
 
 
-def joined_rows(parts: Sequence[Rows]) -> Rows:
+def concatenate_rows(splits: Sequence[ImageRows]) -> ImageRows:
     """Several parts as one."""
-    before = np.cumsum([0, *(sum(map(len, part.shards)) for part in parts)])
-    numbers = np.concatenate([part.numbers + start for part, start in zip(parts, before[:-1], strict=True)])
-    shards = tuple(shard for part in parts for shard in part.shards)
-    return Rows(shards, numbers, np.concatenate([part.labels for part in parts]))
+    starts = np.cumsum([0, *(sum(map(len, split.shards)) for split in splits)])
+    row_indices = np.concatenate([split.row_indices + start for split, start in zip(splits, starts[:-1], strict=True)])
+    shards = tuple(shard for split in splits for shard in split.shards)
+    return ImageRows(shards, row_indices, np.concatenate([split.labels for split in splits]))

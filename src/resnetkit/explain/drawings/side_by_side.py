@@ -16,32 +16,32 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from resnetkit.architecture.operations import (
-    AveragePooling,
-    Convolution,
-    FullyConnected,
-    GlobalAverage,
-    MaxPooling,
+    AvgPoolOp,
+    ConvOp,
+    GlobalAvgPoolOp,
+    LinearOp,
+    MaxPoolOp,
     Shape,
-    ZeroPad,
+    ZeroPadOp,
 )
-from resnetkit.architecture.plan import Node, Place, Plan
+from resnetkit.architecture.plan import Node, Plan, Section
 from resnetkit.architecture.summary import describe_shortcut
 from resnetkit.errors import UsageError
 from resnetkit.explain import describe as words
 from resnetkit.html import svg
 
-TALLEST = 1800.0  # pixels, as long as there is something left to fold
-_BELOW = 100.0  # of which the legend may take so many
-_FOLDS = (10_000, 20, 10, 6, 5, 4, 3, 2)  # equal blocks in a row that are drawn once, from this number on
+MAX_HEIGHT = 1800.0  # pixels, as long as there is something left to fold
+_LEGEND_HEIGHT = 100.0  # of which the legend may take so many
+_FOLD_THRESHOLDS = (10_000, 20, 10, 6, 5, 4, 3, 2)  # equal blocks in a row that are drawn once, from this number on
 
-_INK, _SOFT, _LINE, _BAND = "#1c2733", "#5d6b7a", "#b4bec8", "#f5f7fa"
-_STEM, _THIN = "#dfe5ec", "#eceff3"
-_STAGES = ("#ddd3fa", "#c9eed8", "#fbd5de", "#cbe3fb", "#f8ebad", "#d3f0f2")
-_IDENTITY, _PROJECTION, _PADDED = "#8b98a5", "#d9480f", "#1864ab"
+_TEXT_COLOR, _MUTED_COLOR, _LINE_COLOR, _BAND_COLOR = "#1c2733", "#5d6b7a", "#b4bec8", "#f5f7fa"
+_STEM_COLOR, _THIN_COLOR = "#dfe5ec", "#eceff3"
+_STAGE_COLORS = ("#ddd3fa", "#c9eed8", "#fbd5de", "#cbe3fb", "#f8ebad", "#d3f0f2")
+_IDENTITY_COLOR, _PROJECTION_COLOR, _PADDED_COLOR = "#8b98a5", "#d9480f", "#1864ab"
 
-_MARGIN, _GUTTER, _HEADING, _BULGE = 20.0, 36.0, 92.0, 34.0
-_INNER, _BETWEEN, _PAD = 6.0, 15.0, 15.0  # between convolutions, between blocks, at both ends of a size of map
-_LETTERS, _SMALL = 12.0, 11.0
+_MARGIN, _GUTTER, _HEADING_HEIGHT, _ARC_WIDTH = 20.0, 36.0, 92.0, 34.0
+_OP_GAP, _BLOCK_GAP, _BAND_PAD = 6.0, 15.0, 15.0  # between convolutions, between blocks, at both ends of a size of map
+_FONT_SIZE, _SMALL_FONT_SIZE = 12.0, 11.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class _Box:
     label: str
     note: str
     size: Shape
-    colour: str
+    color: str
     gap: float
 
     @property
@@ -67,7 +67,7 @@ class _Arc:
     first: int
     last: int
     kind: str
-    mark: str
+    label: str
     note: str
 
 
@@ -90,144 +90,156 @@ class _Column:
     arcs: list[_Arc] = field(default_factory=list)
     folds: list[_Fold] = field(default_factory=list)
     tops: list[float] = field(default_factory=list)
-    middle: float = 0.0
+    center: float = 0.0
 
     @property
-    def heading(self) -> tuple[str, str, str, str]:
+    def heading_lines(self) -> tuple[str, str, str, str]:
         counts = f"{self.plan.params:,} params", f"{self.plan.macs:,} MACs"
         return self.name, f"depth {self.plan.depth:,}", *counts
 
     @property
-    def box(self) -> float:
+    def box_width(self) -> float:
         """How wide its boxes are."""
-        return max(76.0, *(_room(box.label, _LETTERS) + 16 for box in self.boxes))
+        return max(76.0, *(_estimate_text_width(box.label, _FONT_SIZE) + 16 for box in self.boxes))
 
     @property
-    def left(self) -> float:
+    def left_width(self) -> float:
         """What it takes on the left of its middle."""
-        return max(self.box / 2 + 46.0 * bool(self.folds), self._title)
+        return max(self.box_width / 2 + 46.0 * bool(self.folds), self._half_heading_width)
 
     @property
-    def right(self) -> float:
+    def right_width(self) -> float:
         """What it takes on the right of its middle."""
-        marks = max((_BULGE + _room(arc.mark, _SMALL) for arc in self.arcs), default=0.0)
-        return max(self.box / 2 + marks, self._title)
+        label_width = max(
+            (_ARC_WIDTH + _estimate_text_width(arc.label, _SMALL_FONT_SIZE) for arc in self.arcs), default=0.0
+        )
+        return max(self.box_width / 2 + label_width, self._half_heading_width)
 
     @property
-    def _title(self) -> float:
-        name, *rest = self.heading
-        return max(_room(name, 16.5), *(_room(line, _LETTERS) for line in rest)) / 2
+    def _half_heading_width(self) -> float:
+        name, *rest = self.heading_lines
+        return max(_estimate_text_width(name, 16.5), *(_estimate_text_width(line, _FONT_SIZE) for line in rest)) / 2
 
-    def bottom(self, box: int) -> float:
-        return self.tops[box] + self.boxes[box].height
+    def get_bottom(self, index: int) -> float:
+        return self.tops[index] + self.boxes[index].height
 
 
-def figure(plans: Mapping[str, Plan]) -> str:
+def draw_side_by_side(plans: Mapping[str, Plan]) -> str:
     """An SVG document: a column for each network, by its name. Without a network it raises `UsageError`."""
     if not plans:
         raise UsageError("there is no network to draw", where="figure", fix="name one or more")
-    for least in _FOLDS:
-        columns = [_column(_shown(name), plan, least) for name, plan in plans.items()]
-        bands = _bands(columns)
-        if bands[-1].end + _BELOW <= TALLEST:
+    for fold_threshold in _FOLD_THRESHOLDS:
+        columns = [_build_column(_format_heading(name), plan, fold_threshold) for name, plan in plans.items()]
+        bands = _layout_bands(columns)
+        if bands[-1].bottom + _LEGEND_HEIGHT <= MAX_HEIGHT:
             break
-    return _document(columns, bands)
+    return _build_document(columns, bands)
 
 
-def _shown(name: str) -> str:
+def _format_heading(name: str) -> str:
     """A name as a heading: what cannot be printed is a question mark, what is too long is cut."""
-    name = "".join(letter if letter.isprintable() else "?" for letter in name)
+    name = "".join(char if char.isprintable() else "?" for char in name)
     return name if len(name) <= 28 else name[:27] + "…"
 
 
 # ---------------------------------------------------------------------------------------------------- what is drawn
 
 
-def _column(name: str, plan: Plan, least: int) -> _Column:
+def _build_column(name: str, plan: Plan, fold_threshold: int) -> _Column:
     column = _Column(name, plan)
-    image = f"an image of {words.size(plan.input)}"
-    column.boxes.append(_Box("image", "image", image, plan.input[1:], "none", 0.0))
-    stage = 0
+    note = f"an image of {words.format_shape(plan.input)}"
+    column.boxes.append(_Box("image", "image", note, plan.input[1:], "none", 0.0))
+    stage_index = 0
     for child in plan.root.children:
-        if isinstance(child, Place) and child.role == "stage":
-            _draw_stage(column, child, _STAGES[stage % len(_STAGES)], least)
-            stage += 1
+        if isinstance(child, Section) and child.role == "stage":
+            _draw_stage(column, child, _STAGE_COLORS[stage_index % len(_STAGE_COLORS)], fold_threshold)
+            stage_index += 1
         else:
-            _draw_nodes(column, child.nodes, _STEM)
+            _draw_nodes(column, child.nodes, _STEM_COLOR)
     return column
 
 
-def _draw_stage(column: _Column, stage: Place, colour: str, least: int) -> None:
+def _draw_stage(column: _Column, stage: Section, color: str, fold_threshold: int) -> None:
     """Runs of ``least`` or more equal blocks are drawn once."""
-    for _, run in groupby(stage.children, words.signature):
+    for _, run in groupby(stage.children, words.compute_signature):
         parts = list(run)
-        drawn = parts[:1] if len(parts) >= least else parts
-        first = len(column.boxes)
-        each = f"{words.listed([part.path for part in parts])}, each like " if len(drawn) < len(parts) else ""
-        for part in drawn:
-            _draw_part(column, part, colour, each)
-        if each:
-            column.folds.append(_Fold(first, len(column.boxes) - 1, len(parts)))
+        drawn_parts = parts[:1] if len(parts) >= fold_threshold else parts
+        first_box = len(column.boxes)
+        prefix = (
+            f"{words.format_path_range([part.path for part in parts])}, each like "
+            if len(drawn_parts) < len(parts)
+            else ""
+        )
+        for part in drawn_parts:
+            _draw_part(column, part, color, prefix)
+        if prefix:
+            column.folds.append(_Fold(first_box, len(column.boxes) - 1, len(parts)))
 
 
-def _draw_part(column: _Column, part: Place | Node, colour: str, each: str) -> None:
+def _draw_part(column: _Column, part: Section | Node, color: str, prefix: str) -> None:
     """A block with its shortcut, or whatever else stands in a stage."""
-    first = len(column.boxes)
-    shortcut = words.shortcut_of(part)
-    _draw_nodes(column, words.ways(part), colour, each, apart=shortcut is not None)
-    if shortcut and len(column.boxes) > first:
+    first_box = len(column.boxes)
+    shortcut = words.find_shortcut(part)
+    _draw_nodes(column, words.select_main_path(part), color, prefix, has_shortcut=shortcut is not None)
+    if shortcut and len(column.boxes) > first_box:
         kind = describe_shortcut(shortcut)
-        note = f"{each}{shortcut.path}: {kind}, {shortcut.reason}, {_costs(shortcut)}"
-        column.arcs.append(_Arc(first, len(column.boxes) - 1, kind, _mark(shortcut), note))
+        note = f"{prefix}{shortcut.path}: {kind}, {shortcut.reason}, {_format_costs(shortcut)}"
+        column.arcs.append(_Arc(first_box, len(column.boxes) - 1, kind, _format_arc_label(shortcut), note))
 
 
-def _mark(shortcut: Place) -> str:
+def _format_arc_label(shortcut: Section) -> str:
     """What is written beside an arc that is more than the input itself."""
-    told = [_added(node.op) if isinstance(node.op, ZeroPad) else _label(node) for node in shortcut.nodes if _kind(node)]
-    return ", ".join(told)
+    labels = [
+        _format_zero_pad(node.op) if isinstance(node.op, ZeroPadOp) else _format_label(node)
+        for node in shortcut.nodes
+        if _classify_node(node)
+    ]
+    return ", ".join(labels)
 
 
-def _added(op: ZeroPad) -> str:
+def _format_zero_pad(op: ZeroPadOp) -> str:
     return f"{op.before + op.after} zeros" + f", /{op.stride}" * (op.stride > 1)
 
 
-def _draw_nodes(column: _Column, nodes: Sequence[Node], colour: str, before: str = "", *, apart: bool = False) -> None:
+def _draw_nodes(
+    column: _Column, nodes: Sequence[Node], color: str, prefix: str = "", *, has_shortcut: bool = False
+) -> None:
     """A box each; several in a row, and those with a shortcut, stand ``apart`` from what comes before."""
-    drawn = [node for node in nodes if _kind(node)]
-    for i, node in enumerate(drawn):
-        tint = _THIN if _kind(node) == "thin" else colour
-        note = f"{before}{node.path}: {node.op}, {_costs(node)}"
-        gap = _BETWEEN if i == 0 and (apart or len(drawn) > 1) else _INNER
-        column.boxes.append(_Box(_kind(node), _label(node), note, node.output[1:], tint, gap))
+    drawn_nodes = [node for node in nodes if _classify_node(node)]
+    for i, node in enumerate(drawn_nodes):
+        fill = _THIN_COLOR if _classify_node(node) == "thin" else color
+        note = f"{prefix}{node.path}: {node.op}, {_format_costs(node)}"
+        gap = _BLOCK_GAP if i == 0 and (has_shortcut or len(drawn_nodes) > 1) else _OP_GAP
+        column.boxes.append(_Box(_classify_node(node), _format_label(node), note, node.output[1:], fill, gap))
 
 
-def _kind(node: Node) -> str:
+def _classify_node(node: Node) -> str:
     """``conv``, ``linear`` or ``thin``; empty for what is not drawn: norms, and what neither weighs nor reshapes."""
-    if isinstance(node.op, Convolution):
+    if isinstance(node.op, ConvOp):
         return "conv"
-    if isinstance(node.op, FullyConnected):
+    if isinstance(node.op, LinearOp):
         return "linear"
-    costs = node.params or node.input != node.output or isinstance(node.op, MaxPooling | AveragePooling)
-    return "thin" if costs and not isinstance(node.op, words.QUIET) else ""
+    is_visible = node.params or node.input != node.output or isinstance(node.op, MaxPoolOp | AvgPoolOp)
+    return "thin" if is_visible and not isinstance(node.op, words.MINOR_OPS) else ""
 
 
-def _label(node: Node) -> str:
+def _format_label(node: Node) -> str:
     match node.op:
-        case Convolution() as op:
-            more = f", /{op.stride}" * (op.stride > 1) + f", dilation {op.dilation}" * (op.dilation > 1)
-            return f"{op.kernel}x{op.kernel}, {op.outputs}" + f", {op.groups} groups" * (op.groups > 1) + more
-        case FullyConnected() as op:
-            return f"linear, {op.outputs}"
-        case MaxPooling(kernel, stride) | AveragePooling(kernel, stride):
-            name = "max pool" if isinstance(node.op, MaxPooling) else "average pool"
+        case ConvOp() as op:
+            suffix = f", /{op.stride}" * (op.stride > 1) + f", dilation {op.dilation}" * (op.dilation > 1)
+            return f"{op.kernel}x{op.kernel}, {op.out_channels}" + f", {op.groups} groups" * (op.groups > 1) + suffix
+        case LinearOp() as op:
+            return f"linear, {op.out_features}"
+        case MaxPoolOp(kernel, stride) | AvgPoolOp(kernel, stride):
+            name = "max pool" if isinstance(node.op, MaxPoolOp) else "average pool"
             return f"{name} {kernel}x{kernel}" + f", /{stride}" * (stride > 1)
-        case GlobalAverage():
+        case GlobalAvgPoolOp():
             return "average"
     return str(node.op).split(",")[0][:24]
 
 
-def _costs(part: Place | Node) -> str:
-    return f"{words.size(part.output)}, {part.params:,} params, {part.macs:,} MACs"
+def _format_costs(part: Section | Node) -> str:
+    return f"{words.format_shape(part.output)}, {part.params:,} params, {part.macs:,} MACs"
 
 
 # ------------------------------------------------------------------------------------------------- where it is drawn
@@ -239,38 +251,38 @@ class _Band:
 
     size: Shape
     top: float
-    end: float
+    bottom: float
 
 
-def _bands(columns: Sequence[_Column]) -> list[_Band]:
+def _layout_bands(columns: Sequence[_Column]) -> list[_Band]:
     """One for each size, the largest first; every box gets its place. A vector comes last."""
     bands: list[_Band] = []
-    top = _HEADING
-    for size in sorted({box.size for column in columns for box in column.boxes}, key=_area, reverse=True):
-        end = max(_stack(column, size, top + _PAD) for column in columns) + _PAD
-        bands.append(_Band(size, top, end))
-        top = end
+    top = _HEADING_HEIGHT
+    for size in sorted({box.size for column in columns for box in column.boxes}, key=_get_sort_key, reverse=True):
+        bottom = max(_stack_boxes(column, size, top + _BAND_PAD) for column in columns) + _BAND_PAD
+        bands.append(_Band(size, top, bottom))
+        top = bottom
     for column in columns:
-        _sink(column, {band.size: band.end - _PAD for band in bands})
+        _push_down(column, {band.size: band.bottom - _BAND_PAD for band in bands})
     return bands
 
 
-def _sink(column: _Column, ends: Mapping[Shape, float]) -> None:
+def _push_down(column: _Column, band_bottoms: Mapping[Shape, float]) -> None:
     """Of a block that shrinks the map on its way, put the first boxes down to where the next size begins."""
     for arc in column.arcs:
         size = column.boxes[arc.first].size
-        above = [i for i in range(arc.first, arc.last + 1) if column.boxes[i].size == size]
-        if above[-1] < arc.last:
-            free = ends[size] - column.bottom(above[-1])
-            for i in above:
-                column.tops[i] += free
+        indices = [i for i in range(arc.first, arc.last + 1) if column.boxes[i].size == size]
+        if indices[-1] < arc.last:
+            offset = band_bottoms[size] - column.get_bottom(indices[-1])
+            for i in indices:
+                column.tops[i] += offset
 
 
-def _area(size: Shape) -> tuple[int, Shape]:
+def _get_sort_key(size: Shape) -> tuple[int, Shape]:
     return (size[0] * size[1] if len(size) == 2 else 0), size
 
 
-def _stack(column: _Column, size: Shape, top: float) -> float:
+def _stack_boxes(column: _Column, size: Shape, top: float) -> float:
     """Put the boxes of one size below each other; where they end."""
     if not column.tops:
         column.tops = [0.0] * len(column.boxes)
@@ -282,125 +294,136 @@ def _stack(column: _Column, size: Shape, top: float) -> float:
     return y
 
 
-def _room(text: str, letters: float) -> float:
+def _estimate_text_width(text: str, font_size: float) -> float:
     """How wide a text gets, at most; wide letters are as wide as they are high."""
-    return sum(letters * (1.0 if ord(letter) > 0x2E7F else 0.62) for letter in text)
+    return sum(font_size * (1.0 if ord(char) > 0x2E7F else 0.62) for char in text)
 
 
 # --------------------------------------------------------------------------------------------------------- the marks
 
 
-def _document(columns: Sequence[_Column], bands: Sequence[_Band]) -> str:
-    x = _MARGIN + max(_room(_size(band.size), _LETTERS) for band in bands)
+def _build_document(columns: Sequence[_Column], bands: Sequence[_Band]) -> str:
+    x = _MARGIN + max(_estimate_text_width(_format_size(band.size), _FONT_SIZE) for band in bands)
     for column in columns:
-        column.middle = x + _GUTTER + column.left
-        x = column.middle + column.right
+        column.center = x + _GUTTER + column.left_width
+        x = column.center + column.right_width
     width = max(x + _MARGIN, 460.0)
-    legend, height = _legend(columns, width, bands[-1].end + 30)
-    paper = svg.element("rect", width=width, height=height, rx=10, fill="#ffffff")
-    marks = [mark for column in columns for mark in _marks(column)]
+    legend, height = _draw_legend(columns, width, bands[-1].bottom + 30)
+    background = svg.build_element("rect", width=width, height=height, rx=10, fill="#ffffff")
+    marks = [mark for column in columns for mark in _draw_column(column)]
     label = "The networks " + ", ".join(column.name for column in columns) if len(columns) > 1 else columns[0].name
-    shades = [mark for i, band in enumerate(bands) for mark in _shade(band, width, shaded=i % 2 == 0)]
-    return svg.document(width, height, label, paper, *shades, *marks, *legend) + "\n"
+    shading = [mark for i, band in enumerate(bands) for mark in _draw_band(band, width, is_shaded=i % 2 == 0)]
+    return svg.build_svg(width, height, label, background, *shading, *marks, *legend) + "\n"
 
 
-def _size(size: Shape) -> str:
-    return words.size(size) or "vector"
+def _format_size(size: Shape) -> str:
+    return words.format_shape(size) or "vector"
 
 
-def _shade(band: _Band, width: float, *, shaded: bool) -> Iterator[str]:
-    if shaded:
-        yield svg.element("rect", x=0.0, y=band.top, width=width, height=band.end - band.top, fill=_BAND)
-    middle = (band.top + band.end) / 2 + 4
-    yield svg.words(_size(band.size), _MARGIN, middle, fill=_SOFT, font_size=_LETTERS, font_weight=600)
+def _draw_band(band: _Band, width: float, *, is_shaded: bool) -> Iterator[str]:
+    if is_shaded:
+        yield svg.build_element("rect", x=0.0, y=band.top, width=width, height=band.bottom - band.top, fill=_BAND_COLOR)
+    y = (band.top + band.bottom) / 2 + 4
+    yield svg.build_text(_format_size(band.size), _MARGIN, y, fill=_MUTED_COLOR, font_size=_FONT_SIZE, font_weight=600)
 
 
-def _marks(column: _Column) -> Iterator[str]:
-    for i, line in enumerate(column.heading):
-        style = {"fill": _SOFT, "font_size": _LETTERS} if i else {"fill": _INK, "font_size": 15, "font_weight": 600}
-        yield svg.words(line, column.middle, 26.0 + 17 * i, text_anchor="middle", **style)
-    yield from (_flow(column, i) for i in range(1, len(column.boxes)))
-    yield from (_arc(column, arc) for arc in column.arcs)
-    yield from (_box(column, i) for i in range(len(column.boxes)))
-    yield from (_bracket(column, fold) for fold in column.folds)
+def _draw_column(column: _Column) -> Iterator[str]:
+    for i, line in enumerate(column.heading_lines):
+        style = (
+            {"fill": _MUTED_COLOR, "font_size": _FONT_SIZE}
+            if i
+            else {"fill": _TEXT_COLOR, "font_size": 15, "font_weight": 600}
+        )
+        yield svg.build_text(line, column.center, 26.0 + 17 * i, text_anchor="middle", **style)
+    yield from (_draw_arrow(column, i) for i in range(1, len(column.boxes)))
+    yield from (_draw_arc(column, arc) for arc in column.arcs)
+    yield from (_draw_box(column, i) for i in range(len(column.boxes)))
+    yield from (_draw_fold(column, fold) for fold in column.folds)
 
 
-def _flow(column: _Column, i: int) -> str:
+def _draw_arrow(column: _Column, i: int) -> str:
     """The line from a box to the next, with an arrow's head."""
-    x, start, end = column.middle, column.bottom(i - 1), column.tops[i]
-    head = f"M {x - 3:.1f} {end - 4.5:.1f} L {x:.1f} {end - 0.5:.1f} L {x + 3:.1f} {end - 4.5:.1f}"
-    return svg.element("path", d=f"M {x:.1f} {start:.1f} V {end - 1:.1f} {head}", fill="none", stroke=_LINE)
-
-
-def _box(column: _Column, i: int) -> str:
-    box, top, wide = column.boxes[i], column.tops[i], column.box
-    border = {"stroke": _LINE, "stroke_dasharray": "3 3"} if box.kind == "image" else {"stroke": "#8795a3"}
-    frame = svg.element("rect", svg.title(box.note), x=column.middle - wide / 2, y=top, width=wide, height=box.height,
-                        rx=3, fill=box.colour, stroke_width=0.8, data_part=box.kind, **border)  # fmt: skip
-    letters = _LETTERS if box.height > 16 else _LETTERS - 1.5
-    told = svg.words(box.label, column.middle, top + box.height / 2 + letters * 0.36, text_anchor="middle",
-                     fill=_INK, font_size=letters, pointer_events="none")  # fmt: skip
-    return svg.element("g", frame, told)
-
-
-def _arc(column: _Column, arc: _Arc) -> str:
-    """From the line above the block, around its boxes, to the line below, where a dot stands for the addition."""
-    x, edge = column.middle, column.middle + column.box / 2
-    start, end, far = column.tops[arc.first] - 5, column.bottom(arc.last) + 5, edge + _BULGE
-    way = (
-        f"M {x:.1f} {start:.1f} H {edge:.1f} C {far:.1f} {start:.1f} {far:.1f} {end:.1f} {edge:.1f} {end:.1f} H {x:.1f}"
+    x, start, end = column.center, column.get_bottom(i - 1), column.tops[i]
+    arrow_head = f"M {x - 3:.1f} {end - 4.5:.1f} L {x:.1f} {end - 0.5:.1f} L {x + 3:.1f} {end - 4.5:.1f}"
+    return svg.build_element(
+        "path", d=f"M {x:.1f} {start:.1f} V {end - 1:.1f} {arrow_head}", fill="none", stroke=_LINE_COLOR
     )
-    line = svg.element("path", svg.title(arc.note), d=way, fill="none", data_part="arc", **_style(arc.kind))
-    dot = svg.element("circle", cx=x, cy=end, r=2.6, fill=_style(arc.kind)["stroke"])
-    told = svg.words(arc.mark, edge + _BULGE * 0.75 + 5, (start + end) / 2 + 4, font_size=_SMALL,
-                     fill=_style(arc.kind)["stroke"]) if arc.mark else ""  # fmt: skip
-    return svg.element("g", line, dot, told)
 
 
-def _style(kind: str) -> dict[str, str]:
+def _draw_box(column: _Column, i: int) -> str:
+    box, top, width = column.boxes[i], column.tops[i], column.box_width
+    border = {"stroke": _LINE_COLOR, "stroke_dasharray": "3 3"} if box.kind == "image" else {"stroke": "#8795a3"}
+    frame = svg.build_element("rect", svg.build_title(box.note), x=column.center - width / 2, y=top, width=width, height=box.height,
+                        rx=3, fill=box.color, stroke_width=0.8, data_part=box.kind, **border)  # fmt: skip
+    font_size = _FONT_SIZE if box.height > 16 else _FONT_SIZE - 1.5
+    label = svg.build_text(box.label, column.center, top + box.height / 2 + font_size * 0.36, text_anchor="middle",
+                     fill=_TEXT_COLOR, font_size=font_size, pointer_events="none")  # fmt: skip
+    return svg.build_element("g", frame, label)
+
+
+def _draw_arc(column: _Column, arc: _Arc) -> str:
+    """From the line above the block, around its boxes, to the line below, where a dot stands for the addition."""
+    x, edge = column.center, column.center + column.box_width / 2
+    start, end, control_x = column.tops[arc.first] - 5, column.get_bottom(arc.last) + 5, edge + _ARC_WIDTH
+    path = f"M {x:.1f} {start:.1f} H {edge:.1f} C {control_x:.1f} {start:.1f} {control_x:.1f} {end:.1f} {edge:.1f} {end:.1f} H {x:.1f}"
+    line = svg.build_element(
+        "path", svg.build_title(arc.note), d=path, fill="none", data_part="arc", **_get_arc_style(arc.kind)
+    )
+    dot = svg.build_element("circle", cx=x, cy=end, r=2.6, fill=_get_arc_style(arc.kind)["stroke"])
+    label = svg.build_text(arc.label, edge + _ARC_WIDTH * 0.75 + 5, (start + end) / 2 + 4, font_size=_SMALL_FONT_SIZE,
+                     fill=_get_arc_style(arc.kind)["stroke"]) if arc.label else ""  # fmt: skip
+    return svg.build_element("g", line, dot, label)
+
+
+def _get_arc_style(kind: str) -> dict[str, str]:
     """Grey is the input itself, dashed what was changed to fit: with weights in orange, without in blue."""
     if kind == "identity":
-        return {"stroke": _IDENTITY, "stroke_width": "1.4"}
-    colour = _PROJECTION if "projection" in kind else _PADDED
-    return {"stroke": colour, "stroke_width": "1.9", "stroke_dasharray": "6 3"}
+        return {"stroke": _IDENTITY_COLOR, "stroke_width": "1.4"}
+    color = _PROJECTION_COLOR if "projection" in kind else _PADDED_COLOR
+    return {"stroke": color, "stroke_width": "1.9", "stroke_dasharray": "6 3"}
 
 
-def _bracket(column: _Column, fold: _Fold) -> str:
-    x, top, end = column.middle - column.box / 2 - 5, column.tops[fold.first] - 2, column.bottom(fold.last) + 2
-    line = svg.element("path", d=f"M {x:.1f} {top:.1f} h -4 V {end:.1f} h 4", fill="none", stroke=_INK)
-    told = svg.words(f"x {fold.count}", x - 8, (top + end) / 2 + 4, text_anchor="end", fill=_INK,
-                     font_size=_LETTERS, font_weight=600)  # fmt: skip
-    return svg.element("g", line, told)
+def _draw_fold(column: _Column, fold: _Fold) -> str:
+    x, top, end = (
+        column.center - column.box_width / 2 - 5,
+        column.tops[fold.first] - 2,
+        column.get_bottom(fold.last) + 2,
+    )
+    line = svg.build_element("path", d=f"M {x:.1f} {top:.1f} h -4 V {end:.1f} h 4", fill="none", stroke=_TEXT_COLOR)
+    label = svg.build_text(f"x {fold.count}", x - 8, (top + end) / 2 + 4, text_anchor="end", fill=_TEXT_COLOR,
+                     font_size=_FONT_SIZE, font_weight=600)  # fmt: skip
+    return svg.build_element("g", line, label)
 
 
 # ------------------------------------------------------------------------------------------------------- the legend
 
 
-def _legend(columns: Sequence[_Column], width: float, top: float) -> tuple[list[str], float]:
+def _draw_legend(columns: Sequence[_Column], width: float, top: float) -> tuple[list[str], float]:
     """What the marks mean, line by line; and where it ends."""
     marks, x, y = [], _MARGIN, top
-    for kind, label in _entries(columns):
-        wide = 30 + _room(label, _LETTERS) + 18
-        if x > _MARGIN and x + wide > width:
+    for kind, label in _collect_legend_entries(columns):
+        entry_width = 30 + _estimate_text_width(label, _FONT_SIZE) + 18
+        if x > _MARGIN and x + entry_width > width:
             x, y = _MARGIN, y + 22
-        marks += [_sample(kind, x, y), svg.words(label, x + 30, y, fill=_SOFT, font_size=_LETTERS)]
-        x += wide
+        marks += [_draw_sample(kind, x, y), svg.build_text(label, x + 30, y, fill=_MUTED_COLOR, font_size=_FONT_SIZE)]
+        x += entry_width
     return marks, y + 20
 
 
-def _entries(columns: Sequence[_Column]) -> list[tuple[str, str]]:
+def _collect_legend_entries(columns: Sequence[_Column]) -> list[tuple[str, str]]:
     """(sample, words) of what is in the picture: colours, kinds of shortcuts, folds."""
-    stages = max(len(words.stages(column.plan)) for column in columns)
-    found = [(_STAGES[i], f"stage{i + 1}") for i in range(min(stages, len(_STAGES)))]
+    n_stages = max(len(words.list_stages(column.plan)) for column in columns)
+    entries = [(_STAGE_COLORS[i], f"stage{i + 1}") for i in range(min(n_stages, len(_STAGE_COLORS)))]
     kinds = {arc.kind for column in columns for arc in column.arcs}
-    found += [
-        (kind, _KINDS.get(kind, f"shortcut: {kind}")) for kind in sorted(kinds, key=lambda k: (k != "identity", k))
+    entries += [
+        (kind, _SHORTCUT_LABELS.get(kind, f"shortcut: {kind}"))
+        for kind in sorted(kinds, key=lambda k: (k != "identity", k))
     ]
-    folded = any(column.folds for column in columns)
-    return found + [("fold", "so many equal blocks in a row, drawn once")] * folded
+    has_folds = any(column.folds for column in columns)
+    return entries + [("fold", "so many equal blocks in a row, drawn once")] * has_folds
 
 
-_KINDS = {
+_SHORTCUT_LABELS = {
     "identity": "shortcut: the input itself",
     "projection": "shortcut with a 1x1 convolution",
     "pooled projection": "shortcut with an average pool and a 1x1 convolution",
@@ -409,10 +432,10 @@ _KINDS = {
 }
 
 
-def _sample(kind: str, x: float, y: float) -> str:
+def _draw_sample(kind: str, x: float, y: float) -> str:
     if kind.startswith("#"):
-        return svg.element("rect", x=x, y=y - 11, width=24, height=13, rx=3, fill=kind, stroke="#8795a3",
+        return svg.build_element("rect", x=x, y=y - 11, width=24, height=13, rx=3, fill=kind, stroke="#8795a3",
                            stroke_width=0.8)  # fmt: skip
     if kind == "fold":
-        return svg.words("x 2", x, y, fill=_INK, font_size=_LETTERS, font_weight=600)
-    return svg.element("line", x1=x, x2=x + 24, y1=y - 4, y2=y - 4, **_style(kind))
+        return svg.build_text("x 2", x, y, fill=_TEXT_COLOR, font_size=_FONT_SIZE, font_weight=600)
+    return svg.build_element("line", x1=x, x2=x + 24, y1=y - 4, y2=y - 4, **_get_arc_style(kind))

@@ -21,17 +21,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resnetkit.errors import ResnetkitWarning, extra_missing
+from resnetkit.errors import ResnetkitWarning, missing_extra_error
 from resnetkit.serialization import to_data
 from resnetkit.training.recipe import Recipe
-from resnetkit.training.run_folder import Epoch, Prepared, Step, Watch
+from resnetkit.training.run_folder import EpochMetrics, EventCallback, RunSetup, StepMetrics
 
-FOLDER = "trackers"
-_NEEDS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "wandb": ("wandb",)}
-_MOST_WAITING = 2**22  # bytes for a tracker that does not read
-_PATIENCE, _SHORT_PATIENCE = 60.0, 15.0  # seconds for the last lines: ordinarily, and for a person who waits
-_NOWHERE = "http://127.0.0.1:9"  # where no proxy is
-_SETTINGS = {
+TRACKERS_FOLDER = "trackers"
+_PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "wandb": ("wandb",)}
+_MAX_PENDING_BYTES = 2**22  # bytes for a tracker that does not read
+_CLOSE_TIMEOUT, _INTERRUPTED_CLOSE_TIMEOUT = (
+    60.0,
+    15.0,
+)  # seconds for the last lines: ordinarily, and for a person who waits
+_DEAD_PROXY = "http://127.0.0.1:9"  # where no proxy is
+_FIXED_VARIABLES = {
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -43,135 +46,139 @@ _SETTINGS = {
     "WANDB_SILENT": "true",
     "WANDB_X_DISABLE_MACHINE_INFO": "true",
     "WANDB_X_DISABLE_STATS": "true",
-    **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), _NOWHERE),
+    **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), _DEAD_PROXY),
 }
-_HOMES = (
+_HOME_VARIABLES = (
     "HOME", "USERPROFILE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "WANDB_DIR",
     "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR",
 )  # fmt: skip
-_STRANGE = ("WANDB_", "MLFLOW_", "TENSORBOARD_")  # variables of the user's that could send a run elsewhere
+_REMOVED_PREFIXES = ("WANDB_", "MLFLOW_", "TENSORBOARD_")  # variables of the user's that could send a run elsewhere
 
 
-def require(names: tuple[str, ...]) -> None:
+def check_trackers_installed(names: tuple[str, ...]) -> None:
     """Raise `MachineError` with the command that installs it where the extra of a tracker is missing."""
     for name in names:
-        lacking = next((package for package in _NEEDS[name] if importlib.util.find_spec(package) is None), None)
-        if lacking:
-            raise extra_missing(lacking, name)
+        missing = next((package for package in _PACKAGES[name] if importlib.util.find_spec(package) is None), None)
+        if missing:
+            raise missing_extra_error(missing, name)
 
 
 @contextlib.contextmanager
-def tracking(prepared: Prepared, steps: int) -> Iterator[Watch]:
+def track(prepared_run: RunSetup, global_step: int) -> Iterator[EventCallback]:
     """Something that watches a run, ``steps`` of which have been made, and tells its trackers; they end with it."""
-    followers = [_Follower(name, prepared, steps) for name in prepared.recipe.trackers]
-    patience = _PATIENCE
+    processes = [_TrackerProcess(name, prepared_run, global_step) for name in prepared_run.recipe.trackers]
+    timeout = _CLOSE_TIMEOUT
     try:
-        yield _Teller(followers, steps)
+        yield _EventForwarder(processes, global_step)
     except KeyboardInterrupt:
-        patience = _SHORT_PATIENCE
+        timeout = _INTERRUPTED_CLOSE_TIMEOUT
         raise
     finally:
-        _close(followers, patience)
+        _close_processes(processes, timeout)
 
 
-def _close(followers: list[_Follower], patience: float) -> None:
-    deadline = time.monotonic() + patience
+def _close_processes(processes: list[_TrackerProcess], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
     try:
-        for follower in followers:
-            follower.finish(deadline)
+        for process in processes:
+            process.finish(deadline)
     finally:
-        for follower in followers:
-            follower.kill()
+        for process in processes:
+            process.kill()
 
 
-class _Teller:
+class _EventForwarder:
     """From events to (step of the run, names and values)."""
 
-    def __init__(self, followers: list[_Follower], steps: int) -> None:
-        self.followers, self.steps = followers, steps
+    def __init__(self, processes: list[_TrackerProcess], global_step: int) -> None:
+        self.processes, self.global_step = processes, global_step
 
-    def __call__(self, event: Prepared | Step | Epoch) -> None:
-        if isinstance(event, Prepared):
+    def __call__(self, event: RunSetup | StepMetrics | EpochMetrics) -> None:
+        if isinstance(event, RunSetup):
             return
-        if isinstance(event, Step):
-            self.steps += 1
-        line = json.dumps({"step": self.steps, "values": _values(event)})
-        for follower in self.followers:
-            follower.tell(line)
+        if isinstance(event, StepMetrics):
+            self.global_step += 1
+        line = json.dumps({"step": self.global_step, "values": _extract_metrics(event)})
+        for process in self.processes:
+            process.send_line(line)
 
 
-def _values(event: Step | Epoch) -> dict[str, float]:
-    if isinstance(event, Step):
-        told = {
+def _extract_metrics(event: StepMetrics | EpochMetrics) -> dict[str, float]:
+    if isinstance(event, StepMetrics):
+        metrics = {
             "loss": event.loss,
             "accuracy": event.accuracy,
             "lr": event.lr,
             "images_per_second": event.images_per_second,
         }
-        return {f"train/{name}": value for name, value in told.items()}
+        return {f"train/{name}": value for name, value in metrics.items()}
     return {"epoch": event.epoch, "val/loss": event.val_loss, "val/accuracy": event.val_accuracy}
 
 
-class _Follower:
+class _TrackerProcess:
     """One tracker's process. Whatever happens to it, ``tell`` neither raises nor waits."""
 
-    def __init__(self, name: str, prepared: Prepared, steps: int) -> None:
-        self.name, self.waiting, self.lost = name, b"", False
-        self.folder = (prepared.out / FOLDER / name).absolute()
+    def __init__(self, name: str, prepared_run: RunSetup, global_step: int) -> None:
+        self.name, self.pending, self.has_failed = name, b"", False
+        self.folder = (prepared_run.out / TRACKERS_FOLDER / name).absolute()
         self.process: subprocess.Popen[bytes] | None = None
         try:
-            self.process = self._begun()
+            self.process = self._spawn()
         except OSError as error:
-            self._lose(f"it cannot be started: {error}")
-        run = {"name": prepared.out.absolute().name, "settings": _settings(prepared.recipe), "step": steps}
-        self.tell(json.dumps(run))
+            self._give_up(f"it cannot be started: {error}")
+        header = {
+            "name": prepared_run.out.absolute().name,
+            "settings": _flatten_recipe(prepared_run.recipe),
+            "step": global_step,
+        }
+        self.send_line(json.dumps(header))
 
-    def _begun(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> subprocess.Popen[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-P", "-m", "resnetkit.training.trackers.worker", self.name, str(self.folder)],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(self.folder), start_new_session=True,
+                stdin=subprocess.PIPE, stdout=log, stderr=log, env=_build_environment(self.folder), start_new_session=True,
             )  # fmt: skip
         assert process.stdin  # noqa: S101 - for mypy
         os.set_blocking(process.stdin.fileno(), False)
         return process
 
-    def tell(self, line: str) -> None:
+    def send_line(self, line: str) -> None:
         """Now, or with a later line if it does not read."""
-        if self.lost:
+        if self.has_failed:
             return
-        self.waiting += line.encode() + b"\n"
-        self._send()
-        if len(self.waiting) > _MOST_WAITING:
-            self._lose("it does not read what it is told")
+        self.pending += line.encode() + b"\n"
+        self._flush()
+        if len(self.pending) > _MAX_PENDING_BYTES:
+            self._give_up("it does not read what it is told")
 
-    def _send(self) -> None:
+    def _flush(self) -> None:
         """As much as it takes without waiting."""
         assert self.process and self.process.stdin  # noqa: S101 - for mypy
         try:
-            while self.waiting:
-                self.waiting = self.waiting[os.write(self.process.stdin.fileno(), self.waiting) :]
+            while self.pending:
+                self.pending = self.pending[os.write(self.process.stdin.fileno(), self.pending) :]
         except BlockingIOError:
             pass
         except OSError:
-            self._lose(self._last_words())
+            self._give_up(self._read_last_log_line())
 
     def finish(self, deadline: float) -> None:
         """The last lines, and its end."""
-        while not self.lost and self.waiting and time.monotonic() < deadline:
+        while not self.has_failed and self.pending and time.monotonic() < deadline:
             time.sleep(0.02)
-            self._send()
-        if self.lost or not self.process or not self.process.stdin:
+            self._flush()
+        if self.has_failed or not self.process or not self.process.stdin:
             return
         self.process.stdin.close()
         try:
             code = self.process.wait(max(0.01, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._lose("it does not come to its end")
+            self._give_up("it does not come to its end")
         else:
             if code:
-                self._lose(self._last_words())
+                self._give_up(self._read_last_log_line())
 
     def kill(self) -> None:
         """With whatever it started; one that has ended has nothing left."""
@@ -183,34 +190,34 @@ class _Follower:
                     os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
 
-    def _last_words(self) -> str:
+    def _read_last_log_line(self) -> str:
         try:
             lines = (self.folder / "log.txt").read_text("utf-8", "replace").strip().splitlines()
         except OSError:
             lines = []
         return lines[-1][:300] if lines else "it ended"
 
-    def _lose(self, why: str) -> None:
+    def _give_up(self, reason: str) -> None:
         """One warning, and it is left alone."""
-        self.lost, self.waiting = True, b""
-        told = f"the tracker {self.name} is left alone, as {why}; metrics.jsonl has everything"
-        warnings.warn(told, ResnetkitWarning, stacklevel=2)
+        self.has_failed, self.pending = True, b""
+        message = f"the tracker {self.name} is left alone, as {reason}; metrics.jsonl has everything"
+        warnings.warn(message, ResnetkitWarning, stacklevel=2)
 
 
-def _environment(home: Path) -> dict[str, str]:
+def _build_environment(home: Path) -> dict[str, str]:
     """The user's, with everything that would lead out of a folder turned into it."""
-    theirs = {name: value for name, value in os.environ.items() if not name.startswith(_STRANGE)}
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {**theirs, **dict.fromkeys(_HOMES, str(home)), **_SETTINGS, "PYTHONPATH": path}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_REMOVED_PREFIXES)}
+    python_path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {**inherited, **dict.fromkeys(_HOME_VARIABLES, str(home)), **_FIXED_VARIABLES, "PYTHONPATH": python_path}
 
 
-def _settings(recipe: Recipe) -> dict[str, str]:
-    return dict(_flat(to_data(recipe)))
+def _flatten_recipe(recipe: Recipe) -> dict[str, str]:
+    return dict(_flatten(to_data(recipe)))
 
 
-def _flat(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
     for name, value in data.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{name}.")
+            yield from _flatten(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value if isinstance(value, str) else json.dumps(value)

@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-Values = Mapping[str, float]
+MetricValues = Mapping[str, float]
 
 
 class Tracker(Protocol):
     """What a library is asked for."""
 
-    def log(self, step: int, values: Values) -> None:
+    def log(self, step: int, values: MetricValues) -> None:
         """Numbers after a step of the run."""
 
     def close(self) -> None:
@@ -42,12 +42,12 @@ class TensorBoard:
         self._writer = EventFileWriter(str(folder))
         self._add(run["step"] + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def _add(self, step: int, **what: Any) -> None:
-        self._writer.add_event(self._event(wall_time=time.time(), step=step, **what))
+    def _add(self, step: int, **fields: Any) -> None:
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, **fields))
 
-    def log(self, step: int, values: Values) -> None:
-        told = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._add(step, summary=self._summary(value=told))
+    def log(self, step: int, values: MetricValues) -> None:
+        entries = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(step, summary=self._summary(value=entries))
 
     def close(self) -> None:
         self._writer.close()
@@ -62,24 +62,26 @@ class MLflow:
 
         self._metric = Metric
         self._client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-        self._id = _kept(folder / "id", lambda: self._begin(folder, run))
-        self._client.update_run(self._id, status="RUNNING")
+        self._run_id = _read_or_create_id(folder / "id", lambda: self._create_run(folder, run))
+        self._client.update_run(self._run_id, status="RUNNING")
         params = [Param(name, value[:500]) for name, value in run["settings"].items()]
-        known = self._client.get_run(self._id).data.params  # one that is there cannot be changed
-        self._client.log_batch(self._id, params=[param for param in params if param.key not in known])
+        existing = self._client.get_run(self._run_id).data.params  # one that is there cannot be changed
+        self._client.log_batch(self._run_id, params=[param for param in params if param.key not in existing])
 
-    def _begin(self, folder: Path, run: Mapping[str, Any]) -> str:
-        found = self._client.get_experiment_by_name("resnetkit")
-        number = found.experiment_id if found else self._client.create_experiment("resnetkit", folder.as_uri())
-        return str(self._client.create_run(number, run_name=run["name"]).info.run_id)
+    def _create_run(self, folder: Path, run: Mapping[str, Any]) -> str:
+        experiment = self._client.get_experiment_by_name("resnetkit")
+        experiment_id = (
+            experiment.experiment_id if experiment else self._client.create_experiment("resnetkit", folder.as_uri())
+        )
+        return str(self._client.create_run(experiment_id, run_name=run["name"]).info.run_id)
 
-    def log(self, step: int, values: Values) -> None:
-        now = int(time.time() * 1000)
-        told = [self._metric(name, value, now, step) for name, value in values.items()]
-        self._client.log_batch(self._id, metrics=told)
+    def log(self, step: int, values: MetricValues) -> None:
+        timestamp_ms = int(time.time() * 1000)
+        entries = [self._metric(name, value, timestamp_ms, step) for name, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=entries)
 
     def close(self) -> None:
-        self._client.set_terminated(self._id)
+        self._client.set_terminated(self._run_id)
 
 
 class WeightsAndBiases:
@@ -88,46 +90,46 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         import wandb
 
-        known = _kept(folder / "id", lambda: uuid.uuid4().hex[:8])
-        how = {"project": "resnetkit", "name": run["name"], "config": run["settings"], "dir": str(folder)}
-        self._run = wandb.init(id=known, mode="offline", **how)
+        run_id = _read_or_create_id(folder / "id", lambda: uuid.uuid4().hex[:8])
+        options = {"project": "resnetkit", "name": run["name"], "config": run["settings"], "dir": str(folder)}
+        self._run = wandb.init(id=run_id, mode="offline", **options)
 
-    def log(self, step: int, values: Values) -> None:
+    def log(self, step: int, values: MetricValues) -> None:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         self._run.finish()
 
 
-KINDS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
     "wandb": WeightsAndBiases,
 }
 
 
-def _kept(path: Path, make: Callable[[], str]) -> str:
+def _read_or_create_id(path: Path, create: Callable[[], str]) -> str:
     """What a tracker calls the run, which is the same when the run is resumed."""
     if not path.exists():
-        path.write_text(make(), encoding="utf-8")
+        path.write_text(create(), encoding="utf-8")
     return path.read_text(encoding="utf-8")
 
 
-def _lines() -> Iterator[Any]:
+def _read_lines() -> Iterator[Any]:
     """What comes in; a line that was cut off with its writer is the end."""
     for line in sys.stdin:
         if line.endswith("\n"):
             yield json.loads(line)
 
 
-def main(name: str, folder: str) -> None:
+def run_tracker(name: str, folder: str) -> None:
     """Until the input ends."""
-    lines = _lines()
-    tracker = KINDS[name](Path(folder), next(lines))
+    lines = _read_lines()
+    tracker = TRACKERS[name](Path(folder), next(lines))
     for line in lines:
         tracker.log(line["step"], line["values"])
     tracker.close()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_tracker(*sys.argv[1:])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from resnetkit.engines import base as engine
 
-REAL = dict(engine.KINDS)
+REAL = dict(engine.ENGINE_SPECS)
 
 
 @dataclass
@@ -17,8 +17,8 @@ class Bent:
     bend: object
 
     @property
-    def choice(self):
-        return self.inner.choice
+    def config(self):
+        return self.inner.config
 
     def __call__(self, pixels):
         return self.bend(self.inner(pixels))
@@ -27,12 +27,12 @@ class Bent:
 def bent(bend):
     class Backend:
         @staticmethod
-        def make(network, artefact, precision, pixels):
-            REAL["openvino"].backend().make(network, artefact, precision, pixels)
+        def export_artifact(network, artifact, precision, pixels):
+            REAL["openvino"].import_backend().export_artifact(network, artifact, precision, pixels)
 
         @staticmethod
-        def open(folder, artefact, choice):
-            return Bent(REAL["openvino"].backend().open(folder, artefact, choice), bend)
+        def load_engine(folder, artifact, config):
+            return Bent(REAL["openvino"].import_backend().load_engine(folder, artifact, config), bend)
 
     return Backend
 
@@ -53,20 +53,20 @@ def slow(logits):
 
 
 class Raises:
-    make = staticmethod(raising)
+    export_artifact = staticmethod(raising)
 
 
 class Sleeps(bent(None)):
     @staticmethod
-    def open(folder, artefact, choice):
-        if choice.batch > 1:
+    def load_engine(folder, artifact, config):
+        if config.batch_size > 1:
             time.sleep(1000)
-        return REAL["openvino"].backend().open(folder, artefact, choice)
+        return REAL["openvino"].import_backend().load_engine(folder, artifact, config)
 
 
 class Hangs(Sleeps):
     @staticmethod
-    def make(network, artefact, precision, pixels):
+    def export_artifact(network, artifact, precision, pixels):
         time.sleep(1000)
 
 
@@ -81,17 +81,17 @@ BACKENDS = {
 }
 
 
-class Kind(engine.Kind):
-    def backend(self):
+class Kind(engine.EngineSpec):
+    def import_backend(self):
         return BACKENDS[self.module]
 
 
 CUTS = ((1, None), (4, 1))
 FAKES = {
-    "loud": Kind("loud", ("openvino",), ("int8", "int8-body", "fp32"), cuts=CUTS),
-    **{name: Kind(name, ("openvino",), ("fp32",), cuts=CUTS) for name in BACKENDS if name != "loud"},
-    "devices": Kind("loud", ("openvino",), ("fp32",), cuts=CUTS, devices=("cpu", "cuda")),
+    "loud": Kind("loud", ("openvino",), ("int8", "int8-body", "fp32"), layouts=CUTS),
+    **{name: Kind(name, ("openvino",), ("fp32",), layouts=CUTS) for name in BACKENDS if name != "loud"},
+    "devices": Kind("loud", ("openvino",), ("fp32",), layouts=CUTS, devices=("cpu", "cuda")),
     "absent": Kind("loud", ("no_such_package",), ("fp32",), "openvino"),
 }
-engine.KINDS.clear()
-engine.KINDS.update(FAKES)
+engine.ENGINE_SPECS.clear()
+engine.ENGINE_SPECS.update(FAKES)

@@ -21,7 +21,7 @@ IMAGENET = {
     "plain34": (21_623_848, 3_644_493_824),
     "resnet34_c": (22_716_840, 3_830_747_136),
 }
-_A = {
+_OPTION_A = {
     20: (269_722, 40_551_040),
     32: (464_154, 68_862_592),
     44: (658_586, 97_174_144),
@@ -29,16 +29,16 @@ _A = {
     110: (1_727_962, 252_887_680),
     1202: (19_421_274, 2_829_238_912),
 }
-_B = {20: (272_474, 40_813_184), 32: (466_906, None), 44: (661_338, None), 56: (855_770, None)}
-_B |= {110: (1_730_714, None), 1202: (19_424_026, None)}
-_C = {20: (283_962, None), 32: (489_594, None), 44: (695_226, None), 56: (900_858, None)}
-_C |= {110: (1_826_202, None), 1202: (20_538_714, None)}
+_OPTION_B = {20: (272_474, 40_813_184), 32: (466_906, None), 44: (661_338, None), 56: (855_770, None)}
+_OPTION_B |= {110: (1_730_714, None), 1202: (19_424_026, None)}
+_OPTION_C = {20: (283_962, None), 32: (489_594, None), 44: (695_226, None), 56: (900_858, None)}
+_OPTION_C |= {110: (1_826_202, None), 1202: (20_538_714, None)}
 CIFAR = {
-    **{f"resnet{depth}": counts for depth, counts in _A.items()},
-    **{f"resnet{depth}_a_end": counts for depth, counts in _A.items()},
-    **{f"plain{depth}": counts for depth, counts in _A.items() if depth < 1000},
-    **{f"resnet{depth}_b": counts for depth, counts in _B.items()},
-    **{f"resnet{depth}_c": counts for depth, counts in _C.items()},
+    **{f"resnet{depth}": counts for depth, counts in _OPTION_A.items()},
+    **{f"resnet{depth}_a_end": counts for depth, counts in _OPTION_A.items()},
+    **{f"plain{depth}": counts for depth, counts in _OPTION_A.items() if depth < 1000},
+    **{f"resnet{depth}_b": counts for depth, counts in _OPTION_B.items()},
+    **{f"resnet{depth}_c": counts for depth, counts in _OPTION_C.items()},
     "cifar_resnet18": (11_173_962, 555_422_720),
     "cifar_resnet34": (21_282_122, None),
     "cifar_resnet50": (23_520_842, None),
@@ -47,13 +47,13 @@ CIFAR = {
 }
 CIFAR_100_A = {20: 275_572, 32: 470_004, 44: 664_436, 56: 858_868, 110: 1_733_812, 1202: 19_427_124}
 # after stage 1 to 4 (torchvision's stride, then the paper's)
-FIELDS = {
+RECEPTIVE_FIELDS = {
     "resnet18": (43, 99, 211, 435),
     "resnet34": (59, 179, 547, 899),
     "resnet50": (35, 91, 267, 427),
     "resnet50_v1": (35, 99, 291, 483),
 }
-LAST_FIELD = {"resnet101": 971, "resnet101_v1": 1027, "resnet152": 1451, "resnet152_v1": 1507}
+LAST_RECEPTIVE_FIELD = {"resnet101": 971, "resnet101_v1": 1027, "resnet152": 1451, "resnet152_v1": 1507}
 BATCH_NORM_CHANNELS = {
     "resnet18": 4_800,
     "resnet34": 8_512,
@@ -64,7 +64,7 @@ BATCH_NORM_CHANNELS = {
 STATE_ENTRIES = {"resnet18": 122, "resnet34": 218, "resnet50": 320, "resnet101": 626, "resnet152": 932}
 
 # timm's results tables and closed forms that agree with them; VGG by torchvision; Keras without moving statistics
-FAMILY = {
+FAMILY_PARAMS = {
     "resnet10t": 5_435_488, "resnet14t": 10_081_632, "resnet18d": 11_708_744, "resnet34d": 21_816_904,
     "resnet26": 15_995_176, "resnet26d": 16_014_408, "resnet26t": 16_011_872, "resnet50c": 25_576_264,
     "resnet50d": 25_576_264, "resnet50s": 25_680_808, "resnet50t": 25_573_728, "resnet101d": 44_568_392,

@@ -1,0 +1,1 @@
+"""What tests share: tiny networks, published numbers, engines that stand in for real ones."""
