@@ -37,7 +37,9 @@ def align_table(table: Table, n_text_columns: int) -> str:
 def fit_table(
     table: Table, width: int, drop_first: Sequence[str], drop_last: Sequence[str] = (), ellipsis: str = "…"
 ) -> Table:
-    """Return ``table`` made to fit ``width``: shorten counts, drop columns, then truncate the widest column.
+    """Return ``table`` made to fit ``width``.
+
+    Shorten counts first, then drop columns, then truncate the widest column.
 
     Args:
         table: rows of cells; the first row holds the headings.
