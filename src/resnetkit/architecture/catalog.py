@@ -1,10 +1,12 @@
-"""Every network by name. A row is the spec itself, made of a few words; adding a model adds a row.
+"""The catalog: the spec of every network that has a name. A new model is a new row.
 
-Names: ``resnet50`` has the stride at the 3x3 (torchvision, v1.5), ``resnet50_v1`` at the first 1x1 (the paper);
-``resnet20`` is the paper's CIFAR network with option A (zeros on both sides), ``_a_end``, ``_b`` and ``_c`` the others;
-``cifar_resnet18`` has ImageNet's blocks behind a 3x3 stem; ``plain34`` has no shortcuts. ``resnet50d``,
-``resnetv2_50``, ``seresnet50`` and their like are timm's; ``keras_`` and ``caffe_`` networks differ in ways that shapes
-do not tell: strides, epsilon, biases, the edge of the pool.
+- ``resnet50`` has the stride at the 3x3 (torchvision, v1.5), ``resnet50_v1`` at the first 1x1 (the paper).
+- ``resnet20`` is the paper's CIFAR network with option A (zeros on both sides). ``_a_end`` has zeros at the end, ``_b``
+  and ``_c`` have options B and C.
+- ``cifar_resnet18`` has the stages for ImageNet after a 3x3 stem.
+- ``plain34`` has no shortcuts.
+- ``resnet50d``, ``resnetv2_50``, ``seresnet50`` and similar names are timm's.
+- ``keras_`` and ``caffe_`` networks differ in strides, epsilon, biases and the edge of the pool.
 
 This module imports no torch.
 """
@@ -64,7 +66,7 @@ STEMS_3X3 = {64: Stem((Conv(64, 3),), ()), 16: Stem((Conv(16, 3),), ())}
 def _make_stages(
     blocks: tuple[int, ...], channels: int, branches: list[Branch], **stage_fields: Any
 ) -> tuple[Stage, ...]:
-    """Stages that double the channels; all but the first halve the map."""
+    """Return stages that double the channels; all but the first halve the map."""
     return tuple(
         Stage(n, channels * 2**i, branch, FirstBlock(1 if i == 0 else 2), **stage_fields)
         for i, (n, branch) in enumerate(zip(blocks, branches, strict=True))
@@ -89,7 +91,7 @@ def _make_bottleneck(
 
 
 def _add_blur(network: Network) -> Network:
-    """Anti-aliased: a blur wherever the map is made smaller, shortcuts aside (timm's resnetblur)."""
+    """Add a blur wherever the map gets smaller, except in shortcuts (timm's resnetblur)."""
     stages = [
         replace(stage, reduce=BlurredFirstBlock(stage.reduce.stride)) if stage.reduce.stride > 1 else stage
         for stage in network.stages
@@ -98,14 +100,14 @@ def _add_blur(network: Network) -> Network:
 
 
 def _reduce_in_last_blocks(network: Network) -> Network:
-    """Each stage but the last makes the map smaller in its last block, for the next one (Keras's V2)."""
+    """Move the stride of each stage to the last block of the stage before it (Keras V2)."""
     n_stages = len(network.stages)
     stages = [replace(stage, reduce=LastBlock(2 if i < n_stages else 1)) for i, stage in enumerate(network.stages, 1)]
     return replace(network, stages=tuple(stages))
 
 
-def _make_vgg(*blocks: int, norm: Norm = NoNorm()) -> Network:  # noqa: B008  frozen
-    """ArXiv 1409.1556, table 1: 3x3 convolutions, a pool behind each stage, three linear layers."""
+def _make_vgg(*blocks: int, norm: Norm = NoNorm()) -> Network:  # noqa: B008  NoNorm is frozen
+    """Return a VGG (arXiv 1409.1556, table 1): 3x3 convolutions, a pool after each stage, linear layers."""
     stages = [
         Stage(n, channels, Chain((Step(channels),)), PoolAfter())
         for n, channels in zip(blocks, (64, 128, 256, 512, 512), strict=True)
@@ -114,14 +116,14 @@ def _make_vgg(*blocks: int, norm: Norm = NoNorm()) -> Network:  # noqa: B008  fr
 
 
 def _make_cifar(depth: int, shortcuts: Shortcuts | NoShortcuts) -> Network:
-    """The paper's section 4.2: 6n + 2 layers, 16, 32 and 64 channels."""
+    """Return a network of the paper's section 4.2: 6n + 2 layers with 16, 32 and 64 channels."""
     n = (depth - 2) // 6
     cifar_fields: dict[str, Any] = {"stem": STEMS_3X3[16], "head": Linear(10), "input": CIFAR_INPUT}
     return _make_basic(n, n, n, channels=16, shortcuts=shortcuts, **cifar_fields)
 
 
 def _adapt_to_cifar(network: Network) -> Network:
-    """ImageNet's stages behind a 3x3 stem without a pool (kuangliu's networks)."""
+    """Return the stages of an ImageNet network after a 3x3 stem without a pool (kuangliu's networks)."""
     return Network(network.stages, STEMS_3X3[64], Linear(10), CIFAR_INPUT)
 
 
@@ -218,19 +220,24 @@ CATALOG: dict[str, Network] = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that match a shell pattern, in the order of the rows; a word without a star matches inside a name."""
+    """Return the names that match a shell pattern, in the order of the catalog.
+
+    A pattern without wildcards matches any part of a name.
+    """
     glob_pattern = pattern if any(wildcard in pattern for wildcard in "*?[") else f"*{pattern}*"
     return [name for name in CATALOG if fnmatchcase(name, glob_pattern)]
 
 
 _WEIGHTS_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".safetensors", ".h5", ".keras", ".npz")
-_ALLOWED_SOURCES = "name a catalogue entry, a .toml or .json file, a model folder or a run folder"
+_ALLOWED_SOURCES = "use a name of the catalog, a .toml or .json file, a model folder or a run folder"
 
 
 def spec(source: str | Path | Network) -> Network:
-    """The spec of a name, or of a ``.toml`` or ``.json`` file; a spec is itself.
+    """Return the spec for a name of the catalog, a ``.toml`` or ``.json`` file, or a spec itself.
 
-    An unknown name raises `UsageError` with the nearest one, a faulty file `TextError` with every fault.
+    Raises:
+        UsageError: an unknown name (the error suggests a similar one), or a missing file.
+        TextError: with all faults of the file.
     """
     if isinstance(source, Network):
         return source
@@ -241,34 +248,26 @@ def spec(source: str | Path | Network) -> Network:
     if source not in CATALOG and (os.sep in str(source) or str(source).endswith(_WEIGHTS_SUFFIXES)):
         parent = Path(source).parent
         siblings = [str(entry) for entry in parent.iterdir()] if parent.is_dir() else []
-        raise UsageError(
-            "there is no such file or folder",
-            where=str(source),
-            fix=suggest_fix(str(source), siblings, _ALLOWED_SOURCES),
-        )
+        fix = suggest_fix(str(source), siblings, _ALLOWED_SOURCES)
+        raise UsageError("no such file or folder", where=str(source), fix=fix)
     if source not in CATALOG:
         fix = suggest_fix(str(source), list(CATALOG), "`resnetkit models` lists every name")
-        raise UsageError(f"there is no network called {str(source)!r}", where="model", fix=fix)
+        raise UsageError(f"unknown network {str(source)!r}", where="model", fix=fix)
     return CATALOG[str(source)]
 
 
 def get_network_name(source: str | Path | Network) -> str:
-    """What to call a network: its name, its file's stem, or the row that has its spec."""
+    """Return the name of a network: the given name, the stem of its file, or the row with its spec."""
     if isinstance(source, Network):
         return next((name for name, network in CATALOG.items() if network == source), "custom")
     return Path(source).stem
 
 
 def find_catalog_name(spec: Network) -> str:
-    """The name of the catalogue's network that differs in nothing but classes and size of image; else ``custom``."""
+    """Return the name of the network that differs only in classes and image size, or ``custom``."""
     n_classes = count_classes(spec.head)
-    candidates = (
-        (
-            name,
-            replace(
-                replace_classes(network, n_classes) if n_classes else replace(network, head=spec.head), input=spec.input
-            ),
-        )
-        for name, network in CATALOG.items()
-    )
-    return next((name for name, network in candidates if network == spec), "custom")
+    for name, network in CATALOG.items():
+        resized = replace(network, input=spec.input)
+        if spec == (replace_classes(resized, n_classes) if n_classes else replace(resized, head=spec.head)):
+            return name
+    return "custom"

@@ -1,4 +1,4 @@
-"""Which tensors an operation holds: names and shapes, known before any of them exists.
+"""The names and shapes of all tensors of a network, without building it.
 
 This module imports no torch.
 """
@@ -20,11 +20,14 @@ from resnetkit.architecture.spec import BatchNorm
 
 TensorShape = tuple[int, ...]
 TensorShapes = Mapping[str, TensorShape]
-STEM_WEIGHT = "stem.conv1.weight"  # what sees the channels of an image
+STEM_WEIGHT = "stem.conv1.weight"  # its shape depends on the channels of the image
 
 
 def get_op_tensor_shapes(op: Op) -> dict[str, TensorShape]:
-    """Tensor name -> shape, the statistics of a batch norm included. Convolutions are O I H W, linear layers O I."""
+    """Return tensor name -> shape of an operation, with the statistics of a batch norm.
+
+    Convolutions are (O, I, H, W), linear layers (O, I).
+    """
     match op:
         case ConvOp(n_in, n_out, kernel, groups=groups, bias=bias):
             weight = {"weight": (n_out, n_in // groups, kernel, kernel)}
@@ -48,7 +51,7 @@ def get_op_tensor_shapes(op: Op) -> dict[str, TensorShape]:
 
 
 def get_tensor_shapes(plan: Plan) -> dict[str, TensorShape]:
-    """``path.tensor`` -> shape for the whole network, in the order of the module's state dict."""
+    """Return ``path.tensor`` -> shape of a network, in the order of the module's state dict."""
     return {
         f"{node.path}.{name}": shape for node in plan.nodes for name, shape in get_op_tensor_shapes(node.op).items()
     }
