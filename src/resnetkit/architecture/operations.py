@@ -16,7 +16,6 @@ from resnetkit.architecture.spec import BatchNorm, GroupNorm
 Shape = tuple[int, ...]
 Window = tuple[int, int, int]
 Edge = Literal["padded", "zeros", "ceil"]
-_POINT_WINDOW: Window = (1, 1, 1)
 
 
 def compute_output_size(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
@@ -75,14 +74,20 @@ class _FreeOp:
         return 0
 
 
-class _PointwiseOp:
-    """An operation whose outputs depend on one input each; it keeps the shape."""
+class _PointOp:
+    """An operation without a window: each output depends on one position, or on all."""
 
     __slots__ = ()
 
     @property
     def window(self) -> Window:
-        return _POINT_WINDOW
+        return 1, 1, 1
+
+
+class _PointwiseOp(_PointOp):
+    """An operation whose outputs depend on one position each; it keeps the shape."""
+
+    __slots__ = ()
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return shape
@@ -258,12 +263,8 @@ class ZeroPadOp(_FreeOp):
 
 
 @dataclass(frozen=True, slots=True)
-class GlobalAvgPoolOp(_FreeOp):
+class GlobalAvgPoolOp(_FreeOp, _PointOp):
     """The average over the whole feature map."""
-
-    @property
-    def window(self) -> Window:
-        return _POINT_WINDOW
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return shape[:1]
@@ -273,14 +274,10 @@ class GlobalAvgPoolOp(_FreeOp):
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptiveAvgPoolOp(_FreeOp):
+class AdaptiveAvgPoolOp(_FreeOp, _PointOp):
     """Adaptive average pooling to ``side`` x ``side``, flattened to one vector."""
 
     side: int
-
-    @property
-    def window(self) -> Window:
-        return _POINT_WINDOW
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return (shape[0] * self.side**2,)
@@ -346,15 +343,11 @@ class EfficientChannelsOp(_PointwiseOp):
 
 
 @dataclass(frozen=True, slots=True)
-class LinearOp:
+class LinearOp(_PointOp):
     """A linear layer with a bias."""
 
     in_features: int
     out_features: int
-
-    @property
-    def window(self) -> Window:
-        return _POINT_WINDOW
 
     @property
     def params(self) -> int:

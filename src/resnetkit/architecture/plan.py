@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from resnetkit.architecture import operations as ops
+from resnetkit.architecture import spec as specs
 from resnetkit.architecture.catalog import spec as resolve_spec
 from resnetkit.architecture.operations import Op, Shape
 from resnetkit.architecture.rules import (
@@ -31,33 +32,7 @@ from resnetkit.architecture.rules import (
     has_weights,
     select_adapter,
 )
-from resnetkit.architecture.spec import (
-    MLP,
-    Adapter,
-    BatchNorm,
-    BlurredFirstBlock,
-    EfficientChannels,
-    Features,
-    FoldedNorm,
-    GroupNorm,
-    Identity,
-    Linear,
-    Network,
-    NoHead,
-    NoNorm,
-    NoShortcuts,
-    PoolAfter,
-    Pooled,
-    PooledProjection,
-    Projection,
-    SqueezeExcite,
-    Stage,
-    Step,
-    Subsampled,
-    ZeroPadded,
-    get_stride_at,
-    list_steps,
-)
+from resnetkit.architecture.spec import Network, Stage, Step, get_stride_at, list_steps
 from resnetkit.errors import Fault, SpecError, UsageError, find_closest
 
 Role = Literal[
@@ -308,7 +283,7 @@ def _add_network(spec: Network, builder: _PlanBuilder) -> None:
         stage_builder = _StageBuilder(spec, stage, builder, f"stage{i}", n_blocks, dilation)
         builder.build_section(stage_builder.path, "stage", stage_builder.add_blocks)
         dilation, n_blocks = stage_builder.dilation, n_blocks + stage.blocks
-    if not isinstance(spec.head, NoHead | Features):
+    if not isinstance(spec.head, specs.NoHead | specs.Features):
         builder.build_section("head", "head", partial(_add_head, spec, builder))
 
 
@@ -331,10 +306,10 @@ def _add_head(spec: Network, builder: _PlanBuilder) -> None:
         _add_norm(spec, builder, "head.norm", "head-norm")
         builder.add_node("head.act", "head-act", ops.ActivationOp(spec.activation))
     match spec.head:
-        case Linear(classes):
+        case specs.Linear(classes):
             builder.add_node("head.pool", "global-average", ops.GlobalAvgPoolOp())
             builder.add_node("head.linear", "classifier", ops.LinearOp(builder.shape[0], classes))
-        case MLP(classes, hidden, pool, dropout):
+        case specs.MLP(classes, hidden, pool, dropout):
             builder.add_node("head.pool", "average", ops.AdaptiveAvgPoolOp(pool))
             for i, width in enumerate(hidden, 1):
                 builder.add_node(f"head.linear{i}", "hidden", ops.LinearOp(builder.shape[0], width))
@@ -342,7 +317,7 @@ def _add_head(spec: Network, builder: _PlanBuilder) -> None:
                 if dropout:
                     builder.add_node(f"head.drop{i}", "head-drop", ops.DropoutOp(dropout))
             builder.add_node("head.linear", "classifier", ops.LinearOp(builder.shape[0], classes))
-        case Pooled():
+        case specs.Pooled():
             builder.add_node("head.pool", "global-average", ops.GlobalAvgPoolOp())
 
 
@@ -362,7 +337,7 @@ class _StageBuilder:
             path, stride = f"{self.path}.block{b}", get_block_stride(self.stage, b)
             self.builder.build_section(path, "block", partial(self.add_block, path, b, stride))
             self._update_dilation(stride)
-        if isinstance(self.stage.reduce, PoolAfter):
+        if isinstance(self.stage.reduce, specs.PoolAfter):
             stride = self.stage.reduce.stride
             op = ops.MaxPoolOp(stride, self._get_effective_stride(stride), self.dilation)
             self.builder.add_node(f"{self.path}.pool", "stage-pool", op)
@@ -385,7 +360,7 @@ class _StageBuilder:
         activated_builder = self.builder.fork()
         add_branch = partial(self.add_branch, f"{path}.branch", number, stride)
         self.builder.build_section(f"{path}.branch", "branch", add_branch)
-        if not isinstance(self.spec.shortcuts, NoShortcuts):
+        if not isinstance(self.spec.shortcuts, specs.NoShortcuts):
             adapter = select_adapter(self.spec.shortcuts, input_builder.shape[0], self.stage.channels, stride)
             shortcut_builder = activated_builder if has_weights(adapter) else input_builder
             add_parts = partial(self.add_shortcut, f"{path}.shortcut", adapter, shortcut_builder, stride)
@@ -404,7 +379,7 @@ class _StageBuilder:
         """Add the steps; if a stride turns into dilation, the steps after it are dilated."""
         steps, stride_position = list_steps(self.stage.branch, self.stage.channels), get_stride_at(self.stage.branch)
         effective_stride = self._get_effective_stride(stride)
-        is_blurred = isinstance(self.stage.reduce, BlurredFirstBlock) and stride > 1
+        is_blurred = isinstance(self.stage.reduce, specs.BlurredFirstBlock) and stride > 1
         for i, step in enumerate(steps, 1):
             is_last = i == len(steps)
             without_norm = is_last and _is_pre_activation(self.spec)
@@ -417,7 +392,7 @@ class _StageBuilder:
                 _add_norm(self.spec, self.builder, f"{path}.norm{i}", "branch-last-norm" if is_last else "branch-norm")
             if not is_last:
                 self.builder.add_node(f"{path}.act{i}", "branch-act", ops.ActivationOp(self.spec.activation))
-            if is_blurred and i == stride_position and isinstance(self.stage.reduce, BlurredFirstBlock):
+            if is_blurred and i == stride_position and isinstance(self.stage.reduce, specs.BlurredFirstBlock):
                 blur = ops.BlurOp(self.builder.shape[0], self.stage.reduce.blur, effective_stride, self.dilation)
                 self.builder.add_node(f"{path}.blur", "branch-blur", blur)
         self.add_branch_end(path, number)
@@ -427,9 +402,9 @@ class _StageBuilder:
         channels = self.builder.shape[0]
         for attention in self.stage.attention:
             match attention:
-                case SqueezeExcite(reduction):
+                case specs.SqueezeExcite(reduction):
                     op: Op = ops.SqueezeExciteOp(channels, compute_reduced_channels(channels, reduction))
-                case EfficientChannels():
+                case specs.EfficientChannels():
                     op = ops.EfficientChannelsOp(channels, compute_eca_kernel(channels))
             self.builder.add_node(f"{path}.attention", "branch-attention", op)
         n_blocks = sum(stage.blocks for stage in self.spec.stages)
@@ -437,7 +412,7 @@ class _StageBuilder:
         if rate:
             self.builder.add_node(f"{path}.drop", "branch-drop", ops.StochasticDepthOp(rate))
 
-    def add_shortcut(self, path: str, adapter: Adapter, builder: _PlanBuilder, stride: int) -> str:
+    def add_shortcut(self, path: str, adapter: specs.Adapter, builder: _PlanBuilder, stride: int) -> str:
         """Add the operations of a shortcut and return the reason for them.
 
         The stride of the spec decides, so that an atrous stage has the same shortcuts as the original.
@@ -445,23 +420,23 @@ class _StageBuilder:
         inputs, outputs, input_shape = builder.shape[0], self.stage.channels, builder.shape
         effective_stride = self._get_effective_stride(stride)
         match adapter:
-            case Identity():
+            case specs.Identity():
                 return f"{inputs} channels{_format_location(input_shape)} on both paths"
-            case ZeroPadded(side):
+            case specs.ZeroPadded(side):
                 n_zeros = outputs - inputs
                 n_leading = n_zeros // 2 if side == "both" else 0
                 op = ops.ZeroPadOp(n_leading, n_zeros - n_leading, effective_stride)
                 builder.add_node(f"{path}.pad", "shortcut-pad", op)
-            case Subsampled(kernel):
+            case specs.Subsampled(kernel):
                 builder.add_node(
                     f"{path}.pool", "shortcut-pool", ops.MaxPoolOp(kernel, effective_stride, self.dilation)
                 )
-            case PooledProjection():
+            case specs.PooledProjection():
                 if stride > 1:
                     pool = ops.AvgPoolOp(stride, effective_stride, self.dilation)
                     builder.add_node(f"{path}.pool", "shortcut-pool", pool)
                 self.add_projection(path, builder, 1)
-            case Projection():
+            case specs.Projection():
                 self.add_projection(path, builder, effective_stride)
         return self.describe_cause(input_shape, builder.shape, stride)
 
@@ -493,7 +468,7 @@ def _make_convolution(
     spec: Network, inputs: int, step: Step, stride: int, dilation: int = 1, *, without_norm: bool = False
 ) -> ops.ConvOp:
     """Return a convolution, without dilation if its kernel is 1; ``without_norm``: no norm follows it."""
-    is_norm_free = without_norm or isinstance(spec.norm, NoNorm | FoldedNorm)
+    is_norm_free = without_norm or isinstance(spec.norm, specs.NoNorm | specs.FoldedNorm)
     bias = is_norm_free if spec.bias == "without-norm" else spec.bias == "always"
     effective_dilation = dilation if step.kernel > 1 else 1
     return ops.ConvOp(inputs, step.channels, step.kernel, stride, effective_dilation, step.groups, bias)
@@ -501,10 +476,10 @@ def _make_convolution(
 
 def _add_norm(spec: Network, builder: _PlanBuilder, path: str, role: Role) -> None:
     match spec.norm:
-        case FoldedNorm(eps, momentum):
+        case specs.FoldedNorm(eps, momentum):
             if role in ("pre-norm", "head-norm"):
-                builder.add_node(path, role, ops.NormOp(BatchNorm(eps, momentum), builder.shape[0]))
-        case BatchNorm() | GroupNorm() as norm:
+                builder.add_node(path, role, ops.NormOp(specs.BatchNorm(eps, momentum), builder.shape[0]))
+        case specs.BatchNorm() | specs.GroupNorm() as norm:
             builder.add_node(path, role, ops.NormOp(norm, builder.shape[0]))
 
 

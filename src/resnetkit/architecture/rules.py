@@ -10,32 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from resnetkit.architecture.spec import (
-    MLP,
-    Adapter,
-    BatchNorm,
-    BlurredFirstBlock,
-    Chain,
-    Features,
-    FoldedNorm,
-    GroupNorm,
-    Identity,
-    LastBlock,
-    Linear,
-    Network,
-    NoNorm,
-    NoShortcuts,
-    PoolAfter,
-    PooledProjection,
-    Projection,
-    Shortcuts,
-    SqueezeExcite,
-    Stage,
-    Subsampled,
-    ZeroPadded,
-    get_stride_at,
-    list_steps,
-)
+from resnetkit.architecture import spec as specs
+from resnetkit.architecture.spec import Network, Shortcuts, Stage, get_stride_at, list_steps
 from resnetkit.errors import Fault, SpecError
 from resnetkit.serialization import find_type_faults, to_data
 
@@ -98,12 +74,12 @@ def _check_stages(spec: Network) -> Iterator[Fault]:
         yield from _check_range(f"stage{i}.blocks", stage.blocks, MAX_BLOCKS)
         yield from _check_range(f"stage{i}.channels", stage.channels, MAX_CHANNELS)
         yield from _check_range(f"stage{i}.reduce.stride", stage.reduce.stride, MAX_WINDOW)
-        if isinstance(stage.reduce, BlurredFirstBlock):
+        if isinstance(stage.reduce, specs.BlurredFirstBlock):
             yield from _check_odd(f"stage{i}.reduce.blur", stage.reduce.blur)
         if len(stage.attention) > 1:
             yield Fault(f"stage{i}.attention", f"{len(stage.attention)} layers", "one or none")
         for attention in stage.attention:
-            if isinstance(attention, SqueezeExcite):
+            if isinstance(attention, specs.SqueezeExcite):
                 yield from _check_range(f"stage{i}.attention.reduction", attention.reduction, MAX_CHANNELS)
 
 
@@ -122,12 +98,12 @@ def _check_branch(path: str, stage: Stage, in_channels: int) -> Iterator[Fault]:
     if chain[-1].channels != stage.channels:
         allowed = f"{stage.channels}, the stage's channels"
         yield Fault(f"{path}.step{len(chain)}.channels", str(chain[-1].channels), allowed)
-    if not isinstance(stage.branch, Chain):
+    if not isinstance(stage.branch, specs.Chain):
         yield from _check_range(f"{path}.width", stage.branch.width, MAX_CHANNELS)
     step_channels = in_channels
     for i, step in enumerate(chain, 1):
         step_path = path
-        if isinstance(stage.branch, Chain):
+        if isinstance(stage.branch, specs.Chain):
             step_path = f"{path}.step{i}"
             yield from _check_range(f"{step_path}.channels", step.channels, MAX_CHANNELS)
             yield from _check_odd(f"{step_path}.kernel", step.kernel)
@@ -143,7 +119,7 @@ def _check_groups(path: str, groups: int, in_channels: int, out_channels: int) -
 
 
 def _check_shortcuts(spec: Network) -> Iterator[Fault]:
-    if isinstance(spec.shortcuts, NoShortcuts):
+    if isinstance(spec.shortcuts, specs.NoShortcuts):
         return
     for i, (stage, in_channels) in enumerate(zip(spec.stages, list_stage_input_channels(spec), strict=True), 1):
         for b, channels, stride in _list_distinct_blocks(stage, in_channels):
@@ -161,14 +137,14 @@ def _list_distinct_blocks(stage: Stage, in_channels: int) -> Iterator[tuple[int,
         yield b, in_channels if b == 1 else stage.channels, get_block_stride(stage, b)
 
 
-def _suggest_adapters(adapter: Adapter, in_channels: int, out_channels: int, stride: int) -> str:
+def _suggest_adapters(adapter: specs.Adapter, in_channels: int, out_channels: int, stride: int) -> str:
     """Return the adapters that are possible if this one is not; "" if it is."""
-    if isinstance(adapter, Identity) and (in_channels != out_channels or stride > 1):
+    if isinstance(adapter, specs.Identity) and (in_channels != out_channels or stride > 1):
         subsampled = ", subsampled" if in_channels == out_channels else ""
         return f"an adapter: projection, pooled-projection, zero-padded{subsampled}"
-    if isinstance(adapter, ZeroPadded) and out_channels < in_channels:
+    if isinstance(adapter, specs.ZeroPadded) and out_channels < in_channels:
         return "projection or pooled-projection: zeros can add channels, not remove them"
-    if isinstance(adapter, Subsampled) and in_channels != out_channels:
+    if isinstance(adapter, specs.Subsampled) and in_channels != out_channels:
         return "projection, pooled-projection or zero-padded: a max pool keeps the channels"
     return ""
 
@@ -179,22 +155,22 @@ def _format_change(in_channels: int, out_channels: int, stride: int) -> str:
 
 
 def _check_adapters(spec: Network) -> Iterator[Fault]:
-    if isinstance(spec.shortcuts, NoShortcuts):
+    if isinstance(spec.shortcuts, specs.NoShortcuts):
         return
     for cause in ("wider", "smaller", "same"):
         adapter = getattr(spec.shortcuts, cause)
-        if isinstance(adapter, Subsampled):
+        if isinstance(adapter, specs.Subsampled):
             yield from _check_odd(f"shortcuts.{cause}.kernel", adapter.kernel)
 
 
 def _check_norm(spec: Network) -> Iterator[Fault]:
-    if not isinstance(spec.norm, NoNorm) and not spec.norm.eps > 0:
+    if not isinstance(spec.norm, specs.NoNorm) and not spec.norm.eps > 0:
         yield Fault("norm.eps", str(spec.norm.eps), "more than 0")
-    if isinstance(spec.norm, FoldedNorm) and spec.order == "conv-norm-act":
+    if isinstance(spec.norm, specs.FoldedNorm) and spec.order == "conv-norm-act":
         yield Fault("norm", "folded-norm", "no-norm, because every norm after a convolution can be folded")
-    if isinstance(spec.norm, BatchNorm | FoldedNorm) and not 0 <= spec.norm.momentum <= 1:
+    if isinstance(spec.norm, specs.BatchNorm | specs.FoldedNorm) and not 0 <= spec.norm.momentum <= 1:
         yield Fault("norm.momentum", str(spec.norm.momentum), "0 to 1")
-    if isinstance(spec.norm, GroupNorm):
+    if isinstance(spec.norm, specs.GroupNorm):
         yield from _check_group_norm(spec, spec.norm.groups)
 
 
@@ -211,15 +187,15 @@ def _check_group_norm(spec: Network, groups: int) -> Iterator[Fault]:
 
 
 def _check_head(spec: Network) -> Iterator[Fault]:
-    if isinstance(spec.head, Linear | MLP):
+    if isinstance(spec.head, specs.Linear | specs.MLP):
         yield from _check_range("head.classes", spec.head.classes, MAX_CLASSES)
-    if isinstance(spec.head, Features):
+    if isinstance(spec.head, specs.Features):
         n_stages, stages = len(spec.stages), spec.head.stages
         if list(stages) != sorted({i for i in stages if 1 <= i <= n_stages}) or stages[-1:] != (n_stages,):
             yield Fault(
                 "head.stages", str(list(stages)), f"stages of 1 to {n_stages} in ascending order, with {n_stages}"
             )
-    if isinstance(spec.head, MLP):
+    if isinstance(spec.head, specs.MLP):
         yield from _check_range("head.pool", spec.head.pool, MAX_WINDOW)
         yield from _check_fraction("head.dropout", spec.head.dropout)
         for i, width in enumerate(spec.head.hidden, 1):
@@ -230,7 +206,7 @@ def _check_head(spec: Network) -> Iterator[Fault]:
 
 def _check_stochastic_depth(spec: Network) -> Iterator[Fault]:
     yield from _check_fraction("stochastic_depth", spec.stochastic_depth)
-    if spec.stochastic_depth and isinstance(spec.shortcuts, NoShortcuts):
+    if spec.stochastic_depth and isinstance(spec.shortcuts, specs.NoShortcuts):
         yield Fault(
             "stochastic_depth", str(spec.stochastic_depth), "0, because a block without a shortcut has only its branch"
         )
@@ -285,7 +261,7 @@ def get_block_stride(stage: Stage, block: int) -> int:
         stage: the stage of the block.
         block: the number of the block, from 1.
     """
-    strided_block = {LastBlock: stage.blocks, PoolAfter: 0}.get(type(stage.reduce), 1)
+    strided_block = {specs.LastBlock: stage.blocks, specs.PoolAfter: 0}.get(type(stage.reduce), 1)
     return stage.reduce.stride if block == strided_block else 1
 
 
@@ -300,7 +276,7 @@ def find_shortcut_cause(in_channels: int, out_channels: int, stride: int) -> str
     return "wider" if in_channels != out_channels else "smaller" if stride > 1 else "same"
 
 
-def select_adapter(shortcuts: Shortcuts, in_channels: int, out_channels: int, stride: int) -> Adapter:
+def select_adapter(shortcuts: Shortcuts, in_channels: int, out_channels: int, stride: int) -> specs.Adapter:
     """Return the adapter of a block.
 
     Args:
@@ -309,13 +285,13 @@ def select_adapter(shortcuts: Shortcuts, in_channels: int, out_channels: int, st
         out_channels: the output channels of the block.
         stride: the stride of the block in the spec.
     """
-    adapter: Adapter = getattr(shortcuts, find_shortcut_cause(in_channels, out_channels, stride))
+    adapter: specs.Adapter = getattr(shortcuts, find_shortcut_cause(in_channels, out_channels, stride))
     return adapter
 
 
-def has_weights(adapter: Adapter) -> bool:
+def has_weights(adapter: specs.Adapter) -> bool:
     """Return True if a shortcut has weights; in a pre-activation block it then gets the activated map."""
-    return isinstance(adapter, Projection | PooledProjection)
+    return isinstance(adapter, specs.Projection | specs.PooledProjection)
 
 
 def compute_reduced_channels(channels: int, reduction: int) -> int:

@@ -8,19 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
+from resnetkit.architecture import spec as specs
 from resnetkit.architecture.operations import Shape
 from resnetkit.architecture.plan import Node, Plan, Section, parse_stage_number
-from resnetkit.architecture.spec import (
-    BlurredFirstBlock,
-    Bottleneck,
-    Branch,
-    Chain,
-    EfficientChannels,
-    Features,
-    NoShortcuts,
-    SqueezeExcite,
-    Stage,
-)
+from resnetkit.architecture.spec import Branch, Stage
 from resnetkit.errors import UsageError
 from resnetkit.formatting import align_table, pluralize
 
@@ -86,7 +77,11 @@ def format_summary_total(plan: Plan) -> str:
 def _format_feature_maps(plan: Plan) -> str:
     """Return the outputs of a backbone."""
     head = plan.spec.head
-    return f"; outputs the maps of {', '.join(f'stage{i}' for i in head.stages)}" if isinstance(head, Features) else ""
+    return (
+        f"; outputs the maps of {', '.join(f'stage{i}' for i in head.stages)}"
+        if isinstance(head, specs.Features)
+        else ""
+    )
 
 
 def format_summary(plan: Plan, depth: int = 1) -> str:
@@ -160,13 +155,13 @@ def _describe_operations(section: Section) -> str:
 
 def _describe_stage(stage: Stage, plan: Plan) -> str:
     details = [pluralize(stage.blocks, f"{_format_branch(stage.branch)} block"), *_list_branch_details(stage.branch)]
-    labels = {SqueezeExcite: "squeeze and excite", EfficientChannels: "channel attention"}
+    labels = {specs.SqueezeExcite: "squeeze and excite", specs.EfficientChannels: "channel attention"}
     details += [labels[type(layer)] for layer in stage.attention]
-    if stage.reduce.stride > 1 and isinstance(stage.reduce, BlurredFirstBlock):
+    if stage.reduce.stride > 1 and isinstance(stage.reduce, specs.BlurredFirstBlock):
         details.append("blurred")
     if stage.reduce.stride > 1 and stage.reduce.atrous:
         details.append(f"stride {stage.reduce.stride} kept as dilation")
-    if isinstance(plan.spec.shortcuts, NoShortcuts):
+    if isinstance(plan.spec.shortcuts, specs.NoShortcuts):
         details.append("no shortcuts")
     return ", ".join(details)
 
@@ -176,11 +171,11 @@ def _format_branch(branch: Branch) -> str:
 
 
 def _list_branch_details(branch: Branch) -> list[str]:
-    if isinstance(branch, Chain):
+    if isinstance(branch, specs.Chain):
         return []
     details = [f"width {branch.width}"]
-    if isinstance(branch, Bottleneck) and branch.groups > 1:
+    if isinstance(branch, specs.Bottleneck) and branch.groups > 1:
         details.append(f"{branch.groups} groups")
-    if isinstance(branch, Bottleneck) and branch.stride_at == 1:
+    if isinstance(branch, specs.Bottleneck) and branch.stride_at == 1:
         details.append("v1")
     return details
