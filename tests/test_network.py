@@ -20,36 +20,13 @@ from resnetkit.network.build import build
 from resnetkit.network.layers import Block, PlainBlock, StochasticDepth
 from resnetkit.weights.dialects import TORCHVISION
 
+from helpers.networks import fill_weights, make_images, randomize_norms
 from helpers.tiny import BASE, TINY, make_atrous
 
 TORCHVISION_NAMES = [
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
     "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
 ]  # fmt: skip
-
-
-def randomize(model, seed=0):
-    """Fill all weights and norm statistics with random numbers, so that no norm is the identity.
-
-    The numbers come from a small pool, because drawing a hundred million normal numbers takes seconds.
-    """
-    pool = torch.randn(100_003, generator=torch.Generator().manual_seed(seed))
-    for i, tensor in enumerate(model.state_dict().values()):
-        if tensor.is_floating_point():
-            n_repeats = tensor.numel() // len(pool) + 1
-            noise = pool.roll(i * 997).repeat(n_repeats)[: tensor.numel()].reshape(tensor.shape)
-            fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
-            tensor.copy_(noise * (2 / fan_in) ** 0.5 if tensor.ndim > 1 else 0.2 * noise)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
-            module.weight.data.abs_().add_(0.5)
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_var.abs_().add_(0.5)
-    return model.eval()
-
-
-def make_images(model, **kwargs):
-    return torch.randn(2, *model.plan.input, generator=torch.Generator().manual_seed(1), **kwargs)
 
 
 @functools.cache
@@ -66,7 +43,7 @@ def make_shallow(network):
 def test_logits_equal_those_of_torchvision(name):
     with torch.device("meta"):
         theirs = getattr(torchvision.models, name)(weights=None)
-    theirs = randomize(theirs.to_empty(device="cpu"))
+    theirs = fill_weights(theirs.to_empty(device="cpu"))
     state = theirs.state_dict()
     ours = build(name, device="meta")
     theirs_by_name = {key: state[foreign] for key, foreign in TORCHVISION.map_tensors(ours.plan).items()}
@@ -128,7 +105,7 @@ def test_atrous_network_equals_the_original_on_the_subsampled_grid(name, size):
     original = replace(TINY[name], head=s.NoHead(), input=(TINY[name].input[0], *size))
     for stages in {(2,), tuple(range(2, len(original.stages) + 1))}:
         dense = build(make_atrous(original, *stages), dtype=torch.float64)
-        sparse = randomize(build(original, dtype=torch.float64))
+        sparse = randomize_norms(build(original, dtype=torch.float64))
         dense.load_state_dict(sparse.state_dict())
         step = plan(original)[f"stage{len(original.stages)}"].stride // dense.plan.root.stride
         x = make_images(sparse, dtype=torch.float64)
@@ -145,7 +122,7 @@ def test_any_stages_may_be_atrous(name):
     last = base.stages[1]
     wider = replace(last, channels=2 * last.channels, branch=replace(last.branch, width=16))
     original = base if name == "basic-a" else replace(base, stages=(*base.stages, wider, wider))
-    sparse = randomize(build(original, dtype=torch.float64))
+    sparse = randomize_norms(build(original, dtype=torch.float64))
     x = make_images(sparse, dtype=torch.float64)
     numbers = range(2, len(original.stages) + 1)
     for stages in itertools.chain.from_iterable(itertools.combinations(numbers, n) for n in range(1, len(numbers) + 1)):
@@ -159,7 +136,7 @@ def test_any_stages_may_be_atrous(name):
 
 
 def test_blocks_read_like_the_formula():
-    model = randomize(build(TINY["bottleneck"]))
+    model = randomize_norms(build(TINY["bottleneck"]))
     block = model.stage2.block1
     assert isinstance(block, Block)
     x = torch.rand(2, *model.plan["stage2.block1"].input)
@@ -181,7 +158,7 @@ def test_option_a_adds_zeros_on_both_sides_or_at_the_end():
 
 
 def test_features():
-    model = randomize(build(BASE))
+    model = randomize_norms(build(BASE))
     x = make_images(model)
     features = model.extract_features(x, ["stem", "stage2"])
     assert list(features) == ["stem", "stage2"]
@@ -199,7 +176,7 @@ LAYER_KINDS = ["basic-a", "basic-d", "plain", "subsampled", "group-norm", "pre-l
 @pytest.mark.parametrize("name", LAYER_KINDS)
 def test_behaves_like_an_ordinary_module(name):
     spec = make_shallow(TINY[name])
-    model = randomize(build(spec))
+    model = randomize_norms(build(spec))
     x = make_images(model)
     expected = model(x)
     assert torch.equal(copy.deepcopy(model)(x), expected)
@@ -215,7 +192,7 @@ def test_behaves_like_an_ordinary_module(name):
 
 
 def test_compiled_module_computes_the_same():
-    model = randomize(build(make_shallow(TINY["basic-a"])))
+    model = randomize_norms(build(make_shallow(TINY["basic-a"])))
     x = make_images(model)
     torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), model(x))
 

@@ -162,16 +162,15 @@ def suggest_fix(query: str, candidates: Sequence[str], default: str = "") -> str
     return f"did you mean {matches[0]}?" if matches else default or f"one of {', '.join(candidates)}"
 
 
-def list_choices(query: object, choices: Iterable[str]) -> str:
+def list_choices(query: object, choices: Sequence[str]) -> str:
     """Return ``a, b, c (did you mean b?)``: all choices, and the one most like ``query``.
 
     Args:
         query: the value that the user wrote; only text can be similar to a choice.
         choices: the allowed words.
     """
-    names = list(choices)
-    matches = find_closest(query, names) if isinstance(query, str) else ()
-    return ", ".join(names) + (f" (did you mean {matches[0]}?)" if matches else "")
+    matches = find_closest(query, choices) if isinstance(query, str) else ()
+    return ", ".join(choices) + (f" (did you mean {matches[0]}?)" if matches else "")
 
 
 def missing_extra_error(package: str, extra: str) -> MachineError:

@@ -181,7 +181,7 @@ class _DataReader:
     def _read_choice(self, choices: tuple[Any, ...], data: Any, path: str) -> Any:
         if any(data == choice and type(data) is type(choice) for choice in choices):
             return data
-        return self._add_fault(path, _format_value(data), f"one of {list_choices(data, map(str, choices))}")
+        return self._add_fault(path, _format_value(data), f"one of {list_choices(data, [*map(str, choices)])}")
 
     def _read_tuple(self, args: tuple[Any, ...], data: Any, path: str) -> Any:
         is_variadic = len(args) == 2 and args[1] is Ellipsis
@@ -203,7 +203,7 @@ class _DataReader:
         tag = data.get("kind", field if field in members else _MISSING) if isinstance(data, dict) else data
         if not isinstance(tag, str) or tag not in members:
             location = _join_path(path, "kind") if isinstance(data, dict) else path
-            return self._add_fault(location, _format_value(tag), f"one of {list_choices(tag, members)}")
+            return self._add_fault(location, _format_value(tag), f"one of {list_choices(tag, list(members))}")
         fields_data = {key: value for key, value in data.items() if key != "kind"} if isinstance(data, dict) else {}
         if fields_data and field in members and not dataclasses.fields(members[tag]):
             tag = field  # a setting such as ema.decay contradicts the default no-ema

@@ -154,7 +154,8 @@ def _describe_operations(section: Section) -> str:
 
 
 def _describe_stage(stage: Stage, plan: Plan) -> str:
-    details = [pluralize(stage.blocks, f"{_format_branch(stage.branch)} block"), *_list_branch_details(stage.branch)]
+    kind = type(stage.branch).__name__.lower()
+    details = [pluralize(stage.blocks, f"{kind} block"), *_list_branch_details(stage.branch)]
     labels = {specs.SqueezeExcite: "squeeze and excite", specs.EfficientChannels: "channel attention"}
     details += [labels[type(layer)] for layer in stage.attention]
     if stage.reduce.stride > 1 and isinstance(stage.reduce, specs.BlurredFirstBlock):
@@ -164,10 +165,6 @@ def _describe_stage(stage: Stage, plan: Plan) -> str:
     if isinstance(plan.spec.shortcuts, specs.NoShortcuts):
         details.append("no shortcuts")
     return ", ".join(details)
-
-
-def _format_branch(branch: Branch) -> str:
-    return type(branch).__name__.lower()
 
 
 def _list_branch_details(branch: Branch) -> list[str]:
