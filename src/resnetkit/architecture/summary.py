@@ -116,11 +116,9 @@ def _collect_parts(part: Section | Node, depth: int) -> list[Section | Node]:
 
 
 def _make_row(plan: Plan, part: Section | Node) -> SummaryRow:
-    macs_share = part.macs / plan.macs if plan.macs else 0.0
-    description = describe_part(plan, part)
-    return SummaryRow(
-        part.path, description, part.output, part.params, part.macs, macs_share, part.receptive_field, part.stride
-    )
+    share = part.macs / plan.macs if plan.macs else 0.0
+    text = describe_part(plan, part)
+    return SummaryRow(part.path, text, part.output, part.params, part.macs, share, part.receptive_field, part.stride)
 
 
 def describe_part(plan: Plan, part: Section | Node) -> str:
