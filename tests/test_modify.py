@@ -10,8 +10,8 @@ from resnetkit import load, save, surgery
 from resnetkit.architecture import spec as s
 from resnetkit.commands.modify import _EDIT_BUILDERS
 from resnetkit.network.build import build
-from test_network import shaken
 
+from helpers.networks import randomize_norms as shaken
 from helpers.tiny import BASE, TINY
 
 DEEP = replace(BASE, stages=(*BASE.stages, s.Stage(2, 24, s.Basic(24), s.FirstBlock(2))), input=(3, 24, 26))

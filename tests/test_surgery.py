@@ -27,8 +27,8 @@ from resnetkit.network.build import build
 from resnetkit.network.layers import Backbone, CheckpointedStage
 from resnetkit.surgery import norms, strides, widths
 from resnetkit.surgery import transfer as carry
-from test_network import shaken
 
+from helpers.networks import randomize_norms as shaken
 from helpers.tiny import BASE, TINY, networks
 
 DEEP = replace(BASE, stages=(*BASE.stages, s.Stage(2, 24, s.Basic(24), s.FirstBlock(2))), input=(3, 24, 26))

@@ -213,7 +213,7 @@ class ResumableWriter:
     def _remove_empty(self) -> None:
         """Who has not come to a first row leaves nothing; once all stand, the name may be another command's."""
         with contextlib.suppress(OSError):
-            if not self._is_complete and self.part_path.lstat().st_size == 0:
+            if not (self._is_complete or (self.part_path.exists() and self.part_path.lstat().st_size)):
                 for path in (self.provenance_path, self.part_path):
                     with contextlib.suppress(OSError):
                         path.unlink()

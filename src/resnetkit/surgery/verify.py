@@ -130,6 +130,6 @@ def finish_edit(new_model: NetworkModule, *proofs: Verification) -> EditResult:
     if failed:
         message = "the change is not what it promises to be, so it was not made"
         fix = "numbers that are not finite keep nothing; else please report it"
-        failures = [str(proof).removeprefix("proved: ") for proof in failed]
+        failures = [str(proof).removeprefix("verified: ") for proof in failed]
         raise VerificationError(message, where=failures, fix=fix)
     return new_model, new_model.report
