@@ -121,7 +121,7 @@ def test_doctor_tries_a_device_out(cli, monkeypatch):
     products = json.loads(cli("doctor", "--device", "cpu", "--json")[1])["trial"]["products"]
     assert [(product["precision"], product["correct"]) for product in products] == [("fp32", True), ("bf16", True)]
     assert cli("doctor", "--device", "tpu")[::2] == (
-        2, "error: there is no kind of device called 'tpu'\nfix: --device cpu, cuda or auto\n"
+        2, "error: unknown device 'tpu'\nfix: --device cpu, cuda or auto\n"
     )  # fmt: skip
     monkeypatch.setattr("resnetkit.commands.doctor.run_matmul_checks", lambda device: [MatmulCheck("fp32", 1.0, False)])
     code, out, err = cli("doctor", "--device", "cpu")
@@ -188,7 +188,7 @@ WRONG = {
         "error: what is set does not describe a recipe: 1 fault\nwhere: schedule",
     ),
     "train digits --config none.toml": (2, "error: this config cannot be read: No such file or directory"),
-    "train digits --device gpu": (2, "error: there is no kind of device called 'gpu'"),
+    "train digits --device gpu": (2, "error: unknown device 'gpu'"),
     "train digits --precision fp8": (2, "error: "),
     "evaluate resnet50 digits": (
         2,

@@ -574,7 +574,7 @@ def test_what_cannot_be_optimized(tmp_path, cli):
     folder = trained(tmp_path / "model")
     for words, told in (
         ((folder, "--engines", "openvin"), "there is no engine called 'openvin'"),
-        ((folder, "--precisions", "fp16"), "there is no precision called 'fp16'"),
+        ((folder, "--precisions", "fp16"), "unknown precision 'fp16'"),
         ((folder, "--engines", "eager,openvino"), "fix: divide them by spaces: eager openvino"),
         ((folder, "--engines", "eager", "--precisions", "int8"), "no engine computes in int8\nwhere: --precisions"),
         (

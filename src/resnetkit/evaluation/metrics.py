@@ -119,7 +119,7 @@ def prepare_evaluation(
     class_indices = match_classes(split_dataset.classes, network.card.classes or n_classes)
     selected = replace(split_dataset, splits={chosen_split: split_dataset.get_split(chosen_split)})
     if dist.world_size > 1:
-        check_same_on_all_ranks(dist, pictures=compute_fingerprint(selected), model=compute_network_digest(network))
+        check_same_on_all_ranks(dist, images=compute_fingerprint(selected), model=compute_network_digest(network))
     loader = ImageLoader(selected.train_split, network.card.preparation, SkippedFiles(selected, bad_files), cache=False)
     names, notes = network.card.classes or split_dataset.classes, _make_notes(dataset, network.card, split)
     return PreparedEvaluation(
