@@ -384,7 +384,7 @@ def test_ways_that_worked_stay_where_a_later_one_hangs(tmp_path, fakes, monkeypa
     monkeypatch.setattr(optimizing.Budget, "request_timeout", property(lambda self: 2.0 if heard else 100.0))
     first, second = began.measure(EngineConfig("sleeps", "fp32"))
     assert not first.reason and first.logit_error < 1e-4 and first.images_per_second > 0
-    assert second.reason == "it took more than 2 seconds to open"
+    assert second.reason == "load did not finish within 2 seconds"
 
 
 def test_each_of_the_last_round_starts_alone(tmp_path, fakes, quick):
@@ -509,15 +509,14 @@ def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path, fakes):
     np.save(tmp_path / "pixels.npy", np.zeros((1, 16, 16, 3), np.uint8))
     with (
         open_benchmark_client(folder, tmp_path) as trial,
-        pytest.raises(BenchmarkError, match="it took more than 1 seconds to open"),
+        pytest.raises(BenchmarkError, match="load did not finish within 1 seconds"),
     ):
         trial.load(EngineConfig("sleeps", "fp32", 4), tmp_path / "pixels.npy", 1.0)
 
 
 def test_a_process_that_dies_between_requests_says_how(tmp_path, fakes):
     with open_benchmark_client(trained(tmp_path / "model"), tmp_path) as trial:
-        trial._process.kill()
-        trial._process.wait()
+        os.kill(trial.process.pid, signal.SIGKILL)
         with pytest.raises(BenchmarkError, match="its process was killed by SIGKILL"):
             trial.measure(tmp_path / "x.npy", 1.0, 5.0)
 
@@ -574,7 +573,7 @@ def test_what_cannot_be_optimized(tmp_path, cli):
     folder = trained(tmp_path / "model")
     for words, told in (
         ((folder, "--engines", "openvin"), "there is no engine called 'openvin'"),
-        ((folder, "--precisions", "fp16"), "unknown precision 'fp16'"),
+        ((folder, "--precisions", "fp16"), "there is no precision called 'fp16'"),
         ((folder, "--engines", "eager,openvino"), "fix: divide them by spaces: eager openvino"),
         ((folder, "--engines", "eager", "--precisions", "int8"), "no engine computes in int8\nwhere: --precisions"),
         (
