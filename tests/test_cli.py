@@ -281,7 +281,7 @@ def test_a_weights_file_of_another_library(cli, tmp_path, pictures):
     assert "\nnote: the classes of this model have no names; they are taken to be the data's" in err
     code, _, err = cli(*words[:2], pictures("e", ["a", "b", "c"], 2), *words[3:])
     assert code == 3
-    assert "\nerror: the model has 2 classes without names, the data has 3\n" in err
+    assert "\nerror: the model has 2 unnamed classes, but the dataset has 3 classes\n" in err
 
 
 def test_ones_own_bug_is_said_to_be_one(cli, monkeypatch):
@@ -341,5 +341,5 @@ def test_classes_that_differ(cli, tmp_path, pictures):
     save(build(BASE, classes=["cat", "dog"]), tmp_path / "model")
     code, out, err = cli("evaluate", tmp_path / "model", pictures("d", ["cat", "doq"]))
     assert (code, out) == (3, "")
-    assert err.startswith("error: the data has 1 of 2 classes that the model has not: doq\n")
+    assert err.startswith("error: the model does not have 1 of 2 classes of the dataset: doq\n")
     assert err.endswith("fix: did you mean dog?\n")

@@ -162,7 +162,7 @@ def test_pictures_without_classes_will_do(pictures):
 def test_classes_of_an_untrained_network_are_not_compared(pictures):
     found = load_samples(pictures("data", ("cat", "dog")), card(), is_trained=False)
     assert found.labels is None
-    with pytest.raises(rk.ResnetkitError, match="classes that the model has not: cat, dog"):
+    with pytest.raises(rk.ResnetkitError, match="classes of the dataset: cat, dog"):
         load_samples(pictures("data2", ("cat", "dog")), card(), is_trained=True)
 
 

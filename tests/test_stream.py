@@ -690,7 +690,7 @@ def test_what_is_asked_for_in_vain_is_told_before_anything_is_opened(model, pict
     data, other = pictures("flowers", sorted(NAMES[:2]), 3), pictures("other", ["ant", "bee"], 3)
     for given, what, error in (
         ({"data": tmp_path / "nowhere"}, "there is no such folder", UsageError),
-        ({"data": other}, "the data has 2 of 2 classes that the model has not", DataError),
+        ({"data": other}, "the model does not have 2 of 2 classes of the dataset", DataError),
         ({"data": data, "split": "val"}, "there is no part 'val' here", UsageError),
         ({"data": tmp_path / "nowhere", "bad_files": "never"}, "bad files are an error, or skipped", UsageError),
     ):

@@ -125,7 +125,7 @@ def test_classes_are_matched_by_name(flowers, network, tmp_path, pictures):
     with pytest.raises(DataError) as caught:
         rk.evaluate(run.path, pictures("other", ["rose", "tulpe"]))
     assert str(caught.value) == (
-        "error: the data has 1 of 2 classes that the model has not: tulpe\n"
+        "error: the model does not have 1 of 2 classes of the dataset: tulpe\n"
         "where: the model's classes: daisy, rose, tulip\nfix: did you mean tulip?"
     )
 
