@@ -1,5 +1,6 @@
 """Reader threads: results in order, the same for any number of threads, and no endless wait."""
 
+import io
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from resnetkit.runtime import threads
 from resnetkit.runtime.deadline import Clock, Deadline
 from resnetkit.runtime.distributed import count_cores
 from resnetkit.runtime.threads import WorkerPool, map_ordered, prefetch
+from resnetkit.runtime.worker_process import read_json_lines, write_json_line
 
 SETTINGS = {"epochs": 1, "batch_size": 8, "precision": "fp32", "augment": "random-resized-crop"}
 WORKER_COUNTS = [0, 1, 4]
@@ -131,6 +133,12 @@ def test_a_deadline_polls_until_the_condition_holds_or_the_time_is_over():
     assert deadline.is_expired
     assert time[0] == pytest.approx(100.7, abs=0.06)
     assert deadline.wait_until(lambda: "checked once even if expired")
+
+
+def test_json_lines_end_with_a_line_that_is_cut_off():
+    stream = io.StringIO()
+    write_json_line(stream, {"step": 1})
+    assert list(read_json_lines([stream.getvalue(), '{"step": 2}\n', '{"st'])) == [{"step": 1}, {"step": 2}]
 
 
 def test_a_hanging_thread_does_not_keep_the_program_alive():
