@@ -96,15 +96,19 @@ class PreparedEvaluation:
             logits_function: maps pixels (N, H, W, C), 8 bits, to logits (N, classes), fp32.
             on_progress: called with (images done, images in all).
         """
-        loader, class_indices = self.loader, self.class_indices
-        batches = (
-            (pixels, class_indices[loader.labels[indices]], indices)
-            for pixels, indices in _iter_with_progress(loader, on_progress, self.dist)
-        )
-        counts = count_predictions(logits_function, batches, self.n_classes).gather(self.dist)
-        sync_unreadable([loader], self.dist)
-        evaluation = build_evaluation(self.card, self.data, self.split, counts, loader, classes=self.classes)
+        counts = count_predictions(logits_function, self._iter_batches(on_progress), self.n_classes).gather(self.dist)
+        sync_unreadable([self.loader], self.dist)
+        evaluation = build_evaluation(self.card, self.data, self.split, counts, self.loader, classes=self.classes)
         return replace(evaluation, notes=self.notes)
+
+    def _iter_batches(self, on_progress: ProgressCallback | None) -> Iterator[tuple[Tensor, Tensor, Indices]]:
+        """Yield (pixels, labels, indices) of the batches of this rank; labels are the model's class indices."""
+        n_images, n_done = len(self.loader), 0
+        for pixels, indices in self.loader.iter_batches(dist=self.dist):
+            yield pixels, self.class_indices[self.loader.labels[indices]], indices
+            n_done += len(indices) * self.dist.world_size
+            if on_progress:
+                on_progress(min(n_done, n_images), n_images)
 
 
 def prepare_evaluation(
@@ -246,14 +250,3 @@ def _make_notes(dataset: Dataset, card: Card, split: str | None) -> tuple[str, .
         changed = f"the files of {card.training.data} are not those that the model was trained on"
         return (f"{changed}: it may have been trained on some of these images",)
     return ()
-
-
-def _iter_with_progress(
-    loader: ImageLoader, on_progress: ProgressCallback | None, dist: ProcessGroup
-) -> Iterator[tuple[Tensor, Indices]]:
-    n_done = 0
-    for pixels, indices in loader.iter_batches(dist=dist):
-        yield pixels, indices
-        n_done += len(indices) * dist.world_size
-        if on_progress:
-            on_progress(min(n_done, len(loader)), len(loader))

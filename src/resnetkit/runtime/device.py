@@ -28,9 +28,7 @@ def select_device(device: str = "auto") -> torch.device:
     if selected.type not in ("cpu", "cuda"):
         raise UsageError(f"resnetkit does not support the device {device!r}", fix="--device cpu, cuda or auto")
     if selected.type == "cuda" and (selected.index or 0) >= torch.cuda.device_count():
-        raise MachineError(
-            f"this machine does not have {device}", fix="--device auto uses the GPU if there is one, else the CPU"
-        )
+        raise MachineError(f"this machine does not have {device}", fix="--device auto, or --device cpu")
     return selected
 
 

@@ -7,6 +7,7 @@ collective did not finish.
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,6 @@ from resnetkit.runtime.key_value_store import KeyValueStore
 REPORT_TIMEOUT = 3.0  # seconds that a process waits for the reports of the others after a collective has failed
 LOWER_RANK_TIMEOUT = 1.0  # seconds that a failed process waits for a report of a lower rank
 LINGER_SECONDS = 0.2  # time for the others to read the store, which may end with rank 0
-_INTERRUPTED_EXIT_CODE = 130
 
 
 class FailureReporter:
@@ -135,5 +135,5 @@ def _get_exit_code(error: BaseException) -> int:
     if isinstance(error, ResnetkitInterrupt) and error.signal_number:
         return 128 + error.signal_number
     if isinstance(error, KeyboardInterrupt):
-        return _INTERRUPTED_EXIT_CODE
+        return 128 + signal.SIGINT
     return error.exit_code if isinstance(error, ResnetkitError) else 1

@@ -30,19 +30,16 @@ def create_prefix_store(store: Any, launch: LaunchInfo, timeout: float, clock: C
     """
     shared_store, token, deadline = KeyValueStore(store, timeout), uuid.uuid4().hex, Deadline(timeout, clock)
     try:
-        if launch.rank:
-            prefix = _join_rendezvous(shared_store, token, launch.rank, deadline)
-        else:
-            prefix = token
-            _host_rendezvous(shared_store, prefix, launch.world_size, deadline)
+        exchange = _join_rendezvous if launch.rank else _host_rendezvous
+        prefix = exchange(shared_store, token, launch, deadline)
     finally:
         shared_store.close()
     return PrefixStore(prefix, store)
 
 
-def _host_rendezvous(store: KeyValueStore, prefix: str, world_size: int, deadline: Deadline) -> None:
+def _host_rendezvous(store: KeyValueStore, prefix: str, launch: LaunchInfo, deadline: Deadline) -> str:
     """Answer every rank until all of them have joined; raise `TimeoutError` after the deadline."""
-    missing = set(range(1, world_size))
+    missing = set(range(1, launch.world_size))
 
     def answer_missing_ranks() -> bool:
         for rank in sorted(missing):
@@ -53,17 +50,18 @@ def _host_rendezvous(store: KeyValueStore, prefix: str, world_size: int, deadlin
 
     if not deadline.wait_until(answer_missing_ranks):
         raise TimeoutError(f"rank {min(missing)} did not join")
+    return prefix
 
 
-def _join_rendezvous(store: KeyValueStore, token: str, rank: int, deadline: Deadline) -> str:
+def _join_rendezvous(store: KeyValueStore, token: str, launch: LaunchInfo, deadline: Deadline) -> str:
     """Return the prefix that rank 0 has chosen; raise `TimeoutError` after the deadline."""
-    store.set(f"join/{rank}", token)
+    store.set(f"join/{launch.rank}", token)
 
     def read_prefix() -> str:
-        answered_token, prefix = store.get(f"answer/{rank}") or ("", "")
+        answered_token, prefix = store.get(f"answer/{launch.rank}") or ("", "")
         return prefix if answered_token == token else ""
 
     if not (prefix := deadline.wait_until(read_prefix)):
         raise TimeoutError("rank 0 did not answer")
-    store.set(f"{prefix}/{rank}", True)
+    store.set(f"{prefix}/{launch.rank}", True)
     return prefix

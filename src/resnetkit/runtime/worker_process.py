@@ -147,10 +147,8 @@ class WorkerProcess:
 
 
 def _format_signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    names = {item.value: item.name for item in signal.Signals}
+    return names.get(number, f"signal {number}")  # a real-time signal has no name
 
 
 # ------------------------------------------------------------------------------------------------ in the child process
