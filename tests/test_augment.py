@@ -146,7 +146,7 @@ def test_a_picture_is_augmented_alike_in_any_batch_on_any_number_of_workers():
 
 
 def test_every_purpose_draws_for_itself():
-    kinds = [make_rng(purpose, 1, 2, *more).random() for purpose in ("also", "mix") for more in ((), (3,), (0, 3))]
+    kinds = [make_rng(purpose, 1, 2, *more).random() for purpose in ("augment", "mix") for more in ((), (3,), (0, 3))]
     plain = [np.random.default_rng([1, 2]).random(), np.random.default_rng([1, 2, 3]).random()]
     assert len({*kinds, *plain}) == 8
 

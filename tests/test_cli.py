@@ -121,7 +121,7 @@ def test_doctor_tries_a_device_out(cli, monkeypatch):
     products = json.loads(cli("doctor", "--device", "cpu", "--json")[1])["trial"]["products"]
     assert [(product["precision"], product["correct"]) for product in products] == [("fp32", True), ("bf16", True)]
     assert cli("doctor", "--device", "tpu")[::2] == (
-        2, "error: there is no kind of device called 'tpu'\nfix: --device cpu, cuda or auto\n"
+        2, "error: unknown device 'tpu'\nfix: --device cpu, cuda or auto\n"
     )  # fmt: skip
     monkeypatch.setattr("resnetkit.commands.doctor.run_matmul_checks", lambda device: [MatmulCheck("fp32", 1.0, False)])
     code, out, err = cli("doctor", "--device", "cpu")
@@ -188,7 +188,7 @@ WRONG = {
         "error: what is set does not describe a recipe: 1 fault\nwhere: schedule",
     ),
     "train digits --config none.toml": (2, "error: this config cannot be read: No such file or directory"),
-    "train digits --device gpu": (2, "error: there is no kind of device called 'gpu'"),
+    "train digits --device gpu": (2, "error: unknown device 'gpu'"),
     "train digits --precision fp8": (2, "error: "),
     "evaluate resnet50 digits": (
         2,
@@ -281,7 +281,7 @@ def test_a_weights_file_of_another_library(cli, tmp_path, pictures):
     assert "\nnote: the classes of this model have no names; they are taken to be the data's" in err
     code, _, err = cli(*words[:2], pictures("e", ["a", "b", "c"], 2), *words[3:])
     assert code == 3
-    assert "\nerror: the model has 2 classes without names, the data has 3\n" in err
+    assert "\nerror: the model has 2 unnamed classes, but the dataset has 3 classes\n" in err
 
 
 def test_ones_own_bug_is_said_to_be_one(cli, monkeypatch):
@@ -341,5 +341,5 @@ def test_classes_that_differ(cli, tmp_path, pictures):
     save(build(BASE, classes=["cat", "dog"]), tmp_path / "model")
     code, out, err = cli("evaluate", tmp_path / "model", pictures("d", ["cat", "doq"]))
     assert (code, out) == (3, "")
-    assert err.startswith("error: the data has 1 of 2 classes that the model has not: doq\n")
+    assert err.startswith("error: the model does not have 1 of 2 classes of the dataset: doq\n")
     assert err.endswith("fix: did you mean dog?\n")

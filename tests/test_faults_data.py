@@ -175,20 +175,20 @@ def test_nothing_readable_is_said(flowers, network, tmp_path):
     model = rk.build(BASE, classes=["daisy", "rose", "tulip"])
     for path in flowers.rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no picture of all can be read"):
+    with pytest.raises(DataError, match="the all split has no readable image"):
         rk.evaluate(model, flowers, max_bad="100%")
 
 
 def test_pictures_that_may_have_been_learnt_are_said(flowers, network, tmp_path, pictures):
     run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
     assert rk.evaluate(run, flowers).notes == ()
-    assert rk.evaluate(run, flowers, split="train").notes == ("the model has learnt from these very pictures",)
+    assert rk.evaluate(run, flowers, split="train").notes == ("the model was trained on these images",)
     events = []
     rk.train(flowers, run, out=tmp_path / "other", settings=SETTINGS, split_seed=1, on_event=events.append)
     assert "mine has learnt from flowers before, with other pictures held out: " in events[0].notes[-1]
     (flowers / "rose" / "new.png").write_bytes((flowers / "rose" / "1.png").read_bytes())
     (note,) = rk.evaluate(run, flowers).notes
-    assert note.startswith("these are not, or no longer, the pictures of flowers that the model was trained with")
+    assert note.startswith("the files of flowers are not those that the model was trained on")
 
 
 def test_val_that_also_chose_the_epoch_is_said_to_be_kind(tmp_path, pictures, network):

@@ -162,7 +162,7 @@ def test_pictures_without_classes_will_do(pictures):
 def test_classes_of_an_untrained_network_are_not_compared(pictures):
     found = load_samples(pictures("data", ("cat", "dog")), card(), is_trained=False)
     assert found.labels is None
-    with pytest.raises(rk.ResnetkitError, match="classes that the model has not: cat, dog"):
+    with pytest.raises(rk.ResnetkitError, match="classes of the dataset: cat, dog"):
         load_samples(pictures("data2", ("cat", "dog")), card(), is_trained=True)
 
 
@@ -384,7 +384,7 @@ def test_ways_that_worked_stay_where_a_later_one_hangs(tmp_path, fakes, monkeypa
     monkeypatch.setattr(optimizing.Budget, "request_timeout", property(lambda self: 2.0 if heard else 100.0))
     first, second = began.measure(EngineConfig("sleeps", "fp32"))
     assert not first.reason and first.logit_error < 1e-4 and first.images_per_second > 0
-    assert second.reason == "it took more than 2 seconds to open"
+    assert second.reason == "load did not finish within 2 seconds"
 
 
 def test_each_of_the_last_round_starts_alone(tmp_path, fakes, quick):
@@ -509,15 +509,14 @@ def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path, fakes):
     np.save(tmp_path / "pixels.npy", np.zeros((1, 16, 16, 3), np.uint8))
     with (
         open_benchmark_client(folder, tmp_path) as trial,
-        pytest.raises(BenchmarkError, match="it took more than 1 seconds to open"),
+        pytest.raises(BenchmarkError, match="load did not finish within 1 seconds"),
     ):
         trial.load(EngineConfig("sleeps", "fp32", 4), tmp_path / "pixels.npy", 1.0)
 
 
 def test_a_process_that_dies_between_requests_says_how(tmp_path, fakes):
     with open_benchmark_client(trained(tmp_path / "model"), tmp_path) as trial:
-        trial._process.kill()
-        trial._process.wait()
+        os.kill(trial.process.pid, signal.SIGKILL)
         with pytest.raises(BenchmarkError, match="its process was killed by SIGKILL"):
             trial.measure(tmp_path / "x.npy", 1.0, 5.0)
 

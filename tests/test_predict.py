@@ -179,7 +179,7 @@ WRONG = {
         2,
         "error: what is written here is .parquet\nwhere: x.csv\nfix: call it x.parquet",
     ),
-    "predict x.png --precision fp8": (2, "error: there is no precision called 'fp8'\nwhere: --precision"),
+    "predict x.png --precision fp8": (2, "error: unknown precision 'fp8'\nwhere: --precision"),
     "embed x.png --out x.csv": (2, "error: what is written here is .npz or .parquet\nwhere: x.csv\nfix: call it x.npz"),
     "embed x.png --layer stage9": (2, "error: this network has no place called 'stage9'\nfix: did you mean stage"),
     "embed": (2, "error: there is no picture to look at\nwhere: resnetkit embed"),

@@ -263,7 +263,7 @@ def test_a_reading_that_does_not_end_is_an_error_that_names_the_picture(model, i
     assert 0.5 <= time.monotonic() - begun < 10
     assert rows == [4]
     assert str(caught.value).startswith(
-        f"error: reading took more than 0 seconds\nwhere: {inbox / '05.png'}\nfix: look"
+        f"error: the read did not finish within 0.5 seconds\nwhere: {inbox / '05.png'}\nfix: check"
     )
 
 
@@ -426,7 +426,7 @@ def test_an_engine_answers_where_there_is_one(model, inbox):
         ("model", {"engine": "fake-int4"}, "there is no engine 'fake-int4' here"),
         ("network", {"engine": "fake-int8"}, "only a model folder has engines"),
         ("saved", {"engine": "fake-int8"}, "this model was never optimized"),
-        ("model", {"precision": "fp8"}, "there is no precision called 'fp8'"),
+        ("model", {"precision": "fp8"}, "unknown precision 'fp8'"),
     ],
 )
 def test_an_engine_that_cannot_be_meant(model, saved, inbox, of, told, what):
@@ -674,7 +674,7 @@ def test_evaluation_counts_what_an_engine_says(model, pictures, cli):
     assert (code, err.splitlines()[0]) == (2, "error: fake-int8 has a device and a precision of its own")
     answered = rk.evaluate(model, data, split="all", engine="fake-int8")
     assert (answered.correct, answered.notes) == (found["correct"], ("engine: fake-int8, batch 4 x 2",))
-    with pytest.raises(UsageError, match="there is no precision called 'int8'"):
+    with pytest.raises(UsageError, match="unknown precision 'int8'"):
         rk.evaluate(model, data, precision="int8")
     with pytest.raises(UsageError, match="only a model folder has engines"):
         rk.evaluate(rk.load(model), data, engine="fake-int8")
@@ -690,7 +690,7 @@ def test_what_is_asked_for_in_vain_is_told_before_anything_is_opened(model, pict
     data, other = pictures("flowers", sorted(NAMES[:2]), 3), pictures("other", ["ant", "bee"], 3)
     for given, what, error in (
         ({"data": tmp_path / "nowhere"}, "there is no such folder", UsageError),
-        ({"data": other}, "the data has 2 of 2 classes that the model has not", DataError),
+        ({"data": other}, "the model does not have 2 of 2 classes of the dataset", DataError),
         ({"data": data, "split": "val"}, "there is no part 'val' here", UsageError),
         ({"data": tmp_path / "nowhere", "bad_files": "never"}, "bad files are an error, or skipped", UsageError),
     ):

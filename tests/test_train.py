@@ -125,7 +125,7 @@ def test_classes_are_matched_by_name(flowers, network, tmp_path, pictures):
     with pytest.raises(DataError) as caught:
         rk.evaluate(run.path, pictures("other", ["rose", "tulpe"]))
     assert str(caught.value) == (
-        "error: the data has 1 of 2 classes that the model has not: tulpe\n"
+        "error: the model does not have 1 of 2 classes of the dataset: tulpe\n"
         "where: the model's classes: daisy, rose, tulip\nfix: did you mean tulip?"
     )
 
@@ -296,12 +296,12 @@ def test_devices_and_precision():
     assert select_device("cpu").type == "cpu"
     assert select_precision("fp32", select_device("cpu")) == "fp32"
     assert select_precision("auto", select_device("cpu")) == ("bf16" if has_fast_bf16(select_device("cpu")) else "fp32")
-    with pytest.raises(UsageError, match="there is no kind of device called 'gpu'"):
+    with pytest.raises(UsageError, match="unknown device 'gpu'"):
         select_device("gpu")
-    with pytest.raises(UsageError, match="resnetkit does not compute on 'mps'"):
+    with pytest.raises(UsageError, match="resnetkit does not support the device 'mps'"):
         select_device("mps")
     if not torch.cuda.is_available():
-        with pytest.raises(MachineError, match="this machine has no cuda"):
+        with pytest.raises(MachineError, match="this machine does not have cuda"):
             select_device("cuda")
 
 

@@ -38,7 +38,7 @@ class Options:
 
 def run(options: Options) -> int:
     info = collect_environment() | _collect_install_info()
-    if options.device and "fault" not in info:
+    if options.device and "error" not in info:
         info["trial"] = _try_device(options.device)
     if options.json:
         print_json("doctor", **info)
@@ -109,8 +109,8 @@ def _format_trial(trial: MatmulCheck) -> str:
 
 
 def _find_error(info: dict[str, Any]) -> ResnetkitError | None:
-    if "fault" in info:
-        return MachineError(f"torch cannot be imported: {info['fault']}", fix="install torch anew")
+    if "error" in info:
+        return MachineError(f"torch cannot be imported: {info['error']}", fix="install torch anew")
     trial = info.get("trial", {"products": []})
     wrong_precisions = [product["precision"] for product in trial["products"] if not product["correct"]]
     if wrong_precisions:

@@ -113,7 +113,7 @@ def _transform_image(
     transforms: tuple[Transform, ...], fill: tuple[int, ...], seed: tuple[int, int], pixels: Pixels, index: int
 ) -> Pixels:
     """A picture; what is drawn for it depends on ``seed`` and its number alone."""
-    rng = make_rng("also", *seed, index)
+    rng = make_rng("augment", *seed, index)
     for transform in transforms:
         match transform:
             case TrivialAugment():
