@@ -279,16 +279,19 @@ def test_page_replaces_only_pages_of_resnetkit(cli, tmp_path):
     assert err.startswith("error: this file exists already")
 
 
-def test_what_a_network_sees(cli, tmp_path, monkeypatch):
+def test_image_writes_a_grad_cam_page(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rk.save(rk.build(TINY["basic-b"], classes=["ant", "bee", "cat", "dog", "eel"]), "model")
     Image.new("RGB", (20, 20), "red").save("a.png")
     code, out, err = cli("explain", "model", "--image", "a.png")
     assert code == 0
+    assert out.startswith("top predictions  probability\n")
     assert len(out.splitlines()) == 4
-    assert "wrote a-seen.html" in err
-    assert "Grad-CAM" in Path("a-seen.html").read_text()
-    assert json.loads(cli("explain", "model", "--image", "a.png", "--html", "b.html", "--json")[1])["page"] == "b.html"
+    assert "wrote a-grad-cam.html" in err
+    assert "Grad-CAM" in Path("a-grad-cam.html").read_text()
+    document = json.loads(cli("explain", "model", "--image", "a.png", "--html", "b.html", "--json")[1])
+    assert (document["schema"], document["page"]) == ("resnetkit.grad-cam/1", "b.html")
+    assert [set(prediction) for prediction in document["predictions"]] == [{"label", "probability"}] * 3
     code, _, err = cli("explain", "model", "--image", "320")
     assert (code, err) == (2, "error: --image names a picture\nwhere: 320\nfix: --size 320\n")
     assert cli("explain", "resnet18", "--image", "a.png")[0] == 2  # a name has no weights
