@@ -27,15 +27,17 @@ def explain(name, path):
 
 
 def test_shortcuts_of_resnet50():
+    condition = (
+        "Different channels alone are enough, and so is a stride. No block of this network has a stride alone; it would "
+        "need a projection."
+    )
     assert explain("resnet50", "stage1.block1.shortcut").splitlines()[0] == (
         "The branch outputs 256 channels and the block receives 64, both at 56x56. The shortcut is therefore a 1x1 "
-        "projection 64 -> 256 with stride 1. It has 16,384 weights plus a norm (option B of the paper). One of the two "
-        "causes is enough. No block of this network has a stride alone; it would need a projection."
+        f"projection 64 -> 256 with stride 1. It has 16,384 weights plus a norm (option B of the paper). {condition}"
     )
     assert explain("resnet50", "stage2.block1.shortcut").splitlines()[0] == (
         "Branch and input differ: channels 256 -> 512 and stride 2, 56 -> 28. The shortcut is therefore a 1x1 projection "
-        "256 -> 512 with stride 2. It has 131,072 weights plus a norm (option B of the paper). One of the two causes is "
-        "enough. No block of this network has a stride alone; it would need a projection."
+        f"256 -> 512 with stride 2. It has 131,072 weights plus a norm (option B of the paper). {condition}"
     )
     assert explain("resnet50", "stage2.block2.shortcut") == (
         "Branch and shortcut both have 512 channels at 28x28, so the shortcut is the identity and costs nothing. "

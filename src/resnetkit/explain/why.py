@@ -133,9 +133,10 @@ def _adapter_condition(plan: Plan, part: Section) -> str:
                  if (shortcut := find_shortcut(block))]  # fmt: skip
     stride_only = [shortcut.path for shortcut in shortcuts
                    if shortcut.input[0] == shortcut.output[0] and _get_spec_stride(plan, shortcut) > 1]  # fmt: skip
+    start = "Different channels alone are enough, and so is a stride."
     if stride_only:
-        return f"One of the two causes is enough. At {stride_only[0]} a stride alone needs {smaller}."
-    return f"One of the two causes is enough. No block of this network has a stride alone; it would need {smaller}."
+        return f"{start} At {stride_only[0]} a stride alone needs {smaller}."
+    return f"{start} No block of this network has a stride alone; it would need {smaller}."
 
 
 def describe_adapter(adapter: s.Adapter) -> str:
