@@ -71,8 +71,8 @@ def test_explain(cli, tmp_path):
     assert out.splitlines()[1].startswith("stem    conv 7x7/2, max pool 3x3/2")
     assert err == "next: resnetkit explain resnet50 --why stage1.block1.shortcut\n"
     assert cli("explain", "resnet50", "--why", "stage2.block2.shortcut")[1] == (
-        "stage2.block2.shortcut\n512 channels at 28x28 on both ways, so the identity, which costs nothing. Other channels or a "
-        "stride would ask for a projection.\n"
+        "stage2.block2.shortcut\nBranch and shortcut both have 512 channels at 28x28, so the shortcut is the identity and costs "
+        "nothing. Different channels or a stride would need a projection.\n"
     )
     found = json.loads(cli("explain", "resnet50", "--json", "--depth", 4, "--size", 320, 256)[1])
     assert found["schema"] == "resnetkit.explain/1"

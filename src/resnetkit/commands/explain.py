@@ -57,7 +57,7 @@ class Options:
     html: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """An .html file to write: the network drawn to scale, every block of it on a click, for any size of image."""
     image: Annotated[str, tyro.conf.arg(metavar="PICTURE")] = ""
-    """What a trained network sees in a picture, as a page: --html names it."""
+    """An image to explain with Grad-CAM by a trained network; --html names the page."""
     toml: bool = False
     """The spec itself, as TOML to edit."""
     json: bool = False
@@ -125,10 +125,10 @@ def _parse_size(size: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def _explain_image(options: Options) -> int:
-    """A page of what a trained network sees."""
+    """Write the Grad-CAM page of an image and print its top predictions."""
     if options.image.isdecimal() and not Path(options.image).exists():
         raise UsageError("--image names a picture", where=options.image, fix=f"--size {options.image}")
-    out = check_output_file(options.html or f"{Path(options.image).stem}-seen.html", ".html")
+    out = check_output_file(options.html or f"{Path(options.image).stem}-grad-cam.html", ".html")
     from resnetkit.explain.grad_cam import explain_image
     from resnetkit.explain.grad_cam_page import render_grad_cam_page
 
@@ -137,12 +137,12 @@ def _explain_image(options: Options) -> int:
     _write(out, render_grad_cam_page(result, model.card.name, Path(options.image).name))
     if options.json:
         predictions = [
-            {"label": prediction.label, "share": prediction.probability} for prediction in result.predictions
+            {"label": prediction.label, "probability": prediction.probability} for prediction in result.predictions
         ]
-        print_json("look", model=options.model, image=options.image, answers=predictions, page=str(out))
+        print_json("grad-cam", model=options.model, image=options.image, predictions=predictions, page=str(out))
     else:
         print_table(
-            ("answer", "share"),
+            ("top predictions", "probability"),
             [(prediction.label, f"{prediction.probability:.1%}") for prediction in result.predictions],
         )
     suggest_next("resnetkit predict", options.image, "--model", options.model, *options.weights.to_args())
