@@ -20,7 +20,7 @@ from resnetkit.evaluation.result import Evaluation, Predictions
 from resnetkit.html import charts as chart
 from resnetkit.html import page as html
 from resnetkit.html import svg
-from resnetkit.images.thumbnail import encode_thumbnail
+from resnetkit.images.prepare import encode_thumbnail
 from resnetkit.optimization.report import get_model_name, render_optimize_report
 from resnetkit.training.recipe import Recipe
 from resnetkit.training.report import build_run_report, compute_sign_test

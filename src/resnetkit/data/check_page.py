@@ -11,7 +11,7 @@ from resnetkit.data.check import CheckResult, DuplicateGroup, ImageInfo
 from resnetkit.errors import ImageError
 from resnetkit.html import page as html
 from resnetkit.images.decode import try_read
-from resnetkit.images.thumbnail import encode_thumbnail
+from resnetkit.images.prepare import encode_thumbnail
 
 _MAX_GROUPS, _MAX_LINES, _MAX_CLASSES, _N_SAMPLES = 30, 200, 24, 6
 
