@@ -31,6 +31,7 @@ SPLIT_ALIASES = {
     "test": ("test", "testing"),
 }
 ALIAS_TO_SPLIT = {alias: split for split, aliases in SPLIT_ALIASES.items() for alias in aliases}
+COPY_AGAIN = "copy or download it again"
 _TEST_FRACTION, _VAL_FRACTION = 0.2, 0.1
 
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def get_cache_limit() -> int:
-    """Return the bytes that the cache may use: 2 GiB, or a quarter of the memory per local process if less."""
+    """Return the largest cache in bytes: 2 GiB, or this process's share of a quarter of the memory."""
     if not hasattr(os, "sysconf"):
         return 2 * 2**30
     launch_info = read_launch_info()
