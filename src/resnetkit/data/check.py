@@ -93,9 +93,8 @@ class CheckResult:
     @cached_property
     def counts(self) -> dict[str, list[int]]:
         """The number of images per class, for each split."""
-        counter = Counter((image.split, image.label) for image in self.images)
-        labels = range(len(self.dataset.classes))
-        return {split: [counter[split, label] for label in labels] for split in self.dataset.splits}
+        counter, n_classes = Counter((image.split, image.label) for image in self.images), len(self.dataset.classes)
+        return {split: [counter[split, label] for label in range(n_classes)] for split in self.dataset.splits}
 
     @cached_property
     def duplicates_by_kind(self) -> dict[str, list[DuplicateGroup]]:

@@ -36,8 +36,7 @@ def build_check_page(result: CheckResult) -> str:
         ("Notes", html.render_html_list(result.notes) if result.notes else ""),
         ("Examples of each class", "".join(_iter_samples(result))),
     ]
-    title = f"check of {result.dataset.name}"
-    return html.render_html(title, lead, [(heading, markup) for heading, markup in sections if markup])
+    return html.render_html(f"check of {result.dataset.name}", lead, [section for section in sections if section[1]])
 
 
 def _build_unreadable(images: Sequence[ImageInfo]) -> str:

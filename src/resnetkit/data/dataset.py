@@ -25,11 +25,7 @@ from resnetkit.data.readers.row_index import Indices as Indices  # noqa: PLC0414
 from resnetkit.errors import DataError, ImageError, UsageError, find_closest
 from resnetkit.images.decode import decode
 
-SPLIT_ALIASES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+SPLIT_ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 ALIAS_TO_SPLIT = {alias: split for split, aliases in SPLIT_ALIASES.items() for alias in aliases}
 COPY_AGAIN = "copy or download it again"
 _TEST_FRACTION, _VAL_FRACTION = 0.2, 0.1

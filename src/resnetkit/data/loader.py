@@ -81,9 +81,8 @@ class ImageLoader:
         self._is_unreadable = np.zeros(len(images), dtype=bool)
         self._cached_pixels: Tensor | None = None
         if cache:  # the pixels at the index of an unreadable image are never used
-            self._cached_pixels = torch.from_numpy(
-                self._read_batch(self._load_eval_image, np.arange(len(self)), on_progress)[0]
-            )
+            pixels, _ = self._read_batch(self._load_eval_image, np.arange(len(self)), on_progress)
+            self._cached_pixels = torch.from_numpy(pixels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -169,8 +168,8 @@ class ImageLoader:
         pixels = np.empty((len(indices), *self.preparation.crop, len(self.preparation.mean)), np.uint8)
         errors: dict[int, ImageError] = {}
         describe = self.images.format_location
-        results = map_ordered(partial(try_read_named, read, describe), indices.tolist(), self.workers, describe)
-        for position, result in enumerate(results):
+        read_named = partial(try_read_named, read, describe)
+        for position, result in enumerate(map_ordered(read_named, indices.tolist(), self.workers, describe)):
             if isinstance(result, ImageError):
                 errors[position] = result
             else:

@@ -159,8 +159,6 @@ def _has_gray_corner(image: Image.Image) -> bool:
 
 def _check_complete(content: bytes, end: int) -> None:
     """Check that extra data change no pixel, in full size, because a reduced block may hide a change."""
-    original, extended = (
-        Image.open(BytesIO(data), formats=("JPEG",)) for data in (content, content[:end] + _EXTRA_DATA)
-    )
-    if ImageChops.difference(original, extended).getbbox():
+    versions = (content, content[:end] + _EXTRA_DATA)
+    if ImageChops.difference(*(Image.open(BytesIO(data), formats=("JPEG",)) for data in versions)).getbbox():
         raise ImageError("damaged: the data stop before the last pixel")

@@ -27,7 +27,7 @@ from resnetkit.serialization import parse_json, read_text
 
 _STATE_FILE, _SPLITS_FILE = "state.json", "dataset_dict.json"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-_COMPRESSED = "the file is compressed; save it again without compression"
+_COMPRESSED = "it is compressed; save it again without compression"
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -83,7 +83,8 @@ def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 def _list_files(folder: Path) -> list[Path]:
     """List the Arrow files of a dataset in the order of its rows; all must be in the folder itself."""
-    names = [_get_value(entry, "filename") for entry in _get_list(_read_json(folder / _STATE_FILE), "_data_files")]
+    entries = _get_list(_read_json(folder / _STATE_FILE), "_data_files")
+    names = [entry.get("filename") if isinstance(entry, Mapping) else None for entry in entries]
     if not names or not all(map(_is_file_name, names)):
         raise DataError("the folder does not list its data files", where=str(folder / _STATE_FILE), fix=COPY_AGAIN)
     return [folder / name for name in names]
@@ -101,12 +102,8 @@ def _read_json(path: Path) -> Any:
         raise DataError(error.what, where=[str(path), *error.where], fix=COPY_AGAIN) from None
 
 
-def _get_value(data: Any, key: str) -> Any:
-    return data.get(key) if isinstance(data, Mapping) else None
-
-
 def _get_list(data: Any, key: str) -> list[Any]:
-    value = _get_value(data, key)
+    value = data.get(key) if isinstance(data, Mapping) else None
     return value if isinstance(value, list) else []
 
 
@@ -191,7 +188,7 @@ def open_arrow_file(path: Path) -> Iterator[ArrowFile]:
         status = os.fstat(file.fileno())
         buffer = pyarrow.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     if buffer[-len(_END_OF_STREAM) :].to_pybytes() != _END_OF_STREAM:
-        raise ValueError("the file is truncated, or not an Arrow file")
+        raise ValueError("it is truncated, or not an Arrow file")
     yield ArrowFile(path, get_file_stamp(status), buffer, ipc.open_stream(buffer).schema)
 
 

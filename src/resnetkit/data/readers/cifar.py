@@ -26,6 +26,7 @@ _PIXEL_BYTES = 3 * 32 * 32
 _MAX_BYTES = 200_000_000  # CIFAR-100 has 185 million bytes
 _MAX_NAME_BYTES, _MAX_MEMBERS = 65_536, 100
 _PICKLE_NAMES = ("data_batch_1", "batches.meta", "meta")
+_PYTHON_VERSION = "this is the Python version of CIFAR; its files are pickles, which can run code"
 _USE_BINARY = "use the binary version: cifar-10-binary.tar.gz or cifar-100-binary.tar.gz"
 
 
@@ -94,13 +95,9 @@ def _is_pickled(folders: list[str], files: list[str]) -> bool:
     return "data_batch_1" in files or ("meta" in files and "cifar-100-python" in folders)
 
 
-def _build_pickle_error(path: Path) -> DataError:
-    return _build_error(path, "this is the Python version of CIFAR; its files are pickles, which can run code")
-
-
 def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
     if not _has_binary_files(folder):
-        raise _build_pickle_error(folder)
+        raise _build_error(folder, _PYTHON_VERSION)
     for name in sorted(_KNOWN_FILES):
         if (folder / name).is_file():
             with (folder / name).open("rb") as stream:
@@ -142,7 +139,7 @@ def _read_known_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[s
     for index, member in enumerate(tar):
         member_path = PurePosixPath(member.name)
         if _is_pickled(list(member_path.parts[:-1]), [member_path.name]):
-            raise _build_pickle_error(archive)
+            raise _build_error(archive, _PYTHON_VERSION)
         if index >= _MAX_MEMBERS:
             raise _build_error(archive, "the archive is not CIFAR: it has too many files")
         stream = tar.extractfile(member) if member_path.name in _KNOWN_FILES and member.isreg() else None

@@ -109,9 +109,7 @@ def _find_columns(table: Path, header: Sequence[str]) -> dict[str, int]:
     names = [cell.strip().lower() for cell in header]
     column_indices = {column_of_alias[name]: i for i, name in enumerate(names) if name in column_of_alias}
     faults = [f"the column {column} is missing" for column in ("path", "label") if column not in column_indices]
-    faults += [
-        f"unknown column: {cell!r}" for cell, name in zip(header, names, strict=True) if name not in column_of_alias
-    ]
+    faults += [f"unknown column: {cell!r}" for cell in header if cell.strip().lower() not in column_of_alias]
     if not faults and len(column_indices) < len(names):
         faults = ["two columns have the same meaning"]
     if faults:

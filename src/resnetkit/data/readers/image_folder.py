@@ -44,9 +44,7 @@ def open_image_folder(root: Path, name: str) -> Dataset:
     """
     folders = _find_split_folders(root) or {"all": root}
     images_of_split = {split: _scan_classes(folder) for split, folder in folders.items()}
-    classes_of_split = {
-        split: [name for name, paths in images.items() if paths] for split, images in images_of_split.items()
-    }
+    classes_of_split = {split: [name for name in images if images[name]] for split, images in images_of_split.items()}
     check_extra_classes(classes_of_split, str(root))
     classes = next(iter(classes_of_split.values()))
     splits = {split: _build_image_files(folders[split], images, classes) for split, images in images_of_split.items()}

@@ -143,7 +143,7 @@ def _open_source(path: Path, root: Path) -> _ParquetSource:
         columns = column_names.detect_columns(file.schema_arrow, path)
         labels = file.read([columns.label], use_threads=False).column(columns.label)
         if len(labels) != file.metadata.num_rows:
-            raise ValueError("the label column and the file differ in their numbers of rows")
+            raise ValueError("its label column has a different number of rows")
         schema = pyarrow.schema([file.schema_arrow.field(columns.image)])
         name, n_bytes = path.relative_to(root).as_posix(), _count_image_bytes(file, columns.image)
         return _ParquetSource(name, path, stamp, columns, schema, n_bytes, *column_names.encode_labels(labels))
@@ -210,7 +210,7 @@ def _iter_batches(source: _ParquetSource) -> Iterator[Any]:
     """Yield the images in batches; an error that is raised here concerns the source, not the copy."""
     with _open_parquet(source.path) as (file, stamp):
         if stamp != source.stamp:
-            raise ValueError("the file changed while it was read")
+            raise ValueError("it changed while it was read")
         for batch in file.iter_batches(_choose_batch_rows(source), columns=source.schema.names, use_threads=False):
             yield batch.cast(source.schema)
 
