@@ -6,8 +6,8 @@ libjpeg fills missing blocks with gray and only warns. A JPEG is therefore check
 2. If the last block looks like a missing one, the image is decoded a second time with extra data appended.
    Extra data change the pixels only if the original data stop too early.
 
-The check covers what is in the last block. A file whose data are damaged earlier may pass; docs/decisions/023 compares
-this rule with `simplejpeg`.
+The check covers only the end of the data. A file that is damaged earlier, or whose last block happens to look intact,
+passes. docs/decisions/023 describes the alternative `simplejpeg`.
 
 This module imports no torch.
 """

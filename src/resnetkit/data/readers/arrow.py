@@ -84,7 +84,7 @@ def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
 def _list_files(folder: Path) -> list[Path]:
     """List the Arrow files of a dataset in the order of its rows; all must be in the folder itself."""
     entries = _get_list(_read_json(folder / _STATE_FILE), "_data_files")
-    names = [entry.get("filename") if isinstance(entry, Mapping) else None for entry in entries]
+    names: list[Any] = [entry.get("filename") if isinstance(entry, Mapping) else None for entry in entries]
     if not names or not all(map(_is_file_name, names)):
         raise DataError("the folder does not list its data files", where=str(folder / _STATE_FILE), fix=COPY_AGAIN)
     return [folder / name for name in names]
