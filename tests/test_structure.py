@@ -23,7 +23,7 @@ NARROW = {  # layers that import less than their place allows
     "runtime": {"errors"},
     "images": {"errors", "file_types", "architecture"},
     "html": set(),
-    "data": {"errors", "serialization", "files", "html", "runtime", "architecture", "images"},
+    "data": {"errors", "serialization", "formatting", "files", "html", "runtime", "architecture", "images"},
     "network": {"errors", "runtime", "architecture", "images"},
     "surgery": {"errors", "formatting", "architecture", "network"},
     "prediction": set(LAYERS[: LAYERS.index("prediction")]),

@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from resnetkit.data.dataset import Dataset
 from resnetkit.errors import DataError, ImageError, UsageError
 from resnetkit.formatting import pluralize
+
+if TYPE_CHECKING:
+    from resnetkit.data.dataset import Dataset
 
 _MAX_LISTED = 20
 
