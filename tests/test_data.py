@@ -10,6 +10,7 @@ from PIL import Image
 
 from resnetkit.architecture.card import Preparation
 from resnetkit.data.bad_files import Error, SkippedFiles
+from resnetkit.data.check import check
 from resnetkit.data.dataset import compute_fingerprint, split_dataset
 from resnetkit.data.loader import ImageLoader
 from resnetkit.data.open import open_dataset
@@ -126,7 +127,12 @@ def test_folders_without_images_are_errors(tmp_path, pictures):
 
 
 def test_digits():
-    data = open_dataset("digits")
+    progress = []
+    result = check("digits", on_progress=lambda done, total: progress.append((done, total)))
+    assert progress[-1] == (1797, 1797)
+    assert result.findings == ()
+    assert result.summarize_sizes() == (("smallest", 8, 8), ("median", 8, 8), ("largest", 8, 8))
+    data = result.dataset
     assert data.classes == tuple("0123456789")
     assert counts(split_dataset(data, 0)) == {"train": 1295, "val": 143, "test": 359}
     assert data.train_split.load_image(0).size == (8, 8)
