@@ -190,7 +190,7 @@ def test_errors_say_what_to_do(picture):
         with pytest.raises(UsageError, match=f"{count} of them leave nothing to show") as caught:
             explain_image(model, picture, **words)
         assert (caught.value.where, caught.value.fix) == ((name,), f"{name} of 1 or more")
-    with pytest.raises(ImageError, match="not a picture that is read here"):
+    with pytest.raises(ImageError, match="not a supported image"):
         explain_image(model, b"no picture")
     with pytest.raises(UsageError, match="this network sees 2 channels"):
         explain_image(rk.build(replace(TINY["basic-b"], input=(2, 16, 16))), picture)

@@ -110,8 +110,8 @@ def test_d12_a_worker_that_fails_names_its_picture(flowers, monkeypatch, count):
     with pytest.raises(ResnetkitError) as caught:
         list(read.iter_batches(batch_size=8))
     assert str(caught.value) == (
-        f"error: a picture could not be prepared: ZeroDivisionError: a bug\nwhere: {bad}\n"
-        "fix: please report it, with this picture"
+        f"error: preparing an image failed: ZeroDivisionError: a bug\nwhere: {bad}\n"
+        "fix: please report this, with the image"
     )
 
 
@@ -157,7 +157,7 @@ def test_a_pipe_that_looks_like_a_picture_is_refused_and_not_waited_for(flowers)
     for count in COUNTS:
         read = source(flowers, count, Skip(0.1))
         assert sum(len(which) for _, which in read.iter_batches(batch_size=8)) == 24
-        assert read.skipped.reasons == {str(flowers / "rose" / "pipe.jpg"): "this is no file"}
+        assert read.skipped.reasons == {str(flowers / "rose" / "pipe.jpg"): "not a regular file"}
 
 
 def test_where_no_thread_can_be_started_the_loop_reads_itself(flowers, monkeypatch):
@@ -174,15 +174,15 @@ def test_where_no_thread_can_be_started_the_loop_reads_itself(flowers, monkeypat
 def test_numbers_of_workers(flowers, network, tmp_path, cli):
     assert source(flowers, None).workers == count_cores() >= 1
     for count in (-1, 5000):
-        with pytest.raises(UsageError, match=f"there cannot be {count:,} workers"):
+        with pytest.raises(UsageError, match=f"the number of workers is out of range: {count:,}"):
             source(flowers, count)
     code, _, err = cli("train", flowers, "--model", network, "--workers", "-1", "--out", tmp_path / "run")
     assert code == 2
-    assert "fix: 0 (the loop itself) to 1,024; leave it out for" in err
+    assert "fix: use 0 (no threads) to 1,024, or omit it for" in err
     assert not (tmp_path / "run").exists()
 
 
 def test_an_error_of_data_is_itself(flowers):
     (flowers / "rose" / "0.png").write_bytes(b"")
-    with pytest.raises(DataError, match="1 picture cannot be read"):
+    with pytest.raises(DataError, match="1 unreadable image"):
         list(source(flowers, 2).iter_batches(batch_size=8))
