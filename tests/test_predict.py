@@ -157,9 +157,7 @@ def test_a_list_as_powershell_writes_it(inbox, model, cli, stdin):
 
 def test_files_of_other_kinds_are_said_to_be_passed_over(inbox, model, cli, tmp_path):
     (inbox / "phone.heic").write_bytes(b"x")
-    assert (
-        "note: skipped files of other types: 1 .heic (supported: " in cli("predict", inbox, "--model", model)[2]
-    )
+    assert "note: skipped files of other types: 1 .heic (supported: " in cli("predict", inbox, "--model", model)[2]
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "1.heic").write_bytes(b"x")
     code, _, err = cli("predict", tmp_path / "phone", "--model", model)

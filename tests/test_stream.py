@@ -231,8 +231,8 @@ def test_what_no_picture_should_cause_names_the_picture(model, inbox, monkeypatc
         list(flow(model, [inbox / "00.png"], lambda pixels: pixels))
     assert type(caught.value) is ResnetkitError
     assert str(caught.value) == (
-        f"error: a picture could not be prepared: ZeroDivisionError: a bug\nwhere: {inbox / '00.png'}\n"
-        "fix: please report it, with this picture"
+        f"error: preparing an image failed: ZeroDivisionError: a bug\nwhere: {inbox / '00.png'}\n"
+        "fix: please report this, with the image"
     )
     with pytest.raises(MemoryError):
         list(flow(model, [inbox / "00.png"], lambda pixels: pixels))
@@ -692,7 +692,11 @@ def test_what_is_asked_for_in_vain_is_told_before_anything_is_opened(model, pict
         ({"data": tmp_path / "nowhere"}, "the folder does not exist", UsageError),
         ({"data": other}, "the data has 2 of 2 classes that the model has not", DataError),
         ({"data": data, "split": "val"}, "the data have no split 'val'", UsageError),
-        ({"data": tmp_path / "nowhere", "bad_files": "never"}, "unknown policy for unreadable images: never", UsageError),
+        (
+            {"data": tmp_path / "nowhere", "bad_files": "never"},
+            "unknown policy for unreadable images: never",
+            UsageError,
+        ),
     ):
         with pytest.raises(error, match=what):
             rk.evaluate(model, engine="fake-int8", **given)

@@ -137,8 +137,8 @@ class Dataset:
         if name == "all" and name not in self.splits:
             return concatenate_images(tuple(self.splits.values()))
         if name not in self.splits:
-            what = f"the data have no split {name!r}"
-            raise UsageError(what, where=self.name, fix=f"one of {', '.join(self.splits)}")
+            fix = f"one of {', '.join(self.splits)}"
+            raise UsageError(f"the data have no split {name!r}", where=self.name, fix=fix)
         return self.splits[name]
 
 
@@ -227,8 +227,7 @@ def split_dataset(dataset: Dataset, seed: int) -> Dataset:
     if "val" not in splits:
         splits["train"], splits["val"] = _hold_out(splits["train"], _VAL_FRACTION, f"{seed}/val")
     if not all(map(len, splits.values())) or len(splits["train"]) < 2:
-        what = f"too few images to split: {len(dataset.train_split)}"
-        raise DataError(what, where=dataset.name, fix="add images")
+        raise DataError(f"too few images to split: {len(dataset.train_split)}", where=dataset.name, fix="add images")
     return replace(dataset, splits={split: splits[split] for split in SPLIT_ALIASES if split in splits})
 
 

@@ -155,8 +155,7 @@ def _open_parquet(path: Path) -> Iterator[tuple[Any, tuple[int, int]]]:
     from pyarrow import parquet
 
     with translate_pyarrow_errors(path), path.open("rb") as file:
-        parquet_file = parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
-        yield parquet_file, get_file_stamp(os.fstat(file.fileno()))
+        yield parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False), get_file_stamp(os.fstat(file.fileno()))
 
 
 def _count_image_bytes(file: Any, image_column: str) -> int:
