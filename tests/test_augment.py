@@ -52,7 +52,7 @@ def photo(seed=0, size=(24, 20), channels=3):
 
 NAMES = {
     "identity": "Identity", "shear x": "ShearX", "shear y": "ShearY", "translate x": "TranslateX",
-    "translate y": "TranslateY", "rotate": "Rotate", "brightness": "Brightness", "colour": "Color",
+    "translate y": "TranslateY", "rotate": "Rotate", "brightness": "Brightness", "color": "Color",
     "contrast": "Contrast", "sharpness": "Sharpness", "posterize": "Posterize", "solarize": "Solarize",
     "autocontrast": "AutoContrast", "equalize": "Equalize",
 }  # fmt: skip
@@ -90,7 +90,7 @@ def test_whatever_is_drawn_a_picture_stays_a_picture(seed, channels, height, wid
     draw = np.random.default_rng(seed)
     for made in (
         trivial_augment(pixels, draw),
-        color_jitter(pixels, (("brightness", 1.0), ("contrast", 1.0), ("colour", 1.0)), draw),
+        color_jitter(pixels, (("brightness", 1.0), ("contrast", 1.0), ("color", 1.0)), draw),
         random_erasing(pixels, 1.0, (1,) * channels, draw),
     ):
         assert (made.shape, made.dtype) == (pixels.shape, np.uint8)

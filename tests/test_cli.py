@@ -57,7 +57,7 @@ def test_a_bad_file_is_a_row_and_exit_code_3(trained, cli, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"x")
     code, out, err = cli("predict", tmp_path / "bad.jpg", data / "rose" / "0.png", "--model", run)
     assert code == 3
-    assert "(not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF))" in out.splitlines()[1]
+    assert "(not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF)" in out.splitlines()[1]
     assert len(out.splitlines()) == 3
     assert err == (
         "engine: torch fp32, batch 32 x 1\n"
@@ -179,9 +179,9 @@ WRONG = {
     "models zzz": (2, "error: no network's name matches 'zzz'\nfix: `resnetkit models` lists every name"),
     "train nowhere": (
         2,
-        "error: there is no such folder\nwhere: nowhere\nfix: name a folder with a folder of pictures",
+        "error: the folder does not exist\nwhere: nowhere\nfix: pass a folder with one folder of images per class",
     ),
-    "train diggits": (2, "error: there is no such folder\nwhere: diggits\nfix: did you mean digits?"),
+    "train diggits": (2, "error: the folder does not exist\nwhere: diggits\nfix: did you mean digits?"),
     "train digits --model resnet2O": (2, "error: there is no network called 'resnet2O'"),
     "train digits --set schedule.warmpu=1": (
         2,

@@ -90,10 +90,10 @@ def test_d04_too_many_bad_files_stop_the_run(flowers, network, tmp_path, cli, au
     assert (code, out) == (3, "")
     lines = err[err.index("error: ") :].splitlines()
     count = int(lines[0].split()[1])
-    assert lines[0].endswith("cannot be read of 60, and 3 may be skipped (0.05 of all)")
+    assert lines[0].endswith("unreadable images of 60; at most 3 may be skipped (0.05 of all)")
     assert sum(any(str(path) in line for path in bad) for line in lines) == min(count, 20)
     assert lines[-1] == (
-        f"fix: resnetkit check {flowers} --write-list bad.txt names every one; repair or remove them, or allow more: "
+        f"fix: resnetkit check {flowers} --write-list bad.txt lists all of them; repair or remove them, or allow more: "
         "--max-bad 10%"
     )
     assert not (tmp_path / "run" / "model").exists()
@@ -102,7 +102,7 @@ def test_d04_too_many_bad_files_stop_the_run(flowers, network, tmp_path, cli, au
 def test_d01_evaluation_takes_bad_files_for_an_error_unless_told(flowers, network, tmp_path, cli):
     model = rk.build(BASE, classes=["daisy", "rose", "tulip"])
     (bad,) = spoil(flowers / "rose", 1)
-    with pytest.raises(DataError, match="1 picture cannot be read"):
+    with pytest.raises(DataError, match="1 unreadable image"):
         rk.evaluate(model, flowers)
     found = rk.evaluate(model, flowers, max_bad="5%")
     assert found.skipped == ((str(bad), "the file is empty"),)
@@ -119,7 +119,7 @@ def test_d01_evaluation_takes_bad_files_for_an_error_unless_told(flowers, networ
 
 @pytest.mark.parametrize("share", ["2", "101%", "-0.1", "inf", "nan", "a lot"])
 def test_shares_that_are_none(share):
-    with pytest.raises(UsageError, match="is no share of the pictures"):
+    with pytest.raises(UsageError, match="not a fraction of the images"):
         parse_bad_files_policy(None, share)
 
 
@@ -133,7 +133,7 @@ def test_d10_a_file_that_vanishes_is_a_bad_one(flowers, tmp_path):
     pixels, which = source.load_eval_pixels(np.arange(8))
     assert which.tolist() == [0, 1, 2, 4, 5, 6, 7]
     assert pixels.shape[0] == 7
-    assert skipped.reasons == {str(gone): "there is no such file"}
+    assert skipped.reasons == {str(gone): "the file does not exist"}
 
 
 def test_d10_a_file_that_fails_once_stays_out_of_the_run(flowers, monkeypatch):

@@ -198,7 +198,7 @@ def test_count_below_one_is_refused(name, count, image):
 
 
 def test_unreadable_image_and_unsupported_channels_are_refused(image):
-    with pytest.raises(ImageError, match="not a picture that is read here"):
+    with pytest.raises(ImageError, match="not a supported image"):
         explain_image(build_network("basic-b"), b"no image")
     with pytest.raises(UsageError, match="this network sees 2 channels"):
         explain_image(rk.build(replace(TINY["basic-b"], input=(2, 16, 16))), image)

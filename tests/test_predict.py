@@ -66,7 +66,7 @@ def test_every_form_says_the_same(inbox, model, cli, tmp_path):
     (bad,) = [row for row in rows if row["error"]]
     assert bad == {
         "file": str(inbox / "bad.jpg"), "label": None, "probability": None, "top": [],
-        "error": "not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)",
+        "error": "not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF",
     }  # fmt: skip
     lines = cli(*words, "--jsonl")[1].splitlines()
     assert [json.loads(line) for line in lines] == rows
@@ -140,7 +140,7 @@ def test_a_name_from_a_list_is_no_pattern(inbox, model, cli, stdin):
     code, out, _ = cli("predict", "-", "--model", model, "--json")
     rows = json.loads(out)["answers"]
     assert code == 3
-    assert [row["error"] for row in rows] == ["there is no such file", None]
+    assert [row["error"] for row in rows] == ["the file does not exist", None]
 
 
 def test_more_classes_than_there_are(inbox, model, cli):
@@ -157,14 +157,12 @@ def test_a_list_as_powershell_writes_it(inbox, model, cli, stdin):
 
 def test_files_of_other_kinds_are_said_to_be_passed_over(inbox, model, cli, tmp_path):
     (inbox / "phone.heic").write_bytes(b"x")
-    assert (
-        "note: files of other kinds were passed over: 1 .heic (read are " in cli("predict", inbox, "--model", model)[2]
-    )
+    assert "note: skipped files of other types: 1 .heic (supported: " in cli("predict", inbox, "--model", model)[2]
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "1.heic").write_bytes(b"x")
     code, _, err = cli("predict", tmp_path / "phone", "--model", model)
     assert code == 3
-    assert "fix: files of other kinds were passed over: 1 .heic" in err
+    assert "fix: skipped files of other types: 1 .heic" in err
 
 
 WRONG = {
@@ -206,7 +204,7 @@ def test_vectors_are_what_the_classifier_sees(inbox, model, cli, tmp_path):
     code, out, _err = cli("embed", inbox, "--model", model, "--out", tmp_path / "v.npz")
     assert code == 3
     assert out.splitlines()[0] == f"wrote 7 vectors of 16 numbers (head.pool) to {tmp_path / 'v.npz'}"
-    assert out.splitlines()[1].endswith("bad.jpg: (not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF))")
+    assert out.splitlines()[1].endswith("bad.jpg: (not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF)")
     with np.load(tmp_path / "v.npz", allow_pickle=False) as stored:
         files, vectors, errors = stored["files"].tolist(), stored["vectors"], stored["errors"].tolist()
         assert str(stored["place"]) == "head.pool"

@@ -116,7 +116,7 @@ def test_rows_come_in_order_and_no_more_ask_at_once_than_may(model, inbox):
 
 def test_what_cannot_be_read_asks_nothing(model, inbox):
     found = list(flow(model, [inbox / "z.png"] * 5, lambda pixels: pytest.fail("asked"), 5))
-    assert [said.what for _, said in found[0]] == ["not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)"] * 5
+    assert [said.what for _, said in found[0]] == ["not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF"] * 5
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("a bug")])
@@ -231,8 +231,8 @@ def test_what_no_picture_should_cause_names_the_picture(model, inbox, monkeypatc
         list(flow(model, [inbox / "00.png"], lambda pixels: pixels))
     assert type(caught.value) is ResnetkitError
     assert str(caught.value) == (
-        f"error: a picture could not be prepared: ZeroDivisionError: a bug\nwhere: {inbox / '00.png'}\n"
-        "fix: please report it, with this picture"
+        f"error: preparing an image failed: ZeroDivisionError: a bug\nwhere: {inbox / '00.png'}\n"
+        "fix: please report this, with the image"
     )
     with pytest.raises(MemoryError):
         list(flow(model, [inbox / "00.png"], lambda pixels: pixels))
@@ -689,10 +689,14 @@ def test_what_is_asked_for_in_vain_is_told_before_anything_is_opened(model, pict
     monkeypatch.setattr(evaluating, "open_inference", lambda *_: pytest.fail("an engine was opened"))
     data, other = pictures("flowers", sorted(NAMES[:2]), 3), pictures("other", ["ant", "bee"], 3)
     for given, what, error in (
-        ({"data": tmp_path / "nowhere"}, "there is no such folder", UsageError),
-        ({"data": other}, "the model does not have 2 of 2 classes of the dataset", DataError),
-        ({"data": data, "split": "val"}, "there is no part 'val' here", UsageError),
-        ({"data": tmp_path / "nowhere", "bad_files": "never"}, "bad files are an error, or skipped", UsageError),
+        ({"data": tmp_path / "nowhere"}, "the folder does not exist", UsageError),
+        ({"data": other}, "the data has 2 of 2 classes that the model has not", DataError),
+        ({"data": data, "split": "val"}, "the data have no split 'val'", UsageError),
+        (
+            {"data": tmp_path / "nowhere", "bad_files": "never"},
+            "unknown policy for unreadable images: never",
+            UsageError,
+        ),
     ):
         with pytest.raises(error, match=what):
             rk.evaluate(model, engine="fake-int8", **given)

@@ -104,7 +104,7 @@ def test_a_saved_model_evaluates_as_the_run_did(flowers, network, tmp_path):
     assert every.n == 60
     train = rk.evaluate(run.path, flowers, split="train")
     assert train.n == 42
-    with pytest.raises(UsageError, match="there is no part 'holdout' here"):
+    with pytest.raises(UsageError, match="the data have no split 'holdout'"):
         rk.evaluate(run.path, flowers, split="holdout")
 
 
@@ -140,8 +140,8 @@ def test_predictions_come_in_order_and_bad_files_are_rows(flowers, network, tmp_
     assert [answer.file for answer in answers[:4]] == [str(path) for path in files[:4]]
     assert len(answers) == 4 + 20
     assert (answers[0].label, answers[0].error, len(answers[0].top)) == ("rose", "", 2)
-    assert answers[1].error == "not a picture that is read here (JPEG, PNG, WEBP, BMP, GIF)"
-    assert answers[2].error == "there is no such file"
+    assert answers[1].error == "not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF"
+    assert answers[2].error == "the file does not exist"
     assert answers[3].label in run.card.classes
     assert sum(answer.label == "tulip" for answer in answers[4:]) >= 18
     for answer in answers:
@@ -180,7 +180,7 @@ def test_one_class_is_nothing_to_tell_apart(pictures, network, tmp_path):
 def test_a_bad_picture_stops_before_anything_is_written(flowers, network, tmp_path):
     (flowers / "rose" / "3.png").write_bytes(b"no picture")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(DataError, match="1 picture cannot be read"):
+    with pytest.raises(DataError, match="1 unreadable image"):
         rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -237,8 +237,8 @@ def test_train_and_val_alone_are_measured_on_val(pictures, network, tmp_path):
 def test_too_few_pictures(pictures, network, tmp_path):
     with pytest.raises(DataError) as caught:
         rk.train(pictures("d", ["a", "b"], 2), network, out=tmp_path / "run")
-    assert caught.value.what == "there are too few pictures to hold some out"
-    assert caught.value.fix == "add pictures: 4 are too few"
+    assert caught.value.what == "too few images to split: 4"
+    assert caught.value.fix == "add images"
 
 
 def test_two_runs_that_choose_the_same_number(tmp_path):

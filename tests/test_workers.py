@@ -198,8 +198,8 @@ def test_d12_an_unexpected_error_names_the_image(flowers, monkeypatch, workers):
     with pytest.raises(ResnetkitError) as caught:
         list(loader.iter_batches(batch_size=8))
     assert str(caught.value) == (
-        "error: a picture could not be prepared: ZeroDivisionError: integer division or modulo by zero\n"
-        f"where: {path}\nfix: please report it, with this picture"
+        "error: preparing an image failed: ZeroDivisionError: integer division or modulo by zero\n"
+        f"where: {path}\nfix: please report this, with the image"
     )
 
 
@@ -222,7 +222,7 @@ def test_a_pipe_with_the_name_of_an_image_is_skipped_without_waiting(flowers):
     for workers in WORKER_COUNTS:
         loader = make_loader(flowers, workers, Skip(0.1))
         assert sum(len(indices) for _, indices in loader.iter_batches(batch_size=8)) == 24
-        assert loader.skipped.reasons == {str(flowers / "rose" / "pipe.jpg"): "this is no file"}
+        assert loader.skipped.reasons == {str(flowers / "rose" / "pipe.jpg"): "not a regular file"}
 
 
 def test_without_threads_the_caller_reads_the_images(flowers, monkeypatch):
@@ -243,7 +243,7 @@ def test_the_number_of_workers_is_checked(flowers, network, tmp_path, cli):
             make_loader(flowers, workers)
     code, _, err = cli("train", flowers, "--model", network, "--workers", "-1", "--out", tmp_path / "run")
     assert code == 2
-    assert "fix: 0 (the loop itself) to 1,024; leave it out for" in err
+    assert "fix: use 0 (no threads) to 1,024, or omit it for" in err
     assert not (tmp_path / "run").exists()
 
 

@@ -69,7 +69,7 @@ def _show(result: CheckResult) -> None:
     if len(rows) <= _MAX_CLASSES:
         print_table(("class", *counts), rows)
     sizes = ", ".join(f"{name} {width}x{height}" for name, width, height in result.summarize_sizes())
-    print_text(f"{pluralize(len(result.images), 'picture')} in {pluralize(len(rows), 'class')}; {sizes}")
+    print_text(f"{pluralize(len(result.images), 'image')} in {pluralize(len(rows), 'class')}; {sizes}")
     for note in result.notes:
         print_text(f"note: {note}")
     for finding in result.findings:
@@ -79,7 +79,7 @@ def _show(result: CheckResult) -> None:
         if finding.count > _MAX_EXAMPLES:
             print_text(f"  ... and {finding.count - _MAX_EXAMPLES:,} more")
     if not result.findings:
-        print_text("nothing was found that is wrong")
+        print_text("no problems found")
 
 
 _MAX_EXAMPLES = 5
@@ -103,24 +103,22 @@ def _build_record(result: CheckResult) -> dict[str, object]:
         "n": len(result.images),
         "classes": result.dataset.classes,
         "counts": result.counts,
-        "sizes": [
-            {"which": name, "width": width, "height": height} for name, width, height in result.summarize_sizes()
-        ],
+        "sizes": [{"name": name, "width": width, "height": height} for name, width, height in result.summarize_sizes()],
         "findings": [{"kind": f.kind, "count": f.count, "examples": f.examples} for f in result.findings],
         "unreadable": [{"file": image.location, "error": image.error} for image in result.unreadable],
-        "twins": [_build_duplicates_record(result, duplicates) for duplicates in result.duplicates],
+        "duplicates": [_build_duplicates_record(result, duplicates) for duplicates in result.duplicates],
         "notes": result.notes,
     }
 
 
 def _build_duplicates_record(result: CheckResult, duplicates: DuplicateGroup) -> dict[str, object]:
     files = [
-        {"file": image.location, "part": image.split, "class": result.dataset.classes[image.label]}
+        {"file": image.location, "split": image.split, "class": result.dataset.classes[image.label]}
         for image in duplicates.images
     ]
     return {
         "leak": duplicates.is_leak,
-        "contradiction": duplicates.has_conflicting_labels,
+        "conflicting_labels": duplicates.has_conflicting_labels,
         "same_bytes": duplicates.same_bytes,
         "files": files,
     }

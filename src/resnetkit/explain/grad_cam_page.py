@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnetkit.html import page as html
 from resnetkit.html import svg
-from resnetkit.images.thumbnail import encode_thumbnail
+from resnetkit.images.prepare import encode_thumbnail
 
 if TYPE_CHECKING:
     from resnetkit.explain.grad_cam import FloatArray, ImageExplanation, PredictedClass, StageActivations

@@ -119,7 +119,7 @@ def _transform_image(
             case TrivialAugment():
                 pixels = trivial_augment(pixels, rng)
             case ColorJitter(brightness, contrast, saturation):
-                factors = (("brightness", brightness), ("contrast", contrast), ("colour", saturation))
+                factors = (("brightness", brightness), ("contrast", contrast), ("color", saturation))
                 pixels = color_jitter(pixels, factors, rng)
             case RandomErasing(p):
                 pixels = random_erasing(pixels, p, fill, rng)

@@ -13,7 +13,7 @@ from resnetkit.data.loader import ImageLoader
 from resnetkit.errors import ImageError
 from resnetkit.evaluation.result import Evaluation
 from resnetkit.images.decode import try_read
-from resnetkit.images.thumbnail import encode_thumbnail
+from resnetkit.images.prepare import encode_thumbnail
 from resnetkit.serialization import to_data, to_json
 from resnetkit.training.checkpoint import STATE_FOLDER
 from resnetkit.training.report import build_run_report
