@@ -16,7 +16,7 @@ from resnetkit.cli import COMMANDS, main
 from resnetkit.network.build import build
 from resnetkit.runtime.environment import MatmulCheck, find_missing_packages, list_extras
 from resnetkit.serialization import from_toml, to_toml
-from resnetkit.weights.load import save
+from resnetkit.weights.save import save
 
 from helpers.tiny import BASE
 
@@ -192,7 +192,7 @@ WRONG = {
     "train digits --precision fp8": (2, "error: "),
     "evaluate resnet50 digits": (
         2,
-        "error: resnet50 is a name without weights\nwhere: model\nfix: resnetkit train DATA",
+        "error: resnet50 is a network without weights\nwhere: model\nfix: resnetkit train DATA",
     ),
     "predict --model resnet50": (2, "error: there is no picture to look at\nwhere: resnetkit predict\nfix: name files"),
     "explain " + "x" * 300: (2, "error: "),

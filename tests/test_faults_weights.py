@@ -16,16 +16,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from resnetkit.architecture.card import resolve_card
 from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.tensors import get_tensor_shapes
 from resnetkit.errors import ResnetkitWarning, WeightsError
 from resnetkit.network.build import build
+from resnetkit.surgery.load import load
 from resnetkit.weights.dialects import TORCHVISION
-from resnetkit.weights.load import count_nonfinite, load, save
+from resnetkit.weights.load import count_nonfinite
+from resnetkit.weights.model_source import load_card
 from resnetkit.weights.read import read_tensors
 from resnetkit.weights.recognize import guess_networks
+from resnetkit.weights.save import save
 
 from helpers.tiny import BASE, measure_cpu_budget
 
@@ -319,7 +321,7 @@ MEASURE = """
 import sys, time, torch
 from pathlib import Path
 from resnetkit.errors import WeightsError
-from resnetkit.weights.load import load
+from resnetkit.surgery.load import load
 
 def peak():  # of this process alone: getrusage also counts the process that started it
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
@@ -367,7 +369,7 @@ def test_w07_numbers_that_are_not_finite_are_told(saved):
     with pytest.warns(ResnetkitWarning) as told:
         back = load(folder)
     assert [str(warning.message) for warning in told] == [
-        "NaN or infinite numbers in stage1.block2.branch.conv1.weight (3), head.linear.bias (1): "
+        "NaN or infinite values in stage1.block2.branch.conv1.weight (3), head.linear.bias (1): "
         f"{folder / 'model.safetensors'}"
     ]
     assert back.state_dict()["head.linear.bias"].isnan().tolist() == [False, True]
@@ -394,18 +396,18 @@ def shapes_of(name):
     return dict(get_tensor_shapes(plan(CATALOG[name])))
 
 
-RESET_HEAD = "--reset-head CLASSES takes it and starts a new classifier"
-NAME_IT = "name the network that it was saved from, or describe it in a .toml file: --network"
+RESET_HEAD = "--reset-head CLASSES loads the body and starts a new classifier"
+NAME_IT = "name the network the file was saved from, or describe it in a .toml file: --network"
 
 
 def test_w11_the_wrong_depth(tmp_path, refused):
     error = refused(written(tmp_path, shapes_of("resnet32")), "resnet20")
     assert error.what == "these weights do not fit resnet20: 72 of 188 tensors differ"
     told = "; ".join(error.where[1:])
-    assert told.startswith("stage1.block4.branch.conv1.weight: came [16, 16, 3, 3]; expected nothing; ")
-    assert told.count("came") == 5
+    assert told.startswith("stage1.block4.branch.conv1.weight: got [16, 16, 3, 3]; expected nothing; ")
+    assert told.count("got ") == 5
     assert error.fix == f"this file looks like resnet32 or resnet32_a_end or plain32; {NAME_IT}"
-    assert "stage1.block3.branch.conv1.weight: came nothing; expected [16, 16, 3, 3]" in str(
+    assert "stage1.block3.branch.conv1.weight: got nothing; expected [16, 16, 3, 3]" in str(
         refused(written(tmp_path, {key: shape for key, shape in shapes_of("resnet20").items() if ".block3." not in key}),
                 "resnet20")
     )  # fmt: skip
@@ -413,7 +415,7 @@ def test_w11_the_wrong_depth(tmp_path, refused):
 
 def test_w11_the_wrong_width(tmp_path, refused):
     error = refused(written(tmp_path, shapes_of("cifar_resnet18")), "resnet20")
-    assert "stem.conv1.weight: came [64, 3, 3, 3]; expected [16, 3, 3, 3]" in error.where[1]
+    assert "stem.conv1.weight: got [64, 3, 3, 3]; expected [16, 3, 3, 3]" in error.where[1]
     assert error.fix == f"this file looks like cifar_resnet18; {NAME_IT}"
     error = refused(written(tmp_path, get_tensor_shapes(plan(BASE))), "resnet20")
     assert error.fix == NAME_IT
@@ -422,8 +424,8 @@ def test_w11_the_wrong_width(tmp_path, refused):
 def test_w11_other_input_channels(tmp_path, refused):
     error = refused(written(tmp_path, shapes_of("resnet20") | {"stem.conv1.weight": (16, 1, 3, 3)}), "resnet20")
     assert error.what == "these weights do not fit resnet20: 1 of 116 tensors differ"
-    assert error.where[1:] == ("stem.conv1.weight: came [16, 1, 3, 3]; expected [16, 3, 3, 3]",)
-    assert error.fix == "the file is for 1 input channel: --input-channels 1"
+    assert error.where[1:] == ("stem.conv1.weight: got [16, 1, 3, 3]; expected [16, 3, 3, 3]",)
+    assert error.fix == "the file has 1 input channel: --input-channels 1"
     path = tmp_path / "weights.safetensors"
     assert load(path, "resnet20", input_channels=1).card.spec.input == (1, 32, 32)
 
@@ -431,8 +433,8 @@ def test_w11_other_input_channels(tmp_path, refused):
 def test_w11_a_tensor_with_its_axes_turned(tmp_path, refused):
     key = "stage2.block1.branch.conv1.weight"
     error = refused(written(tmp_path, shapes_of("resnet20") | {key: (3, 3, 16, 32)}), "resnet20")
-    assert error.where[1:] == (f"{key}: came [3, 3, 16, 32]; expected [32, 16, 3, 3]",)
-    assert error.fix == "save the tensors with their axes as torch has them: O I H W"
+    assert error.where[1:] == (f"{key}: got [3, 3, 16, 32]; expected [32, 16, 3, 3]",)
+    assert error.fix == "save the tensors with the axes in torch's order: O I H W"
 
 
 def test_w11_another_classifier(tmp_path, refused, saved):
@@ -441,29 +443,29 @@ def test_w11_another_classifier(tmp_path, refused, saved):
     headless = {key: shape for key, shape in shapes.items() if not key.startswith("head.")}
     error = refused(written(tmp_path, headless), "resnet20")
     assert error.where[1:] == (
-        "head.linear.weight: came nothing; expected [10, 64]",
-        "head.linear.bias: came nothing; expected [10]",
+        "head.linear.weight: got nothing; expected [10, 64]",
+        "head.linear.bias: got nothing; expected [10]",
     )
-    assert error.fix == f"all but the classifier fits; {RESET_HEAD}"
+    assert error.fix == f"only the classifier does not fit; {RESET_HEAD}"
     assert load(tmp_path / "weights.safetensors", "resnet20", reset_head=3).card.spec.head.classes == 3
     seven = shapes | {"head.linear.weight": (7, 64), "head.linear.bias": (7,)}
     assert load(written(tmp_path, seven), "resnet20").card.spec.head.classes == 7  # a file of its own says how many
     none = shapes | {"head.linear.weight": (0, 64), "head.linear.bias": (0,)}
-    assert refused(written(tmp_path, none), "resnet20").fix == f"all but the classifier fits; {RESET_HEAD}"
+    assert refused(written(tmp_path, none), "resnet20").fix == f"only the classifier does not fit; {RESET_HEAD}"
     model, folder = saved
     state = {key: value.clone() for key, value in model.state_dict().items()}
     save_file(state | {"head.linear.weight": torch.zeros(7, 16)}, folder / "model.safetensors")
     with pytest.raises(WeightsError) as caught:
         load(folder)
-    assert "head.linear.weight: came [7, 16]; expected [2, 16]" in str(caught.value)
-    assert caught.value.fix == "all but the classifier fits; copy the whole model folder again"
+    assert "head.linear.weight: got [7, 16]; expected [2, 16]" in str(caught.value)
+    assert caught.value.fix == "only the classifier does not fit; copy the whole model folder again"
 
 
 def test_w11_the_wrong_type(tmp_path, refused):
     path = tmp_path / "weights.safetensors"
     save_file({key: torch.zeros(shape, dtype=torch.int8) for key, shape in shapes_of("resnet20").items()}, path)
     error = refused(path, "resnet20")
-    assert "stem.conv1.weight: came torch.int8; expected a floating-point type" in error.where[1]
+    assert "stem.conv1.weight: got torch.int8; expected a floating-point type" in error.where[1]
     assert error.fix == "save the tensors as fp32, fp16 or bf16"
 
 
@@ -475,7 +477,7 @@ def test_w11_the_wrong_dialect(tmp_path, refused):
     path = written(tmp_path, {TORCHVISION.to_theirs(key): shape for key, shape in ours.items()})
     assert refused(path, "resnet20_b").fix == f"this file looks like resnet20_b in the dialect torchvision; {NAME_IT}"
     error = refused(written(tmp_path, ours), "resnet20_b", "torchvision")
-    assert error.what == "these names have no meaning in the dialect torchvision"
+    assert error.what == "the dialect torchvision does not have these names"
     assert error.fix == "this file looks like resnet20_b; name another --dialect, or none"
 
 
@@ -483,7 +485,7 @@ def test_w11_nothing_is_loaded_in_part(tmp_path, monkeypatch, refused):
     def never(*_, **__):
         pytest.fail("a tensor was moved")
 
-    monkeypatch.setattr("resnetkit.weights.load._assign_tensors", never)
+    monkeypatch.setattr("resnetkit.weights.load.assign_tensors", never)
     refused(written(tmp_path, shapes_of("resnet20") | {"head.linear.weight": (10, 63)}), "resnet20")
 
 
@@ -586,7 +588,7 @@ def test_w13_a_card_that_is_wrong(saved, change, told):
     _, folder = saved
     path = change_card(folder, change)
     with pytest.raises(WeightsError) as caught:
-        resolve_card(folder)
+        load_card(folder)
     assert told in str(caught.value)
     assert caught.value.where[0] == str(path)
 
@@ -719,7 +721,7 @@ def test_w06_tensors_that_are_all_the_same_numbers(tmp_path, refused):
 def test_prefixes_without_end_and_numbers_of_other_kinds(tmp_path, refused):
     path = tmp_path / "x.safetensors"
     save_file({"module." * 20_000 + "conv1.weight": torch.zeros(1)}, path)
-    assert refused(path, None, None).what.startswith("it cannot be told which network")
+    assert refused(path, None, None).what.startswith("cannot recognize the network")
     for odd in ("00", "\u0660"):
         save_file({f"layer1.{odd}.conv1.weight": torch.zeros(1)}, path)
         assert "those of no dialect" in refused(path, None, None).what

@@ -218,12 +218,12 @@ def test_code_for_cifar_in_and_out(dialect, tmp_path, cli):
     ours = rk.load(tmp_path / "theirs.th")
     assert ours.card.name == name
     assert ours.card.origin == (
-        f"theirs.th, read as {name} in the dialect {dialect}, in the table state_dict, behind the prefix module."
+        f"theirs.th, read as {name} in the dialect {dialect}, from the table state_dict, without the prefix module."
     )
     same_answers(ours, theirs, 32)
     counts = sum("num_batches" in key for key in theirs.state_dict())
     assert str(ours.report) == (
-        f"0 kept, {len(state)} renamed, 0 adapted, {counts} initialised (counts of batches, which the file lacks), 0 dropped"
+        f"0 kept, {len(state)} renamed, 0 adapted, {counts} initialised (batch counts that the file lacks), 0 dropped"
     )
     assert ours.report.renamed["stem.conv1.weight"] == "module.conv1.weight"
     code, out, err = cli("convert", tmp_path / "theirs.th", tmp_path / "out.safetensors", "--to", dialect)
@@ -266,14 +266,14 @@ def test_w10_containers_and_prefixes(tmp_path, container, prefix):
     torch.save(found, tmp_path / "x.pth")
     ours = rk.load(tmp_path / "x.pth")
     same_answers(ours, theirs)
-    assert all(f"in the table {name}" in ours.card.origin for name in container)
-    assert not prefix or f"behind the prefix {prefix}" in ours.card.origin
+    assert all(f"from the table {name}" in ours.card.origin for name in container)
+    assert not prefix or f"without the prefix {prefix}" in ours.card.origin
 
 
 def test_averaged_weights_beside_others_are_told_of(tmp_path):
     state = rk.build(BASE).state_dict()
     torch.save({"state_dict": state, "state_dict_ema": state}, tmp_path / "x.pth")
-    assert "in the table state_dict (not state_dict_ema beside it)" in rk.load(tmp_path / "x.pth").card.origin
+    assert "from the table state_dict (not state_dict_ema beside it)" in rk.load(tmp_path / "x.pth").card.origin
 
 
 # ------------------------------------------------------------------------------------- another head, other channels
@@ -292,7 +292,7 @@ def test_a_head_of_ones_own_is_left_behind(tmp_path, cli):
     code, out, err = cli("explain", path)
     assert (code, out) == (4, "")
     assert err.endswith(
-        "fix: the body is that of resnet18; --reset-head CLASSES takes it and starts a new classifier\n"
+        "fix: the body is that of resnet18; --reset-head CLASSES loads the body and starts a new classifier\n"
     )
     model = rk.load(path, reset_head=["cat", "dog"])
     assert (model.card.name, model.card.classes, model.card.spec.head) == ("resnet18", ("cat", "dog"), Linear(2))
@@ -408,7 +408,7 @@ def test_names_are_those_of_live_models(name, library):
 def test_a_body_that_is_damaged_is_not_half_a_body():
     given = rk.build(BASE).state_dict()
     given.pop("stage2.block2.branch.conv1.weight")
-    with pytest.raises(WeightsError, match=r"stage2\.block2\.branch\.conv1\.weight: came nothing"):
+    with pytest.raises(WeightsError, match=r"stage2\.block2\.branch\.conv1\.weight: got nothing"):
         rk.load(given, reset_head=3)
     with pytest.raises(UsageError, match="a classifier needs a number of classes, or a list of names, each once"):
         rk.load(rk.build(BASE), reset_head=0)
@@ -513,7 +513,7 @@ def test_what_shapes_cannot_tell_is_not_guessed():
         with pytest.raises(WeightsError) as caught:
             rk.load(tensors)
         assert caught.value.what == (
-            "it cannot be told which network these weights are of: resnetkit: where channels change there is no "
+            "cannot recognize the network of these weights: resnetkit: where channels change there is no "
             "shortcut's tensor: option A, or no shortcut at all?"
         )
         assert rk.load(tensors, network=name).card.spec == spec(name)
@@ -539,7 +539,7 @@ def test_what_is_assumed_is_recorded_and_kept(tmp_path):
         "the 3x3 of a bottleneck has the stride (v1.5)",
         "every stage but the first halves the map, none is dilated or blurred",
         "an image is 3x224x224", "norms have epsilon 1e-05", "activations are relu",
-        "images are RGB / 255, 224x224 from the middle of a side of 256, mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
+        "images are RGB / 255, resized to 256, center crop 224x224, mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
     )  # fmt: skip
     rk.save(rk.load(tmp_path / "x.safetensors"), tmp_path / "model")
     assert rk.load(tmp_path / "model").card == card
@@ -562,7 +562,7 @@ LIVE = {
 @pytest.mark.parametrize("name", LIVE)
 def test_a_live_model_that_answers_otherwise_is_refused(name):
     theirs = shaken(LIVE[name]()).train()
-    with pytest.raises(WeightsError, match=r"has the tensors of resnet.*, and answers otherwise: they differ by"):
+    with pytest.raises(WeightsError, match=r"has the tensors of resnet.*, but its outputs differ by"):
         rk.load(theirs)
     assert theirs.training
     assert all(module.training for module in theirs.modules())
@@ -604,7 +604,7 @@ def test_option_a_is_taken_from_a_dialect_and_never_from_its_lack():
               for key, value in rk.build("resnet20").state_dict().items()}  # fmt: skip
     headless = {key: value for key, value in theirs.items() if not key.startswith("linear")}
     for tensors, more in ((headless, {}), (headless, {"reset_head": 3}), (state, {})):
-        with pytest.raises(WeightsError, match="it cannot be told which network"):
+        with pytest.raises(WeightsError, match="cannot recognize the network"):
             rk.load(tensors, **more)
     assert rk.load(theirs).card.name == "resnet20"
 
@@ -618,11 +618,11 @@ def test_pooled_names_are_of_no_network_without_a_pool():
 def test_options_that_would_not_be_heeded_are_refused(tmp_path, cli):
     model = rk.build(BASE)
     rk.save(model, tmp_path / "model")
-    with pytest.raises(UsageError, match="a model folder says itself what is in it"):
+    with pytest.raises(UsageError, match="the card of a model folder already describes its weights"):
         rk.load(tmp_path / "model", network="resnet18")
-    with pytest.raises(UsageError, match="this model knows what it is"):
+    with pytest.raises(UsageError, match="this model already has a card that describes it"):
         rk.load(model, dialect="timm")
-    with pytest.raises(UsageError, match="a NoneType is no model"):
+    with pytest.raises(UsageError, match="a NoneType is not a model"):
         rk.load(None)
     assert cli("explain", "resnet18", "--reset-head", 5)[0] == 2
     for wrong in ("cat", ["a", "a"], 0, [""], True):
@@ -697,9 +697,9 @@ def test_other_channels_widths_and_no_head():
     ("words", "code", "told"),
     [
         ("convert model out.pth --to torchvision", 2, "error: weights are written as .safetensors\nwhere: out.pth"),
-        ("convert model model --to hf", 2, "error: this exists already\nwhere: model"),
+        ("convert model model --to hf", 2, "error: this path exists already\nwhere: model"),
         ("convert model x.safetensors --to keras", 2, "error: there is no dialect called 'keras' to write"),
-        ("convert resnet18 x.safetensors --to timm", 2, "error: resnet18 is a name without weights"),
+        ("convert resnet18 x.safetensors --to timm", 2, "error: resnet18 is a network without weights"),
         ("convert model x.safetensors", 2, "error: missing: --to"),
     ],
 )

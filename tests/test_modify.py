@@ -214,7 +214,7 @@ def test_a_folder_that_exists_is_left_alone(modify, tmp_path):
     (tmp_path / "out").mkdir()
     code, out, err = modify("--dilate", "2")
     assert (code, out) == (2, "")
-    assert err == f"error: this folder exists already\nwhere: {tmp_path / 'out'}\nfix: name another, or remove it\n"
+    assert err == f"error: this path exists already\nwhere: {tmp_path / 'out'}\nfix: name another, or remove it\n"
     assert list((tmp_path / "out").iterdir()) == []
     code, _, _ = modify("--dilate", "2", out="model")
     assert code == 2

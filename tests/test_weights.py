@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from resnetkit.architecture.card import resolve_card
 from resnetkit.architecture.catalog import CATALOG, spec
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import OPTION_D
 from resnetkit.architecture.tensors import get_tensor_shapes
 from resnetkit.errors import MachineError, ResnetkitError, UsageError, WeightsError
 from resnetkit.network.build import build
+from resnetkit.surgery.load import load
 from resnetkit.weights.dialects import DIALECT_NAMES, TORCHVISION, select_table
-from resnetkit.weights.load import load, save
+from resnetkit.weights.model_source import load_card
 from resnetkit.weights.read import read_tensors
+from resnetkit.weights.save import save
 
 from helpers.tiny import BASE, TINY
 
@@ -43,7 +44,7 @@ def test_round_trip(name, tmp_path):
 def test_an_existing_folder_is_refused(saved):
     model, folder = saved
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UsageError, match="this folder exists already"):
+    with pytest.raises(UsageError, match="this path exists already"):
         save(model, folder)
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
@@ -148,14 +149,14 @@ def test_half_precision_becomes_fp32_and_integers_are_refused(saved):
     save_file({key: value.long() for key, value in model.state_dict().items()}, path)
     with pytest.raises(WeightsError) as caught:
         load(folder)
-    assert "stem.conv1.weight: came torch.int64; expected a floating-point type" in str(caught.value)
+    assert "stem.conv1.weight: got torch.int64; expected a floating-point type" in str(caught.value)
 
 
 def test_a_full_disk_is_an_error_of_the_machine(tmp_path, monkeypatch):
     def fail(*_):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("resnetkit.weights.load.save_file", fail)
+    monkeypatch.setattr("resnetkit.weights.save.save_file", fail)
     with pytest.raises(MachineError, match="cannot write the weights: No space left on device"):
         save(build(BASE), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -182,7 +183,7 @@ def test_a_torchvision_file(tmp_path):
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("resnet50", "resnet50 is a name without weights"),
+        ("resnet50", "resnet50 is a network without weights"),
         ("resnet5O", "there is no network called 'resnet5O'"),
         ("nowhere/model", "there is no such file or folder"),
     ],
@@ -196,13 +197,13 @@ def test_a_model_that_is_none(source, told):
 def test_a_name_is_a_name_even_beside_a_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "resnet18").mkdir()
-    assert resolve_card("resnet18").spec == spec("resnet18")
+    assert load_card("resnet18").spec == spec("resnet18")
     save(build(BASE), tmp_path / "resnet20")
-    assert resolve_card("resnet20").spec == spec("resnet20")
-    assert resolve_card("./resnet20").spec == resolve_card(tmp_path / "resnet20").spec == BASE
+    assert load_card("resnet20").spec == spec("resnet20")
+    assert load_card("./resnet20").spec == load_card(tmp_path / "resnet20").spec == BASE
     with pytest.raises(UsageError) as caught:
         load("resnet20")
-    assert (caught.value.what, caught.value.fix) == ("resnet20 is a name without weights", "./resnet20")
+    assert (caught.value.what, caught.value.fix) == ("resnet20 is a network without weights", "./resnet20")
 
 
 def test_weights_without_a_card(saved):

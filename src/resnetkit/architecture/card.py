@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from resnetkit.architecture.catalog import CATALOG, get_network_name
-from resnetkit.architecture.catalog import spec as resolve_spec
 from resnetkit.architecture.rules import check_spec
 from resnetkit.architecture.spec import Network, count_classes, replace_classes
 from resnetkit.errors import Fault, TextError, UsageError, WeightsError
@@ -129,37 +127,6 @@ CARD_FORMAT = 1
 CARD_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
-def find_model_folder(source: str | Path) -> Path | None:
-    """The model folder that ``source`` names: itself, or the ``model`` of a run; None for a name or anything else."""
-    if isinstance(source, str) and source in CATALOG:  # a folder of this name is ./resnet18
-        return None
-    path = Path(source)
-    folders = (path.parent,) if path.name == WEIGHTS_FILE else (path, path / "model")
-    return next((folder for folder in folders if _has_card(folder)), None)
-
-
-def is_hugging_face_folder(folder: Path) -> bool:
-    """Whether a folder is one of transformers, which has a ``config.json`` as well."""
-    return "model_type" in _read_card_keys(folder)
-
-
-def _has_card(folder: Path) -> bool:
-    """A ``config.json`` of ours, or one that is too damaged to tell."""
-    return (folder / CARD_FILE).is_file() and bool({"spec", "format", ""} & _read_card_keys(folder))
-
-
-def _read_card_keys(folder: Path) -> set[str]:
-    """What a ``config.json`` speaks of; nothing where there is none, and ``""`` where it cannot be read."""
-    path = folder / CARD_FILE
-    if not path.is_file():
-        return set()
-    try:
-        data = parse_json(read_text(path, "this card"), str(path))
-    except UsageError:
-        return {""}
-    return set(data) if isinstance(data, dict) and data else {""}
-
-
 def find_preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
     """What keeps a preparation from feeding a network of so many input channels with pictures."""
     if channels not in _IMAGE_CHANNELS:
@@ -182,17 +149,6 @@ def _find_card_faults(card: Card) -> list[Fault]:
     if card.classes and len(card.classes) != n_classes:
         faults.append(Fault("classes", f"{len(card.classes)} names", f"{n_classes}, as spec.head"))
     return faults
-
-
-def resolve_card(source: str | Path | Network) -> Card:
-    """The card of anything that describes a network: a name, a spec or its file, a model folder, a run folder."""
-    if not isinstance(source, Network):
-        folder = find_model_folder(source)
-        if folder:
-            return read_card(folder)
-        if Path(source).is_dir() and source not in CATALOG:
-            raise _missing_model_error(Path(source))
-    return make_card(get_network_name(source), resolve_spec(source))
 
 
 def read_card(folder: Path) -> Card:
@@ -219,15 +175,3 @@ def _check_format(data: Any, path: Path) -> None:
     if type(version) is int and CARD_FORMAT < version < 10**6:  # no number to fill a screen with
         what = f"this card was made by a newer resnetkit (format {version}; this one reads {CARD_FORMAT})"
         raise WeightsError(what, where=str(path), fix="pip install --upgrade resnetkit")
-
-
-def _missing_model_error(path: Path) -> UsageError | WeightsError:
-    if any((folder / WEIGHTS_FILE).is_file() for folder in (path, path / "model")):
-        return WeightsError(
-            f"{CARD_FILE} is missing beside the weights", where=str(path), fix="copy the whole folder again"
-        )
-    if (path / "run.toml").is_file():
-        return UsageError("this run has not finished, so it holds no model", where=str(path), fix="train again")
-    return UsageError(
-        "this folder holds no model", where=str(path), fix=f"name a model folder (with {CARD_FILE}) or a run folder"
-    )

@@ -18,7 +18,7 @@ from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.device import Precision, parse_precision, select_device
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from resnetkit.runtime.progress import ProgressCallback
-from resnetkit.weights.load import load
+from resnetkit.weights.load import load_network
 
 _MANY_IMAGES = 10_000  # pictures: what counts is how many in a second, not how soon the first
 
@@ -51,7 +51,7 @@ def evaluate(
         parse_bad_files_policy(bad_files, max_bad),
         select_eval_engine(model, EngineChoice(engine, device, parse_precision(precision))),
     )
-    network = model if isinstance(model, NetworkModule) else load(model)
+    network = model if isinstance(model, NetworkModule) else load_network(model)
     prepared = prepare_evaluation(network, data, split, bad_files_policy, on_progress=on_progress)
     with open_inference(candidates, network, device, precision) as (infer, note):
         evaluation = prepared.run(infer, on_progress)

@@ -39,11 +39,13 @@ class BenchmarkWorker:
 
     def export(self, engine: str, precision: str, artifact: str, pixels: str | None) -> None:
         """The artefact of an engine, from the weights; ``pixels`` is a file that `numpy.save` wrote."""
-        from resnetkit.weights.load import load
+        from resnetkit.weights.load import load_network
 
         calibration = None if pixels is None else np.load(pixels)
         Path(artifact).mkdir(parents=True)
-        ENGINE_SPECS[engine].import_backend().export_artifact(load(self.folder), Path(artifact), precision, calibration)
+        ENGINE_SPECS[engine].import_backend().export_artifact(
+            load_network(self.folder), Path(artifact), precision, calibration
+        )
 
     def load(self, artifact: str, config: dict[str, Any], pixels: str) -> None:
         """The engine, which has then answered once."""

@@ -26,9 +26,10 @@ from resnetkit.weights.hugging_face import (
     build_hugging_face_config,
     build_preprocessor_config,
 )
-from resnetkit.weights.load import load, save
+from resnetkit.weights.load import load_network
 from resnetkit.weights.read import read_tensors
 from resnetkit.weights.recognize import OWN_DIALECT
+from resnetkit.weights.save import check_new_path, copy_to_cpu, save
 
 
 def convert(model: str | os.PathLike[str] | NetworkModule, to: str, path: str | Path) -> Path:
@@ -38,7 +39,7 @@ def convert(model: str | os.PathLike[str] | NetworkModule, to: str, path: str | 
     ``resnetkit`` a model folder. What is written is read again and compared bit by bit. Raises `UsageError` where the
     library cannot express the network.
     """
-    network = model if isinstance(model, NetworkModule) else load(model)
+    network = load_network(model)
     path, to = Path(path), ALIASES.get(to, to)
     _check_target(path, to)
     if to == OWN_DIALECT:
@@ -65,7 +66,7 @@ def convert(model: str | os.PathLike[str] | NetworkModule, to: str, path: str | 
 def translate_tensors(network: NetworkModule, to: str) -> dict[str, Tensor]:
     """The tensors by the names of another library."""
     to = ALIASES.get(to, to)
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    state = copy_to_cpu(network)
     if to == OWN_DIALECT:
         return state
     table = select_table(to, network.card.spec)
@@ -85,7 +86,7 @@ def as_module(model: str | os.PathLike[str] | NetworkModule, library: str) -> nn
     library = "transformers" if library == "hf" else library
     if library not in _MODULE_BUILDERS:
         raise UsageError(f"no live model of {library!r} is made here", fix=suggest_fix(library, list(_MODULE_BUILDERS)))
-    network = model if isinstance(model, NetworkModule) else load(model)
+    network = load_network(model)
     dialect, build_module = _MODULE_BUILDERS[library]
     module: nn.Module = build_module(build_constructor_args(network.card.spec, _get_library(dialect)))
     module.load_state_dict(translate_tensors(network, dialect))
@@ -106,8 +107,7 @@ def _check_target(path: Path, to: str) -> None:
         raise UsageError(
             "weights are written as .safetensors", where=str(path), fix=f"call it {path.with_suffix('.safetensors')}"
         )
-    if path.exists():
-        raise UsageError("this exists already", where=str(path), fix="name another, or remove it")
+    check_new_path(path)
 
 
 def _verify_written(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from resnetkit import file_types as kinds
 from resnetkit.errors import WeightsError
-from resnetkit.weights.fit import sanitize_text
+from resnetkit.weights.mismatch import sanitize_text
 from resnetkit.weights.pickles import GARBLED_REASON, find_pickle_problem, find_unknown_global
 from resnetkit.weights.unwrap import unwrap_containers
 

@@ -17,7 +17,6 @@ from resnetkit.architecture.tensors import STEM_WEIGHT, TensorShape, TensorShape
 from resnetkit.errors import UsageError
 from resnetkit.formatting import pluralize
 from resnetkit.weights.dialects import DIALECT_NAMES, TABLES, Dialect, derive_layout
-from resnetkit.weights.fit import BATCH_COUNT, find_mismatches
 from resnetkit.weights.infer import (
     CONVENTIONS,
     DEFAULT_CONVENTION,
@@ -26,6 +25,7 @@ from resnetkit.weights.infer import (
     count_blocks,
     infer_spec,
 )
+from resnetkit.weights.mismatch import BATCH_COUNT, find_mismatches
 from resnetkit.weights.unwrap import iterate_prefixes
 
 OWN_DIALECT = "resnetkit"
