@@ -188,7 +188,7 @@ def test_a_map_that_vanishes_is_named():
         plan(network, 1)
     assert str(caught.value) == (
         "error: the map vanishes: 1 fault\n"
-        "where: stem.pool: came a map of 1x1, of which nothing is left; allowed: a larger image, or fewer strides before it\n"
+        "where: stem.pool: got a map of 1x1, of which nothing is left; allowed: a larger image, or fewer strides before it\n"
         "fix: give a larger image"
     )
 

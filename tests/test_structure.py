@@ -16,21 +16,21 @@ MODULES = {
     for path in sorted(SOURCE.rglob("*.py"))
 }
 # Each layer may import itself and the layers before it.
-LAYERS = ["errors", "file_types", "serialization", "formatting", "files", "html", "runtime", "architecture", "images", "network", "data", "weights", "surgery",
+LAYERS = ["errors", "formatting", "file_types", "serialization", "files", "html", "runtime", "architecture", "images", "network", "data", "weights", "surgery",
           "engines", "prediction", "evaluation", "optimization", "explain", "training", "commands", "cli", "__main__"]  # fmt: skip
 NARROW = {  # layers that import less than their place allows
     "file_types": set(),
     "runtime": {"errors"},
-    "images": {"errors", "file_types", "architecture"},
-    "html": set(),
-    "data": {"errors", "serialization", "files", "html", "runtime", "architecture", "images"},
-    "network": {"errors", "runtime", "architecture", "images"},
+    "images": {"errors", "formatting", "file_types", "architecture"},
+    "html": {"formatting"},
+    "data": {"errors", "formatting", "serialization", "files", "html", "runtime", "architecture", "images"},
+    "network": {"errors", "formatting", "runtime", "architecture", "images"},
     "weights": {"errors", "file_types", "serialization", "formatting", "files", "architecture", "network"},
     "surgery": {"errors", "formatting", "architecture", "network", "weights"},
     "prediction": set(LAYERS[: LAYERS.index("prediction")]),
     "evaluation": set(LAYERS[: LAYERS.index("prediction")]),
     "explain": {"errors", "formatting", "html", "architecture", "images", "network", "weights"},
-    "cli": {"errors", "commands"},
+    "cli": {"errors", "formatting", "commands"},
 }
 TORCH_FREE_MARKER = "This module imports no torch."
 TORCH_FREE = [
