@@ -56,7 +56,7 @@ def same(found, expected):
         (["--dilate", "2"], lambda m: surgery.dilate(m, 2)),
         (["--dilate", "stage2,stage3"], lambda m: surgery.dilate(m, stages=[2, 3])),
         (["--input-channels", "1"], lambda m: surgery.input_channels(m, 1)),
-        (["--input-channels", "4", "--new-channels", "mean"], lambda m: surgery.input_channels(m, 4, how="mean")),
+        (["--input-channels", "4", "--new-channels", "mean"], lambda m: surgery.input_channels(m, 4, method="mean")),
         (["--classes", "owl, emu"], lambda m: surgery.classes(m, ["owl", "emu"])),
         (["--classes", "7"], lambda m: surgery.classes(m, 7)),
         (["--head", "pooled"], lambda m: surgery.head(m, "pooled")),

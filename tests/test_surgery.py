@@ -26,7 +26,8 @@ from resnetkit.errors import FaultsError, ResnetkitError, SpecError, UsageError,
 from resnetkit.network.build import build
 from resnetkit.network.layers import Backbone, CheckpointedStage
 from resnetkit.surgery import norms, strides, widths
-from resnetkit.surgery import transfer as carry
+from resnetkit.surgery.transfer import transfer
+from resnetkit.surgery.verify import OUTPUT_CHANGED_NOTE
 from test_network import shaken
 
 from helpers.tiny import BASE, TINY, networks
@@ -128,7 +129,9 @@ EDITS = {
     "deepen": lambda m, d: surgery.deepen(m, [stage.blocks + d.randint(0, 1) for stage in m.card.spec.stages]),
     "remove": lambda m, d: surgery.remove(m, _any(d, m, "block", "stage"), _any(d, m, "block", "stage")),
     "shortcuts": lambda m, d: surgery.shortcuts(m, d.choice(["A", "B", "C", "D", "none"])),
-    "channels": lambda m, d: surgery.input_channels(m, d.choice([1, 4, 5]), how=d.choice(["zero", "mean", "cyclic"])),
+    "channels": lambda m, d: surgery.input_channels(
+        m, d.choice([1, 4, 5]), method=d.choice(["zero", "mean", "cyclic"])
+    ),
     "classes": lambda m, d: surgery.classes(m, d.choice([3, ["a", "b"], ["b", "c", "a"]])),
     "head": lambda m, d: surgery.head(m, d.choice(["none", "pooled"])),
     "cut": lambda m, d: surgery.cut(m, _any(d, m, "block", "stage")),
@@ -204,7 +207,7 @@ def test_the_report_in_words():
         r"proved: the maps of stage2 on their common grid of 2 pixels differ by [\d.e-]+ \(1e-12 is allowed\)",
         str(report),
     )
-    assert made.card.origin == "not trained, a trous in stage2"
+    assert made.card.origin == "not trained, atrous in stage2"
 
 
 def test_figures_are_no_longer_those_of_the_network():
@@ -401,7 +404,7 @@ def test_more_channels_are_zero_the_mean_or_the_others_again():
     model = net()
     x = noise(model)
     grey = x[:, :1]
-    zero, mean, cyclic = (surgery.input_channels(model, 5, how=how)[0] for how in ("zero", "mean", "cyclic"))
+    zero, mean, cyclic = (surgery.input_channels(model, 5, method=method)[0] for method in ("zero", "mean", "cyclic"))
     expected = answers(model, x)
     anything = torch.cat([x, 100 * torch.rand_like(x[:, :2])], 1)
     assert apart(answers(zero, anything), expected) <= 1e-12
@@ -533,7 +536,7 @@ def test_a_backbone_hands_on_the_maps_of_its_stages(name):
         assert told.output == planned.output == found[stage].shape[1:]
         assert (told.stride, told.receptive_field) == (planned.stride, planned.receptive_field)
         c, field = planned.output[0], planned.receptive_field
-        assert f"{stage}: {c} channels, stride {planned.stride}, each pixel sees {field}" in report.notes
+        assert f"{stage}: {c} channels, stride {planned.stride}, receptive field {field}" in report.notes
     assert {f"stage{chosen[-1] + 1}", "head"}.isdisjoint(dict(made.named_children()))
 
 
@@ -576,7 +579,7 @@ def test_a_spec_of_maps_that_cannot_be(chosen):
     with pytest.raises(SpecError) as caught:
         build(replace(BASE, head=s.Features(chosen)))
     (fault,) = caught.value.faults
-    assert str(fault) == f"head.stages: came {list(chosen)}; allowed: stages of 1 to 2, upwards, 2 among them"
+    assert str(fault) == f"head.stages: got {list(chosen)}; allowed: stages of 1 to 2, upwards, 2 among them"
 
 
 # ------------------------------------------------------------------------------------------------------------- norms
@@ -635,12 +638,12 @@ def test_group_norm_is_refitted_by_least_squares():
         assert made.stem.norm1.weight[c].item() == pytest.approx(scale, rel=1e-9)
         assert made.stem.norm1.bias[c].item() == pytest.approx(shift, rel=1e-9, abs=1e-12)
     assert made.card.spec.norm == s.GroupNorm(4, 1e-3)
-    raw, _ = carry.transfer(model, made.card), None
+    raw = transfer(model, made.card)
     x = noise(model, 8, seed=3)
     expected = answers(model, x)
     assert apart(answers(made, x), expected) < 0.7 * apart(answers(raw, x), expected)
     same = int((answers(made, images).argmax(1) == answers(model, images).argmax(1)).sum())
-    assert f"of the 12 images {same} get the class that they had" in report.notes
+    assert f"{same} of 12 images keep their predicted class" in report.notes
     (proof,) = report.verifications
     assert proof.limit is None
     assert proof.difference == pytest.approx(apart(answers(made, images), answers(model, images)), rel=1e-6)
@@ -695,7 +698,7 @@ def test_what_is_frozen_does_not_move(norms):
     assert all((p.grad is None) == (key in frozen) for key, p in made.named_parameters())
     still = sum(p.numel() for key, p in made.named_parameters() if key in frozen)
     count = 8 if norms else 0
-    what = f"{still:,} of {made.plan.params:,} params do not learn, {count} norms keep their statistics"
+    what = f"{still:,} of {made.plan.params:,} params are frozen, {count} norms keep their statistics"
     assert report.notes == (what,)
 
 
@@ -999,7 +1002,7 @@ def test_other_strides():
         changes = {key.split(".conv")[0].split(".norm")[0] for key in report.dropped}
         assert changes <= {"stage2.block1.shortcut"}
         assert report.verifications == ()
-        assert "nothing is promised" in report.notes[-1]
+        assert report.notes[-1] == OUTPUT_CHANGED_NOTE
     same = replace(BASE, stages=(BASE.stages[0], replace(BASE.stages[0])))
     made, report = surgery.restride(net(same), "stage2", 2)
     assert set(report.initialized) == within(made.state_dict(), "stage2.block1.shortcut")
@@ -1012,11 +1015,11 @@ def test_other_stems_keep_the_middle_of_a_kernel():
     model = net("imagenet-stem")
     small, report = surgery.stem(model, "cifar")
     assert torch.equal(small.stem.conv1.weight, model.stem.conv1.weight[..., 2:5, 2:5])
-    assert report.adapted == {"stem.conv1.weight": "the middle 3x3 of 7x7"}
+    assert report.adapted == {"stem.conv1.weight": "the center 3x3 of 7x7"}
     assert {"stem.norm1.weight", "stem.norm1.running_var"} <= set(report.kept)
     assert small.plan.root.stride == 2
     large, report = surgery.stem(small, "imagenet")
-    assert report.adapted == {"stem.conv1.weight": "3x3 with zeros around it"}
+    assert report.adapted == {"stem.conv1.weight": "3x3 padded with zeros"}
     assert torch.equal(large.stem.conv1.weight[..., 2:5, 2:5], small.stem.conv1.weight)
     with torch.no_grad():
         large.stem.conv1.weight[..., 2:5, 2:5] = 0
@@ -1089,23 +1092,23 @@ def test_numbers_that_are_none_prove_nothing(name, number):
         SAFE[name](model)
     assert caught.value.exit_code == 6
     assert "differ by inf" in caught.value.where[0]
-    assert str(caught.value).startswith("error: the change is not what it promises to be, so it was not made\nwhere: ")
+    assert str(caught.value).startswith("error: the edit does not hold its promise, so it was not made\nwhere: ")
 
 
 def test_a_broken_helper_is_found_out(monkeypatch):
     model = net(classes=["a", "b"])
-    monkeypatch.setattr(strides, "_make_atrous", lambda spec, numbers: surgery.restride(net(), 2, 1)[0].card.spec)
-    with pytest.raises(VerificationError, match="not what it promises"):
+    monkeypatch.setattr(strides, "make_atrous", lambda spec, numbers: surgery.restride(net(), 2, 1)[0].card.spec)
+    with pytest.raises(VerificationError, match="does not hold its promise"):
         surgery.dilate(model, stages=2)
     monkeypatch.undo()
-    monkeypatch.setattr(norms, "_fold_conv", lambda m, eps, conv, norm: [(f"{conv}.weight", m[f"{conv}.weight"])])
-    with pytest.raises(VerificationError, match="not what it promises"):
+    monkeypatch.setattr(norms, "fold_conv", lambda m, eps, conv, norm: [(f"{conv}.weight", m[f"{conv}.weight"])])
+    with pytest.raises(VerificationError, match="does not hold its promise"):
         surgery.fold_norms(model)
     monkeypatch.undo()
     monkeypatch.setattr(
-        widths._ChannelSelection, "select_columns", lambda self, weight: weight.index_select(1, self.indices)
+        widths.ChannelSelection, "select_columns", lambda self, weight: weight.index_select(1, self.indices)
     )
-    with pytest.raises(VerificationError, match="not what it promises"):
+    with pytest.raises(VerificationError, match="does not hold its promise"):
         surgery.widen(model, 1, 12)
 
 
@@ -1126,7 +1129,7 @@ TAKES = {
     "deepen": surgery.deepen,
     "remove": surgery.remove,
     "channels": surgery.input_channels,
-    "how": lambda m, v: surgery.input_channels(m, 4, how=v),
+    "method": lambda m, v: surgery.input_channels(m, 4, method=v),
     "classes": surgery.classes,
     "head": surgery.head,
     "cut": surgery.cut,
@@ -1154,71 +1157,71 @@ def test_odd_values_are_refused_in_few_words(what):
 
 REFUSED = [
     ("basic-b", surgery.dilate,
-     "either an output stride or some stages\nwhere: dilate\nfix: output_stride=8"),
+     "give either an output stride or stages\nwhere: dilate\nfix: output_stride=8"),
     ("basic-b", lambda m: surgery.dilate(m, 1, stages=2),
-     "either an output stride or some stages\nwhere: dilate\nfix: output_stride=8"),
+     "give either an output stride or stages\nwhere: dilate\nfix: output_stride=8"),
     ("three-stages", lambda m: surgery.dilate(m, 4),
-     "an output stride of 4 cannot be: the stages stride by 1, 2, 3\nwhere: output_stride\nfix: one of 1, 2, 6"),
+     "an output stride of 4 is not possible: the stages have strides 1, 2, 3\nwhere: output_stride\nfix: one of 1, 2, 6"),
     ("basic-b", lambda m: surgery.remove(m, "stage1.blok2", "stage3"),
-     "what is to be changed cannot be found: 2 faults\n"
-     "where: stage1.blok2: came no such part of this network; allowed: stage1.block2 or stage2.block2 or stage1.block1\n"
-     "       stage3: came no such part of this network; allowed: stage2 or stage1"),
+     "cannot find the parts to edit: 2 faults\n"
+     "where: stage1.blok2: got a part that does not exist; allowed: stage1.block2 or stage2.block2 or stage1.block1\n"
+     "       stage3: got a part that does not exist; allowed: stage2 or stage1"),
     ("basic-b", lambda m: surgery.insert(m, "block2"),
-     "what is to be changed cannot be found: 1 fault\n"
-     "where: block2: came 2 parts of that name; allowed: one of stage1.block2, stage2.block2"),
+     "cannot find the parts to edit: 1 fault\n"
+     "where: block2: got a name of 2 parts; allowed: one of stage1.block2, stage2.block2"),
     ("three-stages", lambda m: surgery.remove(m, "stage2.block1", "stage3.block1", "stage1"),
-     "these parts cannot be removed: 1 fault\nwhere: stage2.block1: came it has channels 8 -> 16 and stride 2; "
+     "these parts cannot be removed: 1 fault\nwhere: stage2.block1: got a block with channels 8 -> 16 and stride 2; "
      "allowed: another block, or the whole stage"),
     ("last-block", lambda m: surgery.remove(m, "stage2.block2"),
-     "these parts cannot be removed: 1 fault\nwhere: stage2.block2: came it has stride 2; "
+     "these parts cannot be removed: 1 fault\nwhere: stage2.block2: got a block with stride 2; "
      "allowed: another block, or the whole stage"),
     ("no-stem", lambda m: surgery.input_channels(m, 1),
-     "this network has no convolution that alone sees the image, so there is none to adapt\nwhere: input_channels\n"
-     "fix: a network with a stem"),
-    ("basic-b", lambda m: surgery.input_channels(m, 4, how="cycle"),
-     "there is no way called 'cycle'\nwhere: input_channels\nfix: did you mean cyclic?"),
+     "this network has no single convolution that reads the image\nwhere: input_channels\n"
+     "fix: use a network with a stem"),
+    ("basic-b", lambda m: surgery.input_channels(m, 4, method="cycle"),
+     "unknown method 'cycle'\nwhere: input_channels\nfix: did you mean cyclic?"),
     ("silu-grey", lambda m: surgery.insert(m, "stage1.block1"),
-     "a new block cannot start as the identity here: 1 fault\n"
-     "where: stage1: came activation silu; allowed: relu, or pre-activation: activated twice, numbers change"),
+     "a new block cannot start as the identity in this place: 1 fault\n"
+     "where: stage1: got activation silu; allowed: relu, because it keeps its own output; or pre-activation"),
     ("last-block", lambda m: surgery.insert(m, "stage2.block2"),
-     "a new block cannot start as the identity here: 1 fault\nwhere: stage2.block2: came the end of a stage whose "
+     "a new block cannot start as the identity in this place: 1 fault\nwhere: stage2.block2: got the end of a stage whose "
      "last block has the stride 2; allowed: behind a block before it"),
     ("pre-plain", lambda m: surgery.insert(m, "stage2.block2"),
-     "a new block cannot start as the identity here: 1 fault\nwhere: stage2: came a plain network of pre-activation; "
+     "a new block cannot start as the identity in this place: 1 fault\nwhere: stage2: got a plain network of pre-activation; "
      "allowed: norms behind convolutions"),
     ("basic-b", lambda m: surgery.deepen(m, [1, 2]),
-     "1-2 blocks are not what 2-2 blocks can grow to\nwhere: deepen\nfix: 2 numbers, none smaller than now"),
+     "a network of 2-2 blocks cannot grow to 1-2 blocks\nwhere: deepen\nfix: 2 numbers, none smaller than now"),
     ("chain", lambda m: surgery.widen(m, 1, 64),
-     "this stage cannot be widened so: 1 fault\nwhere: stage1.branch: came a chain, whose steps have widths of their "
-     "own; allowed: basic or bottleneck"),
+     "this stage cannot be widened: 1 fault\nwhere: stage1.branch: got a chain, whose steps have their own "
+     "widths; allowed: basic or bottleneck"),
     ("chain", lambda m: surgery.prune(m, 0.5),
-     "these stages cannot be pruned so: 2 faults\nwhere: stage1.branch: came a chain, whose steps have widths of their "
-     "own; allowed: basic or bottleneck\n       stage2.branch: came a chain, whose steps have widths of their own; "
+     "these stages cannot be pruned: 2 faults\nwhere: stage1.branch: got a chain, whose steps have their own "
+     "widths; allowed: basic or bottleneck\n       stage2.branch: got a chain, whose steps have their own widths; "
      "allowed: basic or bottleneck"),
     ("group-norm", lambda m: surgery.widen(m, 1, 4),
-     "this stage cannot be widened so: 2 faults\nwhere: stage1.branch.width: came 4, now 8; allowed: more than 8\n"
-     "       norm: came group norm; allowed: batch norm, or none"),
+     "this stage cannot be widened: 2 faults\nwhere: stage1.branch.width: got 4, now 8; allowed: more than 8\n"
+     "       norm: got group norm; allowed: batch norm, or none"),
     ("basic-b", lambda m: surgery.widen(m, [1, 2], 64),
-     "one stage is widened at a time\nwhere: widen\nfix: stage1, then the others"),
+     "widen takes one stage at a time\nwhere: widen\nfix: stage1, then the next"),
     ("group-norm", surgery.fold_norms,
-     "this network has no batch norms that could be folded\nwhere: norm\n"
-     "fix: group norm takes its statistics from each image, so no weight can hold them"),
+     "this network has no batch norms to fold\nwhere: norm\n"
+     "fix: group norm uses statistics of each image, which no weight can hold"),
     ("no-norm", surgery.fold_norms,
-     "this network has no batch norms that could be folded\nwhere: norm\nfix: there are none"),
+     "this network has no batch norms to fold\nwhere: norm\nfix: there are none"),
     ("pre", lambda m: surgery.fold_norms(surgery.fold_norms(m)[0]),
-     "this network has no batch norms that could be folded\nwhere: norm\nfix: they are folded already"),
+     "this network has no batch norms to fold\nwhere: norm\nfix: they are folded already"),
     ("no-norm", lambda m: surgery.group_norm(m, noise(m)),
-     "this network has no batch norms to be replaced\nwhere: norm\nfix: one with batch norms"),
+     "this network has no batch norms to replace\nwhere: norm\nfix: use one with batch norms"),
     ("no-norm", surgery.freeze_norms, "this network has no batch norms\nwhere: norm\nfix: freeze with stages"),
     ("basic-b", lambda m: surgery.freeze(m, []),
-     "nothing is named to be frozen\nwhere: stages\nfix: stem, or numbers of stages"),
+     "nothing is selected to freeze\nwhere: stages\nfix: stem, or numbers of stages"),
     ("headless", lambda m: surgery.freeze(m, ["head", 9]),
-     "what is to be changed cannot be found: 2 faults\n"
-     "where: head: came no such part of this network; allowed: stem or stage1 or stage1.block1 or stage1.block2 or stage2\n"
-     "       stage9: came no such part of this network; allowed: stage2 or stage1 or stem"),
-    ("basic-b", lambda m: surgery.features(m, []), "no stage is named\nwhere: stages\nfix: 1 to 2"),
+     "cannot find the parts to edit: 2 faults\n"
+     "where: head: got a part that does not exist; allowed: stem or stage1 or stage1.block1 or stage1.block2 or stage2\n"
+     "       stage9: got a part that does not exist; allowed: stage2 or stage1 or stem"),
+    ("basic-b", lambda m: surgery.features(m, []), "no stage is selected\nwhere: stages\nfix: 1 to 2"),
     ("basic-b", lambda m: surgery.head(m, "linear"),
-     "there is no head called 'linear'\nwhere: head\nfix: none or pooled; classes gives a classifier"),
+     "unknown head 'linear'\nwhere: head\nfix: none or pooled; classes adds a classifier"),
 ]  # fmt: skip
 
 
@@ -1228,30 +1231,30 @@ def test_what_cannot_be_is_said_with_what_can(name, edit, message):
 
 
 @pytest.mark.parametrize(
-    ("images", "came"),
+    ("images", "actual"),
     [(torch.zeros(3, 16, 16), "float32 of 3x16x16"), (torch.zeros(0, 3, 16, 16), "float32 of 0x3x16x16"),
      (torch.zeros(2, 1, 16, 16), "float32 of 2x1x16x16"), (torch.zeros(2, 3, 9, 9).byte(), "uint8 of 2x3x9x9")],
 )  # fmt: skip
-def test_norms_are_fitted_on_images(images, came):
+def test_norms_cannot_be_fitted_on_wrong_images(images, actual):
     assert said(surgery.group_norm, net(), images, 4) == (
-        f"error: norms are fitted on images, and this is {came}\nwhere: images\nfix: numbers of N x 3 x H x W, prepared"
+        f"error: norms cannot be fitted on {actual}\nwhere: images\nfix: normalized images of N x 3 x H x W"
     )
 
 
 def test_images_that_no_norm_can_be_fitted_on():
-    assert "not finite" in said(surgery.group_norm, net(), torch.full((2, 3, 16, 16), math.nan), 4)
+    assert "NaN or infinite values" in said(surgery.group_norm, net(), torch.full((2, 3, 16, 16), math.nan), 4)
     assert "the map vanishes" in said(surgery.group_norm, net("blurred"), torch.zeros(2, 3, 1, 1), 4)
 
 
 def test_a_first_convolution_in_groups_is_not_adapted():
     grouped = replace(TINY["vgg"].stages[0], channels=9, branch=s.Chain((s.Step(9, 3, 3),)))
     model = net(replace(TINY["vgg"], stages=(grouped, TINY["vgg"].stages[1])))
-    assert "no convolution that alone sees the image" in said(surgery.input_channels, model, 6)
+    assert "no single convolution that reads the image" in said(surgery.input_channels, model, 6)
 
 
 def test_a_network_without_numbers_is_not_changed():
     assert said(surgery.restride, build(BASE, device="meta"), 2, 1) == (
-        "error: this network has shapes alone, and no numbers to carry over\nwhere: meta\nfix: device='cpu'"
+        "error: a network on the meta device has no weights to keep\nwhere: meta\nfix: device='cpu'"
     )
 
 
@@ -1265,9 +1268,9 @@ def test_maps_of_one_pixel_and_groups_of_one_channel():
 
 
 def test_a_model_of_another_library_is_refused_in_a_sentence():
-    with pytest.raises(UsageError, match="a Linear is no network of resnetkit") as caught:
+    with pytest.raises(UsageError, match="a Linear is not a network of resnetkit") as caught:
         surgery.dilate(nn.Linear(2, 2), 8)
-    assert caught.value.fix == "resnetkit.load(model) makes one of it"
+    assert caught.value.fix == "convert it with resnetkit.load(model)"
 
 
 @pytest.mark.parametrize(("own", "holds"), [(1e-3, True), (1e-7, False), (math.inf, False)])

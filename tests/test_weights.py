@@ -212,7 +212,7 @@ def test_weights_without_a_card(saved):
     with pytest.raises(WeightsError) as caught:
         load(folder)
     assert str(caught.value) == (
-        f"error: config.json is missing beside the weights\nwhere: {folder}\nfix: copy the whole folder again"
+        f"error: config.json is missing next to the weights\nwhere: {folder}\nfix: copy the whole folder again"
     )
 
 
@@ -231,10 +231,10 @@ def test_files_of_a_model_can_be_read_by_others(saved):
 
 
 def test_folders_that_hold_no_model(tmp_path):
-    with pytest.raises(UsageError, match="this folder holds no model"):
+    with pytest.raises(UsageError, match="this folder has no model"):
         load(tmp_path)
     (tmp_path / "run.toml").write_text("")
-    with pytest.raises(UsageError, match="this run has not finished, so it holds no model"):
+    with pytest.raises(UsageError, match="this run has not finished, so it has no model"):
         load(tmp_path)
 
 

@@ -281,7 +281,7 @@ _EDIT_BUILDERS: dict[str, Callable[[Any, Options], Edit]] = {
     "stem": lambda text, _: _make_edit("stem", text),
     "restride": lambda text, _: _make_target_edits("restride", "restride", text),
     "dilate": lambda text, _: _make_dilate_edit(text),
-    "input_channels": lambda count, options: _make_edit("input_channels", count, how=options.new_channels),
+    "input_channels": lambda count, options: _make_edit("input_channels", count, method=options.new_channels),
     "classes": lambda text, _: _make_classes_edit(text),
     "head": lambda text, _: _make_edit("head", text),
     "cut": lambda text, _: _make_edit("cut", text),

@@ -186,9 +186,9 @@ def load_card(source: object) -> Card:
 
 def _missing_model_error(path: Path) -> UsageError | WeightsError:
     if any((folder / WEIGHTS_FILE).is_file() for folder in (path, path / _RUN_MODEL)):
-        message = f"{CARD_FILE} is missing beside the weights"
+        message = f"{CARD_FILE} is missing next to the weights"
         return WeightsError(message, where=str(path), fix="copy the whole folder again")
     if (path / _RUN_FILE).is_file():
-        return UsageError("this run has not finished, so it holds no model", where=str(path), fix="train again")
+        return UsageError("this run has not finished, so it has no model", where=str(path), fix="train again")
     fix = f"name a model folder (with {CARD_FILE}) or a run folder"
-    return UsageError("this folder holds no model", where=str(path), fix=fix)
+    return UsageError("this folder has no model", where=str(path), fix=fix)
