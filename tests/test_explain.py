@@ -89,7 +89,7 @@ def test_a_name_of_nobody_gets_the_nearest_of_all():
     with pytest.raises(UsageError) as caught:
         resolve_path(plan(spec("resnet50")), "layer1.0.downsamples")
     assert str(caught.value) == (
-        "error: there is no such path in this network\nwhere: layer1.0.downsamples\n"
+        "error: this network has no such path\nwhere: layer1.0.downsamples\n"
         "fix: try layer1.0.downsample or layer1.0.downsample.1 or layer1.0.downsample.0"
     )
 
@@ -112,7 +112,7 @@ def test_what_others_call_it(name, path, library, word):
 
 
 def test_names_of_a_library_that_is_not_known():
-    with pytest.raises(UsageError, match="the names of 'kera' are not known"):
+    with pytest.raises(UsageError, match="unknown library 'kera'"):
         translate_path(plan(spec("resnet18")), "stem", "kera")
 
 

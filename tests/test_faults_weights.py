@@ -198,7 +198,7 @@ def test_w02_truncated_weights(saved, refused, cut):
 def test_w02_not_even_a_length(tmp_path, refused, size):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", 5000)[:size])
-    told = "not a safetensors file: its header has no sound length" if size else "the file is empty"
+    told = "not a safetensors file: the length of its header is invalid" if size else "the file is empty"
     assert refused(path).what == told
 
 
@@ -269,9 +269,9 @@ def many(item, length=2 * 2**20 - 1000):
 
 ONE = json.dumps(entry(0, 4)).encode()
 LENGTH, GARBLED, UNSOUND = (
-    "not a safetensors file: its header has no sound length",
-    "not a sound safetensors file: its header is garbled",
-    "not a sound safetensors file: ",
+    "not a safetensors file: the length of its header is invalid",
+    "damaged safetensors file: its header is garbled",
+    "damaged safetensors file: ",
 )
 HOSTILE = {
     "a header of 2**63": (LENGTH, struct.pack("<Q", 2**63) + b"{"),
@@ -724,4 +724,4 @@ def test_prefixes_without_end_and_numbers_of_other_kinds(tmp_path, refused):
     assert refused(path, None, None).what.startswith("cannot recognize the network")
     for odd in ("00", "\u0660"):
         save_file({f"layer1.{odd}.conv1.weight": torch.zeros(1)}, path)
-        assert "those of no dialect" in refused(path, None, None).what
+        assert "not those of a known dialect" in refused(path, None, None).what

@@ -156,7 +156,7 @@ def test_a_folder_of_transformers_brings_classes_and_preparation(tmp_path):
     assert back.card.assumed == ("norms have epsilon 1e-05",)
     images = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
     (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(images | {"resample": 3}))
-    assert "images are prepared without heed to the config's resample" in rk.load(tmp_path / "hf").card.assumed
+    assert "the option resample of the preprocessor config is ignored" in rk.load(tmp_path / "hf").card.assumed
     backbone = transformers.ResNetModel.from_pretrained(tmp_path / "hf", local_files_only=True)
     assert rk.load(backbone.state_dict()).card.name == "resnet18"
 
@@ -355,7 +355,7 @@ def test_what_our_own_names_do_not_tell_is_said():
 
 
 def test_a_head_with_hidden_layers_makes_no_vgg():
-    with pytest.raises(UsageError, match="torchvision cannot express this network: it has MLP here, and Linear there"):
+    with pytest.raises(UsageError, match="torchvision cannot express this network: it has MLP, torchvision builds Linear"):
         rk.as_module(rk.build(replace(spec("resnet18"), head=MLP(5, (16,), 1))), "torchvision")
 
 
@@ -426,7 +426,7 @@ def test_other_input_channels_with_the_same_answers():
         assert torch.allclose(six(more), wide(more[:, :3]), rtol=1e-5, atol=1e-5)
     assert (grey.card.spec.input, len(grey.card.preparation.mean), six.card.spec.input[0]) == ((1, 16, 16), 1, 6)
     assert wide.card.spec.input[0] == 3
-    with pytest.raises(UsageError, match="a network for 3 channels is not made one for 2"):
+    with pytest.raises(UsageError, match="a network for 3 channels cannot be adapted to 2"):
         rk.load(wide, input_channels=2)
 
 
@@ -469,11 +469,11 @@ def test_each_library_takes_a_network_or_says_why_not(name):
 
 
 REASONS = {
-    "resnet50_v1": ("torchvision", "it has 1 here, and 2 there", "stage1.branch.stride_at"),
-    "resnet20": ("torchvision", "it has 3 of them here, and 4 of them there", "stages"),
-    "resnext50_32x4d": ("hf", "it has 128 here, and 64 there", "stage1.branch.width"),
-    "resnet18_a": ("timm", "it has ZeroPadded here, and Projection there", "shortcuts.wider"),
-    "plain34": ("kuangliu", "it has 64 here, and", ""),
+    "resnet50_v1": ("torchvision", "it has 1, torchvision builds 2", "stage1.branch.stride_at"),
+    "resnet20": ("torchvision", "it has 3 items, torchvision builds 4 items", "stages"),
+    "resnext50_32x4d": ("hf", "it has 128, transformers builds 64", "stage1.branch.width"),
+    "resnet18_a": ("timm", "it has ZeroPadded, timm builds Projection", "shortcuts.wider"),
+    "plain34": ("kuangliu", "it has 64, kuangliu's code builds", ""),
 }
 
 
@@ -513,8 +513,8 @@ def test_what_shapes_cannot_tell_is_not_guessed():
         with pytest.raises(WeightsError) as caught:
             rk.load(tensors)
         assert caught.value.what == (
-            "cannot recognize the network of these weights: resnetkit: where channels change there is no "
-            "shortcut's tensor: option A, or no shortcut at all?"
+            "cannot recognize the network of these weights: resnetkit: no tensor for "
+            "shortcuts that change channels: option A, or no shortcuts?"
         )
         assert rk.load(tensors, network=name).card.spec == spec(name)
 
@@ -537,7 +537,7 @@ def test_what_is_assumed_is_recorded_and_kept(tmp_path):
     assert card.assumed == (
         "the 7x7 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows it",
         "the 3x3 of a bottleneck has the stride (v1.5)",
-        "every stage but the first halves the map, none is dilated or blurred",
+        "every stage but the first halves the map; none is dilated or blurred",
         "an image is 3x224x224", "norms have epsilon 1e-05", "activations are relu",
         "images are RGB / 255, resized to 256, center crop 224x224, mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
     )  # fmt: skip
@@ -590,10 +590,10 @@ def test_transformers_activates_by_relu_inside_its_branches(tmp_path):
     theirs = transformers.ResNetForImageClassification(config)
     theirs.save_pretrained(tmp_path / "hf")
     for source in (theirs, tmp_path / "hf"):
-        with pytest.raises(WeightsError, match="activates by 'silu' in some places and by ReLU in others"):
+        with pytest.raises(WeightsError, match="uses 'silu' in some places and ReLU in others"):
             rk.load(source)
     with pytest.raises(
-        UsageError, match="transformers cannot express this network: it has 'silu' here, and 'relu' there"
+        UsageError, match="transformers cannot express this network: it has 'silu', transformers builds 'relu'"
     ):
         rk.as_module(rk.build(replace(spec("resnet18"), activation="silu")), "transformers")
 
@@ -660,7 +660,7 @@ def test_tied_and_odd_tensors_get_numbers_of_their_own(tmp_path):
 def test_what_does_not_travel_is_said(tmp_path, cli):
     rk.save(rk.build("cifar_resnet18", classes=10), tmp_path / "model")
     code, _, err = cli("convert", tmp_path / "model", tmp_path / "k.safetensors", "--to", "kuangliu")
-    assert (code, "note: the file holds no names of classes, and does not say how images are prepared" in err) == (
+    assert (code, "note: the file does not hold the class names and the preparation of images" in err) == (
         0,
         True,
     )
@@ -696,9 +696,9 @@ def test_other_channels_widths_and_no_head():
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        ("convert model out.pth --to torchvision", 2, "error: weights are written as .safetensors\nwhere: out.pth"),
+        ("convert model out.pth --to torchvision", 2, "error: the name of a weights file must end in .safetensors\nwhere: out.pth"),
         ("convert model model --to hf", 2, "error: this path exists already\nwhere: model"),
-        ("convert model x.safetensors --to keras", 2, "error: there is no dialect called 'keras' to write"),
+        ("convert model x.safetensors --to keras", 2, "error: resnetkit cannot write the dialect 'keras'"),
         ("convert resnet18 x.safetensors --to timm", 2, "error: resnet18 is a network without weights"),
         ("convert model x.safetensors", 2, "error: missing: --to"),
     ],
@@ -717,7 +717,7 @@ def test_a_library_that_is_not_installed(monkeypatch):
     with pytest.raises(MachineError) as caught:
         rk.as_module(rk.build("resnet18"), "timm")
     assert str(caught.value) == "error: timm is not installed\nfix: pip install timm"
-    with pytest.raises(UsageError, match="no live model of 'keras' is made here"):
+    with pytest.raises(UsageError, match="resnetkit cannot build models of 'keras'"):
         rk.as_module(rk.build("resnet18"), "keras")
 
 

@@ -175,7 +175,7 @@ def test_a_path_that_is_not_there_gets_the_nearest():
     with pytest.raises(UsageError) as caught:
         plan(spec("resnet50"))["stage2.block1.shortcat"]
     assert str(caught.value).splitlines()[:2] == [
-        "error: there is no such path in this network",
+        "error: this network has no such path",
         "where: stage2.block1.shortcat",
     ]
     assert "stage2.block1.shortcut" in caught.value.fix

@@ -1,7 +1,7 @@
-"""How other libraries are told which network to make: a spec as the words of their constructors, and back.
+"""Translate a spec to the constructor arguments of other libraries, and back.
 
-A library can express a network exactly where the words that describe it, read back, give the same spec; where they do
-not, the first difference is the reason. Image sizes are left out: no constructor takes them.
+A library can express a network if the arguments for it, translated back, give the same spec. If they do not, the first
+difference is the reason. Image sizes are ignored, because no constructor takes them.
 
 This module imports no torch.
 """
@@ -23,9 +23,7 @@ _IMAGENET_STEM = specs.Stem((specs.Conv(64, 7, 2),), (specs.MaxPool(3, 2),))
 
 @dataclass(frozen=True)
 class Library:
-    """``words`` describes a spec as far as a ``family`` of the library has words for it, ``spec`` is what they mean
-    there.
-    """
+    """A family of networks of a library, with the translation of a spec to its constructor arguments and back."""
 
     name: str
     to_args: Callable[[specs.Network], ConstructorArgs]
@@ -34,20 +32,29 @@ class Library:
 
 
 def build_constructor_args(spec: specs.Network, library: tuple[Library, ...]) -> ConstructorArgs:
-    """The words for this network, ``family`` among them; raises `UsageError` with the first thing that has none."""
+    """Return the constructor arguments for a network, with ``family``.
+
+    Args:
+        spec: The network.
+        library: The families of the library.
+
+    Raises:
+        UsageError: the library cannot express the network; the error has the first difference.
+    """
     family = next((candidate for candidate in library if candidate.family == _select_family(spec)), library[0])
     if not specs.count_classes(spec.head):
-        raise UsageError(f"{family.name} cannot express this network: it has no classifier", where="head")
+        message = f"{family.name} cannot express this network: it has no classifier"
+        raise UsageError(message, where="head", fix="add one with surgery.classes")
     kwargs = family.to_args(spec)
     their_spec = family.to_spec(kwargs)
-    # no constructor takes the size of images; what is left out in training is no part of what weights mean
+    # no constructor takes the size of images, and stochastic depth does not change what the weights compute
     round_trip = replace(
         their_spec, input=(their_spec.input[0], *spec.input[1:]), stochastic_depth=spec.stochastic_depth
     )
     if round_trip != spec:
         path, our_value, their_value = _find_difference(spec, round_trip)
-        message = f"{family.name} cannot express this network: it has {our_value} here, and {their_value} there"
-        raise UsageError(message, where=path)
+        message = f"{family.name} cannot express this network: it has {our_value}, {family.name} builds {their_value}"
+        raise UsageError(message, where=path, fix="another dialect, or a model folder: --to resnetkit")
     return kwargs | {"family": family.family}
 
 
@@ -56,7 +63,7 @@ def _select_family(spec: specs.Network) -> str:
 
 
 def _find_difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, str, str]:
-    """(path, value here, value there) of the first difference."""
+    """Return (path, our value, their value) of the first difference."""
     if dataclasses.is_dataclass(ours) and type(ours) is type(theirs):
         names = [field.name for field in dataclasses.fields(ours)]
         pairs = [(f"{path}.{name}".lstrip("."), getattr(ours, name), getattr(theirs, name)) for name in names]
@@ -69,12 +76,12 @@ def _find_difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, str, 
 
 def _format_value(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"{len(value)} of them"
+        return f"{len(value)} items"
     return type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)
 
 
 def _describe_branch(spec: specs.Network) -> tuple[str, int, int]:
-    """(basic or bottleneck, groups, width of a group in the first stage)."""
+    """Return (basic or bottleneck, groups, width of a group in the first stage)."""
     first = spec.stages[0].branch
     if isinstance(first, specs.Bottleneck):
         return "bottleneck", first.groups, max(first.width // max(first.groups, 1), 1)
@@ -86,11 +93,14 @@ def _list_block_counts(spec: specs.Network) -> list[int]:
 
 
 def _build_stages(
-    block: str, layers: list[int], groups: int = 1, width: int = 64, channels: int = 64
+    block: str, layers: list[int], groups: int = 1, width: int = 64, *, channels: int = 64, n_stages: int = 4
 ) -> tuple[specs.Stage, ...]:
-    """Stages that double their channels; all but the first halve the map."""
+    """Return stages that double their channels; all but the first halve the map.
+
+    The constructors build a fixed number of stages, so missing ones have one block and further ones are ignored.
+    """
     stages = []
-    for i, blocks in enumerate(layers):
+    for i, blocks in enumerate((layers + [1] * n_stages)[:n_stages]):
         planes = channels * 2**i
         branch: specs.Branch = (
             specs.Basic(planes) if block == "basic" else specs.Bottleneck(int(planes * (width / 64)) * groups, groups)
@@ -115,8 +125,7 @@ def _build_torchvision_args(spec: specs.Network) -> ConstructorArgs:
 
 
 def _build_torchvision_spec(kwargs: ConstructorArgs) -> specs.Network:
-    layers = (kwargs["layers"] + [1, 1, 1, 1])[:4]  # it makes four stages, whatever it is asked for
-    stages = _build_stages(kwargs["block"], layers, kwargs["groups"], kwargs["width_per_group"])
+    stages = _build_stages(kwargs["block"], kwargs["layers"], kwargs["groups"], kwargs["width_per_group"])
     return specs.Network(stages, _IMAGENET_STEM, specs.Linear(kwargs["num_classes"]))
 
 
@@ -151,8 +160,7 @@ def _build_timm_spec(kwargs: ConstructorArgs) -> specs.Network:
     if kwargs["stem_type"]:
         first = width if kwargs["stem_type"] == "deep" else 3 * (width // 4)
         stem = specs.Stem((specs.Conv(first, 3, 2), specs.Conv(width), specs.Conv(2 * width)), (specs.MaxPool(3, 2),))
-    layers = (kwargs["layers"] + [1, 1, 1, 1])[:4]  # it makes four stages, whatever it is asked for
-    stages = _build_stages(kwargs["block"], layers, kwargs["cardinality"], kwargs["base_width"])
+    stages = _build_stages(kwargs["block"], kwargs["layers"], kwargs["cardinality"], kwargs["base_width"])
     attentions: dict[str, tuple[specs.Attention, ...]] = {
         "se": (specs.SqueezeExcite(),),
         "eca": (specs.EfficientChannels(),),
@@ -243,7 +251,7 @@ def _build_hugging_face_args(spec: specs.Network) -> ConstructorArgs:
         "hidden_sizes": [stage.channels for stage in spec.stages],
         "depths": _list_block_counts(spec),
         "layer_type": "bottleneck" if isinstance(first, specs.Bottleneck) else "basic",
-        "hidden_act": "relu",  # another one would be used in the stem and behind additions only, never in a branch
+        "hidden_act": "relu",  # transformers uses another one only in the stem and behind additions, not in branches
         "downsample_in_first_stage": spec.stages[0].reduce.stride == 2,
         "downsample_in_bottleneck": isinstance(first, specs.Bottleneck) and first.stride_at == 1,
         "num_labels": _count_classes(spec),
@@ -251,7 +259,7 @@ def _build_hugging_face_args(spec: specs.Network) -> ConstructorArgs:
 
 
 def build_hugging_face_spec(kwargs: Mapping[str, Any]) -> specs.Network:
-    """What a ``config.json`` of transformers means."""
+    """Return the network that a ``config.json`` of transformers describes."""
     stages = []
     for i, (out_channels, blocks) in enumerate(zip(kwargs["hidden_sizes"], kwargs["depths"], strict=True)):
         stride_at = 1 if kwargs.get("downsample_in_bottleneck") else 2
@@ -272,13 +280,14 @@ def build_hugging_face_spec(kwargs: Mapping[str, Any]) -> specs.Network:
 
 
 def _build_kuangliu_spec(kwargs: ConstructorArgs) -> specs.Network:
-    layers = (kwargs["num_blocks"] + [1, 1, 1, 1])[:4]
     stem = specs.Stem((specs.Conv(64, 3),), ())
-    return specs.Network(_build_stages(kwargs["block"], layers), stem, specs.Linear(kwargs["num_classes"]), (3, 32, 32))
+    return specs.Network(
+        _build_stages(kwargs["block"], kwargs["num_blocks"]), stem, specs.Linear(kwargs["num_classes"]), (3, 32, 32)
+    )
 
 
 def _build_akamaster_spec(kwargs: ConstructorArgs) -> specs.Network:
-    stages = _build_stages("basic", (kwargs["num_blocks"] + [1, 1, 1])[:3], channels=16)
+    stages = _build_stages("basic", kwargs["num_blocks"], channels=16, n_stages=3)
     return specs.Network(
         stages, specs.Stem((specs.Conv(16, 3),), ()), specs.Linear(kwargs["num_classes"]), (3, 32, 32), specs.OPTION_A
     )

@@ -1,7 +1,7 @@
-"""A network from the shapes of its tensors, whose names are ours already.
+"""Infer a network from the shapes of its tensors by our keys.
 
 Shapes tell depth, blocks, widths, groups, stem, classes and input channels. They do not tell strides, pools, or what an
-adapter without weights does: those are conventions of whoever wrote the file, and each that is used is said.
+adapter without weights does. Those are conventions of the dialect; every convention that is used is listed.
 
 This module imports no torch.
 """
@@ -23,7 +23,7 @@ _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 @dataclass(frozen=True)
 class Convention:
-    """What the authors of a dialect do where shapes say nothing."""
+    """The choices of a dialect that shapes do not tell: an adapter without weights, and the statistics of images."""
 
     padding_adapter: specs.Adapter | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -39,26 +39,35 @@ DEFAULT_CONVENTION = Convention()
 
 @dataclass(frozen=True)
 class InferredSpec:
-    """A spec, and the sentences about what was assumed for it."""
+    """An inferred spec and the assumptions behind it, as sentences."""
 
     spec: specs.Network
     assumed: tuple[str, ...]
 
 
 class UnknownNetworkError(Exception):
-    """Why no network can be told from these shapes."""
+    """The reason why no network can be inferred from these shapes."""
 
 
 def infer_spec(
     shapes: TensorShapes, convention: Convention = DEFAULT_CONVENTION, pooled_shortcuts: bool = False
 ) -> InferredSpec:
-    """The network that has these tensors; raises `Unknown`. ``pooled`` shortcuts stand behind an average pool."""
+    """Return the network that has these tensors.
+
+    Args:
+        shapes: The shapes by our keys.
+        convention: The choices of the dialect.
+        pooled_shortcuts: Whether shortcuts average before they project.
+
+    Raises:
+        UnknownNetworkError: no network that is known has these tensors.
+    """
     if "head.linear1.weight" in shapes:
         spec, notes = _infer_vgg(shapes), ["a max pool 2x2/2 ends each stage"]
     else:
         spec, notes = _infer_residual(shapes, convention, pooled_shortcuts)
-    if find_spec_faults(spec):
-        raise UnknownNetworkError(str(find_spec_faults(spec)[0]))
+    for fault in find_spec_faults(spec):
+        raise UnknownNetworkError(str(fault))
     return InferredSpec(spec, (*notes, *_list_assumptions(spec)))
 
 
@@ -78,7 +87,7 @@ def _infer_residual(
 
 
 def _infer_vgg(shapes: TensorShapes) -> specs.Network:
-    """A chain of 3x3 convolutions, and linear layers behind it."""
+    """Return a network of 3x3 convolutions and of linear layers behind them."""
     block_counts = _check_block_counts(shapes)
     convs = {s: _parse_conv_shape(shapes.get(f"stage{s}.block1.branch.conv1.weight", ())) for s in block_counts}
     stages = tuple(
@@ -92,7 +101,7 @@ def _infer_vgg(shapes: TensorShapes) -> specs.Network:
         hidden.append(linear_shape)
     classifier_shape = shapes.get("head.linear.weight", ())
     if not all(len(shape) == 2 for shape in (*hidden, classifier_shape)) or stages[-1].channels < 1:
-        raise UnknownNetworkError("its classifier is none that is known")
+        raise UnknownNetworkError("its classifier is unknown")
     side = math.isqrt(hidden[0][-1] // stages[-1].channels)
     norm = specs.BatchNorm() if "stage1.block1.branch.norm1.weight" in shapes else specs.NoNorm()
     head = specs.MLP(classifier_shape[0], tuple(shape[0] for shape in hidden), max(side, 1))
@@ -101,7 +110,12 @@ def _infer_vgg(shapes: TensorShapes) -> specs.Network:
 
 
 def infer_preparation(spec: specs.Network, convention: Convention) -> Preparation | None:
-    """The dialect's own way to prepare images, where it is not the usual one."""
+    """Return the preparation of images that a dialect uses, or None if it is the usual one.
+
+    Args:
+        spec: The network.
+        convention: The choices of the dialect.
+    """
     if spec.input[0] != 3 or convention.mean == IMAGENET_MEAN:
         return None
     height, width = spec.input[1:]
@@ -124,13 +138,13 @@ def _infer_stem(shapes: TensorShapes) -> tuple[specs.Stem, list[str]]:
             first, second, third = (specs.Conv(out, 3, 2 if i == 0 else 1) for i, (out, _, _) in enumerate(convs))
             note = "the first 3x3 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows the third"
             return specs.Stem((first, second, third), (specs.MaxPool(3, 2),)), [note]
-    raise UnknownNetworkError("its stem is none that is known")
+    raise UnknownNetworkError("its stem is unknown")
 
 
 def _parse_conv_shape(shape: TensorShape) -> tuple[int, int, int]:
-    """(outputs, inputs of a group, kernel)."""
+    """Return (output channels, input channels of a group, kernel size)."""
     if len(shape) != 4 or shape[2] != shape[3]:
-        raise UnknownNetworkError("a convolution has no square kernel")
+        raise UnknownNetworkError("the kernel of a convolution is not square")
     return shape[0], shape[1], shape[2]
 
 
@@ -139,7 +153,7 @@ def _infer_stages(shapes: TensorShapes) -> tuple[specs.Stage, ...]:
 
 
 def count_blocks(shapes: TensorShapes) -> dict[int, int]:
-    """The highest number of a block in each stage, in the order of the stages."""
+    """Return the highest block number of each stage, in the order of the stages."""
     blocks: dict[int, int] = {}
     for key in shapes:
         match = re.match(r"stage(\d{1,4})\.block(\d{1,4})\.", key)
@@ -149,10 +163,10 @@ def count_blocks(shapes: TensorShapes) -> dict[int, int]:
 
 
 def _check_block_counts(shapes: TensorShapes) -> dict[int, int]:
-    """How many blocks each stage has, from 1."""
+    """Return the number of blocks of each stage; the stages must count from 1."""
     blocks = count_blocks(shapes)
     if not blocks or list(blocks) != list(range(1, len(blocks) + 1)):
-        raise UnknownNetworkError("its stages cannot be counted")
+        raise UnknownNetworkError("its stages are not numbered from 1")
     return blocks
 
 
@@ -169,7 +183,7 @@ def _infer_stage(shapes: TensorShapes, number: int, blocks: int) -> specs.Stage:
             width, group_width = convs[0][0], max(convs[1][1], 1)
             branch = specs.Bottleneck(width, max(width // group_width, 1))
         case _:
-            raise UnknownNetworkError(f"the blocks of stage {number} are none that are known")
+            raise UnknownNetworkError(f"the blocks of stage {number} are unknown")
     return specs.Stage(blocks, convs[-1][0], branch, reduce, _infer_attention(shapes, number, convs[-1][0]))
 
 
@@ -191,7 +205,7 @@ def _infer_shortcuts(
     adapter: specs.Adapter,
     convention: Convention,
 ) -> specs.Shortcuts:
-    """Which cause has a projection in the file; one without tensors is the convention's, if it has one."""
+    """Return the adapter for each cause; one without tensors follows the convention, if it has one."""
     adapters: dict[str, specs.Adapter] = {}
     in_channels = stem.convs[-1].channels
     for number, stage in enumerate(stages, 1):
@@ -203,11 +217,9 @@ def _infer_shortcuts(
                 adapter if has_projection else specs.Identity() if cause == "same" else convention.padding_adapter
             )
             if block_adapter is None:
-                raise UnknownNetworkError(
-                    "where channels change there is no shortcut's tensor: option A, or no shortcut at all?"
-                )
+                raise UnknownNetworkError("no tensor for shortcuts that change channels: option A, or no shortcuts?")
             if adapters.setdefault(cause, block_adapter) != block_adapter:
-                raise UnknownNetworkError("some blocks have a projection where others alike have none")
+                raise UnknownNetworkError("some blocks have a projection and blocks like them have none")
             in_channels = stage.channels
     defaults = specs.OPTION_A if convention.padding_adapter else specs.Shortcuts(adapter, adapter, specs.Identity())
     return specs.Shortcuts(*(adapters.get(cause, getattr(defaults, cause)) for cause in ("wider", "smaller", "same")))
@@ -224,10 +236,10 @@ def _infer_input(shapes: TensorShapes, stem: specs.Stem) -> tuple[int, int, int]
 
 
 def _list_assumptions(spec: specs.Network) -> list[str]:
-    """What was assumed beside the stem."""
+    """Return the assumptions apart from those about the stem."""
     notes = [f"an image is {'x'.join(map(str, spec.input))}", "norms have epsilon 1e-05"]
     if not isinstance(spec.head, specs.MLP):
-        notes.insert(0, "every stage but the first halves the map, none is dilated or blurred")
+        notes.insert(0, "every stage but the first halves the map; none is dilated or blurred")
     if any(isinstance(stage.branch, specs.Bottleneck) for stage in spec.stages):
         notes.insert(0, "the 3x3 of a bottleneck has the stride (v1.5)")
     notes.append(f"activations are {spec.activation}")
@@ -235,5 +247,5 @@ def _list_assumptions(spec: specs.Network) -> list[str]:
         notes.append("the last map is averaged")
     if isinstance(spec.shortcuts, specs.Shortcuts) and isinstance(spec.shortcuts.wider, specs.ZeroPadded):
         side = {"both": "on both sides", "end": "at the end"}[spec.shortcuts.wider.side]
-        notes.insert(0, f"where channels change, zeros are added {side} (option A)")
+        notes.insert(0, f"shortcuts that change channels pad with zeros {side} (option A)")
     return notes

@@ -101,7 +101,7 @@ def load_network(source: object, options: LoadOptions = DEFAULT_OPTIONS) -> Netw
     options = replace(options, dialect=ALIASES.get(options.dialect or "", options.dialect))
     if options.dialect and options.dialect not in KNOWN_DIALECTS:
         fix = suggest_fix(str(options.dialect), KNOWN_DIALECTS)
-        raise UsageError(f"there is no dialect called {options.dialect!r}", where="dialect", fix=fix)
+        raise UsageError(f"unknown dialect {options.dialect!r}", where="dialect", fix=fix)
     resolved = _resolve_source(source, options)
     match resolved:
         case LiveModule(NetworkModule() as model):
@@ -360,7 +360,7 @@ def _convert_tensors(expected: TensorShapes, available: Mapping[str, Tensor], lo
 
 
 def _select_fix(mismatches: Sequence[Mismatch], their_shapes: TensorShapes, fix: str) -> str:
-    """Return what to do about mismatches: the option that helps, or for a damaged model folder to copy it again."""
+    """Return what to do about mismatches: the option that helps, or to copy a model folder again."""
     if fix != _COPY_FOLDER_FIX:
         channels = _find_channel_mismatch(mismatches)
         if channels:
@@ -394,7 +394,7 @@ def _build_load_report(
 
 
 def assign_tensors(model: NetworkModule, tensors: Mapping[str, Tensor]) -> None:
-    """Give every parameter and buffer its tensor, in a third of the time of ``load_state_dict(assign=True)``.
+    """Assign every parameter and buffer, three times as fast as ``load_state_dict(assign=True)``.
 
     Args:
         model: A network, on the meta device for example.

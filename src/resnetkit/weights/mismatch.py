@@ -38,7 +38,9 @@ def _format_value(value: TensorShape | str | None) -> str:
 
 
 def sanitize_text(text: str, max_length: int = 100) -> str:
-    """Return text from a file as printable characters only, because its author chooses the names of tensors.
+    """Return text from a file as printable characters only.
+
+    The author of a file chooses the names of its tensors.
 
     Args:
         text: What the file says.
@@ -49,7 +51,7 @@ def sanitize_text(text: str, max_length: int = 100) -> str:
 
 
 def find_mismatches(expected: TensorShapes, actual: TensorShapes, integer_types: Mapping[str, str]) -> list[Mismatch]:
-    """Return every tensor that differs: those of the network in its order, then those that only the file has.
+    """Return every tensor that differs, in the order of the network and then of the file.
 
     Args:
         expected: The shapes that the network has, by key.

@@ -17,8 +17,8 @@ Refused here, because the restricted reader would build it:
 Refused by the restricted reader: every global outside its own list, so no function of the attacker's choice is called.
 
 Nothing is ever executed, imported or unpickled here: `pickletools.genops` only decodes opcodes. Only
-``torch.load(weights_only=True)`` builds objects, in one place (`resnetkit.weights.read`). There is no option to read a
-file without these checks. `torch.save` writes none of the things refused here.
+``torch.load(weights_only=True)`` builds objects, in one place (`resnetkit.weights.read`). No option turns
+these checks off. `torch.save` writes none of the things refused here.
 
 This module imports no torch.
 """
@@ -57,7 +57,7 @@ _KNOWN_GLOBALS = (
 
 
 def find_pickle_problem(path: Path) -> str:
-    """Return why a file must not be read, in a few words; empty if there is no reason."""
+    """Return why a file must not be read, in a few words; empty if it may be read."""
     return _find_first(path, _check_opcodes, GARBLED_REASON)
 
 

@@ -32,7 +32,7 @@ _RESAVE_FIX = "save the tensors as safetensors with the program that wrote the f
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors of a ``.safetensors`` file or a restricted pickle by name, and the tables around them.
+    """Return the tensors of a safetensors file or a pickle by name, and the tables around them.
 
     Raises:
         WeightsError: the file is damaged, has another type, or is a pickle that is not safe to read.
@@ -125,7 +125,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def _extract_tensors(content: Any, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the state dict and the tables around it; nothing if a value is not plain or is larger than the file."""
+    """Return the state dict and the tables around it; no tensors if a value is not plain."""
     if type(content) not in _TABLE_TYPES:
         return {}, ()
     table, containers = unwrap_containers(dict(dict.items(content)), lambda value: type(value) in _TABLE_TYPES)
@@ -148,7 +148,7 @@ def _separate_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_plain_tensor(value: Any, *, any_device: bool = False) -> bool:
-    """Return whether a value is a dense tensor without own attributes, whose storage holds all of its elements.
+    """Return whether a value is a dense tensor without own attributes and with full storage.
 
     Args:
         value: Any object.

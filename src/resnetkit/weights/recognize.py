@@ -94,7 +94,7 @@ def _squeeze_shape(shape: TensorShape) -> TensorShape:
 
 
 def _is_classifier(name: str) -> bool:
-    """Return whether a tensor is the classifier's; the norm in the head of a pre-activation network is the body's."""
+    """Return whether a tensor is the classifier's; the norm in a pre-activation head is the body's."""
     return name.startswith(("head.linear", "head.act"))
 
 
@@ -148,7 +148,7 @@ def recognize_weights(
 
 
 def _compare(network_plan: Plan, shapes: TensorShapes) -> list[Mismatch]:
-    """Return the mismatches of a file; counts of batches may be missing, because torch did not always write them."""
+    """Return the mismatches of a file; batch counts may be missing, as in files of old torch."""
     expected = get_tensor_shapes(network_plan)
     required = {key: shape for key, shape in expected.items() if key in shapes or not key.endswith(BATCH_COUNT)}
     return find_mismatches(required, shapes, {})
@@ -157,9 +157,9 @@ def _compare(network_plan: Plan, shapes: TensorShapes) -> list[Mismatch]:
 def match_named(
     network: Network, their_shapes: TensorShapes, dialect: str | None = None, *, body_only: bool = False
 ) -> RecognizedWeights | None:
-    """Return the mapping under which the tensors fit a network best; the classifier sets the number of classes.
+    """Return the mapping under which the tensors fit a network best.
 
-    If no dialect has these names, the result is None, or without ``dialect`` a mapping that keeps the names.
+    The classifier in the file sets the number of classes. If no dialect has these names, the result is None, or without ``dialect`` a mapping that keeps the names.
 
     Args:
         network: The network that the user named.
@@ -214,7 +214,7 @@ def guess_networks(their_shapes: TensorShapes) -> str:
 
 
 def _select_body(shapes: Iterable[tuple[str, TensorShape]], channels: int = 0) -> dict[str, TensorShape]:
-    """Return all shapes but those of the head and of batch counts; ``channels`` replaces the input channels."""
+    """Return all shapes but the classifier and batch counts; ``channels`` replaces input channels."""
     body = {key: shape for key, shape in shapes if not _is_classifier(key) and not key.endswith(BATCH_COUNT)}
     if channels and STEM_WEIGHT in body:
         body[STEM_WEIGHT] = (body[STEM_WEIGHT][0], channels, *body[STEM_WEIGHT][2:])
