@@ -218,7 +218,8 @@ def digits_run(tmp_path_factory):
 
 def weights_files():
     """Return a small network as safetensors and as pickles of both formats of torch."""
-    model = rk.build(replace(BASE, head=Linear(3)))
+    stages = tuple(replace(stage, blocks=1) for stage in BASE.stages)
+    model = rk.build(replace(BASE, stages=stages, head=Linear(3)))
     table = TORCHVISION.map_tensors(model.plan)
     state = {table[key]: value for key, value in model.state_dict().items()}
     new, old = io.BytesIO(), io.BytesIO()
@@ -227,10 +228,10 @@ def weights_files():
     return {"x.safetensors": to_bytes(state), "x.pth": new.getvalue(), "x.th": old.getvalue()}
 
 
-@pytest.mark.parametrize(("name", "cases"), [("x.safetensors", 5000), ("x.pth", 1000), ("x.th", 1000)])
+@pytest.mark.parametrize(("name", "cases"), [("x.safetensors", 3000), ("x.pth", 600), ("x.th", 600)])
 def test_mutated_weights(tmp_path, name, cases):
     content = weights_files()[name]
-    header = content[: 8 + int.from_bytes(content[:8], "little")] if name == "x.safetensors" else b""
+    header_size = 8 + int.from_bytes(content[:8], "little") if name == "x.safetensors" else 6000  # of the pickles
     words = [
         b'"F32"',
         b'"I64"',
@@ -244,7 +245,8 @@ def test_mutated_weights(tmp_path, name, cases):
     path, codes = tmp_path / name, set()
     for number in range(cases):
         rng = np.random.default_rng([9, number])
-        case = mutate(header, rng, words) + content[len(header) :] if header else mutate(content, rng, words)
+        size = header_size if name == "x.safetensors" or number % 4 else len(content)
+        case = mutate(content[:size], rng, words) + content[size:]
         path.write_bytes(case)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of NaN or infinite values, and of invalid escapes
