@@ -26,6 +26,7 @@ from resnetkit.formatting import pluralize
 from resnetkit.network.build import build_meta_network
 from resnetkit.network.layers import NetworkModule
 from resnetkit.network.report import TensorReport
+from resnetkit.weights import model_source as sources
 from resnetkit.weights.dialects import ALIASES
 from resnetkit.weights.hugging_face import build_card_from_config, read_hugging_face_folder
 from resnetkit.weights.infer import infer_preparation
@@ -37,21 +38,6 @@ from resnetkit.weights.mismatch import (
     format_mismatches,
     sanitize_text,
     suggest_weights_fix,
-)
-from resnetkit.weights.model_source import (
-    CatalogName,
-    HuggingFaceFolder,
-    LiveModule,
-    ModelFolder,
-    ModelSource,
-    RunFolder,
-    SpecFile,
-    StateDict,
-    WeightsFile,
-    find_model_folder,
-    is_model_folder,
-    load_card,
-    resolve_model,
 )
 from resnetkit.weights.read import is_plain_tensor, read_tensors
 from resnetkit.weights.recognize import (
@@ -104,33 +90,33 @@ def load_network(source: object, options: LoadOptions = DEFAULT_OPTIONS) -> Netw
         raise UsageError(f"unknown dialect {options.dialect!r}", where="dialect", fix=fix)
     resolved = _resolve_source(source, options)
     match resolved:
-        case LiveModule(NetworkModule() as model):
+        case sources.LiveModule(NetworkModule() as model):
             _check_unset(options, "network, dialect", "this model already has a card that describes it")
             return model
-        case LiveModule(module):
+        case sources.LiveModule(module):
             return _load_live_module(module, options)
-        case StateDict(tensors):
+        case sources.StateDict(tensors):
             return _load_state_dict(tensors, options)
-        case ModelFolder() | RunFolder():
-            folder = find_model_folder(resolved) or Path()
+        case sources.ModelFolder() | sources.RunFolder():
+            folder = sources.find_model_folder(resolved) or Path()
             _check_unset(options, str(folder), "the card of a model folder already describes its weights")
             path = folder / WEIGHTS_FILE
             return assemble_network(read_card(folder), read_tensors(path)[0], str(path), _COPY_FOLDER_FIX)
-        case HuggingFaceFolder(path):
+        case sources.HuggingFaceFolder(path):
             network_option = LoadOptions(options.network)
             _check_unset(network_option, str(path), "the config of this folder already describes its weights")
             card, weights_path = read_hugging_face_folder(path)
             return _load_with_config(card, weights_path, read_tensors(weights_path)[0], options)
-        case WeightsFile(path):
+        case sources.WeightsFile(path):
             return _load_tensors(path, *read_tensors(path), options)
     raise _no_weights_error(resolved)
 
 
-def _resolve_source(source: object, options: LoadOptions) -> ModelSource:
+def _resolve_source(source: object, options: LoadOptions) -> sources.ModelSource:
     """Return what a source is; if a network is named, a file is a weights file whatever stands beside it."""
     if options.network and isinstance(source, str | os.PathLike) and Path(source).is_file():
-        return WeightsFile(Path(source))
-    return resolve_model(source)
+        return sources.WeightsFile(Path(source))
+    return sources.resolve_model(source)
 
 
 def _check_unset(options: LoadOptions, location: str, message: str) -> None:
@@ -138,12 +124,14 @@ def _check_unset(options: LoadOptions, location: str, message: str) -> None:
         raise UsageError(message, where=location, fix="omit --network and --dialect")
 
 
-def _no_weights_error(source: CatalogName | SpecFile) -> UsageError:
-    name = source.name if isinstance(source, CatalogName) else str(source.path)
+def _no_weights_error(source: sources.CatalogName | sources.SpecFile) -> UsageError:
+    name = source.name if isinstance(source, sources.CatalogName) else str(source.path)
     message = f"{name} is a network without weights"
-    if isinstance(source, CatalogName) and any(map(is_model_folder, (Path(name), Path(name) / "model"))):
+    if isinstance(source, sources.CatalogName) and any(
+        map(sources.is_model_folder, (Path(name), Path(name) / "model"))
+    ):
         return UsageError(message, where="model", fix=f"./{name}")
-    load_card(source)  # if the file is missing or damaged, this says so
+    sources.load_card(source)  # if the file is missing or damaged, this says so
     return UsageError(message, where="model", fix=f"resnetkit train DATA --model {name}")
 
 

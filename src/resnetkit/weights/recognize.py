@@ -16,15 +16,8 @@ from resnetkit.architecture.spec import Network, Pooled, count_classes, replace_
 from resnetkit.architecture.tensors import STEM_WEIGHT, TensorShape, TensorShapes, get_tensor_shapes
 from resnetkit.errors import UsageError
 from resnetkit.formatting import pluralize
+from resnetkit.weights import infer
 from resnetkit.weights.dialects import DIALECT_NAMES, TABLES, Dialect, derive_layout
-from resnetkit.weights.infer import (
-    CONVENTIONS,
-    DEFAULT_CONVENTION,
-    Convention,
-    UnknownNetworkError,
-    count_blocks,
-    infer_spec,
-)
 from resnetkit.weights.mismatch import BATCH_COUNT, Mismatch, find_mismatches
 from resnetkit.weights.unwrap import iterate_prefixes
 
@@ -49,9 +42,9 @@ class KeyMapping:
         return self.table.name
 
     @property
-    def convention(self) -> Convention:
+    def convention(self) -> infer.Convention:
         """The convention of the dialect for what shapes do not tell."""
-        return CONVENTIONS.get(self.dialect, DEFAULT_CONVENTION)
+        return infer.CONVENTIONS.get(self.dialect, infer.DEFAULT_CONVENTION)
 
     def translate_shapes(self, their_shapes: TensorShapes) -> dict[str, TensorShape]:
         """Return the shapes by our keys and in our layout; names without a key of ours are skipped."""
@@ -130,8 +123,8 @@ def recognize_weights(
     for mapping in iterate_mappings(their_shapes, dialect, body_only=body_only):
         shapes = mapping.translate_shapes(their_shapes)
         try:
-            inferred = infer_spec(shapes, mapping.convention, mapping.table.layout.pooled_shortcuts)
-        except UnknownNetworkError as error:
+            inferred = infer.infer_spec(shapes, mapping.convention, mapping.table.layout.pooled_shortcuts)
+        except infer.UnknownNetworkError as error:
             reasons.append(f"{mapping.dialect}: {error}")
             continue
         network_plan = plan(inferred.spec)
@@ -198,7 +191,7 @@ def guess_networks(their_shapes: TensorShapes) -> str:
     for mapping in iterate_mappings(their_shapes):
         body = _select_body(mapping.translate_shapes(their_shapes).items())
         channels = (*body.get(STEM_WEIGHT, ()), 0, 0)[1]
-        blocks = list(count_blocks(body).values())
+        blocks = list(infer.count_blocks(body).values())
         names = [
             name
             for name, row in CATALOG.items()
