@@ -17,7 +17,7 @@ Refused here, because the restricted reader would build it:
 Refused by the restricted reader: every global outside its own list, so no function of the attacker's choice is called.
 
 Nothing is ever executed, imported or unpickled here: `pickletools.genops` only decodes opcodes. Only
-``torch.load(weights_only=True)`` builds objects, in one place (`resnetkit.weights.read`). No option turns
+the restricted reader (``weights_only=True``) builds objects, in one place (`resnetkit.weights.read`). No option turns
 these checks off. `torch.save` writes none of the things refused here.
 
 This module imports no torch.
