@@ -22,7 +22,7 @@ WAYS = {
     "ours": "import resnetkit as rk; m = rk.load({safe!r})",
 }
 PEAK = "; print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-IMPORTS = {"torchvision": "import torch, torchvision", "ours": "import resnetkit.weights.load"}
+IMPORTS = {"torchvision": "import torch, torchvision", "ours": "import resnetkit.surgery.load"}
 
 
 def seconds(rounds, files):

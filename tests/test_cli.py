@@ -16,7 +16,7 @@ from resnetkit.cli import COMMANDS, main
 from resnetkit.network.build import build
 from resnetkit.runtime.environment import MatmulCheck, find_missing_packages, list_extras
 from resnetkit.serialization import from_toml, to_toml
-from resnetkit.weights.load import save
+from resnetkit.weights.save import save
 
 from helpers.tiny import BASE
 
@@ -173,7 +173,7 @@ WRONG = {
     "explain resnet50 --depth 9": (2, "error: there is no depth 9\nwhere: depth\nfix: 1 stages, 2 blocks"),
     "explain resnet50 --size 1 2 3": (2, "error: an image has a side, or height and width, not 3 numbers"),
     "explain resnet50 --size 0": (2, "error: this network cannot be built: 2 faults\nwhere: input.height: came 0"),
-    "explain resnet50 --why stage9": (2, "error: there is no such path in this network\nwhere: stage9\nfix: try stage"),
+    "explain resnet50 --why stage9": (2, "error: this network has no such path\nwhere: stage9\nfix: try stage"),
     "explain none.toml": (2, "error: this network cannot be read: No such file or directory\nwhere: none.toml"),
     "explain resnet50 --picture x.png": (2, "error: what is written here is .svg\nwhere: x.png\nfix: call it x.svg"),
     "models zzz": (2, "error: no network's name matches 'zzz'\nfix: `resnetkit models` lists every name"),
@@ -192,7 +192,7 @@ WRONG = {
     "train digits --precision fp8": (2, "error: "),
     "evaluate resnet50 digits": (
         2,
-        "error: resnet50 is a name without weights\nwhere: model\nfix: resnetkit train DATA",
+        "error: resnet50 is a network without weights\nwhere: model\nfix: resnetkit train DATA",
     ),
     "predict --model resnet50": (2, "error: there is no picture to look at\nwhere: resnetkit predict\nfix: name files"),
     "explain " + "x" * 300: (2, "error: "),

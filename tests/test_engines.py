@@ -33,7 +33,7 @@ from resnetkit.network.build import build
 from resnetkit.network.inference import inference
 from resnetkit.runtime.device import has_fast_bf16
 from resnetkit.surgery.norms import fold_for_inference, fold_norms
-from resnetkit.weights.load import save
+from resnetkit.weights.save import save
 
 from helpers.tiny import BASE, TINY
 

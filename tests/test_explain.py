@@ -96,7 +96,7 @@ def test_unknown_name_gets_the_closest_ones():
     with pytest.raises(UsageError) as caught:
         resolve_path(plan(spec("resnet50")), "layer1.0.downsamples")
     assert str(caught.value) == (
-        "error: there is no such path in this network\nwhere: layer1.0.downsamples\n"
+        "error: this network has no such path\nwhere: layer1.0.downsamples\n"
         "fix: try layer1.0.downsample or layer1.0.downsample.1 or layer1.0.downsample.0"
     )
 
@@ -119,7 +119,7 @@ def test_path_is_translated_to_the_name_in_a_library(name, path, library, alias)
 
 
 def test_unknown_library_is_refused():
-    with pytest.raises(UsageError, match="the names of 'kera' are not known"):
+    with pytest.raises(UsageError, match="unknown library 'kera'"):
         translate_path(plan(spec("resnet18")), "stem", "kera")
 
 

@@ -56,7 +56,7 @@ def same(found, expected):
         (["--dilate", "2"], lambda m: surgery.dilate(m, 2)),
         (["--dilate", "stage2,stage3"], lambda m: surgery.dilate(m, stages=[2, 3])),
         (["--input-channels", "1"], lambda m: surgery.input_channels(m, 1)),
-        (["--input-channels", "4", "--new-channels", "mean"], lambda m: surgery.input_channels(m, 4, how="mean")),
+        (["--input-channels", "4", "--new-channels", "mean"], lambda m: surgery.input_channels(m, 4, method="mean")),
         (["--classes", "owl, emu"], lambda m: surgery.classes(m, ["owl", "emu"])),
         (["--classes", "7"], lambda m: surgery.classes(m, 7)),
         (["--head", "pooled"], lambda m: surgery.head(m, "pooled")),
@@ -85,8 +85,8 @@ def test_group_norms_are_refitted_on_pictures(modify, model, tmp_path, pictures)
     assert code == 0, err
     read = load(tmp_path / "out")
     assert read.card.spec.norm == s.GroupNorm(4)
-    assert "refitted on 6 images" in out
-    assert "of the 6 images" in out
+    assert "fitted on 6 images" in out
+    assert "of 6 images keep" in out
     assert "not exact by nature (group norm takes its statistics from each image)" in out
 
 
@@ -156,36 +156,36 @@ FAULTS = [
      "nothing is done with --new-channels\nwhere: resnetkit modify\nfix: --input-channels 4, or leave it out"),
     (["--group-norm", "0"], "--group-norm refits norms on pictures\nwhere: --group-norm\nfix: --images FOLDER"),
     (["--input-channels", "0"],
-     "a network for 3 channels is not made one for 0\nwhere: input_channels\nfix: 1, or more than 3"),
+     "a network for 3 channels cannot be adapted to 0\nwhere: input_channels\nfix: 1, or more than 3"),
     (["--input-channels", "0", "--dilate", "2"],
-     "a network for 3 channels is not made one for 0\nwhere: input_channels\nfix: 1, or more than 3"),
+     "a network for 3 channels cannot be adapted to 0\nwhere: input_channels\nfix: 1, or more than 3"),
     (["--widen", ","], "--widen does not take ','\nwhere: --widen\nfix: PLACE=NUMBER"),
     (["--insert", "stage1.block1"], "--insert does not take 'stage1.block1'\nwhere: --insert\nfix: PLACE=NUMBER"),
     (["--widen", "stage1=12.5"], "--widen does not take '12.5'\nwhere: --widen\nfix: a whole number"),
     (["--prune", "50%"], "--prune does not take '50%'\nwhere: --prune\nfix: a number"),
-    (["--prune", "nan"], "nan of the channels cannot be kept\nwhere: prune\nfix: a share above 0 and below 1"),
-    (["--remove", ","], "nothing is named to be removed\nwhere: remove\nfix: a stage, or a block"),
-    (["--features", ","], "no stage is named\nwhere: stages\nfix: 1 to 3"),
+    (["--prune", "nan"], "nan is not a fraction of channels\nwhere: prune\nfix: a number above 0 and below 1"),
+    (["--remove", ","], "nothing is named to remove\nwhere: remove\nfix: a stage, or a block"),
+    (["--features", ","], "no stage is selected\nwhere: stages\nfix: 1 to 3"),
     (["--deepen", ","],
-     "no blocks are not what 2-2-2 blocks can grow to\nwhere: deepen\nfix: 3 numbers, none smaller than now"),
+     "a network of 2-2-2 blocks cannot grow to no blocks\nwhere: deepen\nfix: 3 numbers, none smaller than now"),
     (["--dilate", "3"],
-     "an output stride of 3 cannot be: the stages stride by 1, 2, 2\nwhere: output_stride\nfix: one of 1, 2, 4"),
+     "an output stride of 3 is not possible: the stages have strides 1, 2, 2\nwhere: output_stride\nfix: one of 1, 2, 4"),
     (["--dilate", "9" * 5000], f"--dilate does not take '{'9' * 40}'\nwhere: --dilate\nfix: a whole number"),
     (["--classes", "-3"],
      "a classifier needs a number of classes, or a list of names, each once\nwhere: classes\nfix: 1 or more"),
     (["--classes", "a,a"],
      "a classifier needs a number of classes, or a list of names, each once\nwhere: classes\nfix: 1 or more"),
-    (["--stem", "cifra"], "there is no stem called 'cifra'\nwhere: stem\nfix: did you mean cifar?"),
-    (["--shortcuts", "E"], "there is no option called 'E'\nwhere: shortcuts\nfix: one of A, B, C, D, none"),
-    (["--head", "polled"], "there is no head called 'polled'\nwhere: head\nfix: did you mean pooled?"),
-    (["--insert", "block1=1"], "what is to be changed cannot be found: 1 fault\nwhere: block1: came 3 parts of that name; "
+    (["--stem", "cifra"], "unknown stem 'cifra'\nwhere: stem\nfix: did you mean cifar?"),
+    (["--shortcuts", "E"], "unknown option 'E'\nwhere: shortcuts\nfix: one of A, B, C, D, none"),
+    (["--head", "polled"], "unknown head 'polled'\nwhere: head\nfix: did you mean pooled?"),
+    (["--insert", "block1=1"], "cannot find the parts to edit: 1 fault\nwhere: block1: got a name of 3 parts; "
      "allowed: one of stage1.block1, stage2.block1, stage3.block1"),
     (["--restride", "stage9=1,stage3=0", "--cut", "stage33", "--dilate", "3"],
-     "3 of these edits cannot be made\nwhere: --restride: 2 of these edits cannot be made; --restride stage9=1: what is to be changed "
-     "cannot be found: 1 fault; stage9: came no such part of this network; allowed: stage3 or stage2 or stage1; "
+     "3 of these edits cannot be made\nwhere: --restride: 2 of these edits cannot be made; --restride stage9=1: cannot find "
+     "the parts to edit: 1 fault; stage9: got a part that does not exist; allowed: stage3 or stage2 or stage1; "
      "--restride stage3=0: this network cannot be built: 1 fault; stage3.reduce.stride: came 0; allowed: 1 or more\n"
-     "       --dilate: an output stride of 3 cannot be: the stages stride by 1, 2, 2; output_stride\n"
-     "       --cut: what is to be changed cannot be found: 1 fault; stage33: came no such part of this network; "
+     "       --dilate: an output stride of 3 is not possible: the stages have strides 1, 2, 2; output_stride\n"
+     "       --cut: cannot find the parts to edit: 1 fault; stage33: got a part that does not exist; "
      "allowed: stage3 or stage2 or stage1\nfix: --restride: --restride stage3=0: correct these places of the spec; "
      "--dilate: one of 1, 2, 4"),
 ]  # fmt: skip
@@ -214,7 +214,7 @@ def test_a_folder_that_exists_is_left_alone(modify, tmp_path):
     (tmp_path / "out").mkdir()
     code, out, err = modify("--dilate", "2")
     assert (code, out) == (2, "")
-    assert err == f"error: this folder exists already\nwhere: {tmp_path / 'out'}\nfix: name another, or remove it\n"
+    assert err == f"error: this path exists already\nwhere: {tmp_path / 'out'}\nfix: name another path, or remove it\n"
     assert list((tmp_path / "out").iterdir()) == []
     code, _, _ = modify("--dilate", "2", out="model")
     assert code == 2
@@ -227,7 +227,7 @@ def test_a_promise_that_is_not_kept_is_exit_6_and_nothing_is_written(cli, tmp_pa
     for words in (["--dilate", "2"], ["--fold-norms", "--json"], ["--cut", "stage1", "--dilate", "4"]):
         code, out, err = cli("modify", tmp_path / "broken", tmp_path / "out", *words)
         assert (code, out) == (6, ""), err
-        assert "error: the change is not what it promises to be, so it was not made\nwhere: the " in err
+        assert "error: the edit does not hold its promise, so it was not made\nwhere: the " in err
         assert "differ by inf" in err
         assert not (tmp_path / "out").exists()
 
@@ -249,7 +249,7 @@ def test_bad_pictures_are_told_and_nothing_is_written(modify, tmp_path, pictures
     assert (code, out) == (3, ""), err
     code, out, err = modify("--group-norm", "3", "--images", tmp_path / "data" / "a" / "0.png")
     assert (code, out) == (2, ""), err
-    assert "norm.groups: came 3; allowed: a number that divides the 8 channels of stem.conv1" in err
+    assert "norm.groups: got 3; allowed: a number that divides the 8 channels of stem.conv1" in err
     assert not (tmp_path / "out").exists()
 
 

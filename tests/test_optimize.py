@@ -559,11 +559,9 @@ def test_other_weights_become_a_folder(tmp_path, cli, monkeypatch):
     code, _, err = cli("optimize", path, "--out", out, "--network", "resnet18")
     assert code == 6 and "eager-fp32: not today" in err and (out / "model.safetensors").is_file()
     code, _, err = cli("optimize", path, "--out", out)
-    assert (
-        code == 2 and "this folder exists already" in err and f"resnetkit optimize {out}, if that is the model" in err
-    )
+    assert code == 2 and "this path exists already" in err and f"resnetkit optimize {out}, if that is the model" in err
     code, _, err = cli("optimize", out, "--network", "resnet18")
-    assert code == 2 and "a model folder says itself what is in it" in err
+    assert code == 2 and "the card of a model folder already describes its weights" in err
 
 
 # ------------------------------------------------------------------------------------------------------- what is wrong
@@ -583,7 +581,7 @@ def test_what_cannot_be_optimized(tmp_path, cli):
         ((folder, "--minutes", "0"), "0 minutes cannot be kept to"),
         ((folder, "--minutes", "nan"), "nan minutes cannot be kept to"),
         ((folder, "--max-loss", "nan"), "nan points cannot be lost"),
-        (("resnet18",), "resnet18 is a name without weights"),
+        (("resnet18",), "resnet18 is a network without weights"),
         ((tmp_path / "nowhere",), "there is no"),
     ):
         code, _, err = cli("optimize", *words)

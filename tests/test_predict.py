@@ -17,7 +17,7 @@ import resnetkit as rk
 from resnetkit.architecture.spec import NoHead
 from resnetkit.errors import DataError, UsageError
 from resnetkit.prediction.inputs import ImageInput
-from resnetkit.weights.load import save
+from resnetkit.weights.save import save
 
 from helpers.tiny import BASE
 

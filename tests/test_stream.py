@@ -34,7 +34,7 @@ from resnetkit.prediction.inputs import ImageInput
 from resnetkit.prediction.pipeline import run_pipeline
 from resnetkit.prediction.resumable_output import CsvFormat, JsonLinesFormat, ResumableWriter
 from resnetkit.runtime import threads as workers
-from resnetkit.weights.load import save
+from resnetkit.weights.save import save
 
 from helpers import fake_engine
 from helpers.tiny import BASE
@@ -450,7 +450,7 @@ def test_it_is_said_who_computes_and_why(model, saved, inbox, cli, monkeypatch):
     assert cli(*words, model, "--engine", "torch")[2].splitlines()[0] == "engine: torch fp32, batch 32 x 1"
     assert cli(*words, model, "--precision", "bf16")[2].splitlines()[0] == "engine: torch bf16, batch 32 x 1"
     code, _, err = cli(*words, model, "--network", "resnet18")
-    assert (code, err.splitlines()[0]) == (2, "error: a model folder says itself what is in it")
+    assert (code, err.splitlines()[0]) == (2, "error: the card of a model folder already describes its weights")
     monkeypatch.setattr(engine.EngineSpec, "get_versions", lambda kind: ("numpy 9",))
     line = cli(*words, model)[2].splitlines()[0]
     assert line.startswith("engine: torch fp32, batch 32 x 1, as it was optimized with numpy ")

@@ -16,7 +16,7 @@ MODULES = {
     for path in sorted(SOURCE.rglob("*.py"))
 }
 # Each layer may import itself and the layers before it.
-LAYERS = ["errors", "formatting", "file_types", "serialization", "files", "html", "runtime", "architecture", "images", "network", "data", "surgery", "weights",
+LAYERS = ["errors", "formatting", "file_types", "serialization", "files", "html", "runtime", "architecture", "images", "network", "data", "weights", "surgery",
           "engines", "prediction", "evaluation", "optimization", "explain", "training", "commands", "cli", "__main__"]  # fmt: skip
 NARROW = {  # layers that import less than their place allows
     "file_types": set(),
@@ -25,7 +25,8 @@ NARROW = {  # layers that import less than their place allows
     "html": {"formatting"},
     "data": {"errors", "formatting", "serialization", "files", "html", "runtime", "architecture", "images"},
     "network": {"errors", "formatting", "runtime", "architecture", "images"},
-    "surgery": {"errors", "formatting", "architecture", "network"},
+    "weights": {"errors", "file_types", "serialization", "formatting", "files", "architecture", "network"},
+    "surgery": {"errors", "formatting", "architecture", "network", "weights"},
     "prediction": set(LAYERS[: LAYERS.index("prediction")]),
     "evaluation": set(LAYERS[: LAYERS.index("prediction")]),
     "explain": {"errors", "formatting", "html", "architecture", "images", "network", "weights"},

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from resnetkit.optimization.search import optimize
     from resnetkit.prediction.api import predict
     from resnetkit.prediction.embed import embed
+    from resnetkit.surgery.load import load
     from resnetkit.training.api import train
     from resnetkit.weights.convert import as_module, convert
-    from resnetkit.weights.load import load, save
+    from resnetkit.weights.save import save
 
 __version__ = "0.1.0"
 
@@ -41,12 +42,12 @@ _PLACES = {
     "convert": "weights.convert:convert",
     "embed": "prediction.embed:embed",
     "evaluate": "evaluation.api:evaluate",
-    "load": "weights.load:load",
+    "load": "surgery.load:load",
     "models": "architecture.catalog:list_models",
     "optimize": "optimization.search:optimize",
     "plan": "architecture.plan:plan",
     "predict": "prediction.api:predict",
-    "save": "weights.load:save",
+    "save": "weights.save:save",
     "spec": "architecture.catalog:spec",
     "surgery": "surgery",
     "train": "training.api:train",

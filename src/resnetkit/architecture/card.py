@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from resnetkit.architecture.catalog import CATALOG, get_network_name
-from resnetkit.architecture.catalog import spec as resolve_spec
 from resnetkit.architecture.rules import check_spec
 from resnetkit.architecture.spec import Network, count_classes, replace_classes
 from resnetkit.errors import Fault, TextError, UsageError, WeightsError
@@ -158,42 +156,6 @@ CARD_FORMAT = 1
 CARD_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
-def find_model_folder(source: str | Path) -> Path | None:
-    """Return the model folder that ``source`` names (itself, or the ``model`` of a run), or None."""
-    if isinstance(source, str) and source in CATALOG:  # a folder of this name is written ./resnet18
-        return None
-    path = Path(source)
-    folders = (path.parent,) if path.name == WEIGHTS_FILE else _list_model_folders(path)
-    return next((folder for folder in folders if _has_card(folder)), None)
-
-
-def _list_model_folders(path: Path) -> tuple[Path, Path]:
-    """Return the folders that may hold the model if ``path`` is a model folder or a run folder."""
-    return path, path / "model"
-
-
-def is_hugging_face_folder(folder: Path) -> bool:
-    """Return True for a folder of transformers, which has a ``config.json`` as well."""
-    return "model_type" in _read_card_keys(folder)
-
-
-def _has_card(folder: Path) -> bool:
-    """Return True for a ``config.json`` of ours, or one that is too damaged to tell."""
-    return bool({"spec", "format", ""} & _read_card_keys(folder))
-
-
-def _read_card_keys(folder: Path) -> set[str]:
-    """Return the keys of a ``config.json``; none if it is missing, and ``""`` if it cannot be read."""
-    path = folder / CARD_FILE
-    if not path.is_file():
-        return set()
-    try:
-        data = parse_json(read_text(path, "this card"), str(path))
-    except UsageError:
-        return {""}
-    return set(data) if isinstance(data, dict) and data else {""}
-
-
 def find_preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
     """Return the faults that keep a preparation from feeding images to a network.
 
@@ -224,22 +186,6 @@ def _check_consistency(card: Card, path: Path) -> None:
         raise TextError(f"{path} does not describe a model", faults)
 
 
-def resolve_card(source: str | Path | Network) -> Card:
-    """Return the card for a name, a spec, a spec file, a model folder or a run folder.
-
-    Raises:
-        UsageError: an unknown name, or a folder without a model.
-        WeightsError: a damaged model folder.
-    """
-    if not isinstance(source, Network):
-        folder = find_model_folder(source)
-        if folder:
-            return read_card(folder)
-        if Path(source).is_dir() and source not in CATALOG:
-            raise _make_missing_model_error(Path(source))
-    return make_card(get_network_name(source), resolve_spec(source))
-
-
 def read_card(folder: Path) -> Card:
     """Return the card in a model folder.
 
@@ -265,13 +211,3 @@ def _check_format(data: Any, path: Path) -> None:
     if type(version) is int and CARD_FORMAT < version < 10**6:  # a number of any length could fill the screen
         what = f"this card was written by a newer resnetkit (format {version}; this one reads {CARD_FORMAT})"
         raise WeightsError(what, where=str(path), fix="pip install --upgrade resnetkit")
-
-
-def _make_missing_model_error(path: Path) -> UsageError | WeightsError:
-    if any((folder / WEIGHTS_FILE).is_file() for folder in _list_model_folders(path)):
-        what, fix = f"{CARD_FILE} is missing next to the weights", "copy the whole folder again"
-        return WeightsError(what, where=str(path), fix=fix)
-    if (path / "run.toml").is_file():
-        return UsageError("this run has not finished, so it has no model", where=str(path), fix="train again")
-    fix = f"name a model folder (with {CARD_FILE}) or a run folder"
-    return UsageError("this folder has no model", where=str(path), fix=fix)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.architecture.card import Card, resolve_card
+from resnetkit.architecture.card import Card
 from resnetkit.architecture.plan import Plan, plan
 from resnetkit.architecture.summary import (
     HEADINGS,
@@ -26,7 +26,7 @@ from resnetkit.commands.output import check_output_file, log, print_json, print_
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.errors import UsageError
 from resnetkit.serialization import to_data, to_toml
-from resnetkit.training.recipe import is_weights_file
+from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, load_card, resolve_model
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,11 @@ def run(options: Options) -> int:
 
 def _load_card(model: str, weights: WeightsOptions) -> Card:
     """Of a weights file, or a folder of transformers, the card that reading it comes to."""
-    if is_weights_file(model):
+    source = resolve_model(model)
+    if isinstance(source, WeightsFile | HuggingFaceFolder):
         return load_with_options(model, weights).card
     weights.check_unset(model)
-    return resolve_card(model)
+    return load_card(source)
 
 
 def _parse_size(size: tuple[int, ...]) -> tuple[int, int] | None:

@@ -82,14 +82,13 @@ Edit = Callable[["NetworkModule"], "EditResult"]
 
 
 def run(options: Options) -> int:
-    from resnetkit.weights.load import save
+    from resnetkit.weights.save import check_new_path, save
 
     edits = list(_build_edits(options))
     _check_unused_options(options)
     if not edits:
         raise UsageError("nothing is to be changed", where="resnetkit modify", fix="--dilate 8, or another edit")
-    if Path(options.out).exists():
-        raise UsageError("this folder exists already", where=options.out, fix="name another, or remove it")
+    check_new_path(Path(options.out))
     model = load_with_options(options.model, WeightsOptions(options.network, options.dialect))
     new_model, reports = _apply_edits(model, edits)
     path = save(new_model, options.out)
@@ -282,7 +281,7 @@ _EDIT_BUILDERS: dict[str, Callable[[Any, Options], Edit]] = {
     "stem": lambda text, _: _make_edit("stem", text),
     "restride": lambda text, _: _make_target_edits("restride", "restride", text),
     "dilate": lambda text, _: _make_dilate_edit(text),
-    "input_channels": lambda count, options: _make_edit("input_channels", count, how=options.new_channels),
+    "input_channels": lambda count, options: _make_edit("input_channels", count, method=options.new_channels),
     "classes": lambda text, _: _make_classes_edit(text),
     "head": lambda text, _: _make_edit("head", text),
     "cut": lambda text, _: _make_edit("cut", text),

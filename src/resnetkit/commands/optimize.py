@@ -12,7 +12,6 @@ from typing import Annotated
 
 import tyro
 
-from resnetkit.architecture.card import find_model_folder
 from resnetkit.commands.output import can_rewrite_lines, log, print_json, print_table, print_text, suggest_next
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.engines.saved import (
@@ -33,6 +32,7 @@ from resnetkit.optimization.accuracy_check import MAX_LOSS
 from resnetkit.optimization.report import format_headline
 from resnetkit.runtime.signals import handle_signals
 from resnetkit.serialization import to_data
+from resnetkit.weights.model_source import find_model_folder
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def _select_model_folder(options: Options) -> str:
 
 def _read_previous_result(folder: str) -> OptimizeResult | None:
     """What an earlier search has kept, if that can be known."""
-    path = find_model_folder(folder)
     with contextlib.suppress(ResnetkitError):
+        path = find_model_folder(folder)
         return read_engines_file(path) if path else None
     return None
 

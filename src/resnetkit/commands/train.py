@@ -22,8 +22,9 @@ from resnetkit.runtime.distributed import ProcessGroup, read_launch_info
 from resnetkit.runtime.signals import SignalHandler, handle_signals
 from resnetkit.serialization import merge
 from resnetkit.training.overrides import merge_options, parse_settings, read_config_file
-from resnetkit.training.recipe import edit_recipe, is_weights_file, resolve_model_name, resolve_recipe
+from resnetkit.training.recipe import edit_recipe, resolve_model_name, resolve_recipe
 from resnetkit.training.run_folder import check_new_or_resume, check_run_folder, is_run_finished, read_recipe
+from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, resolve_model
 
 if TYPE_CHECKING:
     from resnetkit.training.run_folder import Run
@@ -229,7 +230,7 @@ def _print_config(options: Options, overrides: dict[str, Any]) -> int:
         return 0
     check_new_or_resume(options.data, options.out, options.resume)
     model, spec = resolve_model_name(options.model or None, overrides), None
-    if is_weights_file(model):
+    if isinstance(resolve_model(model), WeightsFile | HuggingFaceFolder):
         from resnetkit.training.setup import load_base_network
 
         network = load_base_network(model, overrides)

@@ -46,7 +46,7 @@ DEFAULT_WEIGHTS = WeightsOptions()
 
 def load_with_options(model: str, weights: WeightsOptions) -> NetworkModule:
     """The model; of a weights file it is told what it was taken for, what became of its tensors, what was assumed."""
-    from resnetkit.weights.load import load
+    from resnetkit.surgery.load import load
 
     network = load(
         model,

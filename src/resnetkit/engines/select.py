@@ -8,19 +8,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnetkit.architecture.card import Card, find_model_folder, get_labels, read_card
+from resnetkit.architecture.card import Card, get_labels, read_card
 from resnetkit.engines.base import ENGINE_SPECS, Engine
 from resnetkit.engines.saved import SavedEngine, compute_weights_digest, find_usable_engines, open_engine
 from resnetkit.errors import MachineError, UsageError, WeightsError
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from resnetkit.runtime.torch_settings import restore_torch_settings
 from resnetkit.serialization import to_json
+from resnetkit.weights.model_source import find_model_folder
 
 if TYPE_CHECKING:
     from resnetkit.network.layers import NetworkModule
@@ -167,7 +167,7 @@ def select_engine(
     if is_named and dist.world_size > 1:
         what = f"{dist.world_size} processes ask torch, and no engine"
         raise UsageError(what, where=f"--engine {choice.engine}", fix="one process, or --engine torch")
-    folder = find_model_folder(os.fspath(model)) if isinstance(model, str | os.PathLike) else None
+    folder = find_model_folder(model)
     if choice.is_torch or dist.world_size > 1:
         return EngineCandidates(choice, folder)
     if folder is None:

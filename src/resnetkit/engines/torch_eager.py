@@ -63,12 +63,12 @@ def load_export_module(folder: Path, config: EngineConfig) -> tuple[ExportModule
     from resnetkit.engines.export import ExportModule
     from resnetkit.errors import MachineError
     from resnetkit.runtime.device import has_fast_bf16, select_device
-    from resnetkit.weights.load import load
+    from resnetkit.weights.load import load_network
 
     device = select_device(config.device)
     if config.precision == "bf16" and not has_fast_bf16(device):
         raise MachineError("this processor does not multiply in bf16", fix="an engine in fp32 or int8")
     torch.set_num_threads(config.threads)
     disable_tf32(config.precision, config.device)
-    module = ExportModule(load(folder), torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    module = ExportModule(load_network(folder), torch.bfloat16 if config.precision == "bf16" else torch.float32)
     return module.to(device).to(memory_format=torch.channels_last).eval(), device

@@ -18,7 +18,7 @@ from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.device import Precision, parse_precision, select_device
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from resnetkit.runtime.progress import ProgressCallback
-from resnetkit.weights.load import load
+from resnetkit.weights.load import load_network
 
 _MANY_IMAGES = 10_000  # select the engine by its throughput and not by its start-up time
 
@@ -57,7 +57,7 @@ def evaluate(
     """
     policy = parse_bad_files_policy(bad_files, max_bad)
     candidates = select_eval_engine(model, EngineChoice(engine, device, parse_precision(precision)))
-    network = model if isinstance(model, NetworkModule) else load(model)
+    network = model if isinstance(model, NetworkModule) else load_network(model)
     prepared = prepare_evaluation(network, data, split, policy, on_progress=on_progress)
     with open_inference(candidates, network, device, precision) as (compute_logits, note):
         evaluation = prepared.run(compute_logits, on_progress)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from resnetkit import files
-from resnetkit.architecture.card import CARD_FILE, find_model_folder
+from resnetkit.architecture.card import CARD_FILE
 from resnetkit.engines.base import ENGINE_SPECS, EngineConfig, Logits
 from resnetkit.engines.saved import (
     ENGINES_FILE,
@@ -45,7 +45,9 @@ from resnetkit.optimization.report import get_model_name, render_optimize_report
 from resnetkit.optimization.samples import EngineSamples, load_samples, make_synthetic_samples
 from resnetkit.runtime.progress import ProgressCallback
 from resnetkit.serialization import to_json
-from resnetkit.weights.load import count_nonfinite, load, save
+from resnetkit.weights.load import count_nonfinite, load_network
+from resnetkit.weights.model_source import find_model_folder
+from resnetkit.weights.save import check_new_path, save
 
 _FINALS_SHARE, _REFERENCE_SHARE = 0.3, 0.1
 _MIN_SHARE = 0.25  # of what is left of the first round: few need all of theirs, and leave the rest to the others
@@ -206,18 +208,12 @@ def _prepare_engines_folder(folder: Path) -> Iterator[None]:
 
 def _resolve_model_folder(model: str | os.PathLike[str] | NetworkModule, out: str | Path | None) -> Path:
     """The model folder that is optimized."""
-    if out is not None and Path(out).exists():
-        fix = f"resnetkit optimize {out}, if that is the model; or another name"
-        raise UsageError("this folder exists already", where=str(out), fix=fix)
     if out is not None:
-        return save(model if isinstance(model, NetworkModule) else load(model), out)
-    folder = (
-        None
-        if isinstance(model, NetworkModule)
-        else find_model_folder(model if isinstance(model, str) else Path(model))
-    )
+        check_new_path(Path(out), f"resnetkit optimize {out}, if that is the model; or another name")
+        return save(load_network(model), out)
+    folder = find_model_folder(model)
     if folder is None:
-        load(model)  # says what is wrong with it, if anything is
+        load_network(model)  # says what is wrong with it, if anything is
         where = type(model).__name__ if isinstance(model, NetworkModule) else str(model)
         raise UsageError(
             "engines are kept in a model folder, and this is none", where=where, fix="--out NAME makes one"
@@ -227,7 +223,7 @@ def _resolve_model_folder(model: str | os.PathLike[str] | NetworkModule, out: st
 
 def _check_model(folder: Path) -> None:
     """Raise for a network whose answers could not be compared."""
-    network = load(folder)
+    network = load_network(folder)
     count_network_classes(network)
     nonfinite_counts = count_nonfinite(
         {key: value for key, value in network.state_dict().items() if value.is_floating_point()}
@@ -295,7 +291,7 @@ def _prepare_search(
     on_progress: ProgressCallback | None,
 ) -> tuple[Search, str]:
     """A search, and what its pictures are. Neither network nor pictures stay in this process."""
-    network = load(folder)
+    network = load_network(folder)
     is_trained = network.card.is_trained
     samples = (
         make_synthetic_samples(network.card.preparation)

@@ -50,11 +50,13 @@ class BenchmarkWorker:
             artifact: the folder to create.
             pixels: a file with calibration images as `numpy.save` writes it, or None.
         """
-        from resnetkit.weights.load import load
+        from resnetkit.weights.load import load_network
 
         calibration = None if pixels is None else np.load(pixels)
         Path(artifact).mkdir(parents=True)
-        ENGINE_SPECS[engine].import_backend().export_artifact(load(self.folder), Path(artifact), precision, calibration)
+        ENGINE_SPECS[engine].import_backend().export_artifact(
+            load_network(self.folder), Path(artifact), precision, calibration
+        )
 
     def load(self, artifact: str, config: dict[str, Any], pixels: str) -> None:
         """Load an engine and run it once.

@@ -54,9 +54,9 @@ def predict(
 
 
 def _load_network(model: str | os.PathLike[str] | NetworkModule) -> NetworkModule:
-    from resnetkit.weights.load import load
+    from resnetkit.weights.load import load_network
 
-    return load(model)
+    return load_network(model)
 
 
 # -------------------------------------------------------------------------------------------------------- who is asked

@@ -22,7 +22,7 @@ from resnetkit.prediction.inputs import expand_inputs
 from resnetkit.prediction.pipeline import run_pipeline
 from resnetkit.runtime.device import Precision
 from resnetkit.runtime.progress import ProgressCallback
-from resnetkit.weights.load import load
+from resnetkit.weights.load import load_network
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def embed(
 
     Without ``place`` it is what the classifier sees. Raises `UsageError` for a place that is not there.
     """
-    network = model if isinstance(model, NetworkModule) else load(model)
+    network = model if isinstance(model, NetworkModule) else load_network(model)
     inputs = expand_inputs([files] if isinstance(files, InputLike) else files)
     place = place or find_last_place(network)
     network.check_feature_paths([place])

@@ -29,8 +29,8 @@ from resnetkit.serialization import parse_json, read_text
 from resnetkit.training.ema import EMA_SLOT
 from resnetkit.training.run_folder import format_resume_command
 from resnetkit.training.state import TrainState, read_state, serialize_state
-from resnetkit.weights.fit import BATCH_COUNT
 from resnetkit.weights.load import count_nonfinite
+from resnetkit.weights.mismatch import BATCH_COUNT
 from resnetkit.weights.read import read_tensors
 
 STATE_FOLDER, LATEST_FILE, MANIFEST_FILE, STATE_FILE = "state", "latest", "manifest.json", "state.json"

@@ -10,21 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from resnetkit.architecture.card import (
     Preparation,
-    find_model_folder,
     find_preparation_faults,
-    is_hugging_face_folder,
-    resolve_card,
 )
-from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.spec import Network
 from resnetkit.data.bad_files import BadFiles, Skip
 from resnetkit.errors import Fault, TextError
 from resnetkit.serialization import from_data, merge, to_data
+from resnetkit.weights.model_source import find_model_folder, load_card
 
 # -------------------------------------------------------------------------------------------------------- the pieces
 
@@ -278,7 +274,7 @@ def resolve_recipe(
     """
     model_name = resolve_model_name(model, settings)
     size_settings = {key: settings[key] for key in ("input_size",) if key in settings}
-    native_size = (weights_spec or resolve_card(model_name).spec).input
+    native_size = (weights_spec or load_card(model_name).spec).input
     input_size = from_data(_Recipe, size_settings, "what is set").input_size or native_size
     recipe = build_default_recipe(data, model_name, max(input_size[1:]), n_images)
     if (weights_spec or find_model_folder(model_name)) and get_start_settings(settings).get("kind") != "scratch":
@@ -305,13 +301,6 @@ def get_start_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings say of the start, which may be a word alone."""
     start = settings.get("start", {})
     return {"kind": start} if isinstance(start, str) else dict(start) if isinstance(start, Mapping) else {}
-
-
-def is_weights_file(model: str) -> bool:
-    """Whether a model is named by a file that holds weights, or a folder of transformers."""
-    if model in CATALOG or model.endswith((".toml", ".json")) or find_model_folder(model):
-        return False
-    return Path(model).is_file() or is_hugging_face_folder(Path(model))
 
 
 def edit_recipe(recipe: Recipe, changes: Mapping[str, Any], source: str = "what is set") -> Recipe:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnetkit import files
-from resnetkit.architecture.card import Card, resolve_card
+from resnetkit.architecture.card import Card
 from resnetkit.architecture.plan import Plan
 from resnetkit.data.loader import resolve_workers
 from resnetkit.data.open import open_dataset
@@ -50,7 +50,8 @@ from resnetkit.training.setup import (
 )
 from resnetkit.training.state import TrainState, diff_settings
 from resnetkit.training.trackers.client import check_trackers_installed
-from resnetkit.weights.load import load
+from resnetkit.weights.load import load_network
+from resnetkit.weights.model_source import load_card
 
 SAFE_SETTINGS = (
     "patience",
@@ -163,18 +164,13 @@ def _collect_changes(
 
 def _load_base(path: Path, recipe: Recipe) -> tuple[NetworkModule | None, Card]:
     """(the network whose weights the run began with, the card of the network that is named)."""
+    if isinstance(recipe.start, Scratch) and (path / NETWORK_FILE).is_file() and not Path(recipe.model).exists():
+        return None, replace(load_card(path / NETWORK_FILE), name=Path(recipe.model).stem)
     network = load_base_network(recipe.model, to_data(recipe))
     if isinstance(recipe.start, Scratch):
-        return None, network.card if network else _read_card(path, recipe)
-    base = network or load(recipe.model)
+        return None, network.card if network else load_card(recipe.model)
+    base = network or load_network(recipe.model)
     return base, base.card
-
-
-def _read_card(path: Path, recipe: Recipe) -> Card:
-    """Of the file that describes the network; where it has gone, of the copy that the run has."""
-    if (path / NETWORK_FILE).is_file() and not Path(recipe.model).exists():
-        return replace(resolve_card(path / NETWORK_FILE), name=Path(recipe.model).stem)
-    return resolve_card(recipe.model)
 
 
 def _check_checkpoint(plan: Plan, metrics_path: Path, checkpoint: Checkpoint) -> None:

@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resnetkit.architecture.card import Card, find_model_folder, read_card
+from resnetkit.architecture.card import Card, read_card
 from resnetkit.architecture.plan import Plan
 from resnetkit.data.dataset import Dataset
 from resnetkit.errors import Fault, TextError, UsageError, WeightsError
 from resnetkit.evaluation.result import Evaluation
 from resnetkit.serialization import from_data, from_toml, parse_json, read_text
 from resnetkit.training.recipe import Recipe, check_recipe
+from resnetkit.weights.model_source import is_model_folder
 
 RECIPE_FILE, NETWORK_FILE = "run.toml", "network.toml"
 METRICS_FILE, ENVIRONMENT_FILE, REPORT_FILE = "metrics.jsonl", "environment.json", "report.html"
@@ -141,7 +142,7 @@ EventCallback = Callable[[RunSetup | StepMetrics | EpochMetrics], None]
 
 def is_run_finished(folder: Path) -> bool:
     """Whether a run has come to its end."""
-    return find_model_folder(folder / "model") is not None and (folder / RESULTS_FILE).is_file()
+    return is_model_folder(folder / "model") and (folder / RESULTS_FILE).is_file()
 
 
 def format_resume_command(folder: str | Path) -> str:
@@ -182,15 +183,14 @@ def read_run(folder: str | Path) -> Run:
     """A run from its folder; raises `UsageError` where it is none, or has not finished."""
     path = Path(folder)
     check_run_folder(path)
-    model = find_model_folder(path / "model")
-    if model is None or not is_run_finished(path):
+    if not is_run_finished(path):
         what = "this run has not finished, so there is nothing to report"
         raise UsageError(what, where=str(folder), fix=format_resume_command(folder))
     try:
         results = from_data(Results, _read_json(path / RESULTS_FILE), str(path / RESULTS_FILE))
         environment = _read_json(path / ENVIRONMENT_FILE)
         epochs = _read_epochs(path / METRICS_FILE)
-        run = Run(path, read_recipe(path), read_card(model), epochs, results, environment)
+        run = Run(path, read_recipe(path), read_card(path / "model"), epochs, results, environment)
         if faults := _find_faults(run):
             raise TextError(f"{path} does not describe a run", faults)
     except TextError as error:

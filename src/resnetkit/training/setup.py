@@ -20,7 +20,6 @@ from resnetkit.architecture.card import (
     find_preparation_faults,
     make_card,
     make_default_preparation,
-    resolve_card,
 )
 from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.plan import plan
@@ -38,6 +37,7 @@ from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup, check_sa
 from resnetkit.runtime.environment import collect_environment, collect_versions
 from resnetkit.runtime.progress import ProgressCallback
 from resnetkit.serialization import from_data, to_json, to_toml
+from resnetkit.surgery.load import load
 from resnetkit.surgery.transfer import transfer
 from resnetkit.training.checkpoint import STATE_FOLDER, Checkpoint, estimate_checkpoint_bytes
 from resnetkit.training.overrides import merge_options
@@ -49,7 +49,6 @@ from resnetkit.training.recipe import (
     Recipe,
     Scratch,
     get_start_settings,
-    is_weights_file,
     resolve_model_name,
     resolve_recipe,
 )
@@ -63,7 +62,8 @@ from resnetkit.training.run_folder import (
     is_run_finished,
 )
 from resnetkit.training.trackers.client import TRACKERS_FOLDER, check_trackers_installed
-from resnetkit.weights.load import load
+from resnetkit.weights.load import load_network
+from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, load_card, resolve_model
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def prepare_run(
     recipe = resolve_recipe(
         len(dataset.train_split), _escape_path(data), name, changes, network.card.spec if network else None
     )
-    base = None if isinstance(recipe.start, Scratch) else network or load(recipe.model)
+    base = None if isinstance(recipe.start, Scratch) else network or load_network(recipe.model)
     pretrained = network or base
-    setup = resolve_run(dataset, recipe, base, pretrained.card if pretrained else resolve_card(recipe.model), device)
+    setup = resolve_run(dataset, recipe, base, pretrained.card if pretrained else load_card(recipe.model), device)
     if dist.is_main:
         check_trackers_installed(recipe.trackers)
     check_distributed(setup, dist)
@@ -212,7 +212,7 @@ def _digest_network(setup: RunSetup) -> str:
 
 def load_base_network(model: str, settings: Mapping[str, Any]) -> NetworkModule | None:
     """The network of a weights file, which has to be read before it is known; None for any other model."""
-    if not is_weights_file(model):
+    if not isinstance(resolve_model(model), WeightsFile | HuggingFaceFolder):
         return None
     start_settings = get_start_settings(settings)
     options = from_data(

@@ -62,7 +62,7 @@ from resnetkit.training.run_folder import (
 from resnetkit.training.setup import PreparedRun
 from resnetkit.training.state import TrainState
 from resnetkit.training.sync_batch_norm import convert_sync_batchnorm
-from resnetkit.weights.load import save
+from resnetkit.weights.save import save
 
 _MAX_BAD_STEPS = 3  # in a row, after which a run whose loss is no number is given up
 
