@@ -26,7 +26,6 @@ PACKAGES = (
     "numpy",
     "pillow",
     "safetensors",
-    "tyro",
     "rich",
     "scikit-learn",
     "pyarrow",
