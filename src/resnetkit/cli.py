@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 stream.flush()
             except OSError:  # otherwise Python flushes again at exit and prints its own error
-                os.dup2(open_devnull().fileno(), stream.fileno())
+                with open_devnull() as devnull:
+                    os.dup2(devnull.fileno(), stream.fileno())
 
 
 def _run_reporting_errors(args: list[str]) -> int:

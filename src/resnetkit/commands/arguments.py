@@ -1,7 +1,7 @@
 """The parser of a command: the fields of its ``Options`` dataclass are its arguments.
 
-A field's annotation gives the type of the value, `Argument` in its metadata gives what a type cannot say, and the
-docstring below the field is its help. argparse splits the words; each error is a `UsageError`.
+The annotation of a field gives the type of its value. `Argument`, as metadata of the annotation, gives the rest. The
+docstring below a field is its help. argparse splits the words; each error is a `UsageError`.
 
 This module imports no torch.
 """

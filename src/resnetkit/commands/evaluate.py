@@ -38,7 +38,7 @@ class Options:
     data: Annotated[str, Argument("DATA", is_positional=True)]
     """A folder, a table (.csv), Parquet or an archive as train takes it, or digits."""
     split: Literal["train", "val", "test", "all"] | None = None
-    """The split to evaluate; by default test, or val if there is no test, or all."""
+    """The split to evaluate; by default test, else val, else all."""
     bad_files: BadFilesOptions = DEFAULT_BAD_FILES
     engine: Annotated[str, Argument("torch|auto|NAME")] = "torch"
     """The inference engine: the network itself (torch), the fastest that optimize saved (auto), or one of those."""

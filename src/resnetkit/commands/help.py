@@ -118,7 +118,7 @@ def _format_row(head: str, text: str, column: int) -> str:
 
 
 def _wrap_command(command: str) -> list[str]:
-    r"""Wrap a command so that it can be copied: an option stays with its value, and a line that goes on ends in \."""
+    r"""Wrap a command so that it can be copied; options stay with their values, continued lines end in \."""
     unbreakable = re.sub(r"(?<= )(--?[a-z-]+|[>|]) (?=[^- ])", "\\1\N{NO-BREAK SPACE}", command)
     lines = _wrap(f"  {unbreakable}", " " * 6, margin=2).replace("\N{NO-BREAK SPACE}", " ").splitlines()
     return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]

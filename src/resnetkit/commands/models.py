@@ -33,7 +33,11 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code.
+
+    Raises:
+        UsageError: No name matches the pattern.
+    """
     plans = {name: plan(CATALOG[name]) for name in list_models(options.pattern)}
     if not plans:
         fix = suggest_fix(options.pattern, list(CATALOG), "`resnetkit models` lists every name")

@@ -88,7 +88,11 @@ Edit = Callable[["NetworkModule"], "EditResult"]
 
 
 def run(options: Options) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code.
+
+    Raises:
+        UsageError: No edit is given, an edit is not possible, or the output folder exists.
+    """
     from resnetkit.weights.load import save
 
     edits = list(_build_edits(options))
@@ -165,7 +169,7 @@ def _build_edits(options: Options) -> Iterator[tuple[str, Edit]]:
 
 
 def _make_edit(name: str, *args: Any, **kwargs: Any) -> Edit:
-    """Return a function of `resnetkit.surgery` with its arguments; surgery is imported only when it is called."""
+    """Return a call of a function of `resnetkit.surgery`, which is imported only by the call."""
 
     def edit(model: NetworkModule) -> EditResult:
         from resnetkit import surgery

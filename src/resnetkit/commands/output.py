@@ -98,7 +98,7 @@ def suggest_next(command: str, *args: str) -> None:
 
 
 def quote_argument(argument: str) -> str:
-    """Quote a word for a shell; characters that are not printable become bytes, which bash, zsh and ksh read."""
+    """Quote a word for a shell; unprintable characters become bytes, which bash, zsh and ksh read."""
     if argument.isprintable():
         return shlex.quote(argument)
     characters = (

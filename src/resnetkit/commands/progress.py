@@ -31,7 +31,12 @@ class LogProgress:
             log(format_epoch(event, self.epochs))
 
     def on_progress(self, done: int, total: int) -> None:
-        """Ignore the number of images that were read."""
+        """Ignore the number of images that were read.
+
+        Args:
+            done: The number of images read.
+            total: The number of all images.
+        """
 
     def close(self) -> None:
         """Do nothing: a log needs no end."""

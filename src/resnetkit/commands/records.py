@@ -13,7 +13,7 @@ from resnetkit.evaluation.result import Evaluation, format_accuracy
 
 
 def build_plan_record(network_plan: Plan) -> dict[str, Any]:
-    """Build the JSON record of a plan's size: input (C, H, W), counts, depth and receptive field in pixels."""
+    """Build the JSON record of a plan: input (C, H, W), counts, depth, receptive field in pixels."""
     return {
         "input": network_plan.input,
         "params": network_plan.params,

@@ -32,7 +32,11 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code.
+
+    Raises:
+        UsageError: No run is given.
+    """
     if not options.runs:
         raise UsageError("no run is given", where="resnetkit report", fix="name one or more run folders")
     runs = [read_run(folder) for folder in options.runs]

@@ -18,14 +18,14 @@ _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")  # PowerShell writes one before a list
 
 
 def read_file_arguments(names: Sequence[str], command: str) -> list[str | ImageInput]:
-    """Return the FILES of a command; ``-`` is replaced by the names, or the one image, that standard input holds.
+    """Return the FILES of a command; ``-`` is replaced by what standard input holds: names, or one image.
 
     Args:
         names: The words of the command line. Only these may be patterns and folders.
         command: The command, for errors.
 
     Raises:
-        UsageError: There is no file, or standard input is closed or too long.
+        UsageError: No file is given, or standard input is closed or too long.
     """
     inputs: list[str | ImageInput] = []
     for name in names:

@@ -28,7 +28,6 @@ from resnetkit.runtime.signals import SignalHandler, handle_signals
 from resnetkit.serialization import merge
 from resnetkit.training.overrides import merge_options, parse_settings, read_config_file
 from resnetkit.training.recipe import edit_recipe, is_weights_file, resolve_model_name, resolve_recipe
-from resnetkit.training.run_folder import check_new_or_resume, check_run_folder, is_run_finished, read_recipe
 
 if TYPE_CHECKING:
     from resnetkit.training.run_folder import Run
@@ -113,6 +112,8 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options, signals: SignalHandler, dist: ProcessGroup, device: str) -> int:
+    from resnetkit.training.run_folder import is_run_finished
+
     overrides = _collect_overrides(options)
     if options.print_config:
         return _print_config(options, overrides)
@@ -192,6 +193,7 @@ def _collect_overrides(options: Options) -> dict[str, Any]:
 def _print_config(options: Options, overrides: dict[str, Any]) -> int:
     from resnetkit.data.open import open_dataset
     from resnetkit.serialization import to_toml
+    from resnetkit.training.run_folder import check_new_or_resume, check_run_folder, read_recipe
 
     if options.resume:
         check_run_folder(Path(options.resume))

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from resnetkit.data.dataset import Dataset
 from resnetkit.errors import DataError, ImageError, UsageError
+
+if TYPE_CHECKING:
+    from resnetkit.data.dataset import Dataset
 
 
 @dataclass(frozen=True, slots=True)
