@@ -150,7 +150,7 @@ def _format_speedup(measurement: Measurement, baseline: Measurement | None) -> s
 
 @contextlib.contextmanager
 def _show_progress() -> Iterator[tuple[Callable[[Measurement], None], ProgressCallback]]:
-    """Show each measurement on a line, or on a terminal only the last; yield callbacks for events and images."""
+    """Show each measurement on a line, or on a terminal only the last; yield callbacks that do so."""
     if not can_rewrite_lines():
         yield lambda measurement: log(_format_measurement(measurement)), lambda done, total: None
         return
