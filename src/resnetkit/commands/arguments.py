@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """What the command line needs to know of a field beside its type, as metadata of its annotation."""
+    """The properties of an argument that its type does not give, as metadata of the annotation."""
 
     metavar: str = ""
     is_positional: bool = False

@@ -136,7 +136,7 @@ def write_output(path: Path, text: str, note: str = "") -> None:
     Args:
         path: The file.
         text: Its content.
-        note: What to add to the line.
+        note: A text to add to the line.
     """
     write_text(path, text)
     log(f"wrote {path}{note}")

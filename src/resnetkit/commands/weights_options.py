@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightsOptions:
-    """What the user states about a weights file; it takes precedence over what the file states."""
+    """Statements about a weights file; they take precedence over those of the file."""
 
     network: Annotated[str, Argument("NAME")] = ""
     """The network of the weights, if the file does not tell."""
