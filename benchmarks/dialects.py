@@ -86,8 +86,8 @@ def evaluated(pictures, path):
     with tempfile.TemporaryDirectory() as folder:
         again = rk.convert(rk.load(path), "akamaster", f"{folder}/again.safetensors")
         first, second = rk.evaluate(path, pictures), rk.evaluate(again, pictures)
-    told = f"{first.correct:,} of {first.n:,} right"
-    row = {"library": "akamaster", "what": f"{Path(path).name}, CIFAR-10's test pictures", "told": told}
+    text = f"{first.correct:,} of {first.n:,} right"
+    row = {"library": "akamaster", "what": f"{Path(path).name}, CIFAR-10's test pictures", "accuracy": text}
     row["equal"] = "the same answers" if first.predictions == second.predictions else "other answers"
     print(row, flush=True)
     return row

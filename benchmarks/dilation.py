@@ -85,7 +85,7 @@ class Row:
 
 
 def shaken(model: nn.Module) -> nn.Module:
-    """The model in float64 and evaluation mode, its norms with random statistics and affine weights, its biases too."""
+    """Return the model in float64 and evaluation mode, its norms with random statistics and affine weights, its biases too."""
     for module in model.modules():
         tensors = module.state_dict()
         if isinstance(module, nn.BatchNorm2d):
@@ -157,10 +157,10 @@ def apart(pair: Pair, ratio: int, size: Size) -> Tensor:
     x = torch.randn(1, 3, *size, dtype=torch.float64)
     expected = original(x)
     height, width = expected.shape[-2:]
-    found = dilated(x)[..., ::ratio, ::ratio][..., :height, :width]  # a pool behind a stage leaves one more pixel
-    if found.shape != expected.shape:
+    output = dilated(x)[..., ::ratio, ::ratio][..., :height, :width]  # a pool behind a stage leaves one more pixel
+    if output.shape != expected.shape:
         return torch.tensor(torch.inf)
-    return (found - expected).abs().max() / expected.abs().max()
+    return (output - expected).abs().max() / expected.abs().max()
 
 
 @torch.inference_mode()
@@ -250,7 +250,7 @@ def pair_by_hand(spec: Network, ratio: int) -> Pair:
 
 
 def pair_by_layout(spec: Network) -> Pair:
-    """A network and itself, with numbers in another order in memory: what is apart is rounding."""
+    """Return a network and itself with another memory order: what is apart is rounding."""
     ask = _last_map(shaken(rk.build(spec)))
     return ask, lambda x: ask(x.expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last))[:1]
 
@@ -270,8 +270,8 @@ def whole(before: dict[str, Any], names: list[str]) -> dict[str, Any]:
     new = catalogue(names)
     kept = [row for row in before.get("catalogue", []) if row["name"] not in names]
     order = list(CATALOG)
-    found = sorted(new + kept, key=lambda row: (order.index(row["name"]), -row["output_stride"]))
-    return {"catalogue_sizes": CATALOGUE_SIZES, "catalogue": found}
+    rows = sorted(new + kept, key=lambda row: (order.index(row["name"]), -row["output_stride"]))
+    return {"catalogue_sizes": CATALOGUE_SIZES, "catalogue": rows}
 
 
 def main() -> None:
@@ -279,8 +279,8 @@ def main() -> None:
     parser.add_argument("--catalogue", nargs="*", choices=EXACT, metavar="NAME", help="all of them without a name")
     names = parser.parse_args().catalogue
     before = json.loads(OUT.read_text()) if OUT.exists() else {}
-    found = before | (compared(before) if names is None else whole(before, names or list(EXACT)))
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    results = before | (compared(before) if names is None else whole(before, names or list(EXACT)))
+    OUT.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

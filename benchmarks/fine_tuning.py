@@ -31,7 +31,7 @@ def links(pictures: list[Path], folder: Path) -> None:
 
 
 def eight(cifar: Path, folder: Path, epochs: int) -> Path:
-    """A run over the other classes."""
+    """Train on the eight other classes."""
     for part in ("train", "test"):
         for path in sorted((cifar / part).iterdir()):
             if path.name not in NEW:
@@ -47,15 +47,15 @@ def measure(base: Path, few: Path, rest: Path, folder: Path, seeds: int) -> list
             rk.train(few, base, out=folder / f"{way}-{seed}", settings=settings, seed=seed, split_seed=seed)
             for seed in range(seeds)
         ]
-        found = [rk.evaluate(run.path, rest) for run in runs]
+        evaluations = [rk.evaluate(run.path, rest) for run in runs]
         rows.append({
             "way": way,
-            "correct": [one.correct for one in found],
-            "n": found[0].n,
+            "correct": [evaluation.correct for evaluation in evaluations],
+            "n": evaluations[0].n,
             "epochs": [len(run.epochs) for run in runs],
             "seconds": statistics.median(run.results.seconds for run in runs),
         })  # fmt: skip
-        print(way, [format_accuracy(one.correct, one.n) for one in found], flush=True)
+        print(way, [format_accuracy(evaluation.correct, evaluation.n) for evaluation in evaluations], flush=True)
     return rows
 
 
@@ -74,13 +74,13 @@ def main() -> None:
             links(pictures[:LEARNT_FROM], folder / "few" / word)
             links(pictures[LEARNT_FROM:], folder / "rest" / word)
         rows = measure(base, folder / "few", folder / "rest", folder, options.seeds)
-    found = {
+    results = {
         "base_epochs": options.epochs,
         "pictures": LEARNT_FROM * len(NEW),
         "rows": rows,
         "environment": collect_environment(),
     }
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    OUT.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

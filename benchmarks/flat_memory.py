@@ -35,14 +35,14 @@ def held(process):
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except OSError:
         return {}
-    told = dict(line.split(":", 1) for line in lines)
-    return {name: int(told[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM") if name in told}
+    fields = dict(line.split(":", 1) for line in lines)
+    return {name: int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM") if name in fields}
 
 
 def written(out):
     """(bytes, file) of what is there by now: a part of ours, or the hidden one of Parquet."""
-    found = [out.with_name(f"{out.name}.part"), *out.parent.glob(f".{out.name}.*.part"), out]
-    return next((path for path in found if path.exists()), None)
+    candidates = [out.with_name(f"{out.name}.part"), *out.parent.glob(f".{out.name}.*.part"), out]
+    return next((path for path in candidates if path.exists()), None)
 
 
 def watch(process, out, text):
@@ -80,15 +80,15 @@ def main():
         words = ["predict", Path(place) / "in", "--model", options.model, "--out", out, *options.words]
         process = subprocess.Popen([sys.executable, "-m", "resnetkit", *map(str, words)], text=True, stderr=-1)
         seen, peak = watch(process, out, options.out != "parquet")
-        said = process.communicate()[1].splitlines()
-    print(said[0])
+        lines = process.communicate()[1].splitlines()
+    print(lines[0])
     print("rows" if options.out != "parquet" else "seconds", "MiB", sep="\t")
     for mark, size in seen:
         print(mark, f"{size:.0f}", sep="\t")
     print(f"peak: {peak:.0f} MiB; exit code {process.returncode}")
     if options.save:
-        made = {"engine": said[0], "pictures": options.pictures, "out": options.out, "peak": peak, "held": seen}
-        options.save.write_text(json.dumps(made, indent=2) + "\n")
+        results = {"engine": lines[0], "pictures": options.pictures, "out": options.out, "peak": peak, "held": seen}
+        options.save.write_text(json.dumps(results, indent=2) + "\n")
     return process.returncode
 
 

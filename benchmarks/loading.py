@@ -41,22 +41,22 @@ def seconds(rounds, files):
         return rk.load(files["safe"])
 
     theirs(), ours()
-    found = {"torchvision": [], "ours": []}
+    times = {"torchvision": [], "ours": []}
     for _ in range(rounds):
         for name, way in (("torchvision", theirs), ("ours", ours)):
             started = time.perf_counter()
             way()
-            found[name].append(time.perf_counter() - started)
-    return found
+            times[name].append(time.perf_counter() - started)
+    return times
 
 
 def peak(name, files):
     """KiB above what the imports take, in a process of its own."""
-    told = [
+    outputs = [
         subprocess.run([sys.executable, "-c", code + PEAK], capture_output=True, text=True, check=True).stdout
         for code in (IMPORTS[name], WAYS[name].format(**files))
     ]
-    return int(told[1]) - int(told[0])
+    return int(outputs[1]) - int(outputs[0])
 
 
 def main():
@@ -76,15 +76,15 @@ def main():
         times = seconds(options.rounds, files)
         memory = {name: peak(name, files) for name in WAYS}
     ratio = statistics.median(b / a for a, b in zip(times["torchvision"], times["ours"], strict=True))
-    found = {
+    results = {
         "seconds": {name: statistics.median(values) for name, values in times.items()},
         "ratio": ratio,
         "rounds": options.rounds,
         "file_mib": size / 2**20,
         "peak_mib": {name: value / 1024 for name, value in memory.items()},
     }
-    print(json.dumps(found, indent=2))
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+    OUT.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def decode(content):
 
 
 def idiom(content):
-    """What torchvision's Resize and CenterCrop do."""
+    """Resize and crop as torchvision's Resize and CenterCrop do."""
     image, side, (rows, columns) = decode(content), HOW.resize, HOW.crop
     width, height = image.size
     size = (side, side * height // width) if width <= height else (side * width // height, side)
@@ -49,7 +49,7 @@ WAYS = {"decode": decode, "idiom": idiom, "ours": ours}
 
 
 def enlarged(content):
-    """The same picture as a camera would store it."""
+    """Return the same image as a camera would store it."""
     image, written = decode(content), io.BytesIO()
     size = LARGE if image.width >= image.height else LARGE[::-1]
     image.resize(size, Image.Resampling.BICUBIC).save(written, "JPEG", quality=90)
@@ -58,15 +58,16 @@ def enlarged(content):
 
 def compared(contents, rounds):
     """Way -> milliseconds of processor time for a picture in each round, and how far apart the pixels are."""
-    found = {way: [] for way in WAYS}
+    times = {way: [] for way in WAYS}
     for number in range(rounds + 1):
         for way, run in WAYS.items():
             spent = clocked(run, contents)
-            found[way].extend([spent] * (number > 0))  # the first round warms up
+            if number > 0:  # the first round warms up
+                times[way].append(spent)
     apart = [np.abs(idiom(content).astype(int) - ours(content)) for content in contents]
-    means = [float(one.mean()) for one in apart]
+    means = [float(difference.mean()) for difference in apart]
     levels = {"mean": statistics.mean(means), "largest_mean": max(means), "largest": int(max(map(np.max, apart)))}
-    return {"pictures": len(contents), "ms": found, "levels": levels}
+    return {"pictures": len(contents), "ms": times, "levels": levels}
 
 
 def clocked(run, contents):
@@ -77,14 +78,14 @@ def clocked(run, contents):
     return 1000 * (time.process_time() - begun) / len(contents)
 
 
-def show(name, found):
-    levels = found["levels"]
-    print(f"{name}: {found['pictures']} pictures")
-    for way, spent in found["ms"].items():
-        ratios = [own / other for own, other in zip(spent, found["ms"]["idiom"], strict=True)]
+def show(name, result):
+    levels = result["levels"]
+    print(f"{name}: {result['pictures']} pictures")
+    for way, spent in result["ms"].items():
+        ratios = [own / baseline for own, baseline in zip(spent, result["ms"]["idiom"], strict=True)]
         print(f"  {way:<8} {statistics.median(spent):8.2f} ms   {statistics.median(ratios):5.2f} of the idiom's")
-    told = f"mean {levels['mean']:.2f} levels, at most {levels['largest_mean']:.2f} for one picture"
-    print(f"  idiom and ours: {told}, {levels['largest']} for one pixel", flush=True)
+    text = f"mean {levels['mean']:.2f} levels, at most {levels['largest_mean']:.2f} for one picture"
+    print(f"  idiom and ours: {text}, {levels['largest']} for one pixel", flush=True)
 
 
 def main():
@@ -97,13 +98,13 @@ def main():
     contents = [path.read_bytes() for path in sorted(find_images(options.folder))[: options.most]]
     if not contents:
         raise SystemExit(f"no pictures below {options.folder}")
-    found = {"environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")}}
-    found["as they are"] = compared(contents, options.rounds)
-    show("as they are", found["as they are"])
-    found["4000x3000"] = compared([enlarged(content) for content in contents], options.rounds)
-    show("enlarged to 4000x3000", found["4000x3000"])
+    results = {"environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")}}
+    results["as they are"] = compared(contents, options.rounds)
+    show("as they are", results["as they are"])
+    results["4000x3000"] = compared([enlarged(content) for content in contents], options.rounds)
+    show("enlarged to 4000x3000", results["4000x3000"])
     if options.save:
-        options.save.write_text(json.dumps(found, indent=2) + "\n")
+        options.save.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

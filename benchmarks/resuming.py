@@ -37,7 +37,7 @@ class Turns:
         self.clock, self.processor = time.perf_counter(), time.process_time()
 
     def nothing(self, *words):
-        """What resuming needs, left out."""
+        """Train without what resuming needs."""
 
     def use(self, functions):
         run = self.run
@@ -52,9 +52,9 @@ class Turns:
         self.use(self.kept if self.exact else self.absent)
         self.clock, self.processor = time.perf_counter(), time.process_time()
 
-    def median(self, exact, which):
-        """Milliseconds: ``which`` is 0 for the clock, 1 for the processor."""
-        return 1000 * statistics.median(times[which] for times in self.times[exact])
+    def median(self, exact, index):
+        """Milliseconds: ``index`` is 0 for the clock, 1 for the processor."""
+        return 1000 * statistics.median(times[index] for times in self.times[exact])
 
 
 def main():
@@ -79,7 +79,7 @@ def main():
             started = time.perf_counter()
             training.Trainer.save_checkpoint(run)
             saves.append(time.perf_counter() - started)
-    found = {
+    results = {
         "model": options.model,
         "batch": run.recipe.batch_size,
         "steps_of_each_kind": len(turns.times[True]),
@@ -89,11 +89,11 @@ def main():
         "environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")},
     }
     for name in ("milliseconds_a_step", "processor_milliseconds_a_step"):
-        exact, without = found[name]["exact"], found[name]["without"]
+        exact, without = results[name]["exact"], results[name]["without"]
         print(f"{name:<30}{exact:8.2f} exact {without:8.2f} without   ratio {exact / without:.4f}")
-    print(f"{'milliseconds_a_checkpoint':<30}{found['milliseconds_a_checkpoint']:8.1f}")
+    print(f"{'milliseconds_a_checkpoint':<30}{results['milliseconds_a_checkpoint']:8.1f}")
     if options.save:
-        options.save.write_text(json.dumps(found, indent=2) + "\n")
+        options.save.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
