@@ -2,7 +2,7 @@
 
     pip install segmentation-models-pytorch               optional: without it its rows stay as they were measured last
     python benchmarks/dilation.py                         some networks of each library; needs the extra dev
-    python benchmarks/dilation.py --catalogue [NAME ...]  every network of ours instead
+    python benchmarks/dilation.py --catalog [NAME ...]  every network of ours instead
 
 A dilated network has the weights of an original, and hands on a larger last map. Done exactly, every s-th place of that
 map is the original's (the a trous identity): dilated(x)[..., ::s, ::s] == original(x). Measured is max|difference| /
@@ -42,7 +42,7 @@ Size = tuple[int, int]
 
 RANGES = {"weight": (0.5, 1.5), "bias": (-0.3, 0.3), "running_mean": (-0.3, 0.3), "running_var": (0.5, 2.0)}
 SIZES = ((65, 65), (64, 64), (72, 73), (97, 81))
-CATALOGUE_SIZES = (((33, 34), (40, 37)), ((65, 66), (72, 69)))  # the second where the last map were a pixel
+CATALOG_SIZES = (((33, 34), (40, 37)), ((65, 66), (72, 69)))  # the second where the last map were a pixel
 OUTPUT_STRIDES = (16, 8)
 LARGE = 1e-13  # more than rounding leaves of any network but the deepest
 SMP = "segmentation-models-pytorch"
@@ -190,7 +190,7 @@ def rows() -> Iterator[Row]:
             yield measured(library, name, stride)
 
 
-# ---------------------------------------------------------------------------------------------- the whole catalogue
+# ---------------------------------------------------------------------------------------------- the whole catalog
 
 
 def has_statistics(spec: Network) -> bool:
@@ -203,7 +203,7 @@ EXACT = {name: replace(spec, head=NoHead()) for name, spec in CATALOG.items() if
 
 
 def sizes_for(spec: Network) -> tuple[Size, ...]:
-    return next(sizes for sizes in CATALOGUE_SIZES if all(_works(spec, size) for size in sizes))
+    return next(sizes for sizes in CATALOG_SIZES if all(_works(spec, size) for size in sizes))
 
 
 def _works(spec: Network, size: Size) -> bool:
@@ -214,7 +214,7 @@ def _works(spec: Network, size: Size) -> bool:
         return False
 
 
-def catalogue(names: list[str]) -> list[dict[str, Any]]:
+def catalog(names: list[str]) -> list[dict[str, Any]]:
     """Every network at half and a quarter of its output stride: 16 and 8 of 32, 2 and 1 of CIFAR's 4."""
     return [row for name in names for ratio in (2, 4) for row in dilated_row(name, EXACT[name], ratio)]
 
@@ -267,17 +267,17 @@ def compared(before: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole(before: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    new = catalogue(names)
-    kept = [row for row in before.get("catalogue", []) if row["name"] not in names]
+    new = catalog(names)
+    kept = [row for row in before.get("catalog", []) if row["name"] not in names]
     order = list(CATALOG)
     rows = sorted(new + kept, key=lambda row: (order.index(row["name"]), -row["output_stride"]))
-    return {"catalogue_sizes": CATALOGUE_SIZES, "catalogue": rows}
+    return {"catalog_sizes": CATALOG_SIZES, "catalog": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--catalogue", nargs="*", choices=EXACT, metavar="NAME", help="all of them without a name")
-    names = parser.parse_args().catalogue
+    parser.add_argument("--catalog", nargs="*", choices=EXACT, metavar="NAME", help="all of them without a name")
+    names = parser.parse_args().catalog
     before = json.loads(OUT.read_text()) if OUT.exists() else {}
     results = before | (compared(before) if names is None else whole(before, names or list(EXACT)))
     OUT.write_text(json.dumps(results, indent=2) + "\n")

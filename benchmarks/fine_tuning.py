@@ -1,7 +1,7 @@
-"""What fine-tuning gains with few pictures: python benchmarks/fine_tuning.py CIFAR10 [--base RUN] (folders of classes).
+"""What fine-tuning gains with few images: python benchmarks/fine_tuning.py CIFAR10 [--base RUN] (folders of classes).
 
-A ResNet-20 learns eight classes; then 200 pictures of the two others, by each way of starting, and is asked about
-the rest of the test pictures of these two. What is held out is drawn by a seed; every way gets the same draws.
+A ResNet-20 learns eight classes; then 200 images of the two others, by each way of starting, and is asked about
+the rest of the test images of these two. What is held out is drawn by a seed; every way gets the same draws.
 """
 
 import argparse
@@ -24,9 +24,9 @@ WAYS = {
 }
 
 
-def links(pictures: list[Path], folder: Path) -> None:
+def links(images: list[Path], folder: Path) -> None:
     folder.mkdir(parents=True)
-    for path in pictures:
+    for path in images:
         (folder / path.name).symlink_to(path.resolve())
 
 
@@ -70,13 +70,13 @@ def main() -> None:
         folder = Path(name)
         base = options.base or eight(options.cifar, folder / "eight", options.epochs)
         for word in NEW:
-            pictures = sorted((options.cifar / "test" / word).iterdir())
-            links(pictures[:LEARNT_FROM], folder / "few" / word)
-            links(pictures[LEARNT_FROM:], folder / "rest" / word)
+            images = sorted((options.cifar / "test" / word).iterdir())
+            links(images[:LEARNT_FROM], folder / "few" / word)
+            links(images[LEARNT_FROM:], folder / "rest" / word)
         rows = measure(base, folder / "few", folder / "rest", folder, options.seeds)
     results = {
         "base_epochs": options.epochs,
-        "pictures": LEARNT_FROM * len(NEW),
+        "images": LEARNT_FROM * len(NEW),
         "rows": rows,
         "environment": collect_environment(),
     }

@@ -1,8 +1,8 @@
-"""Does the memory of `resnetkit predict` grow with the number of pictures? 20,000 small ones, looked at from outside.
+"""Does the memory of `resnetkit predict` grow with the number of images? 20,000 small ones, looked at from outside.
 
-    python benchmarks/flat_memory.py MODEL [--pictures 20000] [--out csv|jsonl|parquet] [--save FILE.json] [-- WORDS]
+    python benchmarks/flat_memory.py MODEL [--images 20000] [--out csv|jsonl|parquet] [--save FILE.json] [-- WORDS]
 
-The pictures are made in a temporary folder, all of them different. What the process holds (VmRSS) is read every 1,000
+The images are made in a temporary folder, all of them different. What the process holds (VmRSS) is read every 1,000
 rows of the file that it writes, and its peak at the end. WORDS, such as --engine torch, go to the command.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image
 EVERY = 1000
 
 
-def pictures(folder, count):
+def images(folder, count):
     """Small JPEGs, a thousand in a folder."""
     draw = np.random.default_rng(0)
     for i in range(count):
@@ -70,12 +70,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("words", nargs="*")
-    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--out", choices=("csv", "jsonl", "parquet"), default="csv")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        pictures(Path(place) / "in", options.pictures)
+        images(Path(place) / "in", options.images)
         out = Path(place) / f"labels.{options.out}"
         words = ["predict", Path(place) / "in", "--model", options.model, "--out", out, *options.words]
         process = subprocess.Popen([sys.executable, "-m", "resnetkit", *map(str, words)], text=True, stderr=-1)
@@ -87,7 +87,7 @@ def main():
         print(mark, f"{size:.0f}", sep="\t")
     print(f"peak: {peak:.0f} MiB; exit code {process.returncode}")
     if options.save:
-        results = {"engine": lines[0], "pictures": options.pictures, "out": options.out, "peak": peak, "held": seen}
+        results = {"engine": lines[0], "images": options.images, "out": options.out, "peak": peak, "held": seen}
         options.save.write_text(json.dumps(results, indent=2) + "\n")
     return process.returncode
 

@@ -4,10 +4,10 @@
     python benchmarks/kills_elsewhere.py [--kills 6] [--seed 0] [--only WORD] [--save docs/measured/kills.json]
 
 The network of kills.py learns the digits for three epochs of 41 steps, in one thread: the order is shuffled, each
-picture is moved by a pixel at random, and stochastic depth drops branches. In the other libraries torch's generator
+image is moved by a pixel at random, and stochastic depth drops branches. In the other libraries torch's generator
 draws all of it, and their settings are those that their documentation has for resuming. Each setting runs twice
 undisturbed, which has to give the same weights, then again and again: killed (kill -9) at drawn moments after the
-first epoch, and at a checkpoint, each time resumed to the end. Every step writes which pictures it saw, so that those
+first epoch, and at a checkpoint, each time resumed to the end. Every step writes which images it saw, so that those
 that an epoch missed can be counted.
 
 A peer that is not installed is left out. Rows that are not asked for stay as they were measured last.
@@ -68,7 +68,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class End:
-    """How a run came out. ``missed`` counts the pictures that an epoch did not see, None where it is not written."""
+    """How a run came out. ``missed`` counts the images that an epoch did not see, None where it is not written."""
 
     equal: bool
     apart: float
@@ -115,7 +115,7 @@ def network(place: Path, drawn: bool = True) -> nn.Module:
     return rk.build(place / "net.toml")
 
 
-def optimiser(model: nn.Module) -> torch.optim.Optimizer:
+def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
@@ -158,7 +158,7 @@ def lightning_task(place: Path, at: int, drawn: bool) -> Any:
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return optimiser(self)
+            return optimizer(self)
 
     return Task()
 
@@ -220,8 +220,8 @@ class Accelerated:
         )
         self.accelerator = Accelerator(cpu=True, dataloader_config=loader_config)
         self.model = network(place, drawn)
-        self.model, self.optimiser, self.batches = self.accelerator.prepare(
-            self.model, optimiser(self.model), DataLoader(Digits(drawn), batch_size=BATCH, shuffle=True)
+        self.model, self.optimizer, self.batches = self.accelerator.prepare(
+            self.model, optimizer(self.model), DataLoader(Digits(drawn), batch_size=BATCH, shuffle=True)
         )
 
     def run(self) -> None:
@@ -250,9 +250,9 @@ class Accelerated:
             self.save((epoch + 1) * STEPS)
 
     def step(self, pixels: Tensor, labels: Tensor) -> None:
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.accelerator.backward(F.cross_entropy(self.model(pixels), labels))
-        self.optimiser.step()
+        self.optimizer.step()
 
     def save(self, step: int) -> None:
         self.accelerator.save_state(str(self.place / "checkpoints" / str(step)))
@@ -270,7 +270,7 @@ def checkpoints(place: Path) -> list[Path]:
 MID, END = {"mid-epoch": MID_EPOCH}, {"end of an epoch": EPOCH_END}
 OWN_ORDER = "order drawn from torch's generator, whose state no checkpoint has"
 AHEAD = (
-    "the pictures and their order are right; a batch is read ahead and the resumed loader draws again, "
+    "the images and their order are right; a batch is read ahead and the resumed loader draws again, "
     "so moves and branches differ"
 )
 SETTINGS = (

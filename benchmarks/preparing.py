@@ -2,9 +2,9 @@
 
     python benchmarks/preparing.py FOLDER [--rounds 7] [--most 100] [--save FILE.json]
 
-The pictures of FOLDER as they are, and the same enlarged to 4000x3000. Three ways take turns, so that a busy machine
+The images of FOLDER as they are, and the same enlarged to 4000x3000. Three ways take turns, so that a busy machine
 troubles all of them alike: `decode` is Pillow's alone, `idiom` is Pillow's and then a resize and a crop of all of the
-picture, `ours` is what `evaluate` and `predict` do. Ratios are those of a round, to `idiom`.
+image, `ours` is what `evaluate` and `predict` do. Ratios are those of a round, to `idiom`.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def enlarged(content):
 
 
 def compared(contents, rounds):
-    """Way -> milliseconds of processor time for a picture in each round, and how far apart the pixels are."""
+    """Way -> milliseconds of processor time for a image in each round, and how far apart the pixels are."""
     times = {way: [] for way in WAYS}
     for number in range(rounds + 1):
         for way, run in WAYS.items():
@@ -67,11 +67,11 @@ def compared(contents, rounds):
     apart = [np.abs(idiom(content).astype(int) - ours(content)) for content in contents]
     means = [float(difference.mean()) for difference in apart]
     levels = {"mean": statistics.mean(means), "largest_mean": max(means), "largest": int(max(map(np.max, apart)))}
-    return {"pictures": len(contents), "ms": times, "levels": levels}
+    return {"images": len(contents), "ms": times, "levels": levels}
 
 
 def clocked(run, contents):
-    """Milliseconds of this process for each picture, in one thread."""
+    """Milliseconds of this process for each image, in one thread."""
     begun = time.process_time()
     for content in contents:
         run(content)
@@ -80,11 +80,11 @@ def clocked(run, contents):
 
 def show(name, result):
     levels = result["levels"]
-    print(f"{name}: {result['pictures']} pictures")
+    print(f"{name}: {result['images']} images")
     for way, spent in result["ms"].items():
         ratios = [own / baseline for own, baseline in zip(spent, result["ms"]["idiom"], strict=True)]
         print(f"  {way:<8} {statistics.median(spent):8.2f} ms   {statistics.median(ratios):5.2f} of the idiom's")
-    text = f"mean {levels['mean']:.2f} levels, at most {levels['largest_mean']:.2f} for one picture"
+    text = f"mean {levels['mean']:.2f} levels, at most {levels['largest_mean']:.2f} for one image"
     print(f"  idiom and ours: {text}, {levels['largest']} for one pixel", flush=True)
 
 
@@ -92,12 +92,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="photographs that are upright as they are stored")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--most", type=int, default=100, help="pictures that are taken")
+    parser.add_argument("--most", type=int, default=100, help="images that are taken")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     contents = [path.read_bytes() for path in sorted(find_images(options.folder))[: options.most]]
     if not contents:
-        raise SystemExit(f"no pictures below {options.folder}")
+        raise SystemExit(f"no images below {options.folder}")
     results = {"environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")}}
     results["as they are"] = compared(contents, options.rounds)
     show("as they are", results["as they are"])

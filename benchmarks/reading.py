@@ -1,9 +1,9 @@
-"""How fast pictures are read: by workers while a network learns, and from Parquet beside files.
+"""How fast images are read: by workers while a network learns, and from Parquet beside files.
 
     python benchmarks/reading.py [--rounds 5] [--steps 4] [--rows 20000] [--save FILE.json]
 
-The pictures are drawn: smooth fields with grain, so that a JPEG of 500x400 has about the bytes of a photograph.
-Training is `resnetkit train` itself, its settings taking turns. The rows are small pictures, read in a random order.
+The images are drawn: smooth fields with grain, so that a JPEG of 500x400 has about the bytes of a photograph.
+Training is `resnetkit train` itself, its settings taking turns. The rows are small images, read in a random order.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def photographs(root, count):
 def training(root, rounds, steps):
     """Measure reading and training; return workers -> images per second of every round.
 
-    `kept` is the same steps with pictures that are pixels already.
+    `kept` is the same steps with images that are pixels already.
     """
     from resnetkit.training.setup import prepare_run
     from resnetkit.training.trainer import Trainer
@@ -77,7 +77,7 @@ def training(root, rounds, steps):
 
 
 def work(loop, source, kept, steps):
-    """Milliseconds of processor time for a picture, on one core: a busy machine changes them little."""
+    """Milliseconds of processor time for a image, on one core: a busy machine changes them little."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     source.workers = 0
@@ -88,15 +88,15 @@ def work(loop, source, kept, steps):
     return {"read_ms": statistics.median(reading), "learn_ms": statistics.median(learning[1:])}
 
 
-def clocked(run, pictures):
-    """Milliseconds of this process for each picture."""
+def clocked(run, images):
+    """Milliseconds of this process for each image."""
     begun = time.process_time()
     run()
-    return 1000 * (time.process_time() - begun) / pictures
+    return 1000 * (time.process_time() - begun) / images
 
 
 def labelled(source, batch):
-    """Pixels with the labels of their pictures."""
+    """Pixels with the labels of their images."""
     return batch[0], source.labels[batch[1]], batch[1]
 
 
@@ -124,12 +124,12 @@ def small(root, rows):
     import pyarrow
     from pyarrow import parquet
 
-    pictures = [draw(number % 500, 32, 32) for number in range(rows)]
-    for number, content in enumerate(pictures):
+    images = [draw(number % 500, 32, 32) for number in range(rows)]
+    for number, content in enumerate(images):
         path = root / "files" / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    table = pyarrow.table({"image": pictures, "label": [number % 2 for number in range(rows)]})
+    table = pyarrow.table({"image": images, "label": [number % 2 for number in range(rows)]})
     parquet.write_table(table, root / "small.parquet", row_group_size=rows)
 
 
@@ -140,12 +140,12 @@ from resnetkit.data.open import open_dataset
 def peak():  # of this program alone: getrusage begins with that of the one that started it
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 begun = time.perf_counter()
-pictures = open_dataset(sys.argv[1]).train_split
+images = open_dataset(sys.argv[1]).train_split
 opened, before = time.perf_counter() - begun, peak()
 begun = time.perf_counter()
-for i in np.random.default_rng(0).permutation(len(pictures)).tolist():
-    pictures.load_image(i)
-pace = len(pictures) / (time.perf_counter() - begun)
+for i in np.random.default_rng(0).permutation(len(images)).tolist():
+    images.load_image(i)
+pace = len(images) / (time.perf_counter() - begun)
 print(json.dumps([opened, pace, before, peak()]))
 """
 
@@ -159,7 +159,7 @@ def reading(root, cache):
             capture_output=True, text=True, check=True, env={**sys_environment(), "RESNETKIT_CACHE": str(cache)},
         )  # fmt: skip
         rows[what] = dict(
-            zip(("opened", "pictures_per_second", "peak_opened", "peak"), json.loads(done.stdout), strict=True)
+            zip(("opened", "images_per_second", "peak_opened", "peak"), json.loads(done.stdout), strict=True)
         )
     return rows
 
@@ -193,12 +193,12 @@ def main():
 
 def show_rows(rows):
     for what, row in rows.items():
-        pace, memory = row["pictures_per_second"], row["peak"] / 1024
+        pace, memory = row["images_per_second"], row["peak"] / 1024
         print(f"{what:<20} {row['opened']:6.2f} s to open  {pace:8.0f}/s  {memory:6.0f} MiB", flush=True)
 
 
 def show_training(result):
-    print(f"processor time for a picture: reading {result['read_ms']:.1f} ms, learning {result['learn_ms']:.1f} ms")
+    print(f"processor time for a image: reading {result['read_ms']:.1f} ms, learning {result['learn_ms']:.1f} ms")
     for setting, paces in result["rounds"].items():
         label = "pixels already" if setting == "kept" else f"{setting} workers"
         print(f"{label:<20} {statistics.median(paces):8.1f} images/s   {min(paces):.1f} to {max(paces):.1f}")

@@ -1,7 +1,7 @@
-"""How fast pictures become answers: beside the code people copy, and beside libraries tuned by hand.
+"""How fast images become answers: beside the code people copy, and beside libraries tuned by hand.
 
     python benchmarks/speed.py engines  PHOTOS [--network resnet50 ...] [--minutes 3] [--rounds 15] [--save FILE.json]
-    python benchmarks/speed.py pictures PHOTOS [--network resnet50] [--count 2000] [--minutes 3] [--save FILE.json]
+    python benchmarks/speed.py images PHOTOS [--network resnet50] [--count 2000] [--minutes 3] [--save FILE.json]
     python benchmarks/speed.py cold     PHOTOS [--network resnet50] [--rounds 9] [--minutes 3] [--save FILE.json]
     python benchmarks/speed.py accuracy DATA --network WEIGHTS ... [--minutes 3] [--save FILE.json]
 
@@ -162,7 +162,7 @@ class Contender:
             raise RuntimeError(f"{setting} does not run")
 
     def turn(self, seconds=SLICE):
-        """Pictures per second."""
+        """Images per second."""
         self.process.stdin.write(f"{seconds}\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
@@ -238,7 +238,7 @@ def paired(network, first, second, fresh, host):
 # -------------------------------------------------------------------------------------------------------- by hand, once
 
 
-def artefacts(network, photos, work):
+def export_artifacts(network, photos, work):
     """Export torchvision's network for OpenVINO and ONNX Runtime, fp32 and int8."""
     sys.modules["openvino_telemetry"] = None
     import nncf
@@ -329,7 +329,7 @@ def engines(options, photos, work):
     for network in options.network:
         print(f"{network}: what people copy, at its better batch", flush=True)
         plain = best_of(network, [{"who": "idiom", "batch": batch} for batch in (1, 16)])[1]
-        artefacts(network, photos, (artifacts := Path(tempfile.mkdtemp(dir=work))))
+        export_artifacts(network, photos, (artifacts := Path(tempfile.mkdtemp(dir=work))))
         for precision in options.precision:
             folder = optimized(network, options.photos, artifacts, precision, options.minutes)
             for batch in (1, 32):
@@ -409,7 +409,7 @@ def ours_over(folder, paths, work):
 
 
 def idiom_over(network, weights, batch, paths):
-    """(pictures per second once it is ready, seconds of the whole, peak MiB)."""
+    """(images per second once it is ready, seconds of the whole, peak MiB)."""
     seconds, output = ran([sys.executable, "-c", IDIOM, network, str(weights), str(batch), *map(str, paths)])
     pace, peak = map(float, output.split()[-2:])
     return pace, seconds, peak
@@ -427,7 +427,7 @@ def prepared(options, photos, work):
     return weights, folders
 
 
-def pictures(options, photos, work):
+def images(options, photos, work):
     network = options.network[0]
     weights, folders = prepared(options, photos, work)
     paths = list(itertools.islice(itertools.cycle(photos), options.count))
@@ -521,7 +521,7 @@ def counted(folder, data, engine):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("engines", "pictures", "cold", "accuracy"))
+    parser.add_argument("what", choices=("engines", "images", "cold", "accuracy"))
     parser.add_argument("photos", type=lambda word: Path(word).resolve())
     parser.add_argument("--network", nargs="+", default=["resnet50"])
     parser.add_argument("--precision", nargs="+", default=["int8", "bf16"], choices=("int8", "bf16"))

@@ -1,8 +1,8 @@
-"""What is left of a published ResNet-56 after each edit, on CIFAR-10's test pictures.
+"""What is left of a published ResNet-56 after each edit, on CIFAR-10's test images.
 
     python benchmarks/surgery.py CIFAR10 WEIGHTS [--only GROUP ...]
 
-CIFAR10 holds the pictures as train/CLASS/*.png and test/CLASS/*.png. WEIGHTS is akamaster's resnet56-4bfd9763.th, which
+CIFAR10 holds the images as train/CLASS/*.png and test/CLASS/*.png. WEIGHTS is akamaster's resnet56-4bfd9763.th, which
 names 9,339 of the 10,000 of test rightly. Beside each count stands the largest difference of a logit from those before
 the edit. Everything runs in float32, as `evaluate` does. Rows that are not asked for stay as they were measured last.
 """
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Row:
-    """``same`` counts the pictures whose answer is the one before, ``apart`` is the largest change of a logit."""
+    """``same`` counts the images whose answer is the one before, ``apart`` is the largest change of a logit."""
 
     edit: str
     method: str
@@ -49,7 +49,7 @@ class Row:
 
 
 class Bench:
-    """The pictures, the network before any edit, and the logits of the last row."""
+    """The images, the network before any edit, and the logits of the last row."""
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder = folder
@@ -95,7 +95,7 @@ class Bench:
         return row
 
     def images(self, card: Card, part: str = "test", count: int | None = None) -> Iterator[Tensor]:
-        """Pictures as a network of this card sees them (N C H W); ``count`` of them from all over a part."""
+        """Images as a network of this card sees them (N C H W); ``count`` of them from all over a part."""
         data = open_dataset(self.folder / part)
         source = ImageLoader(data.train_split, card.preparation, SkippedFiles(data, Error()), cache=False)
         if count is None:
@@ -161,19 +161,19 @@ def dilated(bench: Bench) -> Iterator[Row]:
         yield dense
 
 
-def grey(bench: Bench) -> Iterator[Row]:
-    """Grey pictures in three channels and in one."""
+def gray(bench: Bench) -> Iterator[Row]:
+    """Gray images in three channels and in one."""
     model, (edited, _) = bench.model, rk.surgery.input_channels(bench.model, 1)
-    as_colour = replace(edited.card, preparation=replace(edited.card.preparation, mean=(0.0,), std=(1.0,)))
+    as_color = replace(edited.card, preparation=replace(edited.card.preparation, mean=(0.0,), std=(1.0,)))
     usual = PixelNormalizer(model.card.preparation, CPU)
     ask = partial(_in_three, model, lambda x: usual((x * 255).permute(0, 2, 3, 1)))
-    method = "grey pictures in three channels, each with its own mean and deviation"
-    yield bench.by_hand("none", model, ask, as_colour, method=method, promised=False)
-    method = "grey pictures in three channels, the mean and deviation of all"
+    method = "gray images in three channels, each with its own mean and deviation"
+    yield bench.by_hand("none", model, ask, as_color, method=method, promised=False)
+    method = "gray images in three channels, the mean and deviation of all"
     yield bench.by_hand(
         "none", model, partial(_in_three, model, lambda x: x), edited.card, method=method, promised=False
     )
-    yield bench.row("1 input channel", edited, method="grey pictures; beside the row above", beside=bench.last)
+    yield bench.row("1 input channel", edited, method="gray images; beside the row above", beside=bench.last)
 
 
 def _in_three(model: NetworkModule, prepare: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -184,13 +184,13 @@ def changed(bench: Bench) -> Iterator[Row]:
     """Edits after which the network computes something else."""
     images = next(bench.images(bench.model.card, "train", FITTED_ON))
     normed, _ = rk.surgery.group_norm(bench.model, images, GROUPS)
-    method = f"refitted on {FITTED_ON} pictures of train"
+    method = f"refitted on {FITTED_ON} images of train"
     yield bench.row(f"group norm, {GROUPS} groups", normed, method=method, promised=False)
     pruned, _ = rk.surgery.prune(bench.model, SHARE)
     yield bench.row(f"pruned to {SHARE:g} of the widths", pruned, method="not trained again", promised=False)
 
 
-EDITS = {"kept": kept, "parts": parts, "dilated": dilated, "grey": grey, "changed": changed}
+EDITS = {"kept": kept, "parts": parts, "dilated": dilated, "gray": gray, "changed": changed}
 
 
 def main() -> None:

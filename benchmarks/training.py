@@ -24,9 +24,9 @@ from resnetkit.training.state import TrainState
 from resnetkit.training.trainer import Trainer
 
 
-def plain_round(model, optimizer, pictures, batch, steps):
+def plain_round(model, optimizer, images, batch, steps):
     """Return the images per second of a plain loop."""
-    inputs, labels = pictures
+    inputs, labels = images
     started = time.perf_counter()
     for step in range(steps):
         chosen = slice(step * batch, (step + 1) * batch)

@@ -27,8 +27,8 @@ COMMANDS = (
 def link_photographs(cifar: Path, folder: Path) -> None:
     """Create ``flowers`` with two classes, and an ``inbox`` with ten other photographs."""
     for name in CLASSES:
-        pictures = sorted((cifar / "test" / name).iterdir())
-        for place, chosen in ((f"flowers/{name}", pictures[:COUNT]), ("inbox", pictures[COUNT : COUNT + 5])):
+        images = sorted((cifar / "test" / name).iterdir())
+        for place, chosen in ((f"flowers/{name}", images[:COUNT]), ("inbox", images[COUNT : COUNT + 5])):
             (folder / place).mkdir(parents=True, exist_ok=True)
             for path in chosen:
                 (folder / place / path.name).symlink_to(path.resolve())
@@ -46,7 +46,7 @@ def main() -> None:
             last = [line for line in done.stdout.splitlines() if not line.startswith("wrote ")][-1]
             rows.append({"command": command, "seconds": time.perf_counter() - started, "last": last})
             print(rows[-1], flush=True)
-    results = {"classes": CLASSES, "pictures": COUNT * len(CLASSES), "rows": rows, "environment": collect_environment()}
+    results = {"classes": CLASSES, "images": COUNT * len(CLASSES), "rows": rows, "environment": collect_environment()}
     OUT.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -93,7 +93,7 @@ def fine_tuning(data: dict) -> str:
     n, seeds = data["rows"][0]["n"], len(data["rows"][0]["correct"])
     return "\n".join(rows) + (
         f"\n\nresnet20 was trained on eight classes of CIFAR-10 for {data['base_epochs']} epochs, then on "
-        f"{data['pictures']} images of airplanes and frogs, and tested on {n:,} others; {seeds} seeds, each with its own "
+        f"{data['images']} images of airplanes and frogs, and tested on {n:,} others; {seeds} seeds, each with its own "
         "splits.\n"
     )
 
@@ -103,7 +103,7 @@ def two_classes(data: dict) -> str:
     rows += [f"| `{row['command']}` | {row['seconds']:.1f} | {row['last']} |" for row in data["rows"]]
     cores = data["environment"]["cores"]
     classes = " and ".join(f"{name}s" for name in data["classes"])
-    return "\n".join(rows) + f"\n\nOn {data['pictures']} photographs ({classes} of CIFAR-10), {cores} cores.\n"
+    return "\n".join(rows) + f"\n\nOn {data['images']} photographs ({classes} of CIFAR-10), {cores} cores.\n"
 
 
 def dialects(data: dict) -> str:
@@ -138,7 +138,7 @@ def reading(data: dict) -> str:
     rows = ["| small images from | seconds to open | images/s, random order | peak memory, MiB |"]
     rows.append("| --- | ---: | ---: | ---: |")
     rows += [
-        f"| {what} | {row['opened']:.2f} | {row['pictures_per_second']:,.0f} | {row['peak'] / 1024:,.0f} |"
+        f"| {what} | {row['opened']:.2f} | {row['images_per_second']:,.0f} | {row['peak'] / 1024:,.0f} |"
         for what, row in data["rows"]["sources"].items()
     ]
     run, cores = data["training"], data["environment"]["cores"]
@@ -178,9 +178,9 @@ def _spread(rows: list) -> str:
 
 def _describe_catalog(data: dict) -> str:
     """Describe the largest error in the catalog, and the networks that rounding alone changes as much."""
-    rows, odd = ([r for r in data["catalogue"] if bool(r["own"]) is own] for own in (False, True))
-    networks = len({row["name"] for row in data["catalogue"]})
-    sizes, larger = (" and ".join(f"{h}x{w}" for h, w in pair) for pair in data["catalogue_sizes"])
+    rows, odd = ([r for r in data["catalog"] if bool(r["own"]) is own] for own in (False, True))
+    networks = len({row["name"] for row in data["catalog"]})
+    sizes, larger = (" and ".join(f"{h}x{w}" for h, w in pair) for pair in data["catalog_sizes"])
     text = (
         f"\nEvery network of the catalog without attention, {networks} in all, at half and a quarter of its output "
         f"stride (16 and 8 of 32, 2 and 1 of CIFAR's 4), images of {sizes}, or {larger} if the last map would be one "
@@ -293,7 +293,7 @@ def at_best(row: dict) -> str:
     return f"{row['best'][0] / row['best'][1]:.2f}" if "best" in row else "-"
 
 
-def speed_pictures(data: dict) -> str:
+def speed_images(data: dict) -> str:
     def format_row(row: dict) -> str:
         pace = f"{row['ours']:.1f}" + (f", {row['with_start']:.1f} with start-up" if "with_start" in row else "")
         return (
@@ -346,7 +346,7 @@ def preparing(data: dict) -> str:
         spent = " | ".join(f"{statistics.median(part['ms'][way]):.2f} ms" for way in ways)
         ratios = " | ".join(f"**{beside(part['ms'][way], part['ms']['ours']):.2f}**" for way in ("decode", "idiom"))
         levels = f"{part['levels']['mean']:.2f}, at most {part['levels']['largest_mean']:.2f} for one image"
-        return f"{part['pictures']}, {part['name']} | {spent} | {ratios} | {levels}"
+        return f"{part['images']}, {part['name']} | {spent} | {ratios} | {levels}"
 
     def beside(theirs: list, own: list) -> float:
         return statistics.median(a / b for a, b in zip(theirs, own, strict=True))
@@ -362,13 +362,13 @@ def flat(data: dict) -> str:
         "rows | MiB held", "---: | ---:", [data["held"][1], data["held"][-1]], lambda at: f"{at[0]:,} | {at[1]:.0f}"
     )
     who = data["engine"].removeprefix("engine: ")
-    return f"{rows}\n`resnetkit predict` of {data['pictures']:,} small JPEGs ({who}); at most {data['peak']:.0f} MiB.\n"
+    return f"{rows}\n`resnetkit predict` of {data['images']:,} small JPEGs ({who}); at most {data['peak']:.0f} MiB.\n"
 
 
 TABLES = {
     "flat-memory.json": flat,
     "speed-engines.json": speed_engines,
-    "speed-pictures.json": speed_pictures,
+    "speed-pictures.json": speed_images,
     "speed-cold.json": speed_cold,
     "speed-accuracy.json": speed_accuracy,
     "preparing.json": preparing,
