@@ -33,8 +33,8 @@ def test_sound_data_give_no_finding(flowers, cli):
     code, out, err = cli("check", flowers)
     assert code == 0
     assert out.splitlines()[-2:] == [
-        "22 pictures in 2 classes; smallest 20x16, middle 20x16, largest 20x16",
-        "nothing was found that is wrong",
+        "22 images in 2 classes; smallest 20x16, middle 20x16, largest 20x16",
+        "no problems found",
     ]
     assert err == f"next: resnetkit train {flowers} --model resnet18\n"
     assert contents(flowers) == before
@@ -59,12 +59,12 @@ def test_everything_that_can_be_found(flowers, cli, tmp_path):
     assert {row["file"] for row in found["unreadable"]} == {
         str(train / "rose" / name) for name in ("junk.jpg", "cut.png")
     }
-    leaks = {tuple(file["file"] for file in t["files"]): t["same_bytes"] for t in found["twins"] if t["leak"]}
+    leaks = {tuple(file["file"] for file in t["files"]): t["same_bytes"] for t in found["duplicates"] if t["leak"]}
     assert leaks == {
         (str(train / "rose" / "1.png"), str(val / "rose" / "copy.png")): True,
         (str(train / "daisy" / "2.png"), str(val / "daisy" / "saved again.bmp")): False,
     }
-    (both,) = [t for t in found["twins"] if t["contradiction"]]
+    (both,) = [t for t in found["duplicates"] if t["conflicting_labels"]]
     assert {file["class"] for file in both["files"]} == {"daisy", "rose"}
     assert found["counts"] == {"train": [112, 11], "val": [4, 4]}
     assert found["notes"][0].startswith("more than 4 times as long as wide, so that only the middle is seen: ")
@@ -99,7 +99,7 @@ def test_the_digits_and_progress():
 
 WRONG = {
     "check nowhere": (2, "error: there is no such folder\nwhere: nowhere"),
-    "check digits --page x.txt": (2, "error: what is written here is .html\nwhere: x.txt\nfix: call it x.html"),
+    "check digits --page x.txt": (2, "error: the output file must end in .html\nwhere: x.txt\nfix: call it x.html"),
     "check": (2, "error: missing: DATA"),
 }
 

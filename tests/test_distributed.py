@@ -323,7 +323,7 @@ def test_predict_has_one_table_in_the_order_of_the_files(place, alone, monkeypat
     assert [code for code, *_ in three] == [3, 3, 3]
     assert three[0][1] == one[0][1]
     assert len(one[0][1].splitlines()) == 30
-    assert three[0][2].splitlines()[0].startswith("error: 1 of 30 files got no answer")
+    assert three[0][2].splitlines()[0].startswith("error: 1 of 30 files have no prediction")
     assert [said[1:] for said in three[1:]] == [("", "")] * 2
     csv, labels = several(place / "predict-csv", 1, *words, "--csv"), place / "labels.csv"
     assert several(place / "predict-out", 2, *words, "--out", labels)[0][:2] == (3, f"wrote 30 rows to {labels}\n")
@@ -359,7 +359,7 @@ def test_other_verbs_work_in_one_process(cli, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     assert cli("embed", "x.png", "--model", "m") == (
-        2, "", "error: embed works in one process; of several each would do the same\n"
+        2, "", "error: embed runs in one process; several would repeat the same work\n"
                "where: torchrun\nfix: resnetkit embed ..., without torchrun\n",
     )  # fmt: skip
 
@@ -443,7 +443,7 @@ def test_t10_a_process_that_raises_tells_why_and_started_again_they_go_on(place,
     told = said[1][2].splitlines()
     assert told[0] == "Traceback (most recent call last):"
     assert told[-3:] == [
-        "error: a bug of resnetkit: ZeroDivisionError: boom",
+        "error: a bug in resnetkit: ZeroDivisionError: boom",
         "fix: please report it, with what `resnetkit doctor` prints",
         f"on: process 1 of 0 to 1, on {socket.gethostname()}",
     ]
