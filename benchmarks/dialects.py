@@ -1,10 +1,10 @@
-"""Logits of other libraries' models beside ours, and their tensors after the way there and back.
+"""Compare logits with other libraries' models, and check that tensors survive the conversion both ways.
 
     python benchmarks/dialects.py [--cifar10 FOLDER WEIGHTS ...]     needs the extra dev
 
-With CIFAR-10's test images and published weights of akamaster, these are evaluated, converted and evaluated again.
+With CIFAR-10's test images and akamaster's published weights, the script evaluates, converts and evaluates again.
 
-Weights are random, with random norm statistics and affine weights, so that no error can hide behind a one or a zero.
+Weights, norm statistics and affine weights are random, so that no error can hide behind a one or a zero.
 """
 
 import argparse

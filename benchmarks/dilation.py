@@ -1,13 +1,14 @@
-"""How far dilated networks are from those they were made of, ours and other libraries': python benchmarks/dilation.py
+"""Measure the error of dilated networks, ours and other libraries': python benchmarks/dilation.py
 
-    pip install segmentation-models-pytorch               optional: without it its rows stay as they were measured last
+    pip install segmentation-models-pytorch               optional; without it, its rows are kept
     python benchmarks/dilation.py                         some networks of each library; needs the extra dev
-    python benchmarks/dilation.py --catalog [NAME ...]  every network of ours instead
+    python benchmarks/dilation.py --catalog [NAME ...]    every network of our catalog instead
 
-A dilated network has the weights of an original, and hands on a larger last map. Done exactly, every s-th place of that
-map is the original's (the a trous identity): dilated(x)[..., ::s, ::s] == original(x). Measured is max|difference| /
-max|original|, the largest over several sizes of image, odd and even, in evaluation mode and float64: rounding leaves
-some 1e-15. Weights, norm statistics and affine weights are random, so that no error can hide behind a one or a zero.
+A dilated network has the weights of an original and a larger last map. If the dilation is exact, every s-th position of
+that map equals the original (a trous identity): dilated(x)[..., ::s, ::s] == original(x). The error is
+max|difference| / max|original|, the largest over several image sizes, odd and even, in evaluation mode and float64;
+rounding alone gives about 1e-15. Weights, norm statistics and affine weights are random, so that no error can hide
+behind a one or a zero.
 """
 
 import argparse
@@ -85,7 +86,7 @@ class Row:
 
 
 def shaken(model: nn.Module) -> nn.Module:
-    """Return the model in float64 and evaluation mode, its norms with random statistics and affine weights, its biases too."""
+    """Return the model in float64 and evaluation mode, with random norm statistics, norm weights and biases."""
     for module in model.modules():
         tensors = module.state_dict()
         if isinstance(module, nn.BatchNorm2d):
@@ -194,7 +195,7 @@ def rows() -> Iterator[Row]:
 
 
 def has_statistics(spec: Network) -> bool:
-    """Of the map, so that a larger one is another network by nature."""
+    """Return whether a layer uses statistics of the map, so that a larger one is another network by nature."""
     return isinstance(spec.norm, GroupNorm) or any(stage.attention for stage in spec.stages)
 
 
@@ -207,7 +208,7 @@ def sizes_for(spec: Network) -> tuple[Size, ...]:
 
 
 def _works(spec: Network, size: Size) -> bool:
-    """Whether the last map has neighbours."""
+    """Return whether the last map is larger than one pixel."""
     try:
         return min(rk.plan(spec, (spec.input[0], *size)).root.output[1:]) > 1
     except SpecError:
@@ -215,7 +216,7 @@ def _works(spec: Network, size: Size) -> bool:
 
 
 def catalog(names: list[str]) -> list[dict[str, Any]]:
-    """Every network at half and a quarter of its output stride: 16 and 8 of 32, 2 and 1 of CIFAR's 4."""
+    """Measure every network at half and a quarter of its output stride: 16 and 8 of 32, 2 and 1 of CIFAR's 4."""
     return [row for name in names for ratio in (2, 4) for row in dilated_row(name, EXACT[name], ratio)]
 
 
@@ -241,7 +242,7 @@ def _stride(spec: Network) -> int:
 
 
 def pair_by_hand(spec: Network, ratio: int) -> Pair:
-    """As `our_pair`, without the proof that surgery asks for."""
+    """Return the pair of `our_pair`, without the verification of surgery."""
     original, stages = shaken(rk.build(spec)), list(spec.stages)
     strided = [i for i, stage in enumerate(stages) if stage.reduce.stride > 1]
     for i in strided[-round(math.log2(ratio)) :]:

@@ -1,7 +1,7 @@
-"""What fine-tuning gains with few images: python benchmarks/fine_tuning.py CIFAR10 [--base RUN] (folders of classes).
+"""Measure the gain of fine-tuning with few images: python benchmarks/fine_tuning.py CIFAR10 [--base RUN]
 
-A ResNet-20 learns eight classes; then 200 images of the two others, by each way of starting, and is asked about
-the rest of the test images of these two. What is held out is drawn by a seed; every way gets the same draws.
+CIFAR10 is a folder of classes. A ResNet-20 is trained on eight classes, then on 200 images of the two others, with each
+way to start. It is tested on the remaining test images of these two. A seed draws the split; every way gets the same.
 """
 
 import argparse

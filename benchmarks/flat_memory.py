@@ -1,9 +1,9 @@
-"""Does the memory of `resnetkit predict` grow with the number of images? 20,000 small ones, looked at from outside.
+"""Check that the memory of `resnetkit predict` does not grow with the number of images: 20,000 small ones.
 
-    python benchmarks/flat_memory.py MODEL [--images 20000] [--out csv|jsonl|parquet] [--save FILE.json] [-- WORDS]
+    python benchmarks/flat_memory.py MODEL [--images 20000] [--out csv|jsonl|parquet] [--save FILE.json] [-- OPTIONS]
 
-The images are made in a temporary folder, all of them different. What the process holds (VmRSS) is read every 1,000
-rows of the file that it writes, and its peak at the end. WORDS, such as --engine torch, go to the command.
+The images are drawn in a temporary folder, all different. The script reads the memory of the process (VmRSS) after
+every 1,000 rows of its output, and the peak at the end. OPTIONS, such as --engine torch, are passed to the command.
 """
 
 import argparse

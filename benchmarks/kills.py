@@ -1,10 +1,10 @@
-"""Is a run that is killed and resumed the run that was not? Killed at random times, twenty of them.
+"""Check that a run that is killed at random times and resumed ends with the weights of an undisturbed run.
 
     python benchmarks/kills.py [--kills 20] [--seed 0] [--save FILE.json]
 
-A small network learns the digits, once without being disturbed and once killed (kill -9) again and again, at times
-drawn over a whole run, each kill followed by `resnetkit train --resume`. Where a run ends before its kills are used up,
-another one begins. The weights have to be equal, byte for byte, and every line of metrics.jsonl but its times.
+A small network is trained on the digits, once undisturbed and once with kill -9 at random times over the whole run.
+Each kill is followed by `resnetkit train --resume`. If a run ends before all kills are used, another one starts. The
+weights must be equal, byte for byte, and so must every line of metrics.jsonl except its times.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def lines(run):
 
 
 def stands(run):
-    """Where a run was killed, in a word."""
+    """Describe the point at which a run was killed."""
     if not (run / "run.toml").exists():
         return "before it began"
     try:

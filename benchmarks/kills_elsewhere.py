@@ -1,16 +1,15 @@
-"""Is a run that is killed and resumed the run that was not? The same test for Lightning, accelerate and resnetkit.
+"""Compare resuming after a kill in Lightning, accelerate and resnetkit.
 
     pip install lightning==2.6.0 accelerate torchdata
     python benchmarks/kills_elsewhere.py [--kills 6] [--seed 0] [--only WORD] [--save docs/measured/kills.json]
 
-The network of kills.py learns the digits for three epochs of 41 steps, in one thread: the order is shuffled, each
-image is moved by a pixel at random, and stochastic depth drops branches. In the other libraries torch's generator
-draws all of it, and their settings are those that their documentation has for resuming. Each setting runs twice
-undisturbed, which has to give the same weights, then again and again: killed (kill -9) at drawn moments after the
-first epoch, and at a checkpoint, each time resumed to the end. Every step writes which images it saw, so that those
-that an epoch missed can be counted.
+The network of kills.py is trained on the digits for three epochs of 41 steps, in one thread. The order is shuffled,
+each image is shifted by a pixel at random, and stochastic depth drops branches. In the other libraries torch's
+generator draws all of it, with the settings that their documentation recommends for resuming. Each setting runs twice
+undisturbed, which must give the same weights. It is then killed (kill -9) at random moments after the first epoch, and
+at a checkpoint, each time resumed to the end. Every step records its images, so that skipped ones can be counted.
 
-A peer that is not installed is left out. Rows that are not asked for stay as they were measured last.
+Libraries that are not installed are skipped. Rows that are not measured are kept.
 """
 
 import argparse
@@ -57,7 +56,7 @@ PRELOADED = [
 
 @dataclass(frozen=True)
 class Setting:
-    """How a library is told to resume; ``stops`` are the steps with a checkpoint at which it is stopped."""
+    """How a library resumes; ``stops`` are the steps with a checkpoint at which it is stopped."""
 
     library: str
     method: str
@@ -68,7 +67,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class End:
-    """How a run came out. ``missed`` counts the images that an epoch did not see, None where it is not written."""
+    """The result of a run. ``missed`` counts the images that an epoch did not see, None where it is not written."""
 
     equal: bool
     apart: float
@@ -164,7 +163,7 @@ def lightning_task(place: Path, at: int, drawn: bool) -> Any:
 
 
 def random_state(late: bool) -> Any:
-    """Return a callback that saves the state which Lightning's checkpoints lack; ``late`` is after the loader has drawn its own."""
+    """Return a callback that saves the random state, which Lightning's checkpoints lack; ``late``: after the loader."""
     import lightning.pytorch as pl
 
     class RandomState(pl.Callback):
@@ -263,7 +262,7 @@ def accelerate(place: Path, at: int, *, stateful: bool = False, saved: str = "st
 
 
 def checkpoints(place: Path) -> list[Path]:
-    """From the oldest to the newest."""
+    """List the checkpoints, the oldest first."""
     return sorted((place / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime)
 
 
@@ -321,9 +320,9 @@ SETTINGS = (
 
 
 def quietly(run: Callable[[Path, int], None], place: Path, at: int) -> None:
-    """In a process of its own, with what is printed in a file."""
+    """Run in a process of its own, with its output in a file."""
     torch.set_num_threads(1)
-    with (place / "told.txt").open("a") as file:
+    with (place / "output.txt").open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         run(place, at)
@@ -363,7 +362,7 @@ class Bench:
             if not checkpoints(place):
                 break
             discard(checkpoints(place)[-1])
-        raise SystemExit(f"{self.setting.method}: {(place / 'told.txt').read_text()[-2000:]}")
+        raise SystemExit(f"{self.setting.method}: {(place / 'output.txt').read_text()[-2000:]}")
 
     def killed(self, steps: int, wait: float) -> tuple[Path, int]:
         """Killed when it has taken so many steps, and a moment later."""
@@ -396,7 +395,7 @@ def lines(place: Path) -> list[dict[str, Any]]:
 
 
 def missed(place: Path) -> int | None:
-    """Count the images that the steps of an epoch did not use, in all epochs; a step taken again counts as it was last."""
+    """Count the images that the steps of an epoch did not use; if a step was repeated, the last one counts."""
     last = {line["step"]: line for line in lines(place)}.values()
     seen: dict[int, Counter[int]] = {epoch: Counter() for epoch in range(EPOCHS)}
     for line in last:
@@ -450,7 +449,7 @@ def read(path: Path | None) -> dict[tuple[str, str], Any]:
 
 
 def write(path: Path | None, rows: dict[tuple[str, str], Any]) -> None:
-    """In the order of the settings."""
+    """Write the rows in the order of the settings."""
     notes = {(setting.library, setting.method): setting.note for setting in SETTINGS}
     versions = {name: version(name).split("+")[0] for name in ("torch", "torchdata") if importlib.util.find_spec(name)}
     if path:

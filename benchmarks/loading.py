@@ -1,7 +1,9 @@
-"""Seconds and memory to build ResNet-50 with weights from a file, beside torchvision: python benchmarks/loading.py
+"""Measure seconds and memory to build ResNet-50 with weights from a file, ours and torchvision's.
 
-Both get the same tensors from a warm page cache, in one process, taking turns: torchvision's own way is
-``resnet50()``, ``torch.load`` of a .pth, ``load_state_dict``; ours is ``rk.load`` of a .safetensors file.
+    python benchmarks/loading.py
+
+Both get the same tensors from a warm page cache, in one process, in turns. torchvision: ``resnet50()``, ``torch.load``
+of a .pth, ``load_state_dict``. Ours: ``rk.load`` of a .safetensors file.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What a photograph costs before a network sees it: decoded, resized, its centre taken.
+"""Measure the time to prepare a photograph: decode, resize, center crop.
 
     python benchmarks/preparing.py FOLDER [--rounds 7] [--most 100] [--save FILE.json]
 
-The images of FOLDER as they are, and the same enlarged to 4000x3000. Three ways take turns, so that a busy machine
-troubles all of them alike: `decode` is Pillow's alone, `idiom` is Pillow's and then a resize and a crop of all of the
-image, `ours` is what `evaluate` and `predict` do. Ratios are those of a round, to `idiom`.
+The images of FOLDER are measured in their own size and enlarged to 4000x3000. Three methods take turns, so that other
+work on the machine disturbs all alike. `decode` is Pillow's decoding alone, `idiom` adds a resize and a crop of the
+whole image, `ours` is the preparation of `evaluate` and `predict`. Ratios are those of a round, relative to `idiom`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LARGE = (4000, 3000)
 
 
 def decode(content):
-    """All pixels, and nothing else."""
+    """Decode all pixels, and nothing else."""
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 

@@ -1,9 +1,9 @@
-"""How fast images are read: by workers while a network learns, and from Parquet beside files.
+"""Measure how fast images are read: by workers during training, and from Parquet compared with files.
 
     python benchmarks/reading.py [--rounds 5] [--steps 4] [--rows 20000] [--save FILE.json]
 
-The images are drawn: smooth fields with grain, so that a JPEG of 500x400 has about the bytes of a photograph.
-Training is `resnetkit train` itself, its settings taking turns. The rows are small images, read in a random order.
+The images are drawn: smooth fields with grain, so that a JPEG of 500x400 has about the size of a photograph. Training
+is `resnetkit train` itself; its settings take turns. The rows are small images, read in random order.
 """
 
 import argparse
@@ -151,7 +151,7 @@ print(json.dumps([opened, pace, before, peak()]))
 
 
 def reading(root, cache):
-    """Measure, for each source, seconds to open, images per second in random order in one thread, peak memory of both in KiB."""
+    """Measure seconds to open, images/s in random order in one thread, and peak memory (KiB) of each source."""
     rows = {}
     for what, place in (("files", "files"), ("Parquet, first time", "small.parquet"), ("Parquet", "small.parquet")):
         done = subprocess.run(

@@ -1,10 +1,11 @@
-"""What exact resuming costs: the loop of `resnetkit train` beside itself without it, in one run, taking turns.
+"""Measure the cost of exact resuming: the loop of `resnetkit train` with and without it, in alternating steps.
 
     python benchmarks/resuming.py DATA [--model resnet20] [--epochs 4] [--save FILE.json]
 
-Every other step is taken without what resuming needs: no generator is seeded, nothing is written to metrics.jsonl,
-nobody asks for signals or for the time. Medians over steps, of the clock and of the processor's time, which other work
-on the machine disturbs less. A checkpoint is told in milliseconds. `benchmarks/kills.py` shows that it is exact.
+Every other step runs without what resuming needs: it seeds no generator, writes nothing to metrics.jsonl, and checks
+neither signals nor the time. The results are medians over steps, of wall time and of processor time, which other work
+on the machine disturbs less. A checkpoint is given in milliseconds. `benchmarks/kills.py` checks that resuming is
+exact.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""How fast images become answers: beside the code people copy, and beside libraries tuned by hand.
+"""Compare the throughput of prediction with common code and with libraries tuned by hand.
 
     python benchmarks/speed.py engines  PHOTOS [--network resnet50 ...] [--minutes 3] [--rounds 15] [--save FILE.json]
-    python benchmarks/speed.py images PHOTOS [--network resnet50] [--count 2000] [--minutes 3] [--save FILE.json]
+    python benchmarks/speed.py images   PHOTOS [--network resnet50] [--count 2000] [--minutes 3] [--save FILE.json]
     python benchmarks/speed.py cold     PHOTOS [--network resnet50] [--rounds 9] [--minutes 3] [--save FILE.json]
     python benchmarks/speed.py accuracy DATA --network WEIGHTS ... [--minutes 3] [--save FILE.json]
 
-Weights are random, which changes no time; accuracy is of trained ones. The idiom is the network of torchvision in
-evaluation mode: fp32, eager, N C H W, with Pillow, Resize(256), CenterCrop(224), ToTensor and Normalize. Every
-contender is a process of its own; they take turns, so that what else the machine does meets all of them; ratios are
-of pairs, with a 95 % interval of their median. `--precision int8` or `bf16` leaves the other out.
+Weights are random, which does not change the times; accuracy uses trained ones. The idiom is torchvision's network in
+evaluation mode: fp32, eager, NCHW, with Pillow, Resize(256), CenterCrop(224), ToTensor and Normalize. Every contender
+runs in a process of its own. They take turns, so that other work on the machine disturbs all alike. Ratios are those of
+pairs, with a 95 % interval of their median. With `--precision int8` or `bf16`, only that precision is measured.
 """
 
 import argparse
@@ -184,7 +184,7 @@ class Pace:
             self.seen[kind].append(side.turn(SLICE / 4))
 
     def told(self):
-        """How many looks, and of each kind the median as a share of the best."""
+        """Return the number of samples, and of each kind the median as a share of the best."""
         shares = {kind: statistics.median(seen) / max(seen) for kind, seen in self.seen.items() if seen}
         return {"looks": len(self.seen["fp32"]), **shares}
 
@@ -267,7 +267,7 @@ def export_artifacts(network, photos, work):
 
 
 def inputs(photos):
-    """As the idiom prepares them: C H W, normalised."""
+    """Prepare images as the idiom does: (C, H, W), normalized."""
     prepare = transform()
     from PIL import Image
 

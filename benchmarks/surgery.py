@@ -1,10 +1,10 @@
-"""What is left of a published ResNet-56 after each edit, on CIFAR-10's test images.
+"""Measure the accuracy of a published ResNet-56 after each edit, on CIFAR-10's test images.
 
     python benchmarks/surgery.py CIFAR10 WEIGHTS [--only GROUP ...]
 
 CIFAR10 holds the images as train/CLASS/*.png and test/CLASS/*.png. WEIGHTS is akamaster's resnet56-4bfd9763.th, which
-names 9,339 of the 10,000 of test rightly. Beside each count stands the largest difference of a logit from those before
-the edit. Everything runs in float32, as `evaluate` does. Rows that are not asked for stay as they were measured last.
+classifies 9,339 of the 10,000 test images correctly. Each row has the count of correct predictions and the largest
+change of a logit. Everything runs in float32, as in `evaluate`. Rows that are not measured are kept.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Bench:
         self.before = self.last = self.evaluated(self.model)[1]
 
     def evaluated(self, model: NetworkModule) -> tuple[int, Tensor]:
-        """How many are right by `rk.evaluate`, and the logits that it saw."""
+        """Return the correct predictions of `rk.evaluate`, and the logits that it saw."""
         with answers_of(model) as seen:
             evaluation = rk.evaluate(model, self.folder / "test")
         return evaluation.correct, torch.cat(seen)

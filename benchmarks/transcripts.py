@@ -1,7 +1,7 @@
-"""Record the output of commands that need weights or train, for the documentation: python benchmarks/transcripts.py WEIGHTS
+"""Record the output of commands that need weights or train: python benchmarks/transcripts.py WEIGHTS
 
-WEIGHTS is akamaster's resnet56-4bfd9763.th. Commands run in an empty folder. docs/make.py puts their
-output into the pages, and tests compare it with that of the code, except for rounding errors.
+WEIGHTS is akamaster's resnet56-4bfd9763.th. Commands run in an empty folder. docs/make.py puts their output into the
+pages, and tests compare it with that of the code, except for rounding errors.
 """
 
 import argparse

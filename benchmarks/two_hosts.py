@@ -1,9 +1,10 @@
 """Simulate two machines with network namespaces and a virtual cable between them. Needs root and `ip`.
 
-python benchmarks/two_hosts.py FOLDER
+    python benchmarks/two_hosts.py FOLDER
 
-Trains with a process on each, and compares the weights with those of two processes on one machine; kills the process
-of one machine; pulls the cable; evaluates. Everything stays in FOLDER, and the namespaces are removed at the end.
+The script trains with a process on each machine, and compares the weights with those of two processes on one machine.
+It kills the process of one machine, pulls the cable, and evaluates. Everything stays in FOLDER; the namespaces are
+removed.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     python docs/make.py --check    say which files would change; exit 1 if any
 
 A block after ``<!-- made by: resnetkit ... -->`` holds the output of that command. A block after
-``<!-- made from: FILE -->`` holds a table of a JSON file in ``docs/measured``, or the text of a .txt file there, which a
-command printed that needs weights or trains. Drawings are in ``docs/pictures``.
+``<!-- made from: FILE -->`` holds a table of a JSON file in ``docs/measured``, or the text of a .txt file there: the
+output of a command that needs weights or trains. Drawings are in ``docs/pictures``.
 """
 
 import contextlib
@@ -260,7 +260,7 @@ def _pace(seen: dict) -> str:
 
 
 def table(headings: str, form: str, rows: list, format_row: Callable[[dict], str]) -> str:
-    """Return a Markdown table: the headings, the alignment of each column, and a function that formats a row."""
+    """Return a Markdown table of headings, the alignment of columns, and the cells of each row."""
     lines = [headings, form, *map(format_row, rows)]
     return "".join(f"| {line} |\n" for line in lines)
 

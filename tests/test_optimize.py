@@ -529,7 +529,9 @@ def test_eager_alone_by_the_command_line(tmp_path, cli):
     folder = trained(tmp_path / "model")
     code, out, err = cli("optimize", folder, "--engines", "eager", "--precisions", "fp32", "--minutes", "0.02")
     assert (
-        code == 0 and " times eager-fp32, batch " in out and "predictions compared on 16 pictures that are made here" in out
+        code == 0
+        and " times eager-fp32, batch " in out
+        and "predictions compared on 16 pictures that are made here" in out
     )
     assert f"wrote {folder}/engines/report.html" in err and f"next: resnetkit predict PICTURES --model {folder}" in err
     found = optimized.read_engines_file(folder)

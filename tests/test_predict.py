@@ -180,7 +180,10 @@ WRONG = {
         "error: the output file must end in .parquet\nwhere: x.csv\nfix: call it x.parquet",
     ),
     "predict x.png --precision fp8": (2, "error: there is no precision called 'fp8'\nwhere: --precision"),
-    "embed x.png --out x.csv": (2, "error: the output file must end in .npz or .parquet\nwhere: x.csv\nfix: call it x.npz"),
+    "embed x.png --out x.csv": (
+        2,
+        "error: the output file must end in .npz or .parquet\nwhere: x.csv\nfix: call it x.npz",
+    ),
     "embed x.png --layer stage9": (2, "error: this network has no place called 'stage9'\nfix: did you mean stage"),
     "embed": (2, "error: no image is given\nwhere: resnetkit embed"),
 }

@@ -335,5 +335,10 @@ def _write_parquet(predictions: Iterable[Prediction], options: Options) -> None:
 
 
 _FORMAT_WRITERS: dict[str, _WriteFn] = {
-    "csv": _write_csv, "json": _write_json, "jsonl": _write_jsonl, "parquet": _write_parquet, "out": _write_parquet, "table": _write_table
-}  # fmt: skip
+    "csv": _write_csv,
+    "json": _write_json,
+    "jsonl": _write_jsonl,
+    "parquet": _write_parquet,
+    "out": _write_parquet,
+    "table": _write_table,
+}
