@@ -433,7 +433,7 @@ def test_help_shows_values_and_defaults(cli):
     assert "--set KEY=VALUE" in pages["train"]
     assert "(repeatable)" in pages["train"]
     assert "--out DIR" in pages["train"]
-    assert "--epochs NUMBER The number of epochs. (default: by the data, or --config)" in pages["train"]
+    assert "--epochs NUMBER The number of epochs. (default: from --config, or chosen for the data)" in pages["train"]
     assert "(default: vectors.npz)" in pages["embed"]
     assert "--split {train,val,test,all} " in pages["evaluate"]
     assert "--network NAME" in pages["evaluate"]

@@ -1,5 +1,6 @@
 """``resnetkit modify``: the edits, their report, and that nothing is written if an edit is not possible."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -18,18 +19,22 @@ from helpers.tiny import BASE, TINY
 DEEP = replace(BASE, stages=(*BASE.stages, s.Stage(2, 24, s.Basic(24), s.FirstBlock(2))), input=(3, 24, 26))
 
 
-@pytest.fixture
-def model(tmp_path):
-    """A model folder, and the network in it."""
-    network = randomize_norms(build(DEEP, classes=["cat", "dog", "owl"]))
-    save(network, tmp_path / "model")
-    return network
+@pytest.fixture(scope="module")
+def model():
+    return randomize_norms(build(DEEP, classes=["cat", "dog", "owl"]))
+
+
+@pytest.fixture(scope="module")
+def model_folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "model"
+    save(model, folder)
+    return folder
 
 
 @pytest.fixture
-def modify(cli, tmp_path, model):
+def modify(cli, tmp_path, model_folder):
     def run(*arguments, out="out"):
-        return cli("modify", tmp_path / "model", tmp_path / out, *arguments)
+        return cli("modify", model_folder, tmp_path / out, *arguments)
 
     return run
 
@@ -118,12 +123,12 @@ def test_help_lists_edits_in_the_order_in_which_they_are_applied(cli):
     assert [option for option in options if option in edits] == edits
 
 
-def test_report_as_json(modify, model, tmp_path):
+def test_report_as_json(modify, model, model_folder, tmp_path):
     code, out, _ = modify("--dilate", "1", "--classes", "dog,emu", "--json")
     document = json.loads(out)
     assert code == 0
     assert document["schema"] == "resnetkit.modify/1"
-    assert (document["model"], document["out"]) == (str(tmp_path / "model"), str(tmp_path / "out"))
+    assert (document["model"], document["out"]) == (str(model_folder), str(tmp_path / "out"))
     assert document["params"] == load(tmp_path / "out").plan.params
     dilated, classes = document["edits"]
     assert set(dilated["kept"]) == set(model.state_dict())
@@ -195,7 +200,7 @@ ERRORS = [
 def test_errors_name_every_fault_and_nothing_is_written(modify, tmp_path, arguments, message):
     code, out, err = modify(*arguments)
     assert (code, out, err) == (2, "", f"error: {message}\n")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [["--insert", "stage1.block1=1000000000"], ["--widen", "stage1=1000000000"],
@@ -208,20 +213,21 @@ def test_networks_too_large_for_any_machine_are_refused(modify, arguments):
     assert "; allowed: at most " in err
 
 
-def test_existing_folder_is_not_overwritten(modify, tmp_path):
+def test_existing_folder_is_not_overwritten(modify, model_folder, tmp_path):
     (tmp_path / "out").mkdir()
     code, out, err = modify("--dilate", "2")
     assert (code, out) == (2, "")
     assert err == f"error: the output folder exists\nwhere: {tmp_path / 'out'}\nfix: name another, or remove it\n"
     assert list((tmp_path / "out").iterdir()) == []
-    code, _, _ = modify("--dilate", "2", out="model")
+    code, _, _ = modify("--dilate", "2", out=model_folder)
     assert code == 2
 
 
 def test_failed_verification_has_exit_code_6_and_nothing_is_written(cli, tmp_path, model):
+    broken = copy.deepcopy(model)
     with torch.no_grad():
-        model.stage1.block1.branch.conv1.weight[0, 0, 0, 0] = float("nan")
-    save(model, tmp_path / "broken")
+        broken.stage1.block1.branch.conv1.weight[0, 0, 0, 0] = float("nan")
+    save(broken, tmp_path / "broken")
     for arguments in (["--dilate", "2"], ["--fold-norms", "--json"], ["--cut", "stage1", "--dilate", "4"]):
         code, out, err = cli("modify", tmp_path / "broken", tmp_path / "out", *arguments)
         assert (code, out) == (6, ""), err

@@ -32,7 +32,7 @@ from resnetkit.training.recipe import edit_recipe, is_weights_file, resolve_mode
 if TYPE_CHECKING:
     from resnetkit.training.run_folder import Run
 
-_BY_DATA = Argument("NUMBER", default_text="by the data, or --config")
+_BY_DATA = Argument("NUMBER", default_text="from --config, or chosen for the data")
 _OVERRIDES = ("recipe", "epochs", "batch_size", "lr", "seed", "split_seed", "patience", "checkpoint_steps", "track",
               "accumulate", "precision")  # fmt: skip
 
@@ -77,9 +77,9 @@ class Options:
     """The seed that selects held-out images, if the data has no split folders."""
     patience: Annotated[int | None, _BY_DATA] = None
     """Stop after this number of epochs without a better validation accuracy."""
-    checkpoint_steps: Annotated[int | None, Argument("NUMBER", default_text="none, or --config")] = None
+    checkpoint_steps: Annotated[int | None, Argument("NUMBER", default_text="from --config, or none")] = None
     """Also write a checkpoint after this number of steps, beside those of each epoch and every five minutes."""
-    track: Annotated[str | None, Argument("NAMES", default_text="none, or --config")] = None
+    track: Annotated[str | None, Argument("NAMES", default_text="from --config, or none")] = None
     """Also log to these trackers (comma-separated): tensorboard, mlflow, wandb. Each needs its extra, and writes into
     the run folder only."""
     bad_files: BadFilesOptions = DEFAULT_BAD_FILES
