@@ -137,7 +137,9 @@ def test_doctor_checks_a_device(cli, monkeypatch):
     assert cli("doctor", "--device", "tpu")[::2] == (
         2, "error: there is no kind of device called 'tpu'\nfix: --device cpu, cuda or auto\n"
     )  # fmt: skip
-    monkeypatch.setattr("resnetkit.commands.doctor.run_matmul_checks", lambda device: [MatmulCheck("fp32", 1.0, False)])
+    monkeypatch.setattr(
+        "resnetkit.runtime.environment.run_matmul_checks", lambda device: [MatmulCheck("fp32", 1.0, False)]
+    )
     code, out, err = cli("doctor", "--device", "cpu")
     assert (code, err) == (6, "error: cpu multiplies matrices wrongly in fp32\n")
     assert "in fp32 is WRONG, 1.00 ms" in out
@@ -145,7 +147,7 @@ def test_doctor_checks_a_device(cli, monkeypatch):
 
 def test_doctor_reports_a_device_that_fails(cli, monkeypatch):
     error = RuntimeError("no kernel image\nsecond line")
-    monkeypatch.setattr("resnetkit.commands.doctor.run_matmul_checks", Mock(side_effect=error))
+    monkeypatch.setattr("resnetkit.runtime.environment.run_matmul_checks", Mock(side_effect=error))
     assert cli("doctor", "--device", "cpu")[::2] == (
         5,
         "error: cpu exists but does not compute: no kernel image\nfix: check its driver, and other programs that use it\n",
@@ -154,7 +156,7 @@ def test_doctor_reports_a_device_that_fails(cli, monkeypatch):
 
 def test_doctor_reports_a_broken_torch_and_missing_extras(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr("resnetkit.commands.doctor.list_extras", lambda: {"demo": ["scikit-learn"]})
+    monkeypatch.setattr("resnetkit.runtime.environment.list_extras", lambda: {"demo": ["scikit-learn"]})
     code, out, err = cli("doctor")
     assert code == 5
     assert err.startswith("error: torch cannot be imported: ")
@@ -340,7 +342,7 @@ def test_config_gives_the_model_unless_an_option_does(cli, tmp_path):
     ],
 )
 def test_machine_errors(error, code, message, monkeypatch, capsys):
-    monkeypatch.setattr("resnetkit.commands.doctor.collect_environment", Mock(side_effect=error))
+    monkeypatch.setattr("resnetkit.runtime.environment.collect_environment", Mock(side_effect=error))
     assert main(["doctor"]) == code
     assert capsys.readouterr().err.startswith(message)
 
@@ -376,7 +378,7 @@ def test_weights_options_without_a_weights_file(cli):
 
 
 def test_bug_of_resnetkit(cli, monkeypatch):
-    monkeypatch.setattr("resnetkit.commands.doctor.collect_environment", lambda: 1 // 0)
+    monkeypatch.setattr("resnetkit.runtime.environment.collect_environment", lambda: 1 // 0)
     code, _, err = cli("doctor")
     assert code == 1
     assert "error: a bug in resnetkit: ZeroDivisionError" in err
@@ -384,7 +386,7 @@ def test_bug_of_resnetkit(cli, monkeypatch):
 
 
 def test_interrupt(monkeypatch, capsys):
-    monkeypatch.setattr("resnetkit.commands.doctor.collect_environment", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("resnetkit.runtime.environment.collect_environment", Mock(side_effect=KeyboardInterrupt))
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

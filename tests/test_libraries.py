@@ -618,7 +618,7 @@ def test_pooled_names_are_of_no_network_without_a_pool():
 def test_options_that_would_not_be_heeded_are_refused(tmp_path, cli):
     model = rk.build(BASE)
     rk.save(model, tmp_path / "model")
-    with pytest.raises(UsageError, match="a model folder says itself what is in it"):
+    with pytest.raises(UsageError, match="options about a weights file do not apply to a model folder"):
         rk.load(tmp_path / "model", network="resnet18")
     with pytest.raises(UsageError, match="this model knows what it is"):
         rk.load(model, dialect="timm")

@@ -533,7 +533,7 @@ def test_eager_alone_by_the_command_line(tmp_path, cli):
         and " times eager-fp32, batch " in out
         and "predictions compared on 16 pictures that are made here" in out
     )
-    assert f"wrote {folder}/engines/report.html" in err and f"next: resnetkit predict PICTURES --model {folder}" in err
+    assert f"wrote {folder}/engines/report.html" in err and f"next: resnetkit predict IMAGES --model {folder}" in err
     found = optimized.read_engines_file(folder)
     assert {row.config.name for row in found.measurements} == {"eager-fp32"}
     assert {kept.purpose for kept in found.engines} == {"latency", "throughput", "start"}
@@ -566,7 +566,7 @@ def test_other_weights_become_a_folder(tmp_path, cli, monkeypatch):
         code == 2 and "this folder exists already" in err and f"resnetkit optimize {out}, if that is the model" in err
     )
     code, _, err = cli("optimize", out, "--network", "resnet18")
-    assert code == 2 and "a model folder says itself what is in it" in err
+    assert code == 2 and "options about a weights file do not apply to a model folder" in err
 
 
 # ------------------------------------------------------------------------------------------------------- what is wrong

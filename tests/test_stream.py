@@ -450,7 +450,7 @@ def test_it_is_said_who_computes_and_why(model, saved, inbox, cli, monkeypatch):
     assert cli(*words, model, "--engine", "torch")[2].splitlines()[0] == "engine: torch fp32, batch 32 x 1"
     assert cli(*words, model, "--precision", "bf16")[2].splitlines()[0] == "engine: torch bf16, batch 32 x 1"
     code, _, err = cli(*words, model, "--network", "resnet18")
-    assert (code, err.splitlines()[0]) == (2, "error: a model folder says itself what is in it")
+    assert (code, err.splitlines()[0]) == (2, "error: options about a weights file do not apply to a model folder")
     monkeypatch.setattr(engine.EngineSpec, "get_versions", lambda kind: ("numpy 9",))
     line = cli(*words, model)[2].splitlines()[0]
     assert line.startswith("engine: torch fp32, batch 32 x 1, as it was optimized with numpy ")

@@ -18,14 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from resnetkit.commands.output import log, open_devnull
-from resnetkit.errors import (
-    MachineError,
-    PeerProcessError,
-    ResnetkitError,
-    ResnetkitWarning,
-    UsageError,
-    suggest_fix,
-)
+from resnetkit.errors import MachineError, PeerProcessError, ResnetkitError, ResnetkitWarning, UsageError, suggest_fix
 
 COMMANDS = {
     "models": "list networks with params, MACs and published accuracy",

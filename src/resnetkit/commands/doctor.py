@@ -13,13 +13,7 @@ from resnetkit.commands.arguments import Argument
 from resnetkit.commands.output import log, print_json, suggest_next
 from resnetkit.errors import MachineError, ResnetkitError, VerificationError
 from resnetkit.formatting import align_table, escape_control
-from resnetkit.runtime.environment import (
-    MatmulCheck,
-    collect_environment,
-    list_extras,
-    run_matmul_checks,
-    select_decodable_formats,
-)
+from resnetkit.runtime import environment
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Run the command and return its exit code."""
-    info = collect_environment() | _collect_install_info()
+    info = environment.collect_environment() | _collect_install_info()
     if options.device and "fault" not in info:
         info["device_check"] = _check_device(options.device)
     if options.json:
@@ -60,11 +54,11 @@ def _collect_install_info() -> dict[str, Any]:
 
     extras = {
         name: {"missing": packages, "install": f"pip install 'resnetkit[{name}]'"}
-        for name, packages in list_extras().items()
+        for name, packages in environment.list_extras().items()
     }
     return {
         "extras": extras,
-        "image_formats": select_decodable_formats(FORMATS),
+        "image_formats": environment.select_decodable_formats(FORMATS),
         "cache": str(get_cache_folder()),
     }
 
@@ -74,7 +68,7 @@ def _check_device(name: str) -> dict[str, Any]:
 
     device = select_device(name)
     try:
-        return {"device": str(device), "matmuls": [asdict(check) for check in run_matmul_checks(device)]}
+        return {"device": str(device), "matmuls": [asdict(check) for check in environment.run_matmul_checks(device)]}
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise MachineError(
@@ -98,7 +92,7 @@ def _format_lines(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "image formats", ", ".join(info["image_formats"])
     yield "cache", info["cache"]
     for matmul in _list_matmuls(info):
-        yield info["device_check"]["device"], _format_matmul(MatmulCheck(**matmul))
+        yield info["device_check"]["device"], _format_matmul(environment.MatmulCheck(**matmul))
 
 
 def _list_matmuls(info: dict[str, Any]) -> list[dict[str, Any]]:
@@ -106,7 +100,7 @@ def _list_matmuls(info: dict[str, Any]) -> list[dict[str, Any]]:
     return matmuls
 
 
-def _format_matmul(matmul: MatmulCheck) -> str:
+def _format_matmul(matmul: environment.MatmulCheck) -> str:
     verdict = "correct" if matmul.correct else "WRONG"
     return f"256x256 matrix multiplication in {matmul.precision} is {verdict}, {matmul.milliseconds:.2f} ms"
 

@@ -12,12 +12,7 @@ from resnetkit.commands.arguments import Argument
 from resnetkit.commands.bad_files_options import DEFAULT_BAD_FILES, BadFilesOptions
 from resnetkit.commands.distributed import DEFAULT_DEVICE, DeviceOptions, init_distributed
 from resnetkit.commands.output import log, print_json, print_table, print_text, progress_bar, suggest_next, truncate
-from resnetkit.commands.records import (
-    build_accuracy_record,
-    build_file_errors,
-    format_accuracy_line,
-    format_skipped,
-)
+from resnetkit.commands.records import build_accuracy_record, build_file_errors, format_accuracy_line, format_skipped
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.data.dataset import join_names
 from resnetkit.engines.select import EngineChoice

@@ -11,24 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+from resnetkit.architecture import summary
 from resnetkit.architecture.card import Card, resolve_card
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.architecture.summary import (
-    HEADINGS,
-    N_TEXT_COLUMNS,
-    format_summary_row,
-    format_summary_total,
-    list_summary_rows,
-)
 from resnetkit.commands.arguments import Argument
-from resnetkit.commands.output import (
-    check_output_file,
-    print_json,
-    print_table,
-    print_text,
-    suggest_next,
-    write_output,
-)
+from resnetkit.commands.output import check_output_file, print_json, print_table, print_text, suggest_next, write_output
 from resnetkit.commands.records import build_plan_record
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.errors import UsageError
@@ -195,14 +182,18 @@ def _explain_paths(network_plan: Plan, queries: tuple[str, ...]) -> list[str]:
 
 def _show(network_plan: Plan, options: Options) -> None:
     lines = [
-        (row.path, *_build_name_column(network_plan, row.path, options.names).values(), *format_summary_row(row)[1:])
-        for row in list_summary_rows(network_plan, options.depth)
+        (
+            row.path,
+            *_build_name_column(network_plan, row.path, options.names).values(),
+            *summary.format_summary_row(row)[1:],
+        )
+        for row in summary.list_summary_rows(network_plan, options.depth)
     ]
-    headings = (HEADINGS[0], *([options.names] if options.names else []), *HEADINGS[1:])
-    n_text_columns = N_TEXT_COLUMNS + (1 if options.names else 0)
+    headings = (summary.HEADINGS[0], *([options.names] if options.names else []), *summary.HEADINGS[1:])
+    n_text_columns = summary.N_TEXT_COLUMNS + (1 if options.names else 0)
     # a narrow terminal drops the last three columns, and the output only if nothing else helps
-    print_table(headings, lines, n_text_columns, drop=HEADINGS[:4:-1], drop_last=HEADINGS[2:3])
-    print_text(format_summary_total(network_plan))
+    print_table(headings, lines, n_text_columns, drop=summary.HEADINGS[:4:-1], drop_last=summary.HEADINGS[2:3])
+    print_text(summary.format_summary_total(network_plan))
 
 
 def _build_name_column(network_plan: Plan, path: str, library: str) -> dict[str, str]:
@@ -233,7 +224,7 @@ def _build_record(network_plan: Plan, name: str, options: Options) -> dict[str, 
         "activations": network_plan.activations,
         "rows": [
             asdict(row) | _build_name_column(network_plan, row.path, options.names)
-            for row in list_summary_rows(network_plan, options.depth)
+            for row in summary.list_summary_rows(network_plan, options.depth)
         ],
         "why": {
             query: {"path": path, "reason": network_plan[path].reason, "text": why(network_plan, path)}

@@ -14,19 +14,7 @@ from resnetkit.architecture.card import find_model_folder
 from resnetkit.commands.arguments import Argument
 from resnetkit.commands.output import can_rewrite_lines, log, print_json, print_table, print_text, suggest_next
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
-from resnetkit.engines.saved import (
-    ENGINES_FOLDER,
-    HEADINGS,
-    REPORT_FILE,
-    Measurement,
-    OptimizeResult,
-    find_baseline,
-    format_table_row,
-    get_throughput,
-    group_skip_reasons,
-    read_engines_file,
-    select_best_per_engine,
-)
+from resnetkit.engines import saved
 from resnetkit.errors import ResnetkitError, UsageError
 from resnetkit.optimization.accuracy_check import MAX_LOSS
 from resnetkit.optimization.report import format_headline
@@ -35,7 +23,7 @@ from resnetkit.runtime.signals import handle_signals
 from resnetkit.serialization import to_data
 
 _MIN_SPEED_RATIO = 0.9  # of the previous search; a smaller difference is noise
-_DROPPED_COLUMNS = [HEADINGS[i] for i in (6, 3, 4, 7)]  # match rate, latency, start-up, points of accuracy
+_DROPPED_COLUMNS = [saved.HEADINGS[i] for i in (6, 3, 4, 7)]  # match rate, latency, start-up, points of accuracy
 
 
 @dataclass(frozen=True)
@@ -95,7 +83,7 @@ def run(options: Options) -> int:
     slowdown_note = _format_slowdown(previous, result)
     if slowdown_note:
         log(slowdown_note)
-    log(f"wrote {find_model_folder(folder) or folder}/{ENGINES_FOLDER}/{REPORT_FILE}")
+    log(f"wrote {find_model_folder(folder) or folder}/{saved.ENGINES_FOLDER}/{saved.REPORT_FILE}")
     suggest_next("resnetkit predict IMAGES", "--model", folder)
     return 0
 
@@ -108,39 +96,41 @@ def _select_model_folder(options: Options) -> str:
     return options.model
 
 
-def _read_previous_result(folder: str) -> OptimizeResult | None:
+def _read_previous_result(folder: str) -> saved.OptimizeResult | None:
     """Return the result of an earlier search, if it can be read."""
     path = find_model_folder(folder)
     with contextlib.suppress(ResnetkitError):
-        return read_engines_file(path) if path else None
+        return saved.read_engines_file(path) if path else None
     return None
 
 
-def _format_slowdown(previous: OptimizeResult | None, result: OptimizeResult) -> str:
+def _format_slowdown(previous: saved.OptimizeResult | None, result: saved.OptimizeResult) -> str:
     """Format a note if the best engine of an earlier search on this machine was faster."""
     if previous is None or (previous.weights_digest, previous.machine) != (result.weights_digest, result.machine):
         return ""
-    previous_speed, current_speed = get_throughput(previous), get_throughput(result)
+    previous_speed, current_speed = saved.get_throughput(previous), saved.get_throughput(result)
     if not previous_speed or not current_speed or current_speed > _MIN_SPEED_RATIO * previous_speed:
         return ""
     names = dict.fromkeys(item.measurement.config.name for item in previous.engines if item.purpose == "throughput")
     return f"note: the previous search saved {', '.join(names)} at {previous_speed:,.1f} images/s; this one is slower"
 
 
-def _show(result: OptimizeResult) -> None:
-    best = select_best_per_engine(result)
-    rows = [format_table_row(measurement, result.engines) for measurement in best if measurement.images_per_second]
-    print_table(HEADINGS, rows, drop=_DROPPED_COLUMNS)
-    for reason in group_skip_reasons(best):
+def _show(result: saved.OptimizeResult) -> None:
+    best = saved.select_best_per_engine(result)
+    rows = [
+        saved.format_table_row(measurement, result.engines) for measurement in best if measurement.images_per_second
+    ]
+    print_table(saved.HEADINGS, rows, drop=_DROPPED_COLUMNS)
+    for reason in saved.group_skip_reasons(best):
         print_text(f"skipped: {reason}")
     print(f"predictions compared on {result.comparison_data}")
-    baseline = find_baseline(result.measurements)
+    baseline = saved.find_baseline(result.measurements)
     for engine in result.engines:
         speedup = _format_speedup(engine.measurement, baseline) if engine.purpose == "throughput" else ""
         print(f"{engine.purpose + ':':<12}{engine.measurement.config}: {format_headline(engine)}{speedup}")
 
 
-def _format_speedup(measurement: Measurement, baseline: Measurement | None) -> str:
+def _format_speedup(measurement: saved.Measurement, baseline: saved.Measurement | None) -> str:
     """Format the ratio to the throughput of the baseline, which was measured in the same search."""
     if baseline is None or not baseline.images_per_second:
         return ""
@@ -149,7 +139,7 @@ def _format_speedup(measurement: Measurement, baseline: Measurement | None) -> s
 
 
 @contextlib.contextmanager
-def _show_progress() -> Iterator[tuple[Callable[[Measurement], None], ProgressCallback]]:
+def _show_progress() -> Iterator[tuple[Callable[[saved.Measurement], None], ProgressCallback]]:
     """Show each measurement on a line, or on a terminal only the last; yield callbacks that do so."""
     if not can_rewrite_lines():
         yield lambda measurement: log(_format_measurement(measurement)), lambda done, total: None
@@ -168,11 +158,11 @@ def _show_progress() -> Iterator[tuple[Callable[[Measurement], None], ProgressCa
         )
 
 
-def _format_stage(measurement: Measurement) -> str:
+def _format_stage(measurement: saved.Measurement) -> str:
     return "trying engines" if measurement.seconds_to_start is None else "measuring the best again"
 
 
-def _format_measurement(measurement: Measurement) -> str:
+def _format_measurement(measurement: saved.Measurement) -> str:
     if measurement.seconds_to_start is not None:
         text = f"{measurement.config}: starts in {measurement.seconds_to_start:.2f} s"
     elif measurement.images_per_second:

@@ -31,17 +31,8 @@ from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, 
 from resnetkit.engines.select import DEFAULT_BATCH_SIZE, EngineCandidates, EngineChoice, InferenceSession, select_engine
 from resnetkit.errors import DataError, ResnetkitError, UsageError
 from resnetkit.formatting import pluralize
+from resnetkit.prediction import formats
 from resnetkit.prediction.api import expand_on_main, predict_inputs
-from resnetkit.prediction.formats import (
-    Prediction,
-    build_record,
-    check_parquet_installed,
-    format_csv_cells,
-    format_csv_line,
-    format_json_line,
-    list_csv_columns,
-    write_predictions,
-)
 from resnetkit.prediction.inputs import ImageInput, describe_skipped_files
 from resnetkit.prediction.resumable_output import Provenance, ResumableWriter, select_row_format
 from resnetkit.runtime.distributed import ProcessGroup, read_launch_info
@@ -157,7 +148,7 @@ class _FileCounts:
     total: int = 0
     failed: int = 0
 
-    def count(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    def count(self, predictions: Iterable[formats.Prediction]) -> Iterator[formats.Prediction]:
         """Yield the same predictions and count them."""
         for prediction in predictions:
             self.total += 1
@@ -203,24 +194,24 @@ def _select_format(options: Options) -> str:
 
 
 def _check_output_options(options: Options) -> None:
-    formats = [name for name in _FORMAT_WRITERS if getattr(options, name, "")]
-    if len(formats) > 1:
-        names = " ".join(f"--{name}" for name in formats)
-        raise UsageError("more than one output format is given", where=names, fix=_suggest_format(formats, options))
+    names = [name for name in _FORMAT_WRITERS if getattr(options, name, "")]
+    if len(names) > 1:
+        where = " ".join(f"--{name}" for name in names)
+        raise UsageError("more than one output format is given", where=where, fix=_suggest_format(names, options))
     if options.resume and not options.out.endswith((".csv", ".jsonl")):
         message = "--resume needs an --out file that ends in .csv or .jsonl"
         raise UsageError(message, where=f"--resume with --out {options.out}".rstrip(), fix="--out labels.csv --resume")
 
 
-def _suggest_format(formats: Sequence[str], options: Options) -> str:
+def _suggest_format(names: Sequence[str], options: Options) -> str:
     """Suggest one output option to keep, preferably one that names a file."""
     if not options.output_path:
-        return f"use only --{formats[0]}"
+        return f"use only --{names[0]}"
     kept = "out" if options.out else "parquet"
     path = Path(options.output_path)
-    suffixes = [f".{name}" for name in ("csv", "jsonl") if name in formats and path.suffix != f".{name}"]
+    suffixes = [f".{name}" for name in ("csv", "jsonl") if name in names and path.suffix != f".{name}"]
     alternative = f", or --out {quote_argument(str(path.with_suffix(suffixes[0])))}" if suffixes else ""
-    return f"remove {' '.join(f'--{name}' for name in formats if name != kept)}{alternative}"
+    return f"remove {' '.join(f'--{name}' for name in names if name != kept)}{alternative}"
 
 
 def _create_writer(options: Options) -> ResumableWriter | None:
@@ -229,7 +220,7 @@ def _create_writer(options: Options) -> ResumableWriter | None:
         check_output_file(options.parquet, ".parquet")
     path = check_output_file(options.out, ".csv", ".jsonl", ".parquet") if options.out else None
     if options.output_path.endswith(".parquet"):
-        check_parquet_installed()
+        formats.check_parquet_installed()
         return None
     return ResumableWriter(path, options.resume) if path else None
 
@@ -287,7 +278,7 @@ def _find_remaining(
 # ------------------------------------------------------------------------------------------------------------- formats
 
 
-_WriteFn = Callable[[Iterable[Prediction], Options], None]
+_WriteFn = Callable[[Iterable[formats.Prediction], Options], None]
 
 
 def _select_writer(options: Options, writer: ResumableWriter | None, dist: ProcessGroup) -> _WriteFn:
@@ -296,49 +287,43 @@ def _select_writer(options: Options, writer: ResumableWriter | None, dist: Proce
     return _FORMAT_WRITERS[_select_format(options)] if dist.is_main else _discard
 
 
-def _discard(predictions: Iterable[Prediction], options: Options) -> None:
+def _discard(predictions: Iterable[formats.Prediction], options: Options) -> None:
     """Consume the predictions; only rank 0 writes them."""
     for _ in predictions:
         pass
 
 
-def _write_table(predictions: Iterable[Prediction], options: Options) -> None:
+def _write_table(predictions: Iterable[formats.Prediction], options: Options) -> None:
     rows = [(prediction.file, *_format_prediction(prediction)) for prediction in predictions]
     print_table(("file", "label", "probability"), rows, n_text_columns=2)
 
 
-def _format_prediction(prediction: Prediction) -> tuple[str, str]:
+def _format_prediction(prediction: formats.Prediction) -> tuple[str, str]:
     if prediction.error:
         return f"({prediction.error})", ""
     names, probabilities = zip(*prediction.top, strict=True)
     return ", ".join(names), ", ".join(f"{probability:.1%}" for probability in probabilities)
 
 
-def _write_csv(predictions: Iterable[Prediction], options: Options) -> None:
-    print(format_csv_cells(list_csv_columns(options.top)), flush=True)
+def _write_csv(predictions: Iterable[formats.Prediction], options: Options) -> None:
+    print(formats.format_csv_cells(formats.list_csv_columns(options.top)), flush=True)
     for prediction in predictions:
-        print(format_csv_line(prediction, options.top), flush=True)
+        print(formats.format_csv_line(prediction, options.top), flush=True)
 
 
-def _write_jsonl(predictions: Iterable[Prediction], options: Options) -> None:
+def _write_jsonl(predictions: Iterable[formats.Prediction], options: Options) -> None:
     for prediction in predictions:
-        print(format_json_line(prediction, not is_unicode_stdout()), flush=True)
+        print(formats.format_json_line(prediction, not is_unicode_stdout()), flush=True)
 
 
-def _write_json(predictions: Iterable[Prediction], options: Options) -> None:
-    records = [build_record(prediction) for prediction in predictions]
+def _write_json(predictions: Iterable[formats.Prediction], options: Options) -> None:
+    records = [formats.build_record(prediction) for prediction in predictions]
     print_json("predict", model=options.model, predictions=records)
 
 
-def _write_parquet(predictions: Iterable[Prediction], options: Options) -> None:
-    write_predictions(Path(options.output_path), predictions)
+def _write_parquet(predictions: Iterable[formats.Prediction], options: Options) -> None:
+    formats.write_predictions(Path(options.output_path), predictions)
 
 
-_FORMAT_WRITERS: dict[str, _WriteFn] = {
-    "csv": _write_csv,
-    "json": _write_json,
-    "jsonl": _write_jsonl,
-    "parquet": _write_parquet,
-    "out": _write_parquet,
-    "table": _write_table,
-}
+_FORMAT_WRITERS: dict[str, _WriteFn] = {"csv": _write_csv, "json": _write_json, "jsonl": _write_jsonl,
+                                        "parquet": _write_parquet, "out": _write_parquet, "table": _write_table}  # fmt: skip

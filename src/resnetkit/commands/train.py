@@ -15,12 +15,7 @@ from resnetkit.commands.arguments import Argument
 from resnetkit.commands.bad_files_options import DEFAULT_BAD_FILES, BadFilesOptions
 from resnetkit.commands.distributed import DEFAULT_DEVICE, SAME_SIGNAL_SECONDS, DeviceOptions, init_distributed
 from resnetkit.commands.output import can_rewrite_lines, log, print_json, print_text, suggest_next
-from resnetkit.commands.records import (
-    build_accuracy_record,
-    build_file_errors,
-    format_accuracy_line,
-    format_skipped,
-)
+from resnetkit.commands.records import build_accuracy_record, build_file_errors, format_accuracy_line, format_skipped
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions
 from resnetkit.errors import ResnetkitInterrupt
 from resnetkit.runtime.distributed import ProcessGroup, read_launch_info
