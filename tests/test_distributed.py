@@ -195,7 +195,7 @@ def test_other_commands_refuse_several_processes(cli, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     assert cli("embed", "x.png", "--model", "m") == (
-        2, "", "error: embed works in one process; of several each would do the same\n"
+        2, "", "error: embed runs in one process; several would repeat the same work\n"
                "where: torchrun\nfix: resnetkit embed ..., without torchrun\n",
     )  # fmt: skip
 

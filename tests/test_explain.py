@@ -295,7 +295,7 @@ def test_image_writes_a_grad_cam_page(cli, tmp_path, monkeypatch):
     assert (document["schema"], document["page"]) == ("resnetkit.grad-cam/1", "b.html")
     assert [set(prediction) for prediction in document["predictions"]] == [{"label", "probability"}] * 3
     code, _, err = cli("explain", "model", "--image", "320")
-    assert (code, err) == (2, "error: --image names a picture\nwhere: 320\nfix: --size 320\n")
+    assert (code, err) == (2, "error: --image takes an image file\nwhere: 320\nfix: --size 320\n")
     assert cli("explain", "resnet18", "--image", "a.png")[0] == 2  # a name has no weights
     Path("bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert cli("explain", "model", "--image", "bad.png")[0] == 3
@@ -308,7 +308,7 @@ def test_conflicting_options_are_refused(cli, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = cli("explain", "resnet18", *words.split())
     assert (code, out) == (2, "")
-    assert "do not go together" in err
+    assert "cannot be combined" in err
     assert not list(tmp_path.iterdir())
 
 
@@ -328,7 +328,7 @@ def test_missing_file_is_not_taken_for_a_name(cli):
 
 def test_weights_options_without_a_weights_file_are_refused(cli):
     code, _, err = cli("explain", "resnet18", "--network", "resnet34")
-    assert (code, err.splitlines()[0]) == (2, "error: there is no weights file here that this could be about")
+    assert (code, err.splitlines()[0]) == (2, "error: these options are about a weights file, and the model is not one")
 
 
 def test_plan_in_a_notebook():

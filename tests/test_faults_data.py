@@ -112,7 +112,7 @@ def test_d01_evaluation_takes_bad_files_for_an_error_unless_told(flowers, networ
     code, out, err = cli("evaluate", tmp_path / "model", flowers, "--bad-files", "skip", "--max-bad", "0.1", "--json")
     document = json.loads(out)
     assert (code, document["n"], document["skipped"]) == (0, 59, [{"file": str(bad), "error": "the file is empty"}])
-    assert f"left out: {bad}: the file is empty" in err
+    assert f"skipped: {bad}: the file is empty" in err
     for words in (["--max-bad", "many"], ["--max-bad", "nan"], ["--max-bad", "-5%"], ["--bad-files", "ignore"]):
         assert cli("evaluate", tmp_path / "model", flowers, *words)[0] == 2
 
@@ -250,7 +250,7 @@ def test_d10_loops_and_odd_names(tmp_path, pictures, cli):
     assert "<title>" in page
     code, out, _err = cli("predict", root / "b", "--model", run.path, "--json")
     assert code == 0
-    names = [row["file"] for row in json.loads(out)["answers"]]
+    names = [row["file"] for row in json.loads(out)["predictions"]]
     assert [name for name in names if "break" in name] == [str(root / "b" / "line\nbreak.png")]
 
 

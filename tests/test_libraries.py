@@ -232,7 +232,7 @@ def test_code_for_cifar_in_and_out(dialect, tmp_path, cli):
     assert ours.report.renamed["stem.conv1.weight"] == "module.conv1.weight"
     code, out, err = cli("convert", tmp_path / "theirs.th", tmp_path / "out.safetensors", "--to", dialect)
     assert code == 0
-    assert out.splitlines()[-1] == "read again: bit-equal"
+    assert out.splitlines()[-1] == "verified: the file holds the same bits"
     assert "assumed: the 3x3 of the stem has stride 1, and no pool follows it; " in err
     missing = theirs.load_state_dict(load_file(tmp_path / "out.safetensors"))
     assert not missing.missing_keys
@@ -627,7 +627,7 @@ def test_pooled_names_do_not_fit_a_network_without_pools():
 def test_options_without_effect_are_refused(tmp_path, cli):
     model = rk.build(BASE)
     rk.save(model, tmp_path / "model")
-    with pytest.raises(UsageError, match="the card of a model folder already describes its weights"):
+    with pytest.raises(UsageError, match="options about a weights file do not apply to a model folder"):
         rk.load(tmp_path / "model", network="resnet18")
     with pytest.raises(UsageError, match="this model already has a card that describes it"):
         rk.load(model, dialect="timm")

@@ -496,7 +496,7 @@ def test_a_search_that_is_stopped_or_killed_leaves_a_usable_folder(tmp_path, fak
     process.send_signal(number)
     told = process.communicate()[1]
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    assert number == signal.SIGKILL or "stopped; what was kept before stays" in told
+    assert number == signal.SIGKILL or "stopped; engines that were saved before are unchanged" in told
     assert number == signal.SIGKILL or not list(folder.glob(f"{ENGINES_FOLDER}/.*.part"))
     while any(Path(f"/proc/{child}").exists() for child in trial) and time.monotonic() < until:
         time.sleep(0.05)
@@ -528,9 +528,11 @@ def test_eager_alone_by_the_command_line(tmp_path, cli):
     folder = trained(tmp_path / "model")
     code, out, err = cli("optimize", folder, "--engines", "eager", "--precisions", "fp32", "--minutes", "0.02")
     assert (
-        code == 0 and " times eager-fp32, batch " in out and "answers compared on 16 pictures that are made here" in out
+        code == 0
+        and " times eager-fp32, batch " in out
+        and "predictions compared on 16 pictures that are made here" in out
     )
-    assert f"wrote {folder}/engines/report.html" in err and f"next: resnetkit predict PICTURES --model {folder}" in err
+    assert f"wrote {folder}/engines/report.html" in err and f"next: resnetkit predict IMAGES --model {folder}" in err
     found = optimized.read_engines_file(folder)
     assert {row.config.name for row in found.measurements} == {"eager-fp32"}
     assert {kept.purpose for kept in found.engines} == {"latency", "throughput", "start"}
@@ -561,7 +563,7 @@ def test_other_weights_become_a_folder(tmp_path, cli, monkeypatch):
     code, _, err = cli("optimize", path, "--out", out)
     assert code == 2 and "this path exists already" in err and f"resnetkit optimize {out}, if that is the model" in err
     code, _, err = cli("optimize", out, "--network", "resnet18")
-    assert code == 2 and "the card of a model folder already describes its weights" in err
+    assert code == 2 and "options about a weights file do not apply to a model folder" in err
 
 
 # ------------------------------------------------------------------------------------------------------- what is wrong
@@ -791,7 +793,7 @@ def test_a_search_that_found_less_says_what_was_there(tmp_path, cli, known, monk
     monkeypatch.setattr(optimizing.Search, "remeasure_finalists", lambda self, rows: rows)
     code, _, err = cli("optimize", folder, "--engines", "eager")
     assert code == 0
-    assert "note: two-fp32, kept before, gave 100.0 images/s; this search has not found it, or not kept it\n" in err
+    assert "note: the previous search saved two-fp32 at 100.0 images/s; this one is slower\n" in err
     assert "note:" not in cli("optimize", folder, "--engines", "eager")[2]
 
 

@@ -58,10 +58,10 @@ def test_every_form_says_the_same(inbox, model, cli, tmp_path):
     words = ["predict", inbox, "--model", model, "--top", 2]
     code, out, err = cli(*words, "--json")
     assert code == 3
-    assert "error: 1 of 7 files got no answer; their rows say why" in err
+    assert "error: 1 of 7 files have no prediction; their rows say why" in err
     document = json.loads(out)
     assert document["schema"] == "resnetkit.predict/1"
-    rows = document["answers"]
+    rows = document["predictions"]
     assert [row["file"] for row in rows] == sorted(str(path) for path in inbox.iterdir())
     (bad,) = [row for row in rows if row["error"]]
     assert bad == {
@@ -94,7 +94,7 @@ def test_files_folders_patterns_and_standard_input(inbox, model, cli, stdin, tmp
     def labels(*words):
         return [
             (row["file"], row["label"])
-            for row in json.loads(cli("predict", *words, "--model", model, "--json")[1])["answers"]
+            for row in json.loads(cli("predict", *words, "--model", model, "--json")[1])["predictions"]
         ]
 
     everything = labels(inbox)
@@ -132,13 +132,13 @@ def test_results_go_to_stdout_also_where_a_person_watches(inbox, model, tmp_path
 def test_standard_input_that_is_closed(model, cli, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     code, out, err = cli("predict", "-", "--model", model)
-    assert (code, out, err.splitlines()[0]) == (2, "", "error: there is no standard input to read")
+    assert (code, out, err.splitlines()[0]) == (2, "", "error: standard input is closed")
 
 
 def test_a_name_from_a_list_is_no_pattern(inbox, model, cli, stdin):
     stdin(f"{inbox}/gone[1].png\n{inbox}/a b.png\n".encode())
     code, out, _ = cli("predict", "-", "--model", model, "--json")
-    rows = json.loads(out)["answers"]
+    rows = json.loads(out)["predictions"]
     assert code == 3
     assert [row["error"] for row in rows] == ["the file does not exist", None]
 
@@ -168,19 +168,22 @@ def test_files_of_other_kinds_are_said_to_be_passed_over(inbox, model, cli, tmp_
 WRONG = {
     "predict  --modle x": (
         2,
-        "error: there is no option --modle\nwhere: resnetkit predict\nfix: did you mean --model?",
+        "error: unknown option: --modle\nwhere: resnetkit predict\nfix: did you mean --model?",
     ),
     "predict no*.png": (3, "error: no picture matches this pattern\nwhere: no*.png"),
     "predict empty": (3, "error: there are no pictures here\nwhere: empty"),
-    "predict x.png --csv --jsonl": (2, "error: one form at a time\nwhere: --csv --jsonl"),
+    "predict x.png --csv --jsonl": (2, "error: more than one output format is given\nwhere: --csv --jsonl"),
     "predict x.png --parquet x.csv": (
         2,
-        "error: what is written here is .parquet\nwhere: x.csv\nfix: call it x.parquet",
+        "error: the output file must end in .parquet\nwhere: x.csv\nfix: call it x.parquet",
     ),
-    "predict x.png --precision fp8": (2, "error: unknown precision 'fp8'\nwhere: --precision"),
-    "embed x.png --out x.csv": (2, "error: what is written here is .npz or .parquet\nwhere: x.csv\nfix: call it x.npz"),
+    "predict x.png --precision fp8": (2, "error: there is no precision called 'fp8'\nwhere: --precision"),
+    "embed x.png --out x.csv": (
+        2,
+        "error: the output file must end in .npz or .parquet\nwhere: x.csv\nfix: call it x.npz",
+    ),
     "embed x.png --layer stage9": (2, "error: this network has no place called 'stage9'\nfix: did you mean stage"),
-    "embed": (2, "error: there is no picture to look at\nwhere: resnetkit embed"),
+    "embed": (2, "error: no image is given\nwhere: resnetkit embed"),
 }
 
 

@@ -387,7 +387,7 @@ def test_a_finished_run_is_handed_back(halted, cli):
     code, out, err = cli("train", "--resume", halted, "--json")
     assert code == 0
     assert json.loads(out)["correct"] == run.evaluation.correct
-    assert err.splitlines()[0] == f"note: {halted} has finished already; nothing was done"
+    assert err.splitlines()[0] == f"note: {halted} is finished; there is nothing to do"
     assert {path: path.stat().st_mtime_ns for path in halted.rglob("*")} == before
     code, _, err = cli("train", "--resume", halted, "--lr", "0.1")
     assert (code, document(err)) == (2, [

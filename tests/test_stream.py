@@ -317,7 +317,7 @@ def test_ctrl_c_ends_a_command_whose_reading_hangs(model, inbox, tmp_path, unsee
     _, err = process.communicate(timeout=20)
     assert time.monotonic() - begun < 10
     assert process.returncode == 130
-    assert "stopped; this goes on: resnetkit predict " in err
+    assert "stopped; to resume: resnetkit predict " in err
 
 
 # ------------------------------------------------------------------------------------------------------- what is probable
@@ -354,7 +354,7 @@ def test_logits_that_are_not_finite_are_no_answer(model, inbox, cli, monkeypatch
     for form in ("--json", "--jsonl", "--csv", "--top=1"):
         code, out, err = cli(*words, form)
         assert code == 3
-        assert "error: 1 of 2 files got no answer; their rows say why\n" in err
+        assert "error: 1 of 2 files have no prediction; their rows say why\n" in err
         assert out.count(why) == 1
         assert "nan" not in out.lower()
         if form == "--jsonl":
@@ -450,7 +450,7 @@ def test_it_is_said_who_computes_and_why(model, saved, inbox, cli, monkeypatch):
     assert cli(*words, model, "--engine", "torch")[2].splitlines()[0] == "engine: torch fp32, batch 32 x 1"
     assert cli(*words, model, "--precision", "bf16")[2].splitlines()[0] == "engine: torch bf16, batch 32 x 1"
     code, _, err = cli(*words, model, "--network", "resnet18")
-    assert (code, err.splitlines()[0]) == (2, "error: the card of a model folder already describes its weights")
+    assert (code, err.splitlines()[0]) == (2, "error: options about a weights file do not apply to a model folder")
     monkeypatch.setattr(engine.EngineSpec, "get_versions", lambda kind: ("numpy 9",))
     line = cli(*words, model)[2].splitlines()[0]
     assert line.startswith("engine: torch fp32, batch 32 x 1, as it was optimized with numpy ")
@@ -763,7 +763,7 @@ def test_wherever_a_file_is_cut_it_becomes_the_whole(model, inbox, cli, tmp_path
         code, told, err = cli(*words, "--out", out, "--resume")
         assert (code, told) == (3, f"wrote 27 rows to {out}\n"), err
         assert out.read_bytes() == whole, cut
-        assert "error: 2 of 27 files got no answer; their rows say why\n" in err
+        assert "error: 2 of 27 files have no prediction; their rows say why\n" in err
         assert not part.exists()
         assert not record.exists()
         out.unlink()
@@ -786,7 +786,7 @@ def test_rows_that_stand_are_not_asked_again(model, inbox, cli, tmp_path):
     fake_engine.batch_sizes.clear()
     err = cli("predict", *files, "--model", model, "--out", tmp_path / "a.csv", "--resume")[2]
     assert sorted(fake_engine.batch_sizes) == [2, 4]  # rows 5 to 8, as two of them are still to come, and 9 and 10
-    assert f"resumed: 6 rows of 10 stand in {part}\n" in err
+    assert f"resumed: 6 rows of 10 exist in {part}\n" in err
 
 
 def test_other_files_than_before(model, inbox, cli, tmp_path):
@@ -1035,12 +1035,12 @@ def test_nothing_is_left_where_nothing_was_begun(model, inbox, cli, tmp_path, mo
     words = ("predict", inbox / "00.png", "--model", model, "--out")
     code, _, err = cli(*words, tmp_path / "a.csv")
     assert code == 5
-    assert "this goes on" not in err
+    assert "to resume" not in err
     monkeypatch.undo()
     code, _, err = cli(*words, tmp_path / f"{'n' * 245}.csv")  # the name of the record is too long for a disk
     assert code != 0
     assert "File name too long\n" in err
-    assert "this goes on" not in err
+    assert "to resume" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in box", "model"]
 
 
@@ -1069,7 +1069,7 @@ def test_a_name_of_any_length_is_gone_on_with(model, inbox, cli, tmp_path, monke
     limit = csv.field_size_limit()
     code, _, err = run("--resume")
     assert (code, csv.field_size_limit()) == (3, limit)
-    assert f"resumed: 2 rows of 3 stand in {part}\n" in err
+    assert f"resumed: 2 rows of 3 exist in {part}\n" in err
     assert (tmp_path / "a.csv").read_bytes() == whole
 
 
@@ -1110,17 +1110,17 @@ def test_a_bug_is_no_reason_to_go_on(model, inbox, cli, tmp_path, monkeypatch):
     monkeypatch.setattr(fake_engine.FakeEngine, "__call__", fail)
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")
     assert code == 1
-    assert "this goes on" not in err
+    assert "to resume" not in err
 
 
 WRONG = {
-    "--csv --json": "error: one form at a time\nwhere: --csv --json\nfix: --csv\n",
-    "--out a.csv --csv": "error: one form at a time\nwhere: --csv --out\nfix: leave --csv out\n",
-    "--out a.csv --jsonl": "error: one form at a time\nwhere: --jsonl --out\nfix: leave --jsonl out, or --out a.jsonl\n",
-    "--parquet a.parquet --json": "error: one form at a time\nwhere: --json --parquet\nfix: leave --json out\n",
-    "--out a.txt": "error: what is written here is .csv or .jsonl or .parquet\nwhere: a.txt\nfix: call it a.csv\n",
-    "--resume": "error: only rows of .csv and .jsonl can be gone on with\nwhere: --resume with --out\n",
-    "--resume --out a.parquet": "error: only rows of .csv and .jsonl can be gone on with\nwhere: --resume with --out a.parquet\nfix: --out labels.csv --resume\n",
+    "--csv --json": "error: more than one output format is given\nwhere: --csv --json\nfix: use only --csv\n",
+    "--out a.csv --csv": "error: more than one output format is given\nwhere: --csv --out\nfix: remove --csv\n",
+    "--out a.csv --jsonl": "error: more than one output format is given\nwhere: --jsonl --out\nfix: remove --jsonl, or --out a.jsonl\n",
+    "--parquet a.parquet --json": "error: more than one output format is given\nwhere: --json --parquet\nfix: remove --json\n",
+    "--out a.txt": "error: the output file must end in .csv or .jsonl or .parquet\nwhere: a.txt\nfix: call it a.csv\n",
+    "--resume": "error: --resume needs an --out file that ends in .csv or .jsonl\nwhere: --resume with --out\n",
+    "--resume --out a.parquet": "error: --resume needs an --out file that ends in .csv or .jsonl\nwhere: --resume with --out a.parquet\nfix: --out labels.csv --resume\n",
 }
 
 
@@ -1136,7 +1136,7 @@ def test_wrong_words(words, model, inbox, cli, tmp_path, monkeypatch):
 def test_one_picture_from_standard_input_cannot_be_gone_on_with(model, inbox, cli, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((inbox / "00.png").read_bytes())))
     code, _, err = cli("predict", "-", "--model", model, "--out", tmp_path / "a.csv", "--resume")
-    assert (code, err.splitlines()[0]) == (2, "error: one picture from standard input cannot be gone on with")
+    assert (code, err.splitlines()[0]) == (2, "error: --resume needs files, and standard input holds an image")
 
 
 def test_names_of_any_letters_come_back(tmp_path):
@@ -1163,7 +1163,7 @@ def test_an_error_names_the_command_that_goes_on(model, inbox, cli, tmp_path, mo
     monkeypatch.setattr(fake_engine.FakeEngine, "__call__", fail)
     code, _, err = cli("predict", inbox, "--model", model, "--out", tmp_path / "a.csv")
     assert code == 5
-    last = f"this goes on where it ended: resnetkit predict {shlex.quote(str(inbox))} --model {model} --out {tmp_path / 'a.csv'} --resume"
+    last = f"to resume: resnetkit predict {shlex.quote(str(inbox))} --model {model} --out {tmp_path / 'a.csv'} --resume"
     assert err.splitlines()[-1] == last
 
 
@@ -1222,7 +1222,7 @@ def test_a_signal_ends_it_with_the_command_that_goes_on(model, inbox, cli, tmp_p
     first, last = err.splitlines()[0], err[err.index("stopped; ") :]
     assert first == "engine: fake-int8, batch 4 x 2"
     assert len(last.splitlines()) == 1
-    shell = f'resnetkit() {{ {shlex.join(command())} "$@"; }}; {last.removeprefix("stopped; this goes on: ")}'
+    shell = f'resnetkit() {{ {shlex.join(command())} "$@"; }}; {last.removeprefix("stopped; to resume: ")}'
     done = subprocess.run(["bash", "-c", shell], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, f"wrote 100 rows to {out}\n"), done.stderr
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()

@@ -263,7 +263,7 @@ def test_the_live_line(flowers, network, tmp_path):
         rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS, on_event=live, on_progress=live.on_progress)
     said = screen.getvalue()
     assert "epoch 3/3  loss " in said
-    assert "3 classes; pictures: 42 train, 6 val, 12 test" in said
+    assert "3 classes; images: 42 train, 6 val, 12 test" in said
     assert live.format_step(StepMetrics(2, 3, 6, 0.5, 0.25, 40.0)) == (
         "epoch 2/3  step 3/6  loss 0.500  accuracy 25.0%  40 images/s  0:02 left"
     )

@@ -1,10 +1,10 @@
-"""Residual networks as data: written down, explained, built, trained, used.
+"""Residual networks as data: described, explained, built, trained and used.
 
-    spec = resnetkit.spec("resnet50")      a frozen description; no torch
+    spec = resnetkit.spec("resnet50")      the description of a network; no torch
     plan = resnetkit.plan(spec)            everything that follows from it
     model = resnetkit.build(spec)          an nn.Module
 
-Importing this package imports nothing else; each name below is fetched when it is first used.
+Importing this package imports nothing else; each name below is imported when it is first used.
 
 This module imports no torch.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PLACES = {
+_LOCATIONS = {
     "ResnetkitError": "errors:ResnetkitError",
     "as_module": "weights.convert:as_module",
     "build": "network.build:build",
@@ -76,11 +76,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module 'resnetkit' has no attribute {name!r}")
-    module, _, attribute = _PLACES[name].partition(":")
-    found = importlib.import_module(f"resnetkit.{module}")
-    value = getattr(found, attribute) if attribute else found
+    module_name, _, attribute = _LOCATIONS[name].partition(":")
+    module = importlib.import_module(f"resnetkit.{module_name}")
+    value = getattr(module, attribute) if attribute else module
     globals()[name] = value
     return value
 

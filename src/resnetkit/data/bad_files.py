@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _MAX_LISTED = 20
 
+if TYPE_CHECKING:
+    from resnetkit.data.dataset import Dataset
+
 
 @dataclass(frozen=True, slots=True)
 class Skip:
