@@ -15,7 +15,7 @@ from resnetkit.data.check import CheckResult, DuplicateGroup, ImageInfo
 from resnetkit.data.check_page import build_check_page
 from resnetkit.data.dataset import Dataset, ImageFiles
 from resnetkit.engines.base import EngineConfig
-from resnetkit.engines.saved import Measurement, OptimizeResult, SavedEngine
+from resnetkit.engines.saved import EngineComparison, Measurement, OptimizeResult, SavedEngine
 from resnetkit.evaluation.result import Evaluation, Predictions
 from resnetkit.html import charts as chart
 from resnetkit.html import page as html
@@ -184,10 +184,11 @@ def test_the_sign_test(a, b, p):
 
 
 def engines(same=0.99):
-    slow = Measurement(EngineConfig("eager", "fp32"), 100.0, 10.0, 2.0, 1e-7, same)
-    fast = Measurement(EngineConfig("openvino", "int8", 32, 2), 650.0, 98.0, 0.5, 0.2, same)
-    bad = Measurement(EngineConfig("openvino", "bf16"), 300.0, 3.3, None, 0.5, same, reason="logits differ")
-    kept = tuple(SavedEngine(purpose, row, (), "abc") for purpose, row in (("throughput", fast), ("start", fast)))
+    slow = Measurement(EngineConfig("eager", "fp32"), 100.0, 10.0, 2.0, EngineComparison(1e-7, same))
+    fast = Measurement(EngineConfig("openvino", "int8", 32, 2), 650.0, 98.0, 0.5, EngineComparison(0.2, same))
+    mismatch = EngineComparison(0.5, same, reason="logits differ")
+    bad = Measurement(EngineConfig("openvino", "bf16"), 300.0, 3.3, comparison=mismatch)
+    kept = tuple(SavedEngine(purpose, row, (), "abc") for purpose, row in (("throughput", fast), ("startup", fast)))
     return OptimizeResult("", "a processor", "16 pictures", (slow, fast, bad), kept)
 
 
@@ -236,11 +237,11 @@ def test_the_page_of_engines_is_for_every_screen(tmp_path, browser):
 def test_the_page_of_engines_tells_how_much_faster_and_what_was_judged():
     said = render_optimize_report("net", engines()).replace("\N{NO-BREAK SPACE}", " ")
     assert (
-        "<dd>650.0 images/s</dd>" in said and "many pictures, openvino-int8, batch 32 x 2, 6.5 times eager fp32" in said
+        "<dd>650.0 images/s</dd>" in said and "many images, openvino-int8, batch 32 x 2, 6.5 times eager fp32" in said
     )
-    assert "by its logits alone" not in said and '<th scope="col">same</th>' in said
+    assert "Only logits were compared" not in said and '<th scope="col">matches fp32 (%)</th>' in said
     alone = render_optimize_report("net", engines(same=None))
-    assert "by its logits alone" in alone and '<th scope="col">same</th>' not in alone
+    assert "Only logits were compared" in alone and '<th scope="col">matches fp32 (%)</th>' not in alone
 
 
 def test_a_model_folder_in_a_run_has_the_name_of_the_run(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    from resnetkit.optimization.search import optimize
+    from resnetkit.optimization.api import optimize
 
     previous = _read_previous_result(options.out or options.model)
     with handle_signals() as signals, _show_progress() as (on_event, on_progress):
@@ -120,7 +120,7 @@ def _format_slowdown(previous: OptimizeResult | None, result: OptimizeResult) ->
     if not previous_speed or not current_speed or current_speed > _MIN_SPEED_RATIO * previous_speed:
         return ""
     names = ", ".join(
-        dict.fromkeys(engine.measurement.config.name for engine in previous.engines if engine.purpose == "throughput")
+        dict.fromkeys(engine.config.name for engine in previous.engines if engine.purpose == "throughput")
     )
     return (
         f"note: {names}, kept before, gave {previous_speed:,.1f} images/s; this search has not found it, or not kept it"
@@ -132,8 +132,8 @@ _MIN_SPEED_RATIO = 0.9
 
 def _show(result: OptimizeResult) -> None:
     best = select_best_per_engine(result)
-    rows = [format_table_row(measurement, result.engines) for measurement in best if measurement.images_per_second]
-    print_table(HEADINGS, rows, drop=("same", "ms a call", "s to start", "points"))
+    rows = [format_table_row(measurement, result) for measurement in best if measurement.images_per_second]
+    print_table(HEADINGS, rows, drop=("matches fp32 (%)", "latency (ms)", "start-up (s)", "accuracy change (points)"))
     for reason in group_skip_reasons(best):
         print_text(f"left out: {reason}")
     print(f"answers compared on {result.comparison_data}")
@@ -171,12 +171,12 @@ def _show_progress() -> Iterator[tuple[Callable[[Measurement], None], Callable[[
 
 
 def _format_stage(measurement: Measurement) -> str:
-    return "trying engines" if measurement.seconds_to_start is None else "measuring the best once more"
+    return "trying engines" if measurement.startup_seconds is None else "measuring the best once more"
 
 
 def _format_measurement(measurement: Measurement) -> str:
-    if measurement.seconds_to_start is not None:
-        text = f"{measurement.config}: opened anew in {measurement.seconds_to_start:.2f} s"
+    if measurement.startup_seconds is not None:
+        text = f"{measurement.config}: opened anew in {measurement.startup_seconds:.2f} s"
     elif measurement.images_per_second:
         text = f"{measurement.config}: {measurement.images_per_second:,.1f} images/s"
     else:
