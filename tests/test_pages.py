@@ -229,8 +229,8 @@ def test_the_page_of_engines_is_for_every_screen(tmp_path, browser):
         assert page.evaluate("document.documentElement.scrollWidth") == width
         plot, body = page.locator("svg.plot").bounding_box(), page.locator("p.lead").bounding_box()
         assert plot["width"] > body["width"] - 65 and plot["height"] == 360
-        assert page.locator("thead").first.locator("th").all_text_contents()[:2] == ["engine", "images/s"]
-        assert page.locator("svg.plot text", has_text="throughput, start").count() == 1
+        assert page.locator("thead").first.locator("th").all_text_contents()[:2] == ["engine", "throughput (images/s)"]
+        assert page.locator("svg.plot text", has_text="throughput, startup").count() == 1
         page.close()
 
 

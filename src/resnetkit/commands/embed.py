@@ -57,7 +57,7 @@ def run(options: Options) -> int:
         embeddings = embed(
             files,
             model,
-            place=options.layer or None,
+            layer=options.layer or None,
             device=options.device,
             precision=precision,
             on_progress=on_progress,
@@ -68,14 +68,14 @@ def run(options: Options) -> int:
     ]
     count, size = embeddings.vectors.shape[0], embeddings.vectors.shape[-1]
     if options.json:
-        print_json("embed", model=options.model, out=str(out), place=embeddings.place, n=count, size=size, bad=errors)
+        print_json("embed", model=options.model, out=str(out), layer=embeddings.layer, n=count, size=size, bad=errors)
     else:
-        print(f"wrote {count} vectors of {size} numbers ({embeddings.place}) to {out}")
+        print(f"wrote {count} vectors of {size} numbers ({embeddings.layer}) to {out}")
         for row in errors:
             print(f"{row['file']}: ({row['error']})")
     for note in describe_skipped_files(options.files):
         log(f"note: {truncate(note)}")
     if errors:
         log(str(DataError(f"{len(errors)} of {count} files could not be read; their vectors are NaN")))
-    suggest_next("resnetkit explain", options.weights.network or options.model, "--why", embeddings.place)
+    suggest_next("resnetkit explain", options.weights.network or options.model, "--why", embeddings.layer)
     return DataError.exit_code if errors else 0

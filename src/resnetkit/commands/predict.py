@@ -34,17 +34,16 @@ from resnetkit.errors import DataError, ResnetkitError, UsageError
 from resnetkit.formatting import pluralize
 from resnetkit.prediction.api import expand_on_main, predict_inputs
 from resnetkit.prediction.formats import (
+    CsvFormat,
     Prediction,
     build_record,
     check_parquet_installed,
-    format_csv_cells,
-    format_csv_line,
     format_json_line,
-    list_csv_columns,
+    select_row_format,
     write_predictions,
 )
 from resnetkit.prediction.inputs import ImageInput, describe_skipped_files
-from resnetkit.prediction.resumable_output import Provenance, ResumableWriter, select_row_format
+from resnetkit.prediction.resumable_output import Provenance, ResumableWriter
 from resnetkit.runtime.distributed import ProcessGroup, read_launch_info
 from resnetkit.runtime.signals import handle_signals
 
@@ -325,9 +324,10 @@ def _format_answer(answer: Prediction) -> tuple[str, str]:
 
 
 def _write_csv(answers: Iterable[Prediction], options: Options) -> None:
-    print(format_csv_cells(list_csv_columns(options.top)), flush=True)
+    row_format = CsvFormat(options.top)
+    print(row_format.header, flush=True)
     for answer in answers:
-        print(format_csv_line(answer, options.top), flush=True)
+        print(row_format.format_line(answer), flush=True)
 
 
 def _write_jsonl(answers: Iterable[Prediction], options: Options) -> None:

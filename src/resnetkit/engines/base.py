@@ -175,11 +175,7 @@ ENGINE_SPECS: dict[str, EngineSpec] = {  # the baseline, then the others, most p
         devices=_ON_ANY_DEVICE,
     ),
     "onnxruntime": EngineSpec(
-        "resnetkit.engines.onnxruntime",
-        ("onnxruntime",),
-        ("int8", "int8-body", "fp32"),
-        "onnx",
-        ("onnx", "onnxscript"),
+        "resnetkit.engines.onnxruntime", ("onnxruntime",), ("int8", "int8-body", "fp32"), "onnx", ("onnx", "onnxscript")
     ),
 }
 

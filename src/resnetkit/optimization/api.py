@@ -22,13 +22,7 @@ from resnetkit.optimization.budget import Budget, SearchSettings, describe_fewer
 from resnetkit.optimization.choose import select_best_by_purpose
 from resnetkit.optimization.engines_folder import create_work_folder, lock_model_folder, publish_result, save_engines
 from resnetkit.optimization.samples import compute_reference_logits, load_samples, make_synthetic_samples
-from resnetkit.optimization.search import (
-    CALIBRATION_FILE,
-    COMPARISON_FILE,
-    TIMING_FILE,
-    EngineSearch,
-    OnMeasurement,
-)
+from resnetkit.optimization.search import CALIBRATION_FILE, COMPARISON_FILE, TIMING_FILE, EngineSearch, OnMeasurement
 from resnetkit.runtime.progress import ProgressCallback
 from resnetkit.weights.load import count_nonfinite, load, save
 

@@ -89,11 +89,7 @@ def save_engines(work_dir: Path, name: str, best: Mapping[Purpose, Measurement])
     """
     engines = tuple(
         SavedEngine(
-            purpose,
-            row,
-            ENGINE_SPECS[row.config.engine].get_versions(),
-            name,
-            _hash_files(work_dir / row.config.name),
+            purpose, row, ENGINE_SPECS[row.config.engine].get_versions(), name, _hash_files(work_dir / row.config.name)
         )
         for purpose, row in best.items()
     )
