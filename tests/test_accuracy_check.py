@@ -68,7 +68,7 @@ def test_nan_logits_and_other_shapes_do_not_match():
     assert make_reference().compare(logits[:, :2], "int8").reason == "it returns 4 x 2 logits instead of 4 x 3"
 
 
-# ----------------------------------------------------------------------------------------------------------------- images
+# --------------------------------------------------------------------------------------------------------------- images
 
 
 @pytest.fixture(scope="module")

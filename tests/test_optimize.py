@@ -80,7 +80,7 @@ def list_names(path):
     return {entry.name for entry in path.iterdir()}
 
 
-# ----------------------------------------------------------------------------------------------- a search with processes
+# ---------------------------------------------------------------------------------------------- a search with processes
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_measure_speed_makes_three_calls_of_full_batches_at_least():
     assert speed["images_per_second"] > 0 and speed["milliseconds"] > 0
 
 
-# ------------------------------------------------------------------------------------------------- the folder of engines
+# ------------------------------------------------------------------------------------------------ the folder of engines
 
 
 def test_a_later_search_replaces_the_first(folder, machine, fake_specs):
@@ -320,7 +320,7 @@ def test_weights_with_nan_are_refused(tmp_path):
     assert not (folder / ENGINES_FOLDER).exists()
 
 
-# -------------------------------------------------------------------------------------------------------------- the search
+# ----------------------------------------------------------------------------------------------------------- the search
 
 
 @pytest.fixture
@@ -449,7 +449,7 @@ def test_the_budget_divides_its_time():
     assert Budget(6.0, SearchSettings(clock=lambda: now)).measurement_seconds == 0.2
 
 
-# -------------------------------------------------------------------------------------------------------------- the choice
+# ----------------------------------------------------------------------------------------------------------- the choice
 
 
 def make_row(name, speed, batch_size=1, streams=1, **fields):
@@ -487,7 +487,7 @@ def test_the_best_engine_for_each_purpose():
     assert select_best_by_purpose([not_finalist, replace(single, error="it fails")]) == {}
 
 
-# -------------------------------------------------------------------------------------------------------- the command line
+# ----------------------------------------------------------------------------------------------------- the command line
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def load(model, path):
     return load_pixels(path, read_card(model).preparation)
 
 
-# ----------------------------------------------------------------------------------------------------------- the pipeline
+# --------------------------------------------------------------------------------------------------------- the pipeline
 
 
 class RecordingList(list):
@@ -342,7 +342,7 @@ def test_ctrl_c_ends_a_command_whose_read_hangs(model, inbox, tmp_path, then):
     assert "resnetkit predict " in err and "--resume" in err
 
 
-# ---------------------------------------------------------------------------------------------------------- probabilities
+# -------------------------------------------------------------------------------------------------------- probabilities
 
 
 def test_probabilities_are_those_of_torch():
@@ -409,7 +409,7 @@ def test_logits_of_another_shape_are_an_error(model, inbox, monkeypatch, shape):
     )
 
 
-# ------------------------------------------------------------------------------------------------- the choice of the engine
+# --------------------------------------------------------------------------------------------- the choice of the engine
 
 
 def predict_by_hand(model, path):
@@ -725,7 +725,7 @@ def test_evaluate_checks_its_arguments_before_it_opens_an_engine(model, pictures
             rk.evaluate(model, engine="fake-int8", **options)
 
 
-# ---------------------------------------------------------------------------------------------------------- output files
+# --------------------------------------------------------------------------------------------------------- output files
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
@@ -1183,7 +1183,7 @@ def test_an_error_prints_the_resume_command(model, inbox, cli, tmp_path, monkeyp
     assert err.splitlines()[-1] == last
 
 
-# ------------------------------------------------------------------------------------------------------ kills and signals
+# ---------------------------------------------------------------------------------------------------- kills and signals
 
 
 def make_env(action, **variables):

@@ -76,7 +76,7 @@ def catch_usage_error(folder, name):
     return caught.value.what, caught.value.fix
 
 
-# --------------------------------------------------------------------------------------------------------- usable engines
+# ------------------------------------------------------------------------------------------------------- usable engines
 
 
 def test_the_engine_that_finishes_soonest_depends_on_the_number_of_images(folder):
@@ -156,7 +156,7 @@ def test_a_model_without_saved_engines_uses_torch(folder):
     assert catch_usage_error(folder, "first-fp32") == never_optimized
 
 
-# ----------------------------------------------------------------------------------------------------------- damaged files
+# -------------------------------------------------------------------------------------------------------- damaged files
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_missing_weights_are_an_error(folder):
         find_usable_engines(folder, 1)
 
 
-# --------------------------------------------------------------------------------------------------- the table and report
+# ------------------------------------------------------------------------------------------------- the table and report
 
 
 def test_the_table_shows_saved_engines_the_baseline_and_the_best_of_each_engine():

@@ -1,8 +1,8 @@
 """Import openvino, nncf and onnxruntime so that they send nothing, write nothing into home and print nothing.
 
-openvino and nncf install `openvino_telemetry`. It writes into the home folder and sends usage data
-as soon as nncf is imported or a model is converted. (It does not under CI and pytest.) Both libraries work without that package, so this module
-makes its import fail. onnxruntime (from 1.29 on) sends usage data from its C++ code, unless
+openvino and nncf install `openvino_telemetry`. It writes into the home folder and sends usage data as soon as nncf is
+imported or a model is converted; it does not under CI and pytest. Both libraries work without that package, so this
+module makes its import fail. onnxruntime (from 1.29 on) sends usage data from its C++ code, unless
 ``ORT_DISABLE_TELEMETRY`` is set before it is imported.
 
 This module imports no torch.

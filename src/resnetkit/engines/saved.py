@@ -131,7 +131,7 @@ def compute_weights_digest(folder: Path) -> str:
         raise WeightsError(what, where=str(weights_path), fix=fix) from None
 
 
-# ------------------------------------------------------------------------------------------------------------- the table
+# ------------------------------------------------------------------------------------------------------------ the table
 
 HEADINGS = (
     "engine",
@@ -204,7 +204,7 @@ def group_skip_reasons(rows: Sequence[Measurement]) -> list[str]:
     return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
-# --------------------------------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_engines_file(folder: Path) -> OptimizeResult | None:
@@ -250,7 +250,7 @@ def _find_faults(location: str, saved: SavedEngine) -> Iterator[Fault]:
             yield Fault(f"{location}.measurement.{name}", repr(getattr(row, name)), "0 or more")
 
 
-# --------------------------------------------------------------------------------------------------------- usable engines
+# ------------------------------------------------------------------------------------------------------- usable engines
 
 
 def find_usable_engines(folder: Path, n_images: int, engine_name: str = "auto") -> tuple[list[SavedEngine], str]:

@@ -53,11 +53,8 @@ class EngineChoice:
         """
         has_torch_options = self.device != "auto" or bool(self.precision)
         if has_torch_options and self.is_named:
-            raise UsageError(
-                f"the device and precision of {self.engine} are fixed",
-                where="--engine with --device or --precision",
-                fix="omit them, or use --engine torch",
-            )
+            what, fix = f"the device and precision of {self.engine} are fixed", "omit them, or use --engine torch"
+            raise UsageError(what, where="--engine with --device or --precision", fix=fix)
         return has_torch_options or self.engine == "torch"
 
     def apply_weights_options(self, weights_options: Sequence[str]) -> EngineChoice:
@@ -71,11 +68,9 @@ class EngineChoice:
         if not weights_options or self.is_torch:
             return self
         if self.is_named:
-            raise UsageError(
-                "a saved engine cannot be combined with options about the weights",
-                where=[f"--engine {self.engine}", " ".join(weights_options)],
-                fix=f"omit {' '.join(weights_options)}, or use --engine torch",
-            )
+            options = " ".join(weights_options)
+            what, where = "a saved engine cannot be combined with options about the weights", f"--engine {self.engine}"
+            raise UsageError(what, where=[where, options], fix=f"omit {options}, or use --engine torch")
         return replace(self, engine="torch")
 
 

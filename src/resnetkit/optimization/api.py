@@ -18,7 +18,7 @@ from resnetkit.errors import MachineError, UsageError, VerificationError, sugges
 from resnetkit.network.inference import count_network_classes
 from resnetkit.network.layers import NetworkModule
 from resnetkit.optimization.accuracy_check import MAX_LOSS, Fp32Reference
-from resnetkit.optimization.budget import Budget, SearchSettings, describe_fewer_images
+from resnetkit.optimization.budget import MIN_COMPARED_IMAGES, Budget, SearchSettings
 from resnetkit.optimization.choose import select_best_by_purpose
 from resnetkit.optimization.engines_folder import create_work_folder, lock_model_folder, publish_result, save_engines
 from resnetkit.optimization.samples import compute_reference_logits, load_samples, make_synthetic_samples
@@ -140,16 +140,13 @@ def _resolve_model_folder(model: str | os.PathLike[str] | NetworkModule, out: st
         raise UsageError("this folder already exists", where=str(out), fix=fix)
     if out is not None:
         return save(model if isinstance(model, NetworkModule) else load(model), out)
-    folder = (
-        None
-        if isinstance(model, NetworkModule)
-        else find_model_folder(model if isinstance(model, str) else Path(model))
-    )
-    if folder is None:
+    where = type(model).__name__
+    if not isinstance(model, NetworkModule):
+        if folder := find_model_folder(model if isinstance(model, str) else Path(model)):
+            return folder
         load(model)  # if the model itself is at fault, this raises the better error
-        where = type(model).__name__ if isinstance(model, NetworkModule) else str(model)
-        raise UsageError("not a model folder; engines are saved in one", where=where, fix="--out NAME writes one")
-    return folder
+        where = str(model)
+    raise UsageError("not a model folder; engines are saved in one", where=where, fix="--out NAME writes one")
 
 
 def _prepare_images(
@@ -168,11 +165,10 @@ def _prepare_images(
     network = load(folder)
     _check_network(network, folder)
     card = network.card
-    samples = (
-        make_synthetic_samples(card.preparation)
-        if data is None
-        else load_samples(data, card, card.is_trained, on_progress)
-    )
+    if data is None:
+        samples = make_synthetic_samples(card.preparation)
+    else:
+        samples = load_samples(data, card, card.is_trained, on_progress)
     logits = compute_reference_logits(network, samples.images, budget.reference_seconds, budget.settings.clock)
     n = len(logits)
     np.save(work_dir / COMPARISON_FILE, samples.images[:n])
@@ -181,7 +177,8 @@ def _prepare_images(
         np.save(work_dir / CALIBRATION_FILE, samples.calibration_images)
     labels = None if samples.labels is None else samples.labels[:n]
     reference = Fp32Reference(logits, samples.names[:n], labels, card.is_trained and data is not None, max_loss)
-    return reference, samples.describe(n) + describe_fewer_images(n)
+    suffix = "; perhaps fewer of them in fp32 and bf16" if n > MIN_COMPARED_IMAGES else ""
+    return reference, samples.describe(n) + suffix
 
 
 def _check_network(network: NetworkModule, folder: Path) -> None:

@@ -16,7 +16,7 @@ from resnetkit.optimization.client import BenchmarkClient, open_benchmark_client
 _FINALS_SHARE, _REFERENCE_SHARE = 0.3, 0.1
 _MIN_SHARE = 0.25  # of the remaining search time: few engines need theirs, and the rest goes to the others
 _MIN_SECONDS = 0.2  # of a measurement
-_MIN_COMPARED_IMAGES = 100  # enough for fp32, which is far from its limit and the slowest
+MIN_COMPARED_IMAGES = 100  # enough for fp32, which is far from its limit and the slowest
 _COMPARED_SHARES = {"fp32": 0.0, "bf16": 0.02}  # of the budget; the logits of both have a limit as well
 _INT8_COMPARED_SHARE = 0.1
 _TIMEOUT_FACTOR = 3  # times the expected duration
@@ -86,7 +86,7 @@ class Budget:
             throughput: the engine's images per second.
         """
         seconds = _COMPARED_SHARES.get(precision, _INT8_COMPARED_SHARE) * self.seconds
-        return max(_MIN_COMPARED_IMAGES, int(seconds * throughput))
+        return max(MIN_COMPARED_IMAGES, int(seconds * throughput))
 
     def comparison_timeout(self, n_images: int, throughput: float) -> float:
         """Return the limit of a request that computes the logits of many images.
@@ -96,8 +96,3 @@ class Budget:
             throughput: the engine's images per second.
         """
         return max(self.request_timeout, _TIMEOUT_FACTOR * n_images / throughput)
-
-
-def describe_fewer_images(n: int) -> str:
-    """Return the note for a comparison on ``n`` images; empty if every precision uses all of them."""
-    return "; perhaps fewer of them in fp32 and bf16" if n > _MIN_COMPARED_IMAGES else ""

@@ -87,12 +87,7 @@ def save_engines(work_dir: Path, name: str, best: Mapping[Purpose, Measurement])
         name: its final name.
         best: the chosen engine for each purpose.
     """
-    engines = tuple(
-        SavedEngine(
-            purpose, row, ENGINE_SPECS[row.config.engine].get_versions(), name, _hash_files(work_dir / row.config.name)
-        )
-        for purpose, row in best.items()
-    )
+    engines = tuple(_build_saved_engine(work_dir, name, purpose, row) for purpose, row in best.items())
     saved_names = {saved.config.name for saved in engines}
     for path in work_dir.iterdir():
         if path.is_file():
@@ -102,9 +97,10 @@ def save_engines(work_dir: Path, name: str, best: Mapping[Purpose, Measurement])
     return engines
 
 
-def _hash_files(artifact: Path) -> tuple[tuple[str, str], ...]:
+def _build_saved_engine(work_dir: Path, name: str, purpose: Purpose, row: Measurement) -> SavedEngine:
+    artifact, versions = work_dir / row.config.name, ENGINE_SPECS[row.config.engine].get_versions()
     paths = sorted(path for path in artifact.iterdir() if path.is_file()) if artifact.is_dir() else []
-    return tuple((path.name, files.hash_file(path)) for path in paths)
+    return SavedEngine(purpose, row, versions, name, tuple((path.name, files.hash_file(path)) for path in paths))
 
 
 def publish_result(model_folder: Path, name: str, result: OptimizeResult) -> None:

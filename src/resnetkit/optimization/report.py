@@ -100,11 +100,8 @@ def _build_cards(result: OptimizeResult) -> Iterator[tuple[str, str, str]]:
         details = ", ".join(filter(None, (_PURPOSES[saved.purpose], _format_config(saved.config), speedup)))
         yield saved.purpose, format_headline(saved), details
     if baseline:
-        yield (
-            "baseline",
-            f"{baseline.throughput:,.1f} images/s",
-            f"PyTorch with folded norms, {_format_config(baseline.config)}",
-        )
+        details = f"PyTorch with folded norms, {_format_config(baseline.config)}"
+        yield "baseline", f"{baseline.throughput:,.1f} images/s", details
 
 
 def format_speedup(row: Measurement, baseline: Measurement | None) -> str:

@@ -65,7 +65,7 @@ def escape_surrogates(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-# ----------------------------------------------------------------------------------------------------- CSV and JSON lines
+# --------------------------------------------------------------------------------------------------- CSV and JSON lines
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _read_complete_rows(file: BinaryIO, has_quotes: bool = False) -> Iterator[tu
             lines.clear()
 
 
-# ---------------------------------------------------------------------------------------------------------------- Parquet
+# -------------------------------------------------------------------------------------------------------------- Parquet
 
 
 def check_parquet_installed() -> None:
@@ -230,15 +230,8 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     from pyarrow import parquet
 
     text, number = pyarrow.string(), pyarrow.float64()
-    columns = {
-        "file": text,
-        "label": text,
-        "probability": number,
-        "labels": pyarrow.list_(text),
-        "probabilities": pyarrow.list_(number),
-        "error": text,
-    }
-    schema, rows = pyarrow.schema(columns), iter(predictions)
+    lists, rows = {"labels": pyarrow.list_(text), "probabilities": pyarrow.list_(number)}, iter(predictions)
+    schema = pyarrow.schema({"file": text, "label": text, "probability": number, **lists, "error": text})
     with (
         files.atomic_write(path, exclusive=True) as temporary_path,
         parquet.ParquetWriter(temporary_path, schema) as writer,
