@@ -832,7 +832,8 @@ def test_rows_of_other_settings_are_refused(model, inbox, cli, tmp_path, saved_m
     code, _, err = cli(*args, "--model", model)
     assert (code, err) == (
         2,
-        f"error: an earlier command left partial output\nwhere: {part}\nfix: use --resume to continue it, or {remove}\n",
+        f"error: an earlier command left partial output\nwhere: {part}\n"
+        f"fix: use --resume to continue it, or {remove}\n",
     )
     for options, (where, fix) in {
         ("--model", model, "--top", 2): ("top: 1 -> 2", "--top 1"),
@@ -1134,11 +1135,16 @@ def test_a_bug_suggests_no_resume(model, inbox, cli, tmp_path, monkeypatch):
 WRONG_ARGS = {
     "--csv --json": "error: one form at a time\nwhere: --csv --json\nfix: --csv\n",
     "--out a.csv --csv": "error: one form at a time\nwhere: --csv --out\nfix: leave --csv out\n",
-    "--out a.csv --jsonl": "error: one form at a time\nwhere: --jsonl --out\nfix: leave --jsonl out, or --out a.jsonl\n",
+    "--out a.csv --jsonl": (
+        "error: one form at a time\nwhere: --jsonl --out\nfix: leave --jsonl out, or --out a.jsonl\n"
+    ),
     "--parquet a.parquet --json": "error: one form at a time\nwhere: --json --parquet\nfix: leave --json out\n",
     "--out a.txt": "error: what is written here is .csv or .jsonl or .parquet\nwhere: a.txt\nfix: call it a.csv\n",
     "--resume": "error: only rows of .csv and .jsonl can be gone on with\nwhere: --resume with --out\n",
-    "--resume --out a.parquet": "error: only rows of .csv and .jsonl can be gone on with\nwhere: --resume with --out a.parquet\nfix: --out labels.csv --resume\n",
+    "--resume --out a.parquet": (
+        "error: only rows of .csv and .jsonl can be gone on with\n"
+        "where: --resume with --out a.parquet\nfix: --out labels.csv --resume\n"
+    ),
 }
 
 
@@ -1179,8 +1185,8 @@ def test_an_error_prints_the_resume_command(model, inbox, cli, tmp_path, monkeyp
     monkeypatch.setattr(fake_engine.FakeEngine, "__call__", fail)
     code, _, err = cli("predict", inbox, "--model", model, "--out", tmp_path / "a.csv")
     assert code == 5
-    last = f"this goes on where it ended: resnetkit predict {shlex.quote(str(inbox))} --model {model} --out {tmp_path / 'a.csv'} --resume"
-    assert err.splitlines()[-1] == last
+    args = f"{shlex.quote(str(inbox))} --model {model} --out {tmp_path / 'a.csv'} --resume"
+    assert err.splitlines()[-1].endswith(f": resnetkit predict {args}")
 
 
 # ---------------------------------------------------------------------------------------------------- kills and signals
