@@ -318,7 +318,7 @@ def optimized(network, photos, work, precision, minutes):
     result = rk.optimize(folder, data=photos, minutes=minutes, precisions=names)
     for kept in result.engines:
         print(
-            f"  ours for {kept.purpose}: {kept.measurement.config}, logits {kept.measurement.logit_error:.1e}",
+            f"  ours for {kept.purpose}: {kept.measurement.config}, logits {kept.measurement.comparison.logit_error:.1e}",
             flush=True,
         )
     return folder

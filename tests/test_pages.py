@@ -15,7 +15,7 @@ from resnetkit.data.check import CheckResult, DuplicateGroup, ImageInfo
 from resnetkit.data.check_page import build_check_page
 from resnetkit.data.dataset import Dataset, ImageFiles
 from resnetkit.engines.base import EngineConfig
-from resnetkit.engines.saved import Measurement, OptimizeResult, SavedEngine
+from resnetkit.engines.saved import EngineComparison, Measurement, OptimizeResult, SavedEngine
 from resnetkit.evaluation.result import Evaluation, Predictions
 from resnetkit.html import charts, svg
 from resnetkit.html import page as html
@@ -187,11 +187,12 @@ def test_sign_test(a, b, p):
 # ------------------------------------------------------------------------------------------------- optimize report
 
 
-def make_optimize_result(same=0.99):
-    slow = Measurement(EngineConfig("eager", "fp32"), 100.0, 10.0, 2.0, 1e-7, same)
-    fast = Measurement(EngineConfig("openvino", "int8", 32, 2), 650.0, 98.0, 0.5, 0.2, same)
-    bad = Measurement(EngineConfig("openvino", "bf16"), 300.0, 3.3, None, 0.5, same, reason="logits differ")
-    kept = tuple(SavedEngine(purpose, row, (), "abc") for purpose, row in (("throughput", fast), ("start", fast)))
+def make_optimize_result(match_rate=0.99):
+    slow = Measurement(EngineConfig("eager", "fp32"), 100.0, 10.0, 2.0, EngineComparison(1e-7, match_rate))
+    fast = Measurement(EngineConfig("openvino", "int8", 32, 2), 650.0, 98.0, 0.5, EngineComparison(0.2, match_rate))
+    mismatch = EngineComparison(0.5, match_rate, reason="logits differ")
+    bad = Measurement(EngineConfig("openvino", "bf16"), 300.0, 3.3, comparison=mismatch)
+    kept = tuple(SavedEngine(purpose, row, (), "abc") for purpose, row in (("throughput", fast), ("startup", fast)))
     return OptimizeResult("", "a processor", "16 pictures", (slow, fast, bad), kept)
 
 
@@ -235,19 +236,19 @@ def test_optimize_report_fits_every_screen(tmp_path, browser):
         assert page.evaluate("document.documentElement.scrollWidth") == width
         plot, body = page.locator("svg.plot").bounding_box(), page.locator("p.lead").bounding_box()
         assert plot["width"] > body["width"] - 65 and plot["height"] == 360
-        assert page.locator("thead").first.locator("th").all_text_contents()[:2] == ["engine", "images/s"]
-        assert page.locator("svg.plot text", has_text="throughput, start").count() == 1
+        assert page.locator("thead").first.locator("th").all_text_contents()[:2] == ["engine", "throughput (images/s)"]
+        assert page.locator("svg.plot text", has_text="throughput, startup").count() == 1
         page.close()
 
 
 def test_optimize_report_states_the_speedup_and_the_comparison():
     page = render_optimize_report("net", make_optimize_result()).replace("\N{NO-BREAK SPACE}", " ")
     assert (
-        "<dd>650.0 images/s</dd>" in page and "many pictures, openvino-int8, batch 32 x 2, 6.5 times eager fp32" in page
+        "<dd>650.0 images/s</dd>" in page and "many images, openvino-int8, batch 32 x 2, 6.5 times eager fp32" in page
     )
-    assert "by its logits alone" not in page and '<th scope="col">same</th>' in page
-    page = render_optimize_report("net", make_optimize_result(same=None))
-    assert "by its logits alone" in page and '<th scope="col">same</th>' not in page
+    assert "Only logits were compared" not in page and '<th scope="col">matches fp32 (%)</th>' in page
+    logits_only = render_optimize_report("net", make_optimize_result(match_rate=None))
+    assert "Only logits were compared" in logits_only and '<th scope="col">matches fp32 (%)</th>' not in logits_only
 
 
 def test_model_folder_in_a_run_has_the_name_of_the_run(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from resnetkit.evaluation.api import evaluate
     from resnetkit.explain.why import why
     from resnetkit.network.build import build
-    from resnetkit.optimization.search import optimize
+    from resnetkit.optimization.api import optimize
     from resnetkit.prediction.api import predict
     from resnetkit.prediction.embed import embed
     from resnetkit.surgery.load import load
@@ -44,7 +44,7 @@ _LOCATIONS = {
     "evaluate": "evaluation.api:evaluate",
     "load": "surgery.load:load",
     "models": "architecture.catalog:list_models",
-    "optimize": "optimization.search:optimize",
+    "optimize": "optimization.api:optimize",
     "plan": "architecture.plan:plan",
     "predict": "prediction.api:predict",
     "save": "weights.save:save",

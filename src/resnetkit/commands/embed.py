@@ -60,14 +60,14 @@ def run(options: Options) -> int:
         embeddings = embed(
             files,
             model,
-            place=options.layer or None,
+            layer=options.layer or None,
             device=options.device,
             precision=precision,
             on_progress=on_progress,
         )
     embeddings.write(out)
     errors = [(name, error) for name, error in zip(embeddings.files, embeddings.errors, strict=True) if error]
-    count, size, layer = embeddings.vectors.shape[0], embeddings.vectors.shape[-1], embeddings.place
+    count, size, layer = embeddings.vectors.shape[0], embeddings.vectors.shape[-1], embeddings.layer
     if options.json:
         values = {"layer": layer, "n": count, "size": size, "errors": build_file_errors(errors)}
         print_json("embed", model=options.model, out=str(out), **values)

@@ -137,7 +137,9 @@ def _explain_image(options: Options) -> int:
         records = [{"label": label, "probability": probability} for label, probability in predictions]
         print_json("grad-cam", model=options.model, image=options.image, predictions=records, page=str(out))
     else:
-        print_table(("top prediction", "probability"), [(label, f"{probability:.1%}") for label, probability in predictions])
+        print_table(
+            ("top prediction", "probability"), [(label, f"{probability:.1%}") for label, probability in predictions]
+        )
     suggest_next("resnetkit predict", options.image, "--model", options.model, *options.weights.to_args())
     return 0
 

@@ -56,7 +56,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Run the command and return its exit code."""
-    from resnetkit.optimization.search import optimize
+    from resnetkit.optimization.api import optimize
 
     folder = options.out or options.model
     previous = _read_previous_result(folder)
@@ -111,15 +111,13 @@ def _format_slowdown(previous: saved.OptimizeResult | None, result: saved.Optimi
     previous_speed, current_speed = saved.get_throughput(previous), saved.get_throughput(result)
     if not previous_speed or not current_speed or current_speed > _MIN_SPEED_RATIO * previous_speed:
         return ""
-    names = dict.fromkeys(item.measurement.config.name for item in previous.engines if item.purpose == "throughput")
+    names = dict.fromkeys(item.config.name for item in previous.engines if item.purpose == "throughput")
     return f"note: the previous search saved {', '.join(names)} at {previous_speed:,.1f} images/s; this one is slower"
 
 
 def _show(result: saved.OptimizeResult) -> None:
     best = saved.select_best_per_engine(result)
-    rows = [
-        saved.format_table_row(measurement, result.engines) for measurement in best if measurement.images_per_second
-    ]
+    rows = [saved.format_table_row(measurement, result) for measurement in best if measurement.images_per_second]
     print_table(saved.HEADINGS, rows, drop=_DROPPED_COLUMNS)
     for reason in saved.group_skip_reasons(best):
         print_text(f"skipped: {reason}")
@@ -159,12 +157,12 @@ def _show_progress() -> Iterator[tuple[Callable[[saved.Measurement], None], Prog
 
 
 def _format_stage(measurement: saved.Measurement) -> str:
-    return "trying engines" if measurement.seconds_to_start is None else "measuring the best again"
+    return "trying engines" if measurement.startup_seconds is None else "measuring the best again"
 
 
 def _format_measurement(measurement: saved.Measurement) -> str:
-    if measurement.seconds_to_start is not None:
-        text = f"{measurement.config}: starts in {measurement.seconds_to_start:.2f} s"
+    if measurement.startup_seconds is not None:
+        text = f"{measurement.config}: starts in {measurement.startup_seconds:.2f} s"
     elif measurement.images_per_second:
         text = f"{measurement.config}: {measurement.images_per_second:,.1f} images/s"
     else:

@@ -34,7 +34,7 @@ from resnetkit.formatting import pluralize
 from resnetkit.prediction import formats
 from resnetkit.prediction.api import expand_on_main, predict_inputs
 from resnetkit.prediction.inputs import ImageInput, describe_skipped_files
-from resnetkit.prediction.resumable_output import Provenance, ResumableWriter, select_row_format
+from resnetkit.prediction.resumable_output import Provenance, ResumableWriter
 from resnetkit.runtime.distributed import ProcessGroup, read_launch_info
 from resnetkit.runtime.signals import handle_signals
 
@@ -258,7 +258,7 @@ def _find_remaining(
     """
     if writer is None:
         return None, 0, 0, 0
-    config, row_format = session.engine.config, select_row_format(writer.path.suffix, options.top)
+    config, row_format = session.engine.config, formats.select_row_format(writer.path.suffix, options.top)
     provenance = Provenance(
         session.compute_model_digest(),
         config.name,
@@ -283,7 +283,7 @@ _WriteFn = Callable[[Iterable[formats.Prediction], Options], None]
 
 def _select_writer(options: Options, writer: ResumableWriter | None, dist: ProcessGroup) -> _WriteFn:
     if writer:
-        return lambda rows, options: writer.write_all(rows, select_row_format(writer.path.suffix, options.top))
+        return lambda rows, options: writer.write_all(rows, formats.select_row_format(writer.path.suffix, options.top))
     return _FORMAT_WRITERS[_select_format(options)] if dist.is_main else _discard
 
 
@@ -306,9 +306,10 @@ def _format_prediction(prediction: formats.Prediction) -> tuple[str, str]:
 
 
 def _write_csv(predictions: Iterable[formats.Prediction], options: Options) -> None:
-    print(formats.format_csv_cells(formats.list_csv_columns(options.top)), flush=True)
+    row_format = formats.CsvFormat(options.top)
+    print(row_format.header, flush=True)
     for prediction in predictions:
-        print(formats.format_csv_line(prediction, options.top), flush=True)
+        print(row_format.format_line(prediction), flush=True)
 
 
 def _write_jsonl(predictions: Iterable[formats.Prediction], options: Options) -> None:
