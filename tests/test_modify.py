@@ -183,7 +183,7 @@ FAULTS = [
     (["--restride", "stage9=1,stage3=0", "--cut", "stage33", "--dilate", "3"],
      "3 of these edits cannot be made\nwhere: --restride: 2 of these edits cannot be made; --restride stage9=1: cannot find "
      "the parts to edit: 1 fault; stage9: got a part that does not exist; allowed: stage3 or stage2 or stage1; "
-     "--restride stage3=0: this network cannot be built: 1 fault; stage3.reduce.stride: came 0; allowed: 1 or more\n"
+     "--restride stage3=0: this network cannot be built: 1 fault; stage3.reduce.stride: got 0; allowed: 1 or more\n"
      "       --dilate: an output stride of 3 is not possible: the stages have strides 1, 2, 2; output_stride\n"
      "       --cut: cannot find the parts to edit: 1 fault; stage33: got a part that does not exist; "
      "allowed: stage3 or stage2 or stage1\nfix: --restride: --restride stage3=0: correct these places of the spec; "
