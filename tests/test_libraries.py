@@ -594,7 +594,7 @@ def test_a_transformers_body_gets_a_head(tmp_path):
 
 
 def test_other_activations_of_transformers_are_refused(tmp_path):
-    """Transformers uses ``hidden_act`` in the stem and at the ends of blocks only, which resnetkit cannot express."""
+    """Transformers uses ``hidden_act`` only in the stem and at the ends of blocks."""
     config = transformers.ResNetConfig(**HUGGING_FACE["small"], hidden_act="silu")
     theirs = transformers.ResNetForImageClassification(config)
     theirs.save_pretrained(tmp_path / "hf")

@@ -163,7 +163,7 @@ def _prepare_images(
 
     Neither the network nor the images stay in memory while engines are measured.
     """
-    network = load(folder)
+    network = load_network(folder)
     _check_network(network, folder)
     card = network.card
     if data is None:
