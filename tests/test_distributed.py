@@ -40,8 +40,11 @@ from resnetkit.training import trainer as training
 from resnetkit.training.checkpoint import load_latest_checkpoint
 from resnetkit.training.sync_batch_norm import SyncBatchNorm2d, convert_sync_batchnorm
 from resnetkit.training.sync_batch_norm import disable_sync as norms_alone
-from test_resume import CHANCE, die, lines, sha
 
+from helpers.runs import STOCHASTIC_NETWORK as CHANCE
+from helpers.runs import die
+from helpers.runs import hash_model as sha
+from helpers.runs import read_metrics as lines
 from helpers.tiny import BASE
 
 HOW = ["--batch-size", 8, "--precision", "fp32", "--checkpoint-steps", 4]
@@ -508,7 +511,7 @@ def counting(folder):
 
         def spy(self, step, pixels, labels, which):
             with (folder / f"seen{os.environ['RANK']}").open("a") as file:
-                named = [(self.state.epoch, int(i), self.loaders["train"].images.names[i], int(y))
+                named = [(self.session.state.epoch, int(i), self.run.loaders["train"].images.names[i], int(y))
                          for i, y in zip(which, labels, strict=True)]  # fmt: skip
                 file.write("".join(json.dumps(row) + "\n" for row in named))
             return original(self, step, pixels, labels, which)

@@ -23,7 +23,8 @@ from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, ImageError, ResnetkitError, UsageError
 from resnetkit.images.decode import FORMATS, decode
 from resnetkit.serialization import from_json, from_toml, to_json, to_toml
-from resnetkit.training.recipe import MultiStep, Recipe, build_default_recipe, check_recipe
+from resnetkit.training.recipe import MultiStep, Recipe, build_default_recipe
+from resnetkit.training.recipe_limits import check_recipe
 from resnetkit.training.report import build_run_report
 from resnetkit.training.run_folder import Results, read_run
 from resnetkit.weights.dialects import TORCHVISION

@@ -20,7 +20,7 @@ from resnetkit.data.dataset import compute_fingerprint, find_leaks, split_datase
 from resnetkit.data.open import open_dataset
 from resnetkit.data.readers import parquet as copying
 from resnetkit.errors import DataError, ImageError, MachineError
-from resnetkit.training import trainer as training
+from resnetkit.training import batches as training
 from test_structure import WATCH
 
 NAMES = ("rose", "daisy", "tulip")

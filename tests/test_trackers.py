@@ -16,7 +16,12 @@ from resnetkit import files
 from resnetkit.errors import MachineError, ResnetkitInterrupt, ResnetkitWarning, TextError
 from resnetkit.training import trainer as training
 from resnetkit.training.trackers import client as trackers
-from test_resume import HOW, dies_at, flowers, killed, lines, same, sha  # noqa: F401
+
+from helpers.runs import SETTINGS as HOW
+from helpers.runs import hash_model as sha
+from helpers.runs import kill_at_call as dies_at
+from helpers.runs import read_metrics as lines
+from helpers.runs import train_and_kill as killed
 
 FAKE = """
 import json, os, pathlib, sys, time
@@ -64,11 +69,11 @@ def short(run):
 
 
 @pytest.fixture
-def plain(flowers, network, tmp_path):  # noqa: F811
+def plain(flowers, network, tmp_path):
     return rk.train(flowers, network, out=tmp_path / "plain", settings=HOW | {"epochs": 2})
 
 
-def test_a_tracker_is_told_every_step_and_epoch(flowers, network, tmp_path, wandb, plain):  # noqa: F811
+def test_a_tracker_is_told_every_step_and_epoch(flowers, network, tmp_path, wandb, plain):
     wandb()
     run = rk.train(flowers, network, out=tmp_path / "run", settings=HOW | {"epochs": 2}, track="wandb")
     assert short(run) == short(plain)
@@ -96,7 +101,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_t15_a_broken_tracker_costs_one_warning(flowers, network, tmp_path, wandb, plain, how, monkeypatch):  # noqa: F811
+def test_t15_a_broken_tracker_costs_one_warning(flowers, network, tmp_path, wandb, plain, how, monkeypatch):
     behaviour, why = BROKEN[how]
     wandb(**behaviour)
     monkeypatch.setattr(trackers, "_CLOSE_TIMEOUT", 0.7 if "hangs" in how else 20.0)
@@ -108,7 +113,7 @@ def test_t15_a_broken_tracker_costs_one_warning(flowers, network, tmp_path, wand
     assert short(run) == short(plain)
 
 
-def test_t15_a_tracker_that_does_not_read_is_left_alone(flowers, network, tmp_path, wandb, plain, monkeypatch):  # noqa: F811
+def test_t15_a_tracker_that_does_not_read_is_left_alone(flowers, network, tmp_path, wandb, plain, monkeypatch):
     wandb(start="time.sleep(600)")
     monkeypatch.setattr(trackers, "_MAX_PENDING_BYTES", 100)
     monkeypatch.setattr(trackers.os, "write", _full(os.write))
@@ -128,7 +133,7 @@ def _full(write):
     return act
 
 
-def test_t15_a_tracker_that_cannot_be_started(flowers, network, tmp_path, wandb, plain, monkeypatch):  # noqa: F811
+def test_t15_a_tracker_that_cannot_be_started(flowers, network, tmp_path, wandb, plain, monkeypatch):
     wandb()
     monkeypatch.setattr(trackers.sys, "executable", str(tmp_path / "none"))
     with pytest.warns(ResnetkitWarning, match="as it cannot be started: .*No such file or directory") as warned:
@@ -137,7 +142,7 @@ def test_t15_a_tracker_that_cannot_be_started(flowers, network, tmp_path, wandb,
     assert short(run) == short(plain)
 
 
-def test_a_resumed_run_goes_on_in_its_tracker(flowers, network, tmp_path, wandb, plain):  # noqa: F811
+def test_a_resumed_run_goes_on_in_its_tracker(flowers, network, tmp_path, wandb, plain):
     wandb()
     settings = HOW | {"epochs": 2, "trackers": ["wandb"]}
     killed(dies_at(training.Trainer, "train_step", 9), flowers, network, out=tmp_path / "run", settings=settings)
@@ -153,7 +158,7 @@ def test_a_resumed_run_goes_on_in_its_tracker(flowers, network, tmp_path, wandb,
     assert [step for step, values in after[1:-1] if "train/loss" in values] == [9, 10, 11, 12]
 
 
-def test_trackers_may_be_changed_when_a_run_is_resumed(flowers, network, tmp_path, wandb, plain):  # noqa: F811
+def test_trackers_may_be_changed_when_a_run_is_resumed(flowers, network, tmp_path, wandb, plain):
     wandb()
     killed(
         dies_at(training.Trainer, "train_step", 9), flowers, network, out=tmp_path / "run", settings=HOW | {"epochs": 2}
@@ -163,7 +168,7 @@ def test_trackers_may_be_changed_when_a_run_is_resumed(flowers, network, tmp_pat
     assert short(run) == short(plain)
 
 
-def test_a_tracker_hears_no_ctrl_c(flowers, network, tmp_path, wandb):  # noqa: F811
+def test_a_tracker_hears_no_ctrl_c(flowers, network, tmp_path, wandb):
     wandb()
     stops = iter([False] * 3 + [True] * 9)
     with pytest.raises(ResnetkitInterrupt):
@@ -171,7 +176,7 @@ def test_a_tracker_hears_no_ctrl_c(flowers, network, tmp_path, wandb):  # noqa: 
     assert told(tmp_path / "run")[-1] == "end"
 
 
-def test_a_run_that_leaves_nothing_leaves_no_tracker(flowers, network, tmp_path, wandb, monkeypatch):  # noqa: F811
+def test_a_run_that_leaves_nothing_leaves_no_tracker(flowers, network, tmp_path, wandb, monkeypatch):
     wandb()
     monkeypatch.setattr(training.Trainer, "train_step", _interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -187,7 +192,7 @@ def _interrupt(*_):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
-def test_a_missing_extra_is_one_line(flowers, network, tmp_path, monkeypatch, name, cli):  # noqa: F811
+def test_a_missing_extra_is_one_line(flowers, network, tmp_path, monkeypatch, name, cli):
     original = importlib.util.find_spec
     lost = trackers._PACKAGES[name][-1]
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == lost else original(package))
@@ -198,7 +203,7 @@ def test_a_missing_extra_is_one_line(flowers, network, tmp_path, monkeypatch, na
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_is_none(flowers, network, tmp_path, cli):  # noqa: F811
+def test_a_tracker_that_is_none(flowers, network, tmp_path, cli):
     with pytest.raises(TextError) as caught:
         rk.train(flowers, network, out=tmp_path / "run", track="wandb,tensorbord")
     assert 'tracker2: came "tensorbord"; allowed: one of tensorboard, mlflow, wandb (did you mean tensorboard?)' in str(
@@ -224,7 +229,7 @@ def test_a_tracker_gets_a_home_of_its_own_and_no_way_out(tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------------- the libraries, where present
 
 
-def real(name, flowers, network, tmp_path, monkeypatch):  # noqa: F811
+def real(name, flowers, network, tmp_path, monkeypatch):
     """A run that is killed and resumed under a tracker, and everything that was written outside of it."""
     if any(importlib.util.find_spec(package) is None for package in trackers._PACKAGES[name]):
         pytest.skip(f"{name} is not installed")
@@ -241,7 +246,7 @@ def real(name, flowers, network, tmp_path, monkeypatch):  # noqa: F811
     return tmp_path / "run" / "trackers" / name
 
 
-def test_tensorboard(flowers, network, tmp_path, monkeypatch):  # noqa: F811
+def test_tensorboard(flowers, network, tmp_path, monkeypatch):
     folder = real("tensorboard", flowers, network, tmp_path, monkeypatch)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -250,7 +255,7 @@ def test_tensorboard(flowers, network, tmp_path, monkeypatch):  # noqa: F811
     assert [event.step for event in found.Scalars("val/accuracy")] == [6, 12]
 
 
-def test_mlflow(flowers, network, tmp_path, monkeypatch):  # noqa: F811
+def test_mlflow(flowers, network, tmp_path, monkeypatch):
     folder = real("mlflow", flowers, network, tmp_path, monkeypatch)
     code = """
 import sys
@@ -265,7 +270,7 @@ print([m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
     assert done.stdout.splitlines()[-2:] == ["FINISHED run 2", str(list(range(1, 13)))]
 
 
-def test_wandb(flowers, network, tmp_path, monkeypatch):  # noqa: F811
+def test_wandb(flowers, network, tmp_path, monkeypatch):
     folder = real("wandb", flowers, network, tmp_path, monkeypatch)
     written = [path.name for path in folder.rglob("*.wandb")]
     assert len(written) == 2
@@ -275,7 +280,7 @@ def test_wandb(flowers, network, tmp_path, monkeypatch):  # noqa: F811
 # ----------------------------------------------------------------------------------------------- metrics.jsonl itself
 
 
-def test_t15_metrics_that_cannot_be_written_for_a_while_lose_nothing(flowers, network, tmp_path, plain, monkeypatch):  # noqa: F811
+def test_t15_metrics_that_cannot_be_written_for_a_while_lose_nothing(flowers, network, tmp_path, plain, monkeypatch):
     original, asked = files.write_at, []
 
     def put(path, data, offset=0):
@@ -295,7 +300,7 @@ def test_t15_metrics_that_cannot_be_written_for_a_while_lose_nothing(flowers, ne
     assert short(run) == short(plain)
 
 
-def test_t15_metrics_that_can_never_be_written_end_the_run(flowers, network, tmp_path, monkeypatch):  # noqa: F811
+def test_t15_metrics_that_can_never_be_written_end_the_run(flowers, network, tmp_path, monkeypatch):
     original = files.write_at
 
     def put(path, data, offset=0):

@@ -68,6 +68,12 @@ def pluralize(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
+def format_duration(seconds: float) -> str:
+    """Format a duration as minutes and seconds: ``1:05`` for 65 seconds."""
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes}:{remainder:02d}"
+
+
 _UNITS = " kMGTPE"
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _GAP = "  "

@@ -26,7 +26,7 @@ from resnetkit.commands.output import check_output_file, log, print_json, print_
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.errors import UsageError
 from resnetkit.serialization import to_data, to_toml
-from resnetkit.training.recipe import is_weights_file
+from resnetkit.training.resolve import is_weights_file
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from rich.text import Text
 
 from resnetkit.architecture.summary import format_summary_total
 from resnetkit.commands.output import log
+from resnetkit.formatting import format_duration
 from resnetkit.serialization import tag_of
+from resnetkit.training.events import EpochMetrics, PreparedRun, StepMetrics
 from resnetkit.training.recipe import EMA, NoMix, Recipe
-from resnetkit.training.run_folder import EpochMetrics, RunSetup, StepMetrics
 
 
 class LogProgress:
@@ -19,8 +20,8 @@ class LogProgress:
     def __init__(self) -> None:
         self.epochs = 0
 
-    def __call__(self, event: RunSetup | StepMetrics | EpochMetrics) -> None:
-        if isinstance(event, RunSetup):
+    def __call__(self, event: PreparedRun | StepMetrics | EpochMetrics) -> None:
+        if isinstance(event, PreparedRun):
             self.epochs = event.recipe.epochs
             log(format_run_header(event))
         elif isinstance(event, EpochMetrics):
@@ -47,8 +48,8 @@ class LiveProgress:
         )
         self.epochs = self.batch_size = 0
 
-    def __call__(self, event: RunSetup | StepMetrics | EpochMetrics) -> None:
-        if isinstance(event, RunSetup):
+    def __call__(self, event: PreparedRun | StepMetrics | EpochMetrics) -> None:
+        if isinstance(event, PreparedRun):
             self.epochs, self.batch_size = event.recipe.epochs, event.recipe.batch_size
             self.console.print(format_run_header(event), markup=False)
         elif isinstance(event, EpochMetrics):
@@ -81,7 +82,7 @@ class LiveProgress:
         self.live.stop()
 
 
-def format_run_header(event: RunSetup) -> str:
+def format_run_header(event: PreparedRun) -> str:
     """What is about to happen."""
     recipe, card = event.recipe, event.card
     splits = ", ".join(f"{len(dataset):,} {split}" for split, dataset in event.dataset.splits.items())
@@ -109,13 +110,13 @@ def _format_augmentation(recipe: Recipe) -> str:
     return f"{names}; ema of {recipe.ema.decay:g}" if isinstance(recipe.ema, EMA) else names
 
 
-def _format_processes(event: RunSetup) -> str:
+def _format_processes(event: PreparedRun) -> str:
     """Where there are several."""
     micro_batches = f" in {event.recipe.accumulate} parts" * (event.recipe.accumulate > 1)
     return f"; {event.world_size} processes" * (event.world_size > 1) + micro_batches
 
 
-def _format_input_change(event: RunSetup) -> str:
+def _format_input_change(event: PreparedRun) -> str:
     """That the network sees other images than its spec says, where it does."""
     original, current = event.spec_input, event.card.spec.input
     return f"; its input changed from {'x'.join(map(str, original))} to {'x'.join(map(str, current))}" * (
@@ -129,9 +130,3 @@ def format_epoch(event: EpochMetrics, epochs: int) -> str:
         f"epoch {event.epoch}/{epochs}  loss {event.loss:.3f}  train {event.accuracy:.2%}  "
         f"val {event.val_accuracy:.2%}  {event.images_per_second:,.0f} images/s  {format_duration(event.seconds)}"
     )
-
-
-def format_duration(seconds: float) -> str:
-    """1:05 for 65 seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

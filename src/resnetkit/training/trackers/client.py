@@ -17,14 +17,13 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from resnetkit.errors import ResnetkitWarning, missing_extra_error
 from resnetkit.serialization import to_data
-from resnetkit.training.recipe import Recipe
-from resnetkit.training.run_folder import EpochMetrics, EventCallback, RunSetup, StepMetrics
+from resnetkit.training.events import EpochMetrics, EventCallback, PreparedRun, StepMetrics
+from resnetkit.training.overrides import flatten_settings
 
 TRACKERS_FOLDER = "trackers"
 _PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "wandb": ("wandb",)}
@@ -64,7 +63,7 @@ def check_trackers_installed(names: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
-def track(prepared_run: RunSetup, global_step: int) -> Iterator[EventCallback]:
+def track(prepared_run: PreparedRun, global_step: int) -> Iterator[EventCallback]:
     """Something that watches a run, ``steps`` of which have been made, and tells its trackers; they end with it."""
     processes = [_TrackerProcess(name, prepared_run, global_step) for name in prepared_run.recipe.trackers]
     timeout = _CLOSE_TIMEOUT
@@ -93,8 +92,8 @@ class _EventForwarder:
     def __init__(self, processes: list[_TrackerProcess], global_step: int) -> None:
         self.processes, self.global_step = processes, global_step
 
-    def __call__(self, event: RunSetup | StepMetrics | EpochMetrics) -> None:
-        if isinstance(event, RunSetup):
+    def __call__(self, event: PreparedRun | StepMetrics | EpochMetrics) -> None:
+        if isinstance(event, PreparedRun):
             return
         if isinstance(event, StepMetrics):
             self.global_step += 1
@@ -118,7 +117,7 @@ def _extract_metrics(event: StepMetrics | EpochMetrics) -> dict[str, float]:
 class _TrackerProcess:
     """One tracker's process. Whatever happens to it, ``tell`` neither raises nor waits."""
 
-    def __init__(self, name: str, prepared_run: RunSetup, global_step: int) -> None:
+    def __init__(self, name: str, prepared_run: PreparedRun, global_step: int) -> None:
         self.name, self.pending, self.has_failed = name, b"", False
         self.folder = (prepared_run.out / TRACKERS_FOLDER / name).absolute()
         self.process: subprocess.Popen[bytes] | None = None
@@ -128,7 +127,7 @@ class _TrackerProcess:
             self._give_up(f"it cannot be started: {error}")
         header = {
             "name": prepared_run.out.absolute().name,
-            "settings": _flatten_recipe(prepared_run.recipe),
+            "settings": flatten_settings(to_data(prepared_run.recipe)),
             "step": global_step,
         }
         self.send_line(json.dumps(header))
@@ -209,15 +208,3 @@ def _build_environment(home: Path) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_REMOVED_PREFIXES)}
     python_path = os.pathsep.join(entry for entry in sys.path if entry)
     return {**inherited, **dict.fromkeys(_HOME_VARIABLES, str(home)), **_FIXED_VARIABLES, "PYTHONPATH": python_path}
-
-
-def _flatten_recipe(recipe: Recipe) -> dict[str, str]:
-    return dict(_flatten(to_data(recipe)))
-
-
-def _flatten(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value if isinstance(value, str) else json.dumps(value)
