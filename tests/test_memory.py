@@ -146,7 +146,7 @@ def test_out_of_memory_at_the_first_step_leaves_nothing(flowers, network, tmp_pa
 
 
 def test_out_of_memory_although_the_batch_fits(flowers, network, tmp_path, monkeypatch):
-    """Another program had taken the memory, or validation did: the step that is tried out, a real one, succeeds."""
+    """Another program had taken the memory, or validation did; the real step that is tried succeeds."""
 
     def count_predictions(*args):
         raise ERRORS[0]

@@ -250,7 +250,7 @@ def test_a_failed_checkpoint_is_a_warning_and_training_continues(
         run = rk.train(flowers, stochastic_network, out=tmp_path / "run", settings=SETTINGS)
     failure = "a checkpoint could not be written (cannot write: No space left on device)"
     last = f"{failure}; the last one is step-00000006; training continues"
-    assert [str(w.message) for w in warned] == [f"{failure}; there is no other; training continues", last, last]
+    assert [str(w.message) for w in warned] == [f"{failure}; no other exists; training continues", last, last]
     assert_same_run(run, whole_run)
 
 

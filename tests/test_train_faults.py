@@ -171,8 +171,8 @@ def test_accuracy_on_val_is_called_optimistic(tmp_path, pictures, network):
     data = pictures("d/train", ["a", "b"], 20).parent
     run = rk.train(data, network, out=tmp_path / "run", settings=SETTINGS)
     assert run.evaluation.split == "val"
-    assert run.card.metrics[0].source.endswith("; val also chose the epoch, so this accuracy is optimistic")
-    assert "val also chose the epoch, so this accuracy is optimistic" in (run.path / "report.html").read_text()
+    assert run.card.metrics[0].source.endswith("; val also chose the epoch, so this accuracy is likely too high")
+    assert "val also chose the epoch, so this accuracy is likely too high" in (run.path / "report.html").read_text()
 
 
 def test_a_run_that_cannot_start_leaves_nothing(flowers, network, tmp_path, monkeypatch):
@@ -238,7 +238,7 @@ def test_duplicates_across_splits_are_one_note(tmp_path, pictures, network):
     assert (str(root / "train" / "a" / "0.png"), str(root / "val" / "a" / "0.png")) in pairs
     run = rk.train(root, network, out=tmp_path / "run", settings=SETTINGS | {"epochs": 1})
     (note,) = run.results.notes
-    assert note.startswith("6 images of one split are also in another, so the accuracy is optimistic: ")
+    assert note.startswith("6 images of one split are also in another, so the accuracy is likely too high: ")
     assert "6 images of one split are also in another" in (run.path / "report.html").read_text()
 
 

@@ -108,7 +108,7 @@ def apply_transforms(
     *,
     workers: int,
 ) -> Tensor:
-    """Apply every transform to every image of a batch; the result does not depend on the number of workers.
+    """Apply every transform to every image of a batch, the same for any number of workers.
 
     Args:
         pixels: The images (N, H, W, C), 8 bits.

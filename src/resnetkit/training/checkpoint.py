@@ -1,8 +1,8 @@
 """Checkpoint files: folders that are written whole or not at all, and read only if every byte is intact.
 
-``RUN/state/step-00001234`` holds ``model.safetensors``, ``best.safetensors`` (the model of the best epoch so far),
-``training.safetensors`` (the optimizer's state as ``momentum_buffer/PATH``, the average of the model as ``ema/PATH``,
-random states as ``random/...``) and ``state.json``. ``manifest.json`` is written last: the size and SHA-256 of each.
+``RUN/state/step-00001234`` holds ``model.safetensors``, ``best.safetensors``, ``training.safetensors`` and ``state.json``.
+``best`` is the model of the best epoch so far. ``training`` has the optimizer's state as ``momentum_buffer/PATH``, the
+average of the model as ``ema/PATH``, and random states as ``random/...``. ``manifest.json`` is written last: the size and SHA-256 of each.
 ``RUN/state/latest`` names the newest checkpoint.
 """
 
@@ -63,7 +63,7 @@ def format_name(global_step: int) -> str:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint and mark it as the latest; raises `MachineError` and leaves the others as they were.
+    """Write a checkpoint and mark it as the latest; raises `MachineError` and keeps the others.
 
     Args:
         folder: The state folder of the run.

@@ -77,7 +77,7 @@ class CheckpointManager:
             what = f"{self.failures} checkpoints in a row could not be written: {error.what}"
             fix = f"free some space; then {format_resume_command(self.folder.parent)}"
             raise MachineError(what, where=error.where, fix=fix) from error
-        fallback_note = f"the last one is {self.latest}" if self.latest else "there is no other"
+        fallback_note = f"the last one is {self.latest}" if self.latest else "no other exists"
         message = f"a checkpoint could not be written ({error.what}); {fallback_note}; training continues"
         warnings.warn(message, ResnetkitWarning, stacklevel=2)
 
@@ -100,7 +100,9 @@ def get_optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[st
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Restore the optimizer's state. Tensors get their parameter's memory layout, as sums can depend on the order.
+    """Restore the optimizer's state.
+
+    Tensors get the memory layout of their parameter, as sums can depend on the order.
 
     Args:
         optimizer: The optimizer.
@@ -116,7 +118,7 @@ def load_optimizer_state(
 
 
 def get_rng_states() -> Tensors:
-    """Return the states of torch's generators. Every step seeds them, so no number depends on these states."""
+    """Return the states of torch's generators; as every step seeds them, no number depends on them."""
     states = {f"{RNG_PREFIX}/cpu": torch.get_rng_state()}
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return states | {f"{RNG_PREFIX}/cuda{i}": state for i, state in enumerate(cuda_states)}

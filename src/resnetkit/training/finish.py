@@ -36,7 +36,7 @@ from resnetkit.training.validation import evaluate_split
 
 
 def finish_run(session: TrainSession, stop_reason: str) -> Run:
-    """Evaluate the best model on ``test`` (``val`` if the data has no such split) and finish the run folder.
+    """Evaluate the best model on ``test``, or on ``val`` without it, and finish the run folder.
 
     Args:
         session: The session, whose validation model has the best weights.

@@ -156,7 +156,7 @@ def get_peak_memory(device: torch.device) -> int:
 
 
 def build_out_of_memory_error(error: BaseException, run: PreparedRun, can_resume: bool) -> MachineError:
-    """Build the error that suggests a batch size which was tried out. The network cannot be used afterwards.
+    """Build the error that suggests a batch size which works; the network cannot be used afterwards.
 
     Args:
         error: The error of the step that failed.

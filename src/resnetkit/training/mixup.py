@@ -47,7 +47,7 @@ def _choose_mix(mix: MixUp | CutMix | MixUpOrCutMix, rng: np.random.Generator) -
 
 
 def _paste_box(inputs: Tensor, partner_inputs: Tensor, lam: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-    """Paste the same box of every partner, clipped at the edge; return the area left (section 3.1 of the paper)."""
+    """Paste a box of every partner, clipped at the edge; return the area left (paper, section 3.1)."""
     height, width = inputs.shape[2:]
     half = 0.5 * (1 - lam) ** 0.5
     row, column = rng.integers(height), rng.integers(width)

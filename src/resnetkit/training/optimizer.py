@@ -172,7 +172,7 @@ def _list_gradients(model: nn.Module) -> list[Tensor]:
 
 
 def _iter_norm_statistics(model: nn.Module) -> Iterator[Tensor]:
-    """Iterate over the statistics that each process has updated by itself; synchronized norms are the same in all."""
+    """Iterate over norm statistics that each process updates by itself; synchronized norms are equal."""
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d) and norm.training and not isinstance(norm, SyncBatchNorm2d):
             yield from (buffer for buffer in norm.buffers() if buffer.is_floating_point())

@@ -1,7 +1,7 @@
 """The recipe: everything that decides how a network is trained, and its defaults.
 
-``run.toml`` in a run folder holds a recipe. ``--config``, ``--set`` and the options of ``train`` edit it. ``RENAMED_KEYS``
-maps keys in files of earlier versions to the keys of today.
+``run.toml`` in a run folder holds a recipe. ``--config``, ``--set`` and the options of ``train`` edit it.
+``RENAMED_KEYS`` maps keys in files of earlier versions to the keys of today.
 
 This module imports no torch.
 """
@@ -55,7 +55,7 @@ class Triangle:
 
 @dataclass(frozen=True, slots=True)
 class MultiStep:
-    """Multiply the learning rate by ``gamma`` at each milestone (in epochs), after ``warmup`` epochs of linear warm-up."""
+    """Linear warm-up over ``warmup`` epochs; each milestone (in epochs) multiplies the learning rate by ``gamma``."""
 
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"at": "milestones", "factor": "gamma"}
 
@@ -76,7 +76,7 @@ class PadCrop:
 
 @dataclass(frozen=True, slots=True)
 class RandomResizedCrop:
-    """Crop at least the fraction ``min_scale`` of the image's area, resize, and flip half of the images horizontally."""
+    """Crop at least the fraction ``min_scale`` of the area, resize, and flip half of the images horizontally."""
 
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"area": "min_scale"}
 

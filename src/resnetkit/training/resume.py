@@ -67,7 +67,7 @@ def resume_run(
     workers: int | None = None,
     **options: Any,
 ) -> PreparedRun:
-    """Prepare an unfinished run to be resumed from its newest intact checkpoint, or from the start if it has none.
+    """Prepare an unfinished run, from its newest intact checkpoint or from the start if it has none.
 
     Args:
         run_folder: The folder of the run.
@@ -172,7 +172,7 @@ def _read_card(path: Path, recipe: Recipe) -> Card:
 
 
 def _load_checkpoint(run: PreparedRun, dist: ProcessGroup) -> Checkpoint | None:
-    """Load the newest intact checkpoint in one process, as not all may see the same files at the same moment."""
+    """Load the newest intact checkpoint in one process, as others may not see the same files yet."""
     checkpoint: Checkpoint | None = None
 
     def load_on_main() -> Any:
@@ -198,7 +198,7 @@ def _check_checkpoint(plan: Plan, metrics_path: Path, checkpoint: Checkpoint) ->
 
 def _format_position(checkpoint: Checkpoint | None) -> str:
     if checkpoint is None:
-        return "resuming from the start: there is no checkpoint"
+        return "resuming from the start, as no checkpoint exists"
     return f"resuming after step {checkpoint.state.step} of epoch {checkpoint.state.epoch}"
 
 

@@ -1,7 +1,7 @@
 """The run folder: create it, describe it, read it, remove it.
 
-A run folder holds ``run.toml`` (the recipe), ``network.toml`` (a network that is not in the catalog),
-``environment.json``, ``metrics.jsonl`` (a line for each step and each epoch) and ``trackers/``. Until the run has
+A run folder holds ``run.toml`` (the recipe), ``environment.json`` and ``metrics.jsonl`` (a line for each step and epoch).
+``network.toml`` is added for a network that is not in the catalog, ``trackers/`` if there are trackers. Until the run has
 finished it also holds ``state/`` (checkpoints). A finished run has ``model/`` (a model folder: the epoch that was best
 on ``val``), ``results.json`` and ``report.html``, which is built from the other files.
 
@@ -34,7 +34,7 @@ RECIPE_FILE, NETWORK_FILE = "run.toml", "network.toml"
 METRICS_FILE, ENVIRONMENT_FILE, REPORT_FILE = "metrics.jsonl", "environment.json", "report.html"
 RESULTS_FILE, STATE_FOLDER = "results.json", "state"
 THUMBNAILS_PER_GROUP = 24  # images in the report: of the mistakes, and of the least confident predictions
-VAL_BIAS_NOTE = "val also chose the epoch, so this accuracy is optimistic"
+VAL_BIAS_NOTE = "val also chose the epoch, so this accuracy is likely too high"
 _MAX_CHARS = 256 * 2**20
 _STEP_PREFIX = '{"kind": "step"'
 
@@ -227,7 +227,7 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         UsageError: the folder holds no run, or an unfinished one.
-        WeightsError: a file of the run is damaged.
+        WeightsError: a file of the run is damaged; found as a TextError.
     """
     path = Path(folder)
     check_run_folder(path)

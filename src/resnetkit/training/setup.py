@@ -62,7 +62,7 @@ def prepare_run(
     workers: int | None = None,
     **options: Any,
 ) -> PreparedRun:
-    """Prepare a new run: open the data, resolve the recipe, build the network, create the folder, load the images.
+    """Prepare a new run: data, recipe, network, run folder, images.
 
     Args:
         data: The data.
@@ -193,7 +193,7 @@ def _build_card(dataset: Dataset, recipe: Recipe, source_card: Card) -> Card:
 
 
 def _build_network(recipe: Recipe, card: Card, base: NetworkModule | None) -> NetworkModule:
-    """Build the network with its first weights. When fine-tuning, the classifier is new unless classes are equal."""
+    """Build the network with its first weights; fine-tuning keeps the classifier if classes are equal."""
     if base is not None:
         reinit_prefix = "" if _has_same_classes(base.card, card) else "head.linear."
         return transfer(base, card, reinit_prefix=reinit_prefix, seed=recipe.seed)
@@ -289,7 +289,7 @@ def _describe_splits(splits: Dataset) -> Iterator[str]:
     if pairs := find_leaks(splits):
         count = f"{pluralize(len(pairs), 'image')} of one split {'is' if len(pairs) == 1 else 'are'} also in another"
         examples = join_names([f"{a} = {b}" for a, b in pairs], 1)
-        yield f"{count}, so the accuracy is optimistic: {examples}"
+        yield f"{count}, so the accuracy is likely too high: {examples}"
 
 
 def _describe_fine_tuning(recipe: Recipe, base: NetworkModule | None, card: Card) -> Iterator[str]:
@@ -309,11 +309,11 @@ def _describe_fine_tuning(recipe: Recipe, base: NetworkModule | None, card: Card
     if base.card.training and card.training and _may_overlap(base.card.training, card.training):
         yield (
             f"{name} was trained on {base.card.training.data} with other images held out; it may have seen the images "
-            "held out now, so the accuracy is optimistic"
+            "held out now, so the accuracy is likely too high"
         )
 
 
 def _may_overlap(previous: TrainingInfo, current: TrainingInfo) -> bool:
-    """Return whether the previous training may have used the held-out images: the same data, split differently."""
+    """Return whether previous training may have used the held-out images: same data, another split."""
     is_same_data = previous.data == current.data or previous.fingerprint == current.fingerprint
     return is_same_data and (previous.fingerprint, previous.split_seed) != (current.fingerprint, current.split_seed)

@@ -142,7 +142,7 @@ def read_state(path: Path) -> TrainState:
     """Read a state from its file.
 
     Raises:
-        WeightsError: the file is damaged, or contradicts itself.
+        WeightsError: the file is damaged, or contradicts itself; found as a TextError.
     """
     try:
         data = parse_json(read_text(path, "this file", _MAX_CHARS), path.name, _MAX_CHARS)

@@ -59,7 +59,7 @@ class _SyncNormFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of Ioffe and Szegedy (arXiv 1502.03167), section 3, with means over all processes."""
+        """Compute the gradients of arXiv 1502.03167, section 3, with means over all processes."""
         normalized, weight, inv_std, count = ctx.saved_tensors
         grad_y, dims = grad_outputs[0].float(), (0, 2, 3)
         grad_bias, grad_weight = grad_y.sum(dims), (grad_y * normalized).sum(dims)
