@@ -251,7 +251,7 @@ def test_numbers_that_do_not_fit_a_step(place, cli):
     said = several(place / "small", 3, "train", place / "flowers", "--model", place / "plain.toml", "--out", place / "no",
                    "--batch-size", 8, "--accumulate", 2)  # fmt: skip
     assert said == [
-        (2, "", "error: a step of 8 pictures is too small for 3 processes and 2 parts in each: two pictures each, at least\n"
+        (2, "", "error: batch_size 8 is too small for 3 processes with 2 micro-batches each: at least two images each are needed\n"
                 "where: batch_size\nfix: --batch-size 12 or more\n"
                 f"on: process 0 of 0 to 2, on {socket.gethostname()}\n"),
         (2, "", ""), (2, "", ""),
@@ -556,7 +556,7 @@ def test_t06_another_number_of_processes_has_to_be_meant(place):
     said = several(place / "g", 1, "train", "--resume", place / "fewer")
     assert said[0][0] == 2
     assert said[0][2].splitlines()[:2] == [
-        "error: the run was begun otherwise, so that its result would be that of neither",
+        "error: settings differ from those the run was started with",
         "where: processes: 2 -> 1",
     ]
 

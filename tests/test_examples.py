@@ -40,7 +40,7 @@ def test_five_commands_from_a_folder_to_a_page(tmp_path, monkeypatch, capsys):
     assert "200 pictures in 2 classes; " in told
     assert "nothing was found that is wrong" in told
     assert re.search(r"test: \d+ of 40 right, [\d.]+% \(95% interval ", told)
-    assert "The least sure answers" in (out / "report.html").read_text()
+    assert "The least confident predictions" in (out / "report.html").read_text()
 
 
 def reports_in(text):

@@ -82,21 +82,24 @@ def train(
         DataError: the data cannot be trained on.
         MachineError: memory, disk or device are missing.
     """
-    unknown = next((name for name in options if name not in TRAIN_OPTION_NAMES), None)
-    if unknown:
-        raise TypeError(f"train has no option called {unknown!r}; {suggest_fix(unknown, TRAIN_OPTION_NAMES)}")
+    _check_option_names(options)
     check_new_or_resume(data, out, resume)
     if resume is None and _is_restarted_run(out, dist):
         out, resume = None, out
-    given = (data, model, settings, *options.values())
     shared: dict[str, Any] = {"device": device, "on_progress": on_progress, "workers": workers, "dist": dist, **options}
     if resume is None:
         run = prepare_run(data or "", model, settings or {}, out=out, **shared)
     elif dist.run_on_main(lambda: is_already_finished(resume)):
-        return _return_finished_run(resume, given, dist)
+        return _return_finished_run(resume, (data, model, settings, *options.values()), dist)
     else:
         run = resume_run(resume, data, model, settings or {}, override=override, **shared)
     return _train_run(run, on_event, stop, dist)
+
+
+def _check_option_names(options: Mapping[str, Any]) -> None:
+    unknown = next((name for name in options if name not in TRAIN_OPTION_NAMES), None)
+    if unknown:
+        raise TypeError(f"train has no option called {unknown!r}; {suggest_fix(unknown, TRAIN_OPTION_NAMES)}")
 
 
 def _is_restarted_run(out: str | Path | None, dist: ProcessGroup) -> bool:
