@@ -295,7 +295,7 @@ def test_t15_metrics_that_cannot_be_written_for_a_while_lose_nothing(flowers, ne
         warnings.simplefilter("always")
         run = rk.train(flowers, network, out=tmp_path / "run", settings=HOW | {"epochs": 2})
     assert [str(warning.message) for warning in warned] == [
-        "a checkpoint could not be written (cannot write: No space left on device); there is none yet, and training goes on"
+        "a checkpoint could not be written (cannot write: No space left on device); no other exists; training continues"
     ]
     assert short(run) == short(plain)
 
