@@ -105,9 +105,7 @@ def spec_text():
 
 def recipe_text():
     recipe = build_default_recipe("flowers/", "resnet18", 224, 500)
-    return to_toml(
-        Recipe(**{**{f: getattr(recipe, f) for f in recipe.__dataclass_fields__}, "schedule": MultiStep((3.0, 7.5))})
-    )
+    return to_toml(replace(recipe, schedule=MultiStep((3.0, 7.5))))
 
 
 TEXTS = {
