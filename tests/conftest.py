@@ -14,6 +14,8 @@ from resnetkit.serialization import to_toml
 
 from helpers.tiny import BASE
 
+pytest_plugins = ["helpers.run_fixtures"]
+
 torch.set_num_threads(1)
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("quick")

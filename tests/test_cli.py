@@ -248,7 +248,7 @@ INVALID_COMMANDS = {
     "train digits --model resnet2O": (2, "error: there is no network called 'resnet2O'"),
     "train digits --set schedule.warmpu=1": (
         2,
-        "error: what is set does not describe a recipe: 1 fault\nwhere: schedule",
+        "error: this configuration does not describe a recipe: 1 fault\nwhere: schedule",
     ),
     "train digits --config none.toml": (2, "error: this config cannot be read: No such file or directory"),
     "train digits --device gpu": (2, "error: unknown device 'gpu'"),

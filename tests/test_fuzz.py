@@ -23,7 +23,8 @@ from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, ImageError, ResnetkitError, UsageError
 from resnetkit.images.decode import FORMATS, decode
 from resnetkit.serialization import from_json, from_toml, to_json, to_toml
-from resnetkit.training.recipe import MultiStep, Recipe, build_default_recipe, check_recipe
+from resnetkit.training.recipe import MultiStep, Recipe, build_default_recipe
+from resnetkit.training.recipe_limits import check_recipe
 from resnetkit.training.report import build_run_report
 from resnetkit.training.run_folder import Results, read_run
 from resnetkit.weights.dialects import TORCHVISION
@@ -103,9 +104,7 @@ def spec_text():
 
 def recipe_text():
     recipe = build_default_recipe("flowers/", "resnet18", 224, 500)
-    return to_toml(
-        Recipe(**{**{f: getattr(recipe, f) for f in recipe.__dataclass_fields__}, "schedule": MultiStep((3.0, 7.5))})
-    )
+    return to_toml(replace(recipe, schedule=MultiStep((3.0, 7.5))))
 
 
 TEXTS = {

@@ -21,9 +21,10 @@ from resnetkit.html import charts, svg
 from resnetkit.html import page as html
 from resnetkit.images.prepare import encode_thumbnail
 from resnetkit.optimization.report import get_model_name, render_optimize_report
+from resnetkit.training.events import EpochMetrics
 from resnetkit.training.recipe import Recipe
 from resnetkit.training.report import build_run_report, compute_sign_test
-from resnetkit.training.run_folder import EpochMetrics, Results, Run, Thumbnail
+from resnetkit.training.run_folder import Results, Run, Thumbnail
 
 from helpers.tiny import BASE
 

@@ -400,7 +400,9 @@ def test_run_is_not_written_into_the_data(pictures, tmp_path, cli, monkeypatch):
     monkeypatch.chdir(root)
     code, out, err = cli("train", ".", "--model", "resnet20", "--epochs", 1)
     assert (code, out) == (2, "")
-    assert err.startswith("error: the run would be written into the data\nwhere: runs/data-resnet20-1\nfix: --out ")
+    assert err.startswith(
+        "error: the run folder is inside the data\nwhere: runs/data-resnet20-1\nfix: name a folder elsewhere: --out\n"
+    )
     assert sorted(path.name for path in root.iterdir()) == ["a", "b"]
 
 

@@ -146,6 +146,12 @@ def limit_lines(lines: Sequence[str], limit: int, total: int = 0) -> list[str]:
     return [*lines[:limit], *([f"... and {n_more:,} more"] if n_more > 0 else [])]
 
 
+def format_duration(seconds: float) -> str:
+    """Format a duration as minutes and seconds: ``1:05`` for 65 seconds."""
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes}:{remainder:02d}"
+
+
 def _drop_columns(table: Table, headings: Sequence[str], width: int) -> Table:
     for heading in headings:
         if _measure_table(table) > width and heading in table[0]:

@@ -75,7 +75,7 @@ def kill_at_step(count):
 
 
 def fork(work):
-    """Start ``work`` in a forked process: (its id, a file with its traceback). Its exit code is 1 if work returns."""
+    """Fork a process: (its id, a file with its traceback). It exits with 1 if ``work`` returns."""
     output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - the caller reads it
     child = os.fork()
     if not child:

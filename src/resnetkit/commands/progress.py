@@ -8,10 +8,10 @@ from rich.text import Text
 
 from resnetkit.architecture.summary import format_summary_total
 from resnetkit.commands.output import log
-from resnetkit.formatting import pluralize
+from resnetkit.formatting import format_duration, pluralize
 from resnetkit.serialization import tag_of
+from resnetkit.training.events import EpochMetrics, PreparedRun, StepMetrics
 from resnetkit.training.recipe import EMA, NoMix, Recipe
-from resnetkit.training.run_folder import EpochMetrics, RunSetup, StepMetrics
 
 _RESUME_EXACT = "exact, bit for bit, on this kind of processor with these versions and threads"
 _RESUME_APPROXIMATE = "from the last checkpoint; bit for bit on a CPU only"
@@ -23,8 +23,8 @@ class LogProgress:
     def __init__(self) -> None:
         self.epochs = 0
 
-    def __call__(self, event: RunSetup | StepMetrics | EpochMetrics) -> None:
-        if isinstance(event, RunSetup):
+    def __call__(self, event: PreparedRun | StepMetrics | EpochMetrics) -> None:
+        if isinstance(event, PreparedRun):
             self.epochs = event.recipe.epochs
             log(format_run_header(event))
         elif isinstance(event, EpochMetrics):
@@ -52,8 +52,8 @@ class LiveProgress:
         )
         self.epochs = self.batch_size = 0
 
-    def __call__(self, event: RunSetup | StepMetrics | EpochMetrics) -> None:
-        if isinstance(event, RunSetup):
+    def __call__(self, event: PreparedRun | StepMetrics | EpochMetrics) -> None:
+        if isinstance(event, PreparedRun):
             self.epochs, self.batch_size = event.recipe.epochs, event.recipe.batch_size
             self.console.print(format_run_header(event), markup=False)
         elif isinstance(event, EpochMetrics):
@@ -92,7 +92,7 @@ class LiveProgress:
         self.live.stop()
 
 
-def format_run_header(event: RunSetup) -> str:
+def format_run_header(event: PreparedRun) -> str:
     """Format the data, model, recipe, device and memory of a run, and how exactly it resumes."""
     recipe, card = event.recipe, event.card
     splits = ", ".join(f"{len(dataset):,} {split}" for split, dataset in event.dataset.splits.items())
@@ -115,13 +115,13 @@ def _format_augmentation(recipe: Recipe) -> str:
     return f"{names}; ema of {recipe.ema.decay:g}" if isinstance(recipe.ema, EMA) else names
 
 
-def _format_processes(event: RunSetup) -> str:
+def _format_processes(event: PreparedRun) -> str:
     processes = f"; {event.world_size} processes" if event.world_size > 1 else ""
     micro_batches = f" in {event.recipe.accumulate} micro-batches" if event.recipe.accumulate > 1 else ""
     return processes + micro_batches
 
 
-def _format_input_change(event: RunSetup) -> str:
+def _format_input_change(event: PreparedRun) -> str:
     """Format how the input differs from the one that the spec gives, if it does."""
     original, current = ("x".join(map(str, size)) for size in (event.spec_input, event.card.spec.input))
     return f"; its input changed from {original} to {current}" if original != current else ""
@@ -138,9 +138,3 @@ def format_epoch(event: EpochMetrics, epochs: int) -> str:
         f"epoch {event.epoch}/{epochs}  loss {event.loss:.3f}  train {event.accuracy:.2%}  "
         f"val {event.val_accuracy:.2%}  {event.images_per_second:,.0f} images/s  {format_duration(event.seconds)}"
     )
-
-
-def format_duration(seconds: float) -> str:
-    """Format seconds as minutes and seconds: ``1:05`` for 65."""
-    minutes, remaining_seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{remaining_seconds:02d}"

@@ -22,7 +22,8 @@ from resnetkit.runtime.distributed import ProcessGroup, read_launch_info
 from resnetkit.runtime.signals import SignalHandler, handle_signals
 from resnetkit.serialization import merge
 from resnetkit.training.overrides import merge_options, parse_settings, read_config_file
-from resnetkit.training.recipe import edit_recipe, resolve_model_name, resolve_recipe
+from resnetkit.training.recipe_limits import edit_recipe
+from resnetkit.training.resolve import resolve_model_name, resolve_recipe
 from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, resolve_model
 
 if TYPE_CHECKING:

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from resnetkit.errors import ResnetkitWarning, missing_extra_error
 from resnetkit.runtime.deadline import Deadline
 from resnetkit.runtime.worker_process import WorkerProcess
 from resnetkit.serialization import to_data
-from resnetkit.training.run_folder import EpochMetrics, EventCallback, RunSetup, StepMetrics
+from resnetkit.training.events import EpochMetrics, EventCallback, PreparedRun, StepMetrics
+from resnetkit.training.overrides import flatten_settings
 
 TRACKERS_FOLDER = "trackers"
 WORKER_MODULE = "resnetkit.training.trackers.worker"
@@ -61,7 +60,7 @@ def check_trackers_installed(names: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
-def track(prepared_run: RunSetup, global_step: int) -> Iterator[EventCallback]:
+def track(prepared_run: PreparedRun, global_step: int) -> Iterator[EventCallback]:
     """Start the trackers of a run, yield a callback that sends them events, and close them.
 
     Args:
@@ -71,9 +70,9 @@ def track(prepared_run: RunSetup, global_step: int) -> Iterator[EventCallback]:
     trackers = [_TrackerProcess(name, prepared_run, global_step) for name in prepared_run.recipe.trackers]
     step, timeout = global_step, CLOSE_TIMEOUT
 
-    def send_event(event: RunSetup | StepMetrics | EpochMetrics) -> None:
+    def send_event(event: PreparedRun | StepMetrics | EpochMetrics) -> None:
         nonlocal step
-        if isinstance(event, RunSetup):
+        if isinstance(event, PreparedRun):
             return
         step += isinstance(event, StepMetrics)
         for tracker in trackers:
@@ -106,10 +105,10 @@ def _extract_metrics(event: StepMetrics | EpochMetrics) -> dict[str, float]:
 class _TrackerProcess:
     """The process of one tracker; its failure is one warning, and `send` neither raises nor waits for it."""
 
-    def __init__(self, name: str, prepared_run: RunSetup, global_step: int) -> None:
+    def __init__(self, name: str, prepared_run: PreparedRun, global_step: int) -> None:
         self.name, self.process = name, None
         folder = (prepared_run.out / TRACKERS_FOLDER / name).absolute()
-        settings = dict(_flatten(to_data(prepared_run.recipe)))
+        settings = flatten_settings(to_data(prepared_run.recipe))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             args, log = [name, str(folder)], folder / "log.txt"
@@ -162,12 +161,3 @@ def build_environment(home: Path) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_REMOVED_PREFIXES)}
     python_path = os.pathsep.join(entry for entry in sys.path if entry)
     return {**inherited, **dict.fromkeys(HOME_VARIABLES, str(home)), **_FIXED_VARIABLES, "PYTHONPATH": python_path}
-
-
-def _flatten(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted path, value as text)."""
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value if isinstance(value, str) else json.dumps(value)
