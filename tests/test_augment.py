@@ -331,7 +331,9 @@ def test_stochastic_depth_of_a_run(pictures, network, tmp_path):
     with pytest.raises(SpecError) as caught:
         plain = rk.spec("plain34")
         rk.train(flowers, write_spec(tmp_path, plain), out=tmp_path / "plain", settings=settings)
-    assert "stochastic_depth: came 0.3; allowed: 0: a block without a shortcut has nothing else" in str(caught.value)
+    assert "stochastic_depth: got 0.3; allowed: 0, because a block without a shortcut has only its branch" in str(
+        caught.value
+    )
 
 
 def write_spec(folder, spec):

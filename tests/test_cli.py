@@ -182,7 +182,7 @@ INVALID_COMMANDS = {
         2,
         "error: missing: MODEL\nwhere: resnetkit explain\nfix: resnetkit explain --help\n",
     ),
-    "explain resnet5O": (2, "error: there is no network called 'resnet5O'\nwhere: model\nfix: did you mean resnet50?"),
+    "explain resnet5O": (2, "error: unknown network 'resnet5O'\nwhere: model\nfix: did you mean resnet50?"),
     "explain resnet50 --wyh x": (
         2,
         "error: unknown option: --wyh\nwhere: resnetkit explain\nfix: did you mean --why?",
@@ -226,13 +226,13 @@ INVALID_COMMANDS = {
         2,
         "error: the folder of the output file does not exist\nwhere: nowhere\nfix: create it first\n",
     ),
-    "explain runs/nothing": (2, "error: there is no such file or folder\nwhere: runs/nothing\nfix: name a catalogue"),
-    "explain resnet50 --depth 9": (2, "error: there is no depth 9\nwhere: depth\nfix: 1 stages, 2 blocks"),
+    "explain runs/nothing": (2, "error: no such file or folder\nwhere: runs/nothing\nfix: use a name of the catalog"),
+    "explain resnet50 --depth 9": (2, "error: depth 9 does not exist\nwhere: depth\nfix: 1 stages, 2 blocks"),
     "explain resnet50 --size 1 2 3": (
         2,
         "error: --size takes one side, or height and width; got 3 numbers\nwhere: --size\nfix: --size 224",
     ),
-    "explain resnet50 --size 0": (2, "error: this network cannot be built: 2 faults\nwhere: input.height: came 0"),
+    "explain resnet50 --size 0": (2, "error: this network cannot be built: 2 faults\nwhere: input.height: got 0"),
     "explain resnet50 --why stage9": (2, "error: this network has no such path\nwhere: stage9\nfix: try stage"),
     "explain none.toml": (2, "error: this network cannot be read: No such file or directory\nwhere: none.toml"),
     "explain resnet50 --picture x.png": (
@@ -245,7 +245,7 @@ INVALID_COMMANDS = {
         "error: the folder does not exist\nwhere: nowhere\nfix: pass a folder with one folder of images per class",
     ),
     "train diggits": (2, "error: the folder does not exist\nwhere: diggits\nfix: did you mean digits?"),
-    "train digits --model resnet2O": (2, "error: there is no network called 'resnet2O'"),
+    "train digits --model resnet2O": (2, "error: unknown network 'resnet2O'"),
     "train digits --set schedule.warmpu=1": (
         2,
         "error: this configuration does not describe a recipe: 1 fault\nwhere: schedule",
@@ -298,16 +298,16 @@ def test_options_are_accepted_in_any_order(arguments, cli):
 
 def test_argument_after_two_dashes_is_not_an_option(cli):
     code, _, err = cli("explain", "--", "--json")
-    assert (code, err.splitlines()[0]) == (2, "error: there is no network called '--json'")
+    assert (code, err.splitlines()[0]) == (2, "error: unknown network '--json'")
 
 
 def test_config_with_unknown_keys(cli, tmp_path):
     (tmp_path / "run.toml").write_text("epoch = 3\n[optimizer]\nlearning_rate = 1\n")
     code, _, err = cli("train", "digits", "--config", tmp_path / "run.toml", "--out", tmp_path / "run")
     assert code == 2
-    assert "epoch: came an unknown key; allowed: data, model, epochs" in err
+    assert "epoch: got an unknown key; allowed: data, model, epochs" in err
     assert "(did you mean epochs?)" in err
-    assert "optimizer.learning_rate: came an unknown key; allowed: lr, momentum, weight_decay, nesterov" in err
+    assert "optimizer.learning_rate: got an unknown key; allowed: lr, momentum, weight_decay, nesterov" in err
     assert not (tmp_path / "run").exists()
 
 

@@ -241,7 +241,7 @@ def test_synchronized_norms_equal_one_process(root):
 def test_a_batch_that_is_too_small_is_refused(root, cli):
     code, _, err = cli("train", root / "flowers", "--model", root / "plain.toml", "--batch-size", 8, "--accumulate", 5)
     assert code == 2
-    assert "accumulate: came 5; allowed: 1 to half of batch_size" in err
+    assert "accumulate: got 5; allowed: 1 to half of batch_size" in err
     words = make_train_command(root, "refused", "plain", "--accumulate", 2)
     assert launch(root / "log-refused", 3, *words, report_timeout=120) == [
         (2, "", "error: a step of 8 pictures is too small for 3 processes and 2 parts in each: two pictures each, at least\n"
@@ -294,7 +294,7 @@ def test_predict_writes_one_table_in_the_order_of_the_files(root, plain_run, mon
     assert len(jsonl.splitlines()) == 30
     exits = launch(root / "log-predict-jsonl", 3, *words, "--jsonl")
     assert (exits[0].code, exits[0].out) == (3, jsonl)
-    assert exits[0].err.splitlines()[0].startswith("error: 1 of 30 files got no answer")
+    assert exits[0].err.splitlines()[0].startswith("error: 1 of 30 files have no prediction")
     assert exits[1:] == [(3, "", "")] * 2
     table = root / "labels.csv"
     exits = launch(root / "log-predict-out", 2, *words, "--out", table)
@@ -385,7 +385,7 @@ def test_t10_an_exception_is_reported_once_and_restarted_processes_resume(root, 
     assert "error:" not in exits[0].err
     assert exits[1].err.startswith("Traceback (most recent call last):")
     assert get_error(exits[1]) == [
-        "error: a bug of resnetkit: ZeroDivisionError: integer division or modulo by zero",
+        "error: a bug in resnetkit: ZeroDivisionError: integer division or modulo by zero",
         "fix: please report it, with what `resnetkit doctor` prints",
         f"process: rank 1 of 2 on {HOST}",
     ]

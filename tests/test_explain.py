@@ -240,7 +240,7 @@ def test_why_accepts_names_of_other_libraries(cli):
 def test_table_has_a_column_of_names_in_a_library(cli):
     code, out, _ = cli("explain", "resnet50", "--depth", 2, "--names", "keras")
     assert code == 0
-    assert out.splitlines()[0].split()[:3] == ["path", "keras", "what"]
+    assert out.splitlines()[0].split()[:3] == ["path", "keras", "description"]
     assert "stage1.block1  conv2_block1 (conv_block)" in out
     document = json.loads(cli("explain", "resnet50", "--depth", 2, "--names", "keras", "--json")[1])
     assert document["rows"][4]["keras"] == "conv2_block1 (conv_block)"
@@ -278,7 +278,7 @@ def test_page_replaces_only_pages_of_resnetkit(cli, tmp_path):
     path.write_text("mine")
     code, _, err = cli("explain", "resnet18", "--html", path)
     assert (code, path.read_text()) == (2, "mine")
-    assert err.startswith("error: this file exists already")
+    assert err.startswith("error: this file already exists")
 
 
 def test_image_writes_a_grad_cam_page(cli, tmp_path, monkeypatch):
@@ -323,7 +323,7 @@ def test_tensor_names_of_other_libraries_are_resolved():
 
 def test_missing_file_is_not_taken_for_a_name(cli):
     code, _, err = cli("explain", "nothere.pth")
-    assert (code, err.splitlines()[0]) == (2, "error: there is no such file or folder")
+    assert (code, err.splitlines()[0]) == (2, "error: no such file or folder")
 
 
 def test_weights_options_without_a_weights_file_are_refused(cli):

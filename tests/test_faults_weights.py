@@ -233,7 +233,7 @@ NO_WEIGHTS = {
     "this is a NumPy file, not {}": (b"\x93NUMPY\1\0" + bytes(100), RESAVE),
     "this is a GGUF file, not {}": (b"GGUF\3\0\0\0" + bytes(100), RESAVE),
     "this is a gzip archive, not {}": (b"\x1f\x8b\x08" + bytes(100), "unpack it"),
-    "this is a picture (PNG), not {}": (b"\x89PNG\r\n\x1a\n" + bytes(100), RESAVE),
+    "this is an image (PNG), not {}": (b"\x89PNG\r\n\x1a\n" + bytes(100), RESAVE),
 }
 
 
@@ -580,7 +580,7 @@ def test_w12_a_misspelt_network(saved, tmp_path, cli):
     ("change", "message"),
     [
         (lambda card: card["spec"].update(stages=[]), "stages: got no stages; allowed: at least one"),
-        (lambda card: card.update(classes=["a"]), "classes: got 1 names; allowed: 2, as spec.head has"),
+        (lambda card: card.update(classes=["a"]), "classes: got 1 names; allowed: 2, as spec.head has has"),
         (lambda card: card.update(clases=["a"]), "clases: got an unknown key; allowed: name, spec"),
         (lambda card: card.update(clases=["a"]), "(did you mean classes?)"),
         (lambda card: card.update(classes="a"), 'classes: got "a"; allowed: a list'),

@@ -227,7 +227,7 @@ def test_code_for_cifar_in_and_out(dialect, tmp_path, cli):
     check_same_outputs(ours, theirs, 32)
     counts = sum("num_batches" in key for key in theirs.state_dict())
     assert str(ours.report) == (
-        f"0 kept, {len(state)} renamed, 0 adapted, {counts} initialised (batch counts that the file lacks), 0 dropped"
+        f"0 kept, {len(state)} renamed, 0 adapted, {counts} initialized (batch counts that the file lacks), 0 dropped"
     )
     assert ours.report.renamed["stem.conv1.weight"] == "module.conv1.weight"
     code, out, err = cli("convert", tmp_path / "theirs.th", tmp_path / "out.safetensors", "--to", dialect)
@@ -310,7 +310,7 @@ def test_an_unknown_head_is_replaced(tmp_path, cli):
         assert torch.equal(theirs(x), model.extract_features(x, ["head.pool"])["head.pool"].flatten(1))
     code, _, err = cli("convert", path, tmp_path / "model", "--to", "resnetkit", "--reset-head", 4)
     assert code == 0
-    assert "2 initialised (new), 4 dropped" in err
+    assert "2 initialized (new), 4 dropped" in err
     assert rk.load(tmp_path / "model").card.spec.head == Linear(4)
 
 
@@ -419,7 +419,7 @@ def test_a_damaged_body_is_refused():
     tensors.pop("stage2.block2.branch.conv1.weight")
     with pytest.raises(WeightsError, match=r"stage2\.block2\.branch\.conv1\.weight: got nothing"):
         rk.load(tensors, reset_head=3)
-    with pytest.raises(UsageError, match="a classifier needs a number of classes, or a list of names, each once"):
+    with pytest.raises(UsageError, match="a classifier needs a number of classes, or a list of different names"):
         rk.load(rk.build(BASE), reset_head=0)
 
 
@@ -531,12 +531,12 @@ def test_ambiguous_shapes_are_not_guessed():
 def test_every_tensor_is_accounted_for(tmp_path):
     theirs = torchvision.models.resnet18(weights=None, num_classes=3).half()
     ours = rk.load(theirs)
-    assert str(ours.report) == "0 kept, 20 renamed, 102 adapted (cast from float16), 0 initialised, 0 dropped"
+    assert str(ours.report) == "0 kept, 20 renamed, 102 adapted (cast from float16), 0 initialized, 0 dropped"
     report = ours.report
     every = [*report.kept, *report.renamed, *report.adapted, *report.initialized]
     assert sorted(every) == sorted(ours.state_dict())
     back = rk.load(rk.save(ours, tmp_path / "model"))
-    assert str(back.report) == "122 kept, 0 renamed, 0 adapted, 0 initialised, 0 dropped"
+    assert str(back.report) == "122 kept, 0 renamed, 0 adapted, 0 initialized, 0 dropped"
 
 
 def test_assumptions_are_recorded_and_kept(tmp_path):

@@ -92,7 +92,7 @@ def test_group_norms_are_fitted_on_images(modify, model, tmp_path, pictures):
     assert load(tmp_path / "out").card.spec.norm == s.GroupNorm(4)
     assert "refitted on 6 images" in out
     assert "of the 6 images" in out
-    assert "not exact by nature (group norm takes its statistics from each image)" in out
+    assert "not exact (group norm takes its statistics from each image)" in out
 
 
 def test_edits_are_applied_in_the_order_of_the_help(modify, model, tmp_path):
@@ -175,9 +175,9 @@ ERRORS = [
      "an output stride of 3 cannot be: the stages stride by 1, 2, 2\nwhere: output_stride\nfix: one of 1, 2, 4"),
     (["--dilate", "9" * 5000], f"invalid value for --dilate: '{'9' * 40}'\nwhere: --dilate\nfix: use a whole number"),
     (["--classes", "-3"],
-     "a classifier needs a number of classes, or a list of names, each once\nwhere: classes\nfix: 1 or more"),
+     "a classifier needs a number of classes, or a list of different names\nwhere: classes\nfix: 1 or more"),
     (["--classes", "a,a"],
-     "a classifier needs a number of classes, or a list of names, each once\nwhere: classes\nfix: 1 or more"),
+     "a classifier needs a number of classes, or a list of different names\nwhere: classes\nfix: 1 or more"),
     (["--stem", "cifra"], "unknown stem 'cifra'\nwhere: stem\nfix: did you mean cifar?"),
     (["--shortcuts", "E"], "unknown option 'E'\nwhere: shortcuts\nfix: one of A, B, C, D, none"),
     (["--head", "polled"], "unknown head 'polled'\nwhere: head\nfix: did you mean pooled?"),
@@ -185,11 +185,11 @@ ERRORS = [
      "allowed: one of stage1.block1, stage2.block1, stage3.block1"),
     (["--restride", "stage9=1,stage3=0", "--cut", "stage33", "--dilate", "3"],
      "3 edits are not possible\nwhere: --restride: 2 edits are not possible; --restride stage9=1: what is to be changed "
-     "cannot be found: 1 fault; stage9: came no such part of this network; allowed: stage3 or stage2 or stage1; "
-     "--restride stage3=0: this network cannot be built: 1 fault; stage3.reduce.stride: came 0; allowed: 1 or more\n"
+     "cannot be found: 1 fault; stage9: got no such part of this network; allowed: stage3 or stage2 or stage1; "
+     "--restride stage3=0: this network cannot be built: 1 fault; stage3.reduce.stride: got 0; allowed: 1 or more\n"
      "       --dilate: an output stride of 3 is not possible: the stages have strides 1, 2, 2; output_stride\n"
      "       --cut: cannot find the parts to edit: 1 fault; stage33: got a part that does not exist; "
-     "allowed: stage3 or stage2 or stage1\nfix: --restride: --restride stage3=0: correct these places of the spec; "
+     "allowed: stage3 or stage2 or stage1\nfix: --restride: --restride stage3=0: correct these fields of the spec; "
      "--dilate: one of 1, 2, 4"),
 ]  # fmt: skip
 

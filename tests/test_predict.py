@@ -171,7 +171,7 @@ WRONG_ARGS = {
     ),
     "predict no*.png": (3, "error: no image matches this pattern\nwhere: no*.png\nfix: name files, or a folder"),
     "predict empty": (3, "error: no images in this folder\nwhere: empty\nfix: name files, or another folder"),
-    "predict x.png --csv --jsonl": (2, "error: one form at a time\nwhere: --csv --jsonl"),
+    "predict x.png --csv --jsonl": (2, "error: more than one output format is given\nwhere: --csv --jsonl"),
     "predict x.png --parquet x.csv": (
         2,
         "error: the output file must end in .parquet\nwhere: x.csv\nfix: call it x.parquet",
@@ -181,7 +181,7 @@ WRONG_ARGS = {
         2,
         "error: the output file must end in .npz or .parquet\nwhere: x.csv\nfix: call it x.npz",
     ),
-    "embed x.png --layer stage9": (2, "error: this network has no place called 'stage9'\nfix: did you mean stage"),
+    "embed x.png --layer stage9": (2, "error: this network has no section 'stage9'\nfix: did you mean stage"),
     "embed": (2, "error: no image is given\nwhere: resnetkit embed"),
 }
 

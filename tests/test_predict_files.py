@@ -377,7 +377,7 @@ def test_logits_that_are_not_finite_are_an_error(model, inbox, cli, monkeypatch,
     for form in ("--json", "--jsonl", "--csv", "--top=1"):
         code, out, err = cli(*args, form)
         assert code == 3
-        assert "error: 1 of 2 files got no answer; their rows say why\n" in err
+        assert "error: 1 of 2 files have no prediction; their rows say why\n" in err
         assert out.count(reason) == 1
         assert "nan" not in out.replace(reason, "").lower()
         if form == "--jsonl":
@@ -738,7 +738,7 @@ def test_an_output_file_has_the_printed_rows(model, inbox, cli, tmp_path, ending
     assert (tmp_path / f"a.{ending}").read_bytes().decode() == printed
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{ending}", "in box", "model"]
     code, _, err = cli(*args, "--out", tmp_path / f"a.{ending}", "--resume")
-    assert (code, err.splitlines()[0]) == (2, "error: this file exists already")
+    assert (code, err.splitlines()[0]) == (2, "error: this file already exists")
 
 
 def test_parquet_is_written_in_groups(model, inbox, cli, tmp_path, monkeypatch):
@@ -780,7 +780,7 @@ def test_resume_after_a_cut_at_any_byte(model, inbox, cli, tmp_path, ending):
         code, printed, err = cli(*args, "--out", out, "--resume")
         assert (code, printed) == (3, f"wrote 27 rows to {out}\n"), err
         assert out.read_bytes() == whole, cut
-        assert "error: 2 of 27 files got no answer; their rows say why\n" in err
+        assert "error: 2 of 27 files have no prediction; their rows say why\n" in err
         assert not part.exists()
         assert not record.exists()
         out.unlink()
@@ -966,7 +966,7 @@ def test_a_file_created_while_the_engine_loads_stays(model, inbox, cli, tmp_path
     monkeypatch.setattr(fake_engine, "load_engine", lambda *args: (write_foreign(out), load_engine(*args))[1])
     code, printed, err = cli("predict", inbox / "00.png", "--model", model, "--out", out)
     assert (code, printed) == (2, "")
-    assert err.endswith(f"error: this file exists already\nwhere: {out}\nfix: name another, or remove it\n")
+    assert err.endswith(f"error: this file already exists\nwhere: {out}\nfix: name another, or remove it\n")
     assert {path.name for path in tmp_path.iterdir()} == {out.name, "in box", "model"}
     assert out.read_text() == "mine"
 
@@ -984,7 +984,7 @@ def test_a_file_created_meanwhile_stays_and_so_do_the_rows(model, inbox, cli, tm
     part = f"{out}.part"
     assert (code, out.read_text()) == (2, "mine")
     assert err.endswith(
-        f"error: this file exists already\nwhere: {out}\n       all rows are in {part}\n"
+        f"error: this file already exists\nwhere: {out}\n       all rows are in {part}\n"
         "fix: move it away, then repeat the command with --resume\n"
     )
     out.unlink()
@@ -1052,12 +1052,12 @@ def test_a_failure_before_the_first_row_leaves_nothing(model, inbox, cli, tmp_pa
     args = ("predict", inbox / "00.png", "--model", model, "--out")
     code, _, err = cli(*args, tmp_path / "a.csv")
     assert code == 5
-    assert "this goes on" not in err
+    assert "to resume" not in err
     monkeypatch.undo()
     code, _, err = cli(*args, tmp_path / f"{'n' * 245}.csv")  # the name of the record is too long for a disk
     assert code != 0
     assert "File name too long\n" in err
-    assert "this goes on" not in err
+    assert "to resume" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in box", "model"]
 
 
@@ -1129,20 +1129,20 @@ def test_a_bug_suggests_no_resume(model, inbox, cli, tmp_path, monkeypatch):
     monkeypatch.setattr(fake_engine.FakeEngine, "__call__", fail)
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv")
     assert code == 1
-    assert "this goes on" not in err
+    assert "to resume" not in err
 
 
 WRONG_ARGS = {
-    "--csv --json": "error: one form at a time\nwhere: --csv --json\nfix: --csv\n",
-    "--out a.csv --csv": "error: one form at a time\nwhere: --csv --out\nfix: leave --csv out\n",
+    "--csv --json": "error: more than one output format is given\nwhere: --csv --json\nfix: use only --csv\n",
+    "--out a.csv --csv": "error: more than one output format is given\nwhere: --csv --out\nfix: remove --csv\n",
     "--out a.csv --jsonl": (
-        "error: one form at a time\nwhere: --jsonl --out\nfix: leave --jsonl out, or --out a.jsonl\n"
+        "error: more than one output format is given\nwhere: --jsonl --out\nfix: remove --jsonl, or --out a.jsonl\n"
     ),
-    "--parquet a.parquet --json": "error: one form at a time\nwhere: --json --parquet\nfix: leave --json out\n",
-    "--out a.txt": "error: what is written here is .csv or .jsonl or .parquet\nwhere: a.txt\nfix: call it a.csv\n",
-    "--resume": "error: only rows of .csv and .jsonl can be gone on with\nwhere: --resume with --out\n",
+    "--parquet a.parquet --json": "error: more than one output format is given\nwhere: --json --parquet\nfix: remove --json\n",
+    "--out a.txt": "error: the output file must end in .csv or .jsonl or .parquet\nwhere: a.txt\nfix: call it a.csv\n",
+    "--resume": "error: --resume needs an --out file that ends in .csv or .jsonl\nwhere: --resume with --out\n",
     "--resume --out a.parquet": (
-        "error: only rows of .csv and .jsonl can be gone on with\n"
+        "error: --resume needs an --out file that ends in .csv or .jsonl\n"
         "where: --resume with --out a.parquet\nfix: --out labels.csv --resume\n"
     ),
 }
@@ -1160,7 +1160,7 @@ def test_wrong_arguments(args, model, inbox, cli, tmp_path, monkeypatch):
 def test_an_image_from_standard_input_cannot_be_resumed(model, inbox, cli, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((inbox / "00.png").read_bytes())))
     code, _, err = cli("predict", "-", "--model", model, "--out", tmp_path / "a.csv", "--resume")
-    assert (code, err.splitlines()[0]) == (2, "error: one picture from standard input cannot be gone on with")
+    assert (code, err.splitlines()[0]) == (2, "error: --resume needs files, and standard input holds an image")
 
 
 def test_names_of_any_characters_are_read_back(tmp_path):

@@ -215,8 +215,8 @@ def test_too_little_space_is_an_error_before_the_first_step(flowers, network, tm
     code, out, err = cli("train", flowers, "--model", network, "--out", tmp_path / "deep" / "run", *ARGS)
     assert (code, out) == (5, "")
     assert err == (
-        "error: there is too little space for 3 checkpoints: needs 3.5 MB, free 1.5 MB\n"
-        f"where: {tmp_path / 'deep' / 'run'}\nfix: make room, or write to another disk: --out\n"
+        "error: not enough disk space for 3 checkpoints: needs 3.5 MB, 1.5 MB free\n"
+        f"where: {tmp_path / 'deep' / 'run'}\nfix: free some disk space, or write to another disk: --out\n"
     )
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -225,7 +225,7 @@ def test_too_little_space_to_resume(halted, cli, monkeypatch):
     set_free_space(monkeypatch, 1_000_000)
     code, _, err = cli("train", "--resume", halted)
     assert code == 5
-    assert err.startswith("error: there is too little space for a checkpoint: needs 1.2 MB, free 1.0 MB\n")
+    assert err.startswith("error: not enough disk space for a checkpoint: needs 1.2 MB, 1.0 MB free\n")
 
 
 def fail_writes(monkeypatch, numbers):

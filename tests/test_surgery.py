@@ -208,9 +208,9 @@ def test_the_reports_of_two_edits_combine():
 def test_the_text_of_a_report():
     new_model, report = surgery.dilate(make_network(replace(BASE, head=s.NoHead()), dtype=torch.float32), stages=2)
     assert re.fullmatch(
-        r"60 kept, 0 renamed, 0 adapted, 0 initialised, 0 dropped\n"
+        r"60 kept, 0 renamed, 0 adapted, 0 initialized, 0 dropped\n"
         r"MACs ([\d,]+) -> ([\d,]+) \([\d.]+ times\)\noutput stride 2 -> 1\n"
-        r"proved: the maps of stage2 on their common grid of 2 pixels differ by [\d.e-]+ \(1e-12 is allowed\)",
+        r"verified: the maps of stage2 on their common grid of 2 pixels differ by [\d.e-]+ \(limit 1e-12\)",
         str(report),
     )
     assert new_model.card.origin == "not trained, atrous in stage2"
@@ -360,7 +360,7 @@ def test_dilation_with_map_statistics_is_reported_as_inexact(name):
     measured = relative_difference(compute_map(new_model, "stage2", x)[..., ::2, ::2], compute_map(model, "stage2", x))
     assert measured > 1e-4
     assert proof.difference > 1e-4
-    assert str(proof).startswith(f"not exact by nature ({proof.reason}): the maps of stage2")
+    assert str(proof).startswith(f"not exact ({proof.reason}): the maps of stage2")
 
 
 def test_stages_lose_their_stride_from_the_last_on_and_regain_it():
@@ -597,7 +597,7 @@ def test_invalid_stages_of_a_backbone(chosen):
     with pytest.raises(SpecError) as caught:
         build(replace(BASE, head=s.Features(chosen)))
     (fault,) = caught.value.faults
-    assert str(fault) == f"head.stages: got {list(chosen)}; allowed: stages of 1 to 2, upwards, 2 among them"
+    assert str(fault) == f"head.stages: got {list(chosen)}; allowed: stages of 1 to 2 in ascending order, with 2"
 
 
 # ------------------------------------------------------------------------------------------------------------- norms
@@ -1271,7 +1271,7 @@ def test_images_that_norms_cannot_be_fitted_on():
     assert "NaN or infinite values" in get_usage_error(
         surgery.group_norm, make_network(), torch.full((2, 3, 16, 16), math.nan), 4
     )
-    assert "the map vanishes" in get_usage_error(
+    assert "the feature map becomes empty" in get_usage_error(
         surgery.group_norm, make_network("blurred"), torch.zeros(2, 3, 1, 1), 4
     )
 
@@ -1319,7 +1319,7 @@ def test_rounding_alone_does_not_fail_a_dilation(monkeypatch, own, holds):
         return
     _, report = surgery.dilate(build(BASE), stages=2)
     assert report.verifications[0].limit is None
-    assert "not exact by nature (rounding alone moves these maps by 0.001)" in str(report)
+    assert "not exact (rounding alone moves these maps by 0.001)" in str(report)
 
 
 def test_a_small_change_has_no_ratio():

@@ -275,7 +275,7 @@ def test_a_missing_extra_starts_no_run(flowers, network, tmp_path, monkeypatch, 
 def test_an_unknown_tracker_is_refused(flowers, network, tmp_path):
     with pytest.raises(TextError) as caught:
         rk.train(flowers, network, out=tmp_path / "run", track="wandb,tensorbord")
-    assert 'tracker2: came "tensorbord"; allowed: one of tensorboard, mlflow, wandb (did you mean tensorboard?)' in str(
+    assert 'tracker2: got "tensorbord"; allowed: one of tensorboard, mlflow, wandb (did you mean tensorboard?)' in str(
         caught.value
     )
 

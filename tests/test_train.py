@@ -225,7 +225,7 @@ def test_inference_does_not_change_a_model(flowers):
 def test_a_model_without_a_classifier_cannot_predict(flowers, head):
     model = rk.build(replace(BASE, head=head))
     for call in (lambda: rk.predict(flowers, model), lambda: rk.evaluate(model, flowers)):
-        with pytest.raises(UsageError, match="this network has no classifier, so it names no class"):
+        with pytest.raises(UsageError, match="this network has no classifier, so it has no classes"):
             call()
 
 
@@ -256,7 +256,7 @@ def test_a_network_with_two_input_channels_is_refused(flowers, tmp_path):
     path.write_text(to_toml(replace(BASE, input=(2, 16, 16))))
     with pytest.raises(TextError) as caught:
         rk.train(flowers, path, out=tmp_path / "run")
-    assert caught.value.faults == (Fault("input", "2 channels", "1 (grey) or 3 (RGB), as pictures have"),)
+    assert caught.value.faults == (Fault("input", "2 channels", "1 (grayscale) or 3 (RGB), as images have"),)
 
 
 def test_the_live_line(flowers, network, tmp_path):
@@ -266,7 +266,7 @@ def test_the_live_line(flowers, network, tmp_path):
         rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS, on_event=live, on_progress=live.on_progress)
     output = screen.getvalue()
     assert "epoch 3/3  loss " in output
-    assert "3 classes; pictures: 42 train, 6 val, 12 test" in output
+    assert "3 classes; images: 42 train, 6 val, 12 test" in output
     assert live.format_step(StepMetrics(2, 3, 6, 0.5, 0.25, 40.0)) == (
         "epoch 2/3  step 3/6  loss 0.500  accuracy 25.0%  40 images/s  0:02 left"
     )

@@ -98,7 +98,7 @@ def test_evaluation_skips_unreadable_images_only_if_allowed(flowers, network, tm
     code, out, err = cli("evaluate", tmp_path / "model", flowers, "--bad-files", "skip", "--max-bad", "0.1", "--json")
     document = json.loads(out)
     assert (code, document["n"], document["skipped"]) == (0, 59, [{"file": str(bad), "error": "the file is empty"}])
-    assert f"left out: {bad}: the file is empty" in err
+    assert f"skipped: {bad}: the file is empty" in err
     for args in (["--max-bad", "many"], ["--max-bad", "nan"], ["--max-bad", "-5%"], ["--bad-files", "ignore"]):
         assert cli("evaluate", tmp_path / "model", flowers, *args)[0] == 2
 

@@ -183,8 +183,8 @@ def test_a_torchvision_file(tmp_path):
     ("source", "message"),
     [
         ("resnet50", "resnet50 is a network without weights"),
-        ("resnet5O", "there is no network called 'resnet5O'"),
-        ("nowhere/model", "there is no such file or folder"),
+        ("resnet5O", "unknown network 'resnet5O'"),
+        ("nowhere/model", "no such file or folder"),
     ],
 )
 def test_a_source_without_weights(source, message):
@@ -220,7 +220,7 @@ def test_a_missing_path_suggests_the_nearest(saved):
     with pytest.raises(UsageError) as caught:
         load(str(folder.parent / "modle"))
     assert str(caught.value) == (
-        f"error: there is no such file or folder\nwhere: {folder.parent}/modle\nfix: did you mean {folder}?"
+        f"error: no such file or folder\nwhere: {folder.parent}/modle\nfix: did you mean {folder}?"
     )
 
 
