@@ -90,7 +90,7 @@ def test_transforms_keep_shape_and_dtype(seed, channels, height, width):
     rng = np.random.default_rng(seed)
     for result in (
         trivial_augment(pixels, rng),
-        color_jitter(pixels, (("brightness", 1.0), ("contrast", 1.0), ("colour", 1.0)), rng),
+        color_jitter(pixels, (("brightness", 1.0), ("contrast", 1.0), ("color", 1.0)), rng),
         random_erasing(pixels, 1.0, (1,) * channels, rng),
     ):
         assert (result.shape, result.dtype) == (pixels.shape, np.uint8)
@@ -145,7 +145,7 @@ def test_augmentation_depends_on_neither_batch_nor_workers():
 
 
 def test_every_purpose_has_its_own_random_numbers():
-    kinds = [make_rng(purpose, 1, 2, *more).random() for purpose in ("also", "mix") for more in ((), (3,), (0, 3))]
+    kinds = [make_rng(purpose, 1, 2, *more).random() for purpose in ("augment", "mix") for more in ((), (3,), (0, 3))]
     plain = [np.random.default_rng([1, 2]).random(), np.random.default_rng([1, 2, 3]).random()]
     assert len({*kinds, *plain}) == 8
 

@@ -152,5 +152,5 @@ def test_no_output_replaces_a_file_of_the_user(flowers, cli, tmp_path, monkeypat
     (tmp_path / "d.html").mkdir()
     for option, name in (("--page", "."), ("--page", "none/x.html"), ("--write-list", "x.png"), ("--page", "d.html")):
         assert cli("check", flowers, option, name)[0] == 2
-    with pytest.raises(MachineError, match=r"no ordinary file|not a regular file"):
+    with pytest.raises(MachineError, match="not a regular file"):
         write_text(tmp_path / "pipe.txt", "x")

@@ -125,7 +125,7 @@ def test_doctor(cli, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
     document = json.loads(cli("doctor", "--json")[1])
     assert torch.__version__.startswith(document["packages"]["torch"])
-    assert document["extras"]["demo"] == {"missing": [], "install": "pip install 'resnetkit[demo]'"}
+    assert document["extras"]["demo"] == {"missing": [], "install": "pip install 'scikit-learn>=1.7'"}
 
 
 def test_doctor_checks_a_device(cli, monkeypatch):
@@ -163,7 +163,7 @@ def test_doctor_reports_a_broken_torch_and_missing_extras(cli, monkeypatch):
     assert err.endswith("fix: reinstall torch\n")
     out = re.sub(" +", " ", out)
     assert "threads unknown" in out
-    assert "extra demo lacks scikit-learn: pip install 'resnetkit[demo]'" in out
+    assert "extra demo lacks scikit-learn: pip install 'scikit-learn>=1.7'" in out
 
 
 def test_extras_are_read_from_the_metadata(monkeypatch):
@@ -250,17 +250,23 @@ INVALID_COMMANDS = {
         2,
         "error: this configuration does not describe a recipe: 1 fault\nwhere: schedule",
     ),
-    "train digits --config none.toml": (2, "error: this config cannot be read: No such file or directory"),
+    "train digits --config none.toml": (
+        2,
+        "error: the config file cannot be read: No such file or directory\nwhere: none.toml\n",
+    ),
     "train digits --device gpu": (2, "error: unknown device 'gpu'"),
-    "train digits --precision fp8": (2, "error: "),
+    "train digits --precision fp8": (
+        2,
+        "error: invalid value for --precision: 'fp8'\nwhere: resnetkit train\nfix: use one of auto, fp32, bf16\n",
+    ),
     "evaluate resnet50 digits": (
         2,
         "error: resnet50 is a network without weights\nwhere: model\nfix: resnetkit train DATA",
     ),
     "predict --model resnet50": (2, "error: no image is given\nwhere: resnetkit predict\nfix: name files or folders\n"),
-    "explain " + "x" * 300: (2, "error: "),
-    "train " + "x" * 300: (2, "error: "),
-    "train digits --out " + "x" * 300: (2, "error: "),
+    "explain " + "x" * 300: (2, "error: operating system error: File name too long\nwhere: xxx"),
+    "train " + "x" * 300: (2, "error: operating system error: File name too long\nwhere: xxx"),
+    "train digits --out " + "x" * 300: (2, "error: operating system error: File name too long\nwhere: xxx"),
     "explain a\0b": (2, "error: an argument holds a NUL character\nfix: remove it; no file name can hold one\n"),
     "explain resnet18 --size " + "9" * 400: (2, "error: this network cannot be built"),
     "predict x.jpg --model resnet50 --top 0": (

@@ -42,7 +42,7 @@ from helpers.distributed import Launch, before_step, launch, read_recorded_image
 from helpers.runs import STOCHASTIC_NETWORK, die, hash_model, read_metrics, read_newest_state
 from helpers.tiny import BASE
 
-OPTIONS = ["--batch-size", 8, "--precision", "fp32", "--checkpoint-steps", 4]
+OPTIONS = ["--batch-size", 8, "--precision", "fp32", "--checkpoint-steps"]  # and the number of steps
 SETTINGS = {"batch_size": 8, "precision": "fp32", "checkpoint_steps": 4}
 HOST = socket.gethostname()
 
@@ -63,8 +63,9 @@ def root(tmp_path_factory):
     return folder
 
 
-def make_train_command(root, out, network, *words):
-    return ["train", root / "flowers", "--model", root / f"{network}.toml", "--out", root / out, *OPTIONS, *words]
+def make_train_command(root, out, network, *words, checkpoint_steps=4):
+    words = [*OPTIONS, checkpoint_steps, *words]
+    return ["train", root / "flowers", "--model", root / f"{network}.toml", "--out", root / out, *words]
 
 
 def assert_success(exits):
@@ -244,7 +245,8 @@ def test_a_batch_that_is_too_small_is_refused(root, cli):
     assert "accumulate: got 5; allowed: 1 to half of batch_size" in err
     words = make_train_command(root, "refused", "plain", "--accumulate", 2)
     assert launch(root / "log-refused", 3, *words, report_timeout=120) == [
-        (2, "", "error: a step of 8 pictures is too small for 3 processes and 2 parts in each: two pictures each, at least\n"
+        (2, "", "error: batch_size 8 is too small for 3 processes with 2 micro-batches each: "
+                "at least two images each are needed\n"
                 f"where: batch_size\nfix: --batch-size 12 or more\nprocess: rank 0 of 3 on {HOST}\n"),
         (2, "", ""), (2, "", ""),
     ]  # fmt: skip
@@ -319,10 +321,10 @@ def test_predict_resumes_a_table_in_several_processes(root, plain_run, cli):
 
 
 def test_processes_with_different_images_are_refused(root, plain_run):
-    other = root / "other-machine"
-    shutil.copytree(root / "flowers", other / "flowers")
-    (other / "flowers" / "rose" / "0.png").unlink()
-    hooks = {0: lambda: os.chdir(root), 1: lambda: os.chdir(other)}
+    second_machine = root / "other-machine"
+    shutil.copytree(root / "flowers", second_machine / "flowers")
+    (second_machine / "flowers" / "rose" / "0.png").unlink()
+    hooks = {0: lambda: os.chdir(root), 1: lambda: os.chdir(second_machine)}
     exits = launch(root / "log-other", 2, "evaluate", plain_run, "flowers", hooks=hooks, report_timeout=120)
     assert exits == [
         (3, "", "error: the processes do not have the same images\n"
@@ -371,7 +373,7 @@ def test_t10_a_killed_process_ends_the_others_and_the_run_resumes(root, whole_ru
     code, _, err = cli("train", "--resume", root / "killed")  # T6: another number of processes needs --override
     assert code == 2
     assert err.splitlines()[:2] == [
-        "error: the run was begun otherwise, so that its result would be that of neither",
+        "error: settings differ from those the run was started with",
         "where: processes: 2 -> 1",
     ]
     assert "note   resuming after step 6 of epoch 1" in resume(root, "killed", 2)
@@ -386,7 +388,7 @@ def test_t10_an_exception_is_reported_once_and_restarted_processes_resume(root, 
     assert exits[1].err.startswith("Traceback (most recent call last):")
     assert get_error(exits[1]) == [
         "error: a bug in resnetkit: ZeroDivisionError: integer division or modulo by zero",
-        "fix: please report it, with what `resnetkit doctor` prints",
+        "fix: please report it, with the output of `resnetkit doctor`",
         f"process: rank 1 of 2 on {HOST}",
     ]
     environment = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_RUN_ID": "x"}
@@ -398,8 +400,8 @@ def test_t10_an_exception_is_reported_once_and_restarted_processes_resume(root, 
     words = ["train", root / "flowers", "--model", root / "stochastic.toml"]
     exits = launch(root / "log-no-out", 2, *words, environment=environment)
     assert exits[0].err.splitlines()[:3] == [
-        "error: processes that are started again do not know which run was theirs",
-        "where: --out", "fix: name the folder of the run: --out RUN",
+        "error: restarted processes need --out to know which run to resume",
+        "where: --out", "fix: name the run folder: --out RUN",
     ]  # fmt: skip
 
 
@@ -459,7 +461,7 @@ def test_processes_that_do_not_connect(root):
 
 
 def test_t07_a_run_on_one_then_two_then_three_processes_uses_every_image_once(root):
-    words = make_train_command(root, "grown", "stochastic", "--epochs", 2, "--checkpoint-steps", 1)
+    words = make_train_command(root, "grown", "stochastic", "--epochs", 2, checkpoint_steps=1)
     folders = [root / f"images-{world_size}" for world_size in (1, 2, 3)]
     for world_size, folder in enumerate(folders, 1):
 
@@ -487,8 +489,8 @@ def test_d03_unreadable_images_are_skipped_by_all_processes(root, sync):
     bad = [data / "rose" / f"{i}.png" for i in (3, 8, 13)]
     for path in bad:
         path.write_bytes(path.read_bytes()[:40])
-    words = ["train", data, "--model", root / "norms.toml", "--out", out, *OPTIONS, "--epochs", 2, "--max-bad", "10%",
-             "--set", "augment=random-resized-crop", "--set", f"sync_batch_norm={sync}"]  # fmt: skip
+    words = ["train", data, "--model", root / "norms.toml", "--out", out, *OPTIONS, 4, "--epochs", 2,
+             "--max-bad", "10%", "--set", "augment=random-resized-crop", "--set", f"sync_batch_norm={sync}"]  # fmt: skip
     assert_success(launch(folder, 2, *words, hooks=dict.fromkeys(range(2), record_images(folder))))
     results = json.loads((out / "results.json").read_text())
     assert {name for name, _ in results["evaluation"]["skipped"]} == set(map(str, bad))
@@ -505,8 +507,8 @@ def test_d04_too_many_unreadable_images_end_all_processes(root):
     shutil.copytree(root / "flowers", data)
     for i in range(20):
         (data / "rose" / f"{i}.png").write_bytes(b"")
-    words = ["train", data, "--model", root / "norms.toml", "--out", out, *OPTIONS, "--epochs", 2, "--max-bad", "10%",
-             "--set", "augment=random-resized-crop"]  # fmt: skip
+    words = ["train", data, "--model", root / "norms.toml", "--out", out, *OPTIONS, 4, "--epochs", 2,
+             "--max-bad", "10%", "--set", "augment=random-resized-crop"]  # fmt: skip
     exits = launch(root / "log-damaged-many", 2, *words, report_timeout=120)
     assert [process.code for process in exits] == [3, 3], exits
     assert sum("may be skipped (0.1 of all)" in process.err for process in exits) == 1

@@ -30,7 +30,7 @@ from resnetkit.engines import (
     torch_eager,
 )
 from resnetkit.engines.base import ENGINE_SPECS, EngineConfig, pad_batch
-from resnetkit.errors import MachineError, UsageError
+from resnetkit.errors import MachineError, UsageError, format_install_command
 from resnetkit.images.prepare import resize_and_crop
 from resnetkit.network.build import build
 from resnetkit.network.inference import inference
@@ -467,7 +467,7 @@ def test_a_missing_extra(tmp_path, monkeypatch, package, extra, call):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MachineError) as caught:
         call(tmp_path)
-    assert str(caught.value) == f"error: {package} is not installed\nfix: pip install 'resnetkit[{extra}]'"
+    assert str(caught.value) == f"error: {package} is not installed\nfix: {format_install_command(extra)}"
 
 
 # ------------------------------------------------------------------------------------------------------------ telemetry

@@ -287,7 +287,7 @@ def test_image_writes_a_grad_cam_page(cli, tmp_path, monkeypatch):
     Image.new("RGB", (20, 20), "red").save("a.png")
     code, out, err = cli("explain", "model", "--image", "a.png")
     assert code == 0
-    assert out.startswith("top predictions  probability\n")
+    assert out.startswith("top prediction  probability\n")
     assert len(out.splitlines()) == 4
     assert "wrote a-grad-cam.html" in err
     assert "Grad-CAM" in Path("a-grad-cam.html").read_text()

@@ -580,7 +580,7 @@ def test_w12_a_misspelt_network(saved, tmp_path, cli):
     ("change", "message"),
     [
         (lambda card: card["spec"].update(stages=[]), "stages: got no stages; allowed: at least one"),
-        (lambda card: card.update(classes=["a"]), "classes: got 1 names; allowed: 2, as spec.head has has"),
+        (lambda card: card.update(classes=["a"]), "classes: got 1 names; allowed: 2, as spec.head has"),
         (lambda card: card.update(clases=["a"]), "clases: got an unknown key; allowed: name, spec"),
         (lambda card: card.update(clases=["a"]), "(did you mean classes?)"),
         (lambda card: card.update(classes="a"), 'classes: got "a"; allowed: a list'),

@@ -89,7 +89,7 @@ def test_mutated_images(seed):
             image = decode(case)
         except ImageError as error:
             assert error.what, number
-            assert error.where == ("the bytes given",), number
+            assert error.where == ("the given bytes",), number
         else:
             assert image.mode == "RGB", number
 

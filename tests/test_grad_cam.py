@@ -200,8 +200,10 @@ def test_count_below_one_is_refused(name, count, image):
 def test_unreadable_image_and_unsupported_channels_are_refused(image):
     with pytest.raises(ImageError, match="not a supported image"):
         explain_image(build_network("basic-b"), b"no image")
-    with pytest.raises(UsageError, match="this network sees 2 channels"):
+    with pytest.raises(UsageError) as caught:
         explain_image(rk.build(replace(TINY["basic-b"], input=(2, 16, 16))), image)
+    assert caught.value.what == "this network takes 2 channels, but an image has 1 (grayscale) or 3 (RGB)"
+    assert caught.value.fix == "call the network from Python with tensors"
 
 
 def test_last_stage_without_a_map_is_refused(image):

@@ -26,7 +26,7 @@ from resnetkit.weights.hugging_face import build_preprocessor_config
 from resnetkit.weights.layer_aliases import translate_path
 from resnetkit.weights.recognize import RecognizedWeights, recognize_weights
 
-from helpers.modules import randomize_norms
+from helpers.networks import randomize_norms
 from helpers.tiny import BASE, networks
 
 with warnings.catch_warnings():
@@ -627,7 +627,7 @@ def test_pooled_names_do_not_fit_a_network_without_pools():
 def test_options_without_effect_are_refused(tmp_path, cli):
     model = rk.build(BASE)
     rk.save(model, tmp_path / "model")
-    with pytest.raises(UsageError, match="options about a weights file do not apply to a model folder"):
+    with pytest.raises(UsageError, match="the card of a model folder already describes its weights"):
         rk.load(tmp_path / "model", network="resnet18")
     with pytest.raises(UsageError, match="this model already has a card that describes it"):
         rk.load(model, dialect="timm")

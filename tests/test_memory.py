@@ -84,8 +84,12 @@ def test_a_batch_that_does_not_fit_is_a_warning_before_the_first_step(flowers, n
     line = r"^memory about [\d.,]+ [MG]B for batches of 4096; \d+ MB are free$"
     assert re.search(line, format_run_header(events[0]), re.MULTILINE)
     monkeypatch.setattr(memory, "get_available_memory", lambda device: 1000)
-    with pytest.warns(ResnetkitWarning, match="are free; use smaller images or a smaller network"):
+    with pytest.warns(ResnetkitWarning) as warned:
         rk.train(flowers, network, out=tmp_path / "b", settings=settings)
+    assert re.fullmatch(
+        r"batches of 8 need about [\d.,]+ MB of memory, but 0 MB are free; use smaller images or a smaller network",
+        str(warned[0].message),
+    )
 
 
 ERRORS = [

@@ -13,7 +13,7 @@ from resnetkit.architecture import spec as s
 from resnetkit.commands.modify import EDIT_BUILDERS
 from resnetkit.network.build import build
 
-from helpers.modules import randomize_norms
+from helpers.networks import randomize_norms
 from helpers.tiny import BASE, TINY
 
 DEEP = replace(BASE, stages=(*BASE.stages, s.Stage(2, 24, s.Basic(24), s.FirstBlock(2))), input=(3, 24, 26))
@@ -90,9 +90,10 @@ def test_group_norms_are_fitted_on_images(modify, model, tmp_path, pictures):
     code, out, err = modify("--group-norm", 4, "--images", pictures("data", ["a", "b"], count=3))
     assert code == 0, err
     assert load(tmp_path / "out").card.spec.norm == s.GroupNorm(4)
-    assert "refitted on 6 images" in out
-    assert "of the 6 images" in out
-    assert "not exact (group norm takes its statistics from each image)" in out
+    assert "(fitted on 6 images)" in out
+    assert re.search(r"^[0-6] of 6 images keep their predicted class$", out, re.MULTILINE)
+    assert "the outputs for the 6 images" in out
+    assert "not exact (group norm uses statistics of each image)" in out
 
 
 def test_edits_are_applied_in_the_order_of_the_help(modify, model, tmp_path):
@@ -161,18 +162,18 @@ ERRORS = [
     (["--input-channels", "0"],
      "a network for 3 channels cannot be adapted to 0\nwhere: input_channels\nfix: 1, or more than 3"),
     (["--input-channels", "0", "--dilate", "2"],
-     "a network for 3 channels is not made one for 0\nwhere: input_channels\nfix: 1, or more than 3"),
+     "a network for 3 channels cannot be adapted to 0\nwhere: input_channels\nfix: 1, or more than 3"),
     (["--widen", ","], "invalid value for --widen: ','\nwhere: --widen\nfix: use PATH=NUMBER"),
     (["--insert", "stage1.block1"], "invalid value for --insert: 'stage1.block1'\nwhere: --insert\nfix: use PATH=NUMBER"),
     (["--widen", "stage1=12.5"], "invalid value for --widen: '12.5'\nwhere: --widen\nfix: use a whole number"),
     (["--prune", "50%"], "invalid value for --prune: '50%'\nwhere: --prune\nfix: use a number"),
-    (["--prune", "nan"], "nan of the channels cannot be kept\nwhere: prune\nfix: a share above 0 and below 1"),
-    (["--remove", ","], "nothing is named to be removed\nwhere: remove\nfix: a stage, or a block"),
-    (["--features", ","], "no stage is named\nwhere: stages\nfix: 1 to 3"),
+    (["--prune", "nan"], "nan is not a fraction of channels\nwhere: prune\nfix: a number above 0 and below 1"),
+    (["--remove", ","], "nothing is named to remove\nwhere: remove\nfix: a stage, or a block"),
+    (["--features", ","], "no stage is selected\nwhere: stages\nfix: 1 to 3"),
     (["--deepen", ","],
      "a network of 2-2-2 blocks cannot grow to no blocks\nwhere: deepen\nfix: 3 numbers, none smaller than now"),
     (["--dilate", "3"],
-     "an output stride of 3 cannot be: the stages stride by 1, 2, 2\nwhere: output_stride\nfix: one of 1, 2, 4"),
+     "an output stride of 3 is not possible: the stages have strides 1, 2, 2\nwhere: output_stride\nfix: one of 1, 2, 4"),
     (["--dilate", "9" * 5000], f"invalid value for --dilate: '{'9' * 40}'\nwhere: --dilate\nfix: use a whole number"),
     (["--classes", "-3"],
      "a classifier needs a number of classes, or a list of different names\nwhere: classes\nfix: 1 or more"),
@@ -184,8 +185,8 @@ ERRORS = [
     (["--insert", "block1=1"], "cannot find the parts to edit: 1 fault\nwhere: block1: got a name of 3 parts; "
      "allowed: one of stage1.block1, stage2.block1, stage3.block1"),
     (["--restride", "stage9=1,stage3=0", "--cut", "stage33", "--dilate", "3"],
-     "3 edits are not possible\nwhere: --restride: 2 edits are not possible; --restride stage9=1: what is to be changed "
-     "cannot be found: 1 fault; stage9: got no such part of this network; allowed: stage3 or stage2 or stage1; "
+     "3 edits are not possible\nwhere: --restride: 2 edits are not possible; --restride stage9=1: cannot find the "
+     "parts to edit: 1 fault; stage9: got a part that does not exist; allowed: stage3 or stage2 or stage1; "
      "--restride stage3=0: this network cannot be built: 1 fault; stage3.reduce.stride: got 0; allowed: 1 or more\n"
      "       --dilate: an output stride of 3 is not possible: the stages have strides 1, 2, 2; output_stride\n"
      "       --cut: cannot find the parts to edit: 1 fault; stage33: got a part that does not exist; "
@@ -217,7 +218,7 @@ def test_existing_folder_is_not_overwritten(modify, model_folder, tmp_path):
     (tmp_path / "out").mkdir()
     code, out, err = modify("--dilate", "2")
     assert (code, out) == (2, "")
-    assert err == f"error: the output folder exists\nwhere: {tmp_path / 'out'}\nfix: name another, or remove it\n"
+    assert err == f"error: this path exists already\nwhere: {tmp_path / 'out'}\nfix: name another path, or remove it\n"
     assert list((tmp_path / "out").iterdir()) == []
     code, _, _ = modify("--dilate", "2", out=model_folder)
     assert code == 2

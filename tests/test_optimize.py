@@ -114,7 +114,7 @@ def test_search_in_processes_skips_misbehaving_engines(folder, pictures, misbeha
         "loud-int8-body": "not needed, because int8 matches fp32",
         "loud-fp32": "",
         "raises-fp32": "ValueError: no such operation: Snake",
-        "absent-fp32": "no_such_package is not installed: pip install 'resnetkit[openvino]'",
+        "absent-fp32": "no_such_package is not installed: pip install 'openvino>=2026.2' 'nncf>=3.2'",
     }
     assert {row.config.name for row in events} == {row.config.name for row in result.measurements}
     assert {row.config.name for row in events if row.is_finalist} == {"loud-int8", "loud-fp32"}
@@ -172,7 +172,7 @@ def test_a_request_has_a_timeout(folder, tmp_path, misbehaving_specs, monkeypatc
     os.mkfifo(tmp_path / "fifo")
     with (
         open_benchmark_client(folder, tmp_path) as client,
-        pytest.raises(BenchmarkError, match="it took more than 0 seconds to"),
+        pytest.raises(BenchmarkError, match=r"export did not finish within 0\.01 seconds"),
     ):
         client.export(EngineConfig("hangs", "fp32"), None, 0.01)
 
@@ -550,8 +550,15 @@ def test_invalid_options(folder, tmp_path, cli):
         ((folder, "--minutes", "0"), "got 0 minutes; allowed: more than 0, at most 1440\nwhere: --minutes"),
         ((folder, "--minutes", "nan"), "got nan minutes; allowed: "),
         ((folder, "--max-loss", "nan"), "got nan points; allowed: 0 to 100\nwhere: --max-loss"),
-        (("resnet18",), "error: "),
-        ((tmp_path / "nowhere",), "error: "),
+        (
+            ("resnet18",),
+            "error: resnet18 is a network without weights\nwhere: model\nfix: resnetkit train DATA --model resnet18\n",
+        ),
+        (
+            (tmp_path / "nowhere",),
+            f"error: no such file or folder\nwhere: {tmp_path / 'nowhere'}\n"
+            "fix: use a name of the catalog, a .toml or .json file, a model folder or a run folder\n",
+        ),
     ):
         code, _, err = cli("optimize", *args)
         assert code == 2 and message in err, err

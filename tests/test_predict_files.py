@@ -35,7 +35,7 @@ from resnetkit.prediction.inputs import ImageInput
 from resnetkit.prediction.pipeline import run_pipeline
 from resnetkit.prediction.resumable_output import ResumableWriter
 from resnetkit.runtime import threads
-from resnetkit.weights.load import save
+from resnetkit.weights.save import save
 
 from helpers import fake_engine
 from helpers.tiny import BASE, measure_cpu_budget
@@ -291,7 +291,7 @@ def test_a_read_that_hangs_is_an_error_that_names_the_image(model, inbox, hangin
     assert len(next(batches)) == 1
     assert hanging_read.wait(60)
     monkeypatch.setattr(threads, "READ_TIMEOUT", 0.0)
-    with pytest.raises(MachineError, match="reading took more than 0 seconds") as caught:
+    with pytest.raises(MachineError, match="the read did not finish within 0 seconds") as caught:
         next(batches)
     assert caught.value.where == (str(inbox / "05.png"),)
 
@@ -475,11 +475,12 @@ def test_the_engine_and_the_reason_are_printed(model, saved_model, inbox, cli, m
     assert cli(*args, model, "--network", "resnet18")[0] == 2
     monkeypatch.setattr(base.EngineSpec, "get_versions", lambda spec: ("numpy 9",))
     line = cli(*args, model)[2].splitlines()[0]
-    assert line.startswith("engine: torch fp32, batch 32 x 1, as it was optimized with numpy ")
-    assert line.endswith(f"; {saved_engines.format_optimize_command(model)}")
+    reason = f"it was optimized with numpy {np.__version__}, and numpy 9 is installed"
+    command = saved_engines.format_optimize_command(model)
+    assert line == f"engine: torch fp32, batch 32 x 1, as {reason}; {command}"
     code, out, err = cli(*args, model, "--engine", "fake-int8")
     assert (code, out) == (5, "")
-    assert err.startswith("error: it was optimized with numpy ")
+    assert err.startswith(f"error: {reason}\n")
     assert fake_engine.batch_sizes == []
 
 
@@ -549,9 +550,9 @@ def test_the_next_engine_is_used_if_one_cannot_be_loaded(model, inbox, cli, monk
 
 
 def test_the_next_engine_is_used_if_files_are_damaged(model, inbox, cli):
-    other = base.EngineConfig("fake", "fp32", 2, 1)
-    fake_engine.write_engines(model, fake_engine.CONFIG, other)
-    (saved_engines.get_artifact_folder(model, "f1", other) / "model.bin").write_bytes(b"other ranges")
+    damaged_config = base.EngineConfig("fake", "fp32", 2, 1)
+    fake_engine.write_engines(model, fake_engine.CONFIG, damaged_config)
+    (saved_engines.get_artifact_folder(model, "f1", damaged_config) / "model.bin").write_bytes(b"other ranges")
     why = f"a file of fake-fp32 is missing or damaged: model.bin; {saved_engines.format_optimize_command(model)}"
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
     assert (code, err.splitlines()[0]) == (0, f"engine: fake-int8, batch 4 x 2, as {why}")
@@ -714,12 +715,16 @@ def test_evaluation_with_a_saved_engine(model, pictures, cli):
 
 def test_evaluate_checks_its_arguments_before_it_opens_an_engine(model, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluating, "open_inference", lambda *_: pytest.fail("an engine was opened"))
-    data, other = pictures("flowers", sorted(CLASSES[:2]), 3), pictures("other", ["ant", "bee"], 3)
+    data, other_data = pictures("flowers", sorted(CLASSES[:2]), 3), pictures("other", ["ant", "bee"], 3)
     for options, what, error in (
-        ({"data": tmp_path / "nowhere"}, "there is no such folder", UsageError),
-        ({"data": other}, "the data has 2 of 2 classes that the model has not", DataError),
-        ({"data": data, "split": "val"}, "there is no part 'val' here", UsageError),
-        ({"data": tmp_path / "nowhere", "bad_files": "never"}, "bad files are an error, or skipped", UsageError),
+        ({"data": tmp_path / "nowhere"}, "the folder does not exist", UsageError),
+        ({"data": other_data}, "the model does not have 2 of 2 classes of the dataset: ant, bee", DataError),
+        ({"data": data, "split": "val"}, "the data have no split 'val'", UsageError),
+        (
+            {"data": tmp_path / "nowhere", "bad_files": "never"},
+            "unknown policy for unreadable images: never",
+            UsageError,
+        ),
     ):
         with pytest.raises(error, match=what):
             rk.evaluate(model, engine="fake-int8", **options)
@@ -845,12 +850,12 @@ def test_rows_of_other_settings_are_refused(model, inbox, cli, tmp_path, saved_m
         assert (
             f"error: the rows in {part} were made with other settings\nwhere: {where}\nfix: {fix}, or {remove}\n" in err
         )
-    other = save(rk.build(BASE, classes=[*CLASSES[:2], "lily"]), tmp_path / "other")
+    other_model = save(rk.build(BASE, classes=[*CLASSES[:2], "lily"]), tmp_path / "other")
     for _ in range(2):  # without an engine of that name, and with it
-        code, _, err = cli(*args, "--model", other, "--resume")
+        code, _, err = cli(*args, "--model", other_model, "--resume")
         assert code == 2
         assert re.search(r"where: model: \w+\.\.\. -> \w+\.\.\.\nfix: use the model that made them, or ", err)
-        fake_engine.write_engines(other)
+        fake_engine.write_engines(other_model)
     record.write_text(record.read_text().replace('"error"', '"reason"'))
     assert "where: columns: file, label, probability, top, reason -> " in cli(*args, "--model", model, "--resume")[2]
     record.unlink()
@@ -1014,20 +1019,20 @@ def test_partial_output_of_another_program_stays(model, inbox, cli, tmp_path, en
 @pytest.mark.parametrize("resume", [(), ("--resume",)])
 @pytest.mark.parametrize("kind", ["link", "dangling", "hard link", "pipe", "folder"])
 def test_links_and_special_files_are_not_written_through(model, inbox, cli, tmp_path, kind, resume):
-    part, other = tmp_path / "a.csv.part", tmp_path / "other.txt"
+    part, target = tmp_path / "a.csv.part", tmp_path / "other.txt"
     if kind != "dangling":
-        other.write_text("mine")
+        target.write_text("mine")
     {
         "link": part.symlink_to, "dangling": part.symlink_to, "hard link": part.hardlink_to,
         "pipe": lambda _: os.mkfifo(part), "folder": lambda _: part.mkdir(),
-    }[kind](other)  # fmt: skip
+    }[kind](target)  # fmt: skip
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--out", tmp_path / "a.csv", *resume)
     assert (code, err) == (
         2,
         f"error: the partial output is a link, or not a regular file\nwhere: {part}\nfix: remove a.csv.part\n",
     )
-    assert other.exists() == (kind != "dangling")
-    assert kind == "dangling" or other.read_text() == "mine"
+    assert target.exists() == (kind != "dangling")
+    assert kind == "dangling" or target.read_text() == "mine"
 
 
 def test_weights_that_are_a_pipe(model, saved_model, inbox, cli, tmp_path):
@@ -1035,12 +1040,15 @@ def test_weights_that_are_a_pipe(model, saved_model, inbox, cli, tmp_path):
     bare.mkdir()
     os.link(saved_model / "config.json", bare / "config.json")
     (model / "model.safetensors").unlink()
-    for folder, code in ((model, 5), (bare, 4)):
+    cases = (
+        (model, 5, "this is not a regular file", "put a copy of the file itself there"),
+        (bare, 4, "not a regular file", "put a copy of the file itself at this path"),
+    )
+    for folder, code, what, fix in cases:
         os.mkfifo(folder / "model.safetensors")
         assert cli("predict", inbox / "00.png", "--model", folder)[::2] == (
             code,
-            f"error: this is no ordinary file\nwhere: {folder / 'model.safetensors'}\n"
-            "fix: put a copy of the file itself there\n",
+            f"error: {what}\nwhere: {folder / 'model.safetensors'}\nfix: {fix}\n",
         )
 
 

@@ -29,7 +29,7 @@ from resnetkit.surgery import norms, strides, widths
 from resnetkit.surgery.transfer import transfer
 from resnetkit.surgery.verify import OUTPUT_CHANGED_NOTE
 
-from helpers.modules import randomize_norms
+from helpers.networks import randomize_norms
 from helpers.tiny import BASE, TINY, networks
 
 DEEP = replace(BASE, stages=(*BASE.stages, s.Stage(2, 24, s.Basic(24), s.FirstBlock(2))), input=(3, 24, 26))
@@ -367,14 +367,14 @@ def test_stages_lose_their_stride_from_the_last_on_and_regain_it():
     model = make_network(DEEP)
     two, _ = surgery.dilate(model, output_stride=2)
     assert [stage.reduce.atrous for stage in two.card.spec.stages] == [False, False, True]
-    one, _ = surgery.dilate(two, output_stride=1)
-    assert [stage.reduce.atrous for stage in one.card.spec.stages] == [False, True, True]
-    back, report = surgery.dilate(one, output_stride=4)
+    dense, _ = surgery.dilate(two, output_stride=1)
+    assert [stage.reduce.atrous for stage in dense.card.spec.stages] == [False, True, True]
+    back, report = surgery.dilate(dense, output_stride=4)
     assert back.card.spec == model.card.spec
     assert report.verifications[0].limit == 1e-12
     x = make_images(model)
     assert torch.equal(compute_output(back, x), compute_output(model, x))
-    only, _ = surgery.dilate(one, stages=["stage2"])
+    only, _ = surgery.dilate(dense, stages=["stage2"])
     assert [stage.reduce.atrous for stage in only.card.spec.stages] == [False, True, False]
     assert relative_difference(compute_map(only, "stage3", x)[..., ::2, ::2], compute_map(model, "stage3", x)) <= 1e-12
 
@@ -469,9 +469,9 @@ def test_classes_of_the_same_name_keep_their_rows():
     assert report.adapted["head.linear.bias"] == "2 of 3 rows kept, by name"
     assert report.dropped == ()
     again, _ = surgery.classes(model, ["emu", "owl", "cat"], seed=4)
-    other, _ = surgery.classes(model, ["emu", "owl", "cat"], seed=5)
+    other_seed, _ = surgery.classes(model, ["emu", "owl", "cat"], seed=5)
     assert torch.equal(again.head.linear.weight, new.weight)
-    assert not torch.equal(other.head.linear.weight[0], new.weight[0])
+    assert not torch.equal(other_seed.head.linear.weight[0], new.weight[0])
 
 
 def test_classes_in_another_order_are_the_same_logits_in_that_order():
@@ -998,13 +998,13 @@ def test_remaining_blocks_are_renumbered(gone, stages):
     assert [stage.blocks for stage in new_model.card.spec.stages] == [len(blocks) for _, blocks in left]
     for now, (i, blocks) in enumerate(left, 1):
         for b, old in enumerate(blocks, 1):
-            then, here = (m.get_submodule(p).state_dict() for m, p in
+            old_state, new_state = (m.get_submodule(p).state_dict() for m, p in
                           ((model, f"stage{i}.block{old}"), (new_model, f"stage{now}.block{b}")))  # fmt: skip
             fresh = select_within(report.initialized, f"stage{now}.block{b}")
             assert bool(fresh) == (i == 3 and not stages[1] and old == 1)
-            for key, value in here.items():
+            for key, value in new_state.items():
                 if f"stage{now}.block{b}.{key}" not in fresh:
-                    assert torch.equal(value, then[key])
+                    assert torch.equal(value, old_state[key])
     check_report(model, new_model, report)
 
 

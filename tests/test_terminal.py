@@ -267,7 +267,7 @@ events = [event for event in events if "ldconfig" not in str(event) and event[1]
 assert (codes, events) == ((5, 0), []), (codes, events)
 """
     error, fix, *lines = run_audited(code, folder=tmp_path).splitlines()
-    assert re.fullmatch("error: scikit-learn.* is not installed", error)
-    assert fix == "fix: pip install 'resnetkit[demo]'"
+    assert error == "error: scikit-learn, which contains the digits, is not installed"
+    assert fix == "fix: pip install 'scikit-learn>=1.7'"
     assert f"cache {tmp_path}/.cache/resnetkit" in [" ".join(line.split()) for line in lines]
     assert lines[-1] == "next: resnetkit train digits --model resnet20 --device cpu"

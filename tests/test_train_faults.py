@@ -105,8 +105,11 @@ def test_evaluation_skips_unreadable_images_only_if_allowed(flowers, network, tm
 
 @pytest.mark.parametrize("share", ["2", "101%", "-0.1", "inf", "nan", "a lot"])
 def test_invalid_fractions_of_images(share):
-    with pytest.raises(UsageError, match="is no share of the pictures"):
+    with pytest.raises(UsageError) as caught:
         parse_bad_files_policy(None, share)
+    assert str(caught.value) == (
+        f"error: not a fraction of the images: {share!r}\nwhere: --max-bad\nfix: --max-bad 10% or 0.1"
+    )
 
 
 def test_an_image_that_was_unreadable_once_stays_skipped(flowers):
@@ -120,7 +123,7 @@ def test_an_image_that_was_unreadable_once_stays_skipped(flowers):
     pixels, indices = loader.load_eval_pixels(np.arange(8))
     assert indices.tolist() == [0, 1, 2, 4, 5, 6, 7]
     assert pixels.shape[0] == 7
-    assert skipped.reasons == {str(removed): "there is no such file"}
+    assert skipped.reasons == {str(removed): "the file does not exist"}
     removed.write_bytes(content)
     assert loader.load_eval_pixels(np.arange(8))[1].tolist() == [0, 1, 2, 4, 5, 6, 7]
     assert sum(len(indices) for _, indices in loader.iter_batches()) == 59

@@ -239,15 +239,18 @@ def test_without_threads_the_caller_reads_the_images(flowers, monkeypatch):
 def test_the_number_of_workers_is_checked(flowers, network, tmp_path, cli):
     assert make_loader(flowers, None).workers == count_cores() >= 1
     for workers in (-1, 5000):
-        with pytest.raises(UsageError, match=f"there cannot be {workers:,} workers"):
+        with pytest.raises(UsageError, match=f"^error: the number of workers is out of range: {workers:,}\n"):
             make_loader(flowers, workers)
     code, _, err = cli("train", flowers, "--model", network, "--workers", "-1", "--out", tmp_path / "run")
     assert code == 2
-    assert "fix: use 0 (no threads) to 1,024, or omit it for" in err
+    assert err == (
+        "error: the number of workers is out of range: -1\nwhere: --workers\n"
+        "fix: use 0 (no threads) to 1,024, or omit it for one thread per core\n"
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_data_error_is_raised_unchanged(flowers):
     (flowers / "rose" / "0.png").write_bytes(b"")
-    with pytest.raises(DataError, match="1 picture cannot be read"):
+    with pytest.raises(DataError, match="1 unreadable image"):
         list(make_loader(flowers, 2).iter_batches(batch_size=8))

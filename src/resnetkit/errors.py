@@ -180,7 +180,28 @@ def missing_extra_error(package: str, extra: str) -> MachineError:
         package: the package that cannot be imported.
         extra: the extra of resnetkit that installs it.
     """
-    return MachineError(f"{package} is not installed", fix=f"pip install 'resnetkit[{extra}]'")
+    return MachineError(f"{package} is not installed", fix=format_install_command(extra))
+
+
+def format_install_command(extra: str) -> str:
+    """Return the pip command that installs the packages of an extra, which need no published resnetkit.
+
+    Args:
+        extra: the name of the extra; in a checkout that is not installed, the command names the extra itself.
+    """
+    from importlib import metadata  # slow to import, and rarely needed
+
+    try:
+        requirements = metadata.requires("resnetkit") or []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    marker = f'extra=="{extra}"'
+    packages = [
+        line.split(";")[0].strip() for line in requirements if marker in line.replace(" ", "").replace("'", '"')
+    ]
+    if not packages or any(package.startswith("resnetkit[") for package in packages):
+        return f"pip install '.[{extra}]'"
+    return "pip install " + " ".join(f"'{package}'" for package in packages)
 
 
 class ResnetkitInterrupt(KeyboardInterrupt):

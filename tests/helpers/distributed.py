@@ -116,8 +116,8 @@ def record_images(folder):
         original = trainer.Trainer.train_step
 
         def train_step(self, step, pixels, labels, indices):
-            names = self.loaders["train"].images.names
-            rows = [[self.state.epoch, int(i), names[i], int(y)] for i, y in zip(indices, labels, strict=True)]
+            names = self.run.loaders["train"].images.names
+            rows = [[self.session.state.epoch, int(i), names[i], int(y)] for i, y in zip(indices, labels, strict=True)]
             with (folder / f"images{os.environ['RANK']}").open("a") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
             return original(self, step, pixels, labels, indices)

@@ -21,7 +21,7 @@ from typing import Any
 
 from resnetkit.architecture import spec as specs
 from resnetkit.architecture.spec import Conv, Network, Shortcuts, Stage, Stem, count_classes, replace_classes
-from resnetkit.errors import UsageError, suggest_fix
+from resnetkit.errors import UsageError, find_closest, suggest_fix
 from resnetkit.serialization import from_json, from_toml, read_text
 
 CIFAR_INPUT = (3, 32, 32)
@@ -216,8 +216,9 @@ def spec(source: str | Path | Network) -> Network:
         return parse(Network, read_text(path, "this network"), str(path))
     if source not in CATALOG and (os.sep in str(source) or str(source).endswith(_WEIGHTS_SUFFIXES)):
         parent = Path(source).parent
-        siblings = [str(entry) for entry in parent.iterdir()] if parent.is_dir() else []
-        fix = suggest_fix(str(source), siblings, _ALLOWED_SOURCES)
+        siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        closest = find_closest(Path(source).name, siblings)  # whole paths are similar if their parents are long
+        fix = f"did you mean {parent / closest[0]}?" if closest else _ALLOWED_SOURCES
         raise UsageError("no such file or folder", where=str(source), fix=fix)
     if source not in CATALOG:
         fix = suggest_fix(str(source), list(CATALOG), "`resnetkit models` lists every name")

@@ -207,7 +207,7 @@ class LastBlock:
 
 @dataclass(frozen=True, slots=True)
 class BlurredFirstBlock:
-    """As `FirstBlock`, but a blur after the convolution has the stride (arXiv 1904.11486)."""
+    """The same as `FirstBlock`, but a blur after the convolution has the stride (arXiv 1904.11486)."""
 
     stride: int = 2
     atrous: bool = False

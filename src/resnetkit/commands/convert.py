@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from resnetkit.commands.arguments import Argument
-from resnetkit.commands.output import log, print_json, print_text, suggest_next, truncate
+from resnetkit.commands.output import log, print_json, print_text, sanitize_line, suggest_next
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 
 
@@ -47,6 +47,6 @@ def run(options: Options) -> int:
         print_text(f"wrote {path}: {len(names)} tensors of {model.card.name}, with the names of {options.to}")
         print_text("verified: the file holds the same bits")
     if dropped_note:
-        log(f"note: {truncate(dropped_note)}")
+        log(f"note: {sanitize_line(dropped_note)}")
     suggest_next("resnetkit evaluate", str(path), "DATA")
     return 0

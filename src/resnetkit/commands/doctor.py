@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from resnetkit.commands.arguments import Argument
 from resnetkit.commands.output import log, print_json, suggest_next
-from resnetkit.errors import MachineError, ResnetkitError, VerificationError
+from resnetkit.errors import MachineError, ResnetkitError, VerificationError, format_install_command
 from resnetkit.formatting import align_table, escape_control
 from resnetkit.runtime import environment
 
@@ -53,7 +53,7 @@ def _collect_install_info() -> dict[str, Any]:
     from resnetkit.images.decode import FORMATS
 
     extras = {
-        name: {"missing": packages, "install": f"pip install 'resnetkit[{name}]'"}
+        name: {"missing": packages, "install": format_install_command(name)}
         for name, packages in environment.list_extras().items()
     }
     return {

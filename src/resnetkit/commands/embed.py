@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from resnetkit.commands.arguments import Argument
-from resnetkit.commands.output import check_output_file, log, print_json, progress_bar, suggest_next, truncate
+from resnetkit.commands.output import check_output_file, log, print_json, progress_bar, sanitize_line, suggest_next
 from resnetkit.commands.records import build_file_errors
 from resnetkit.commands.stdin import read_file_arguments
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
@@ -76,7 +76,7 @@ def run(options: Options) -> int:
         for name, error in errors:
             print(f"{name}: ({error})")
     for note in describe_skipped_files(options.files):
-        log(f"note: {truncate(note)}")
+        log(f"note: {sanitize_line(note)}")
     if errors:
         log(str(DataError(f"{len(errors)} of {pluralize(count, 'file')} could not be read; their vectors are NaN")))
     suggest_next("resnetkit explain", options.weights.network or options.model, "--why", layer)

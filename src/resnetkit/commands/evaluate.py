@@ -11,12 +11,20 @@ from typing import Annotated, Literal
 from resnetkit.commands.arguments import Argument
 from resnetkit.commands.bad_files_options import DEFAULT_BAD_FILES, BadFilesOptions
 from resnetkit.commands.distributed import DEFAULT_DEVICE, DeviceOptions, init_distributed
-from resnetkit.commands.output import log, print_json, print_table, print_text, progress_bar, suggest_next, truncate
+from resnetkit.commands.output import (
+    log,
+    print_json,
+    print_table,
+    print_text,
+    progress_bar,
+    sanitize_line,
+    suggest_next,
+)
 from resnetkit.commands.records import build_accuracy_record, build_file_errors, format_accuracy_line, format_skipped
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
-from resnetkit.data.dataset import join_names
 from resnetkit.engines.select import EngineChoice
 from resnetkit.evaluation.result import Evaluation
+from resnetkit.formatting import join_names
 from resnetkit.runtime.distributed import ProcessGroup
 
 
@@ -66,7 +74,7 @@ def _run(options: Options, dist: ProcessGroup, device: str) -> int:
         )
     with open_inference(candidates, model, device, options.precision) as (logits_fn, engine_note):
         if engine_note:
-            log(f"engine: {truncate(engine_note)}")
+            log(f"engine: {sanitize_line(engine_note)}")
         with progress_bar("evaluating") as on_progress:
             evaluation = prepared.run(logits_fn, on_progress)
     if not model.card.classes:

@@ -98,8 +98,8 @@ def _select_model_folder(options: Options) -> str:
 
 def _read_previous_result(folder: str) -> saved.OptimizeResult | None:
     """Return the result of an earlier search, if it can be read."""
-    path = find_model_folder(folder)
-    with contextlib.suppress(ResnetkitError):
+    with contextlib.suppress(ResnetkitError):  # with --out the folder does not exist yet
+        path = find_model_folder(folder)
         return saved.read_engines_file(path) if path else None
     return None
 

@@ -81,7 +81,7 @@ def open_devnull() -> io.TextIOWrapper:
     return Path(os.devnull).open("w")
 
 
-def truncate(text: str) -> str:
+def sanitize_line(text: str) -> str:
     """Escape control characters and shorten a text from a file, so that it stays part of its line."""
     escaped = escape_control(text)
     return escaped if len(escaped) <= _MAX_CHARACTERS else f"{escaped[:_MAX_CHARACTERS]}..."

@@ -23,8 +23,8 @@ from resnetkit.commands.output import (
     print_table,
     progress_bar,
     quote_argument,
+    sanitize_line,
     suggest_next,
-    truncate,
 )
 from resnetkit.commands.stdin import read_file_arguments
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
@@ -129,11 +129,11 @@ def _run(options: Options, dist: ProcessGroup) -> int:
     ) as session:
         options = replace(options, top=min(options.top, len(session.card.labels)))
         if dist.world_size == 1:
-            log(f"engine: {session.engine.config}{f', as {truncate(session.reason)}' if session.reason else ''}")
+            log(f"engine: {session.engine.config}{f', as {sanitize_line(session.reason)}' if session.reason else ''}")
         with writer.lock() if writer else contextlib.nullcontext():
             counts = _predict_and_write(options, inputs, session, writer, dist)
     for note in describe_skipped_files(options.files):
-        log(f"note: {truncate(note)}")
+        log(f"note: {sanitize_line(note)}")
     if counts.failed:
         message = f"{counts.failed} of {pluralize(counts.total, 'file')} have no prediction; their rows say why"
         log(str(DataError(message)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from resnetkit.commands.arguments import Argument, format_options
-from resnetkit.commands.output import log, truncate
+from resnetkit.commands.output import log, sanitize_line
 from resnetkit.errors import UsageError
 from resnetkit.formatting import escape_control
 
@@ -67,7 +67,7 @@ def load_with_options(model: str, weights: WeightsOptions) -> NetworkModule:
         input_channels=weights.input_channels,
     )
     if network.card.assumed:
-        log(f"read: {truncate(network.card.origin)}")
+        log(f"read: {sanitize_line(network.card.origin)}")
         log(f"tensors: {network.report.tensor_summary}")
         log(f"assumed: {escape_control('; '.join(network.card.assumed))}")
     return network

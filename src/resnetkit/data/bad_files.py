@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 _MAX_LISTED = 20
 
-if TYPE_CHECKING:
-    from resnetkit.data.dataset import Dataset
-
 
 @dataclass(frozen=True, slots=True)
 class Skip:

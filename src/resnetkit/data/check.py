@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnetkit.data.dataset import Dataset, Images, hash_content, join_names
+from resnetkit.data.dataset import Dataset, Images, hash_content
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import ImageError
+from resnetkit.formatting import join_names
 from resnetkit.images.decode import try_read
 from resnetkit.runtime.progress import ProgressCallback
 

@@ -23,6 +23,7 @@ from PIL import Image
 from resnetkit.data.readers.row_index import ImageRows, concatenate_rows
 from resnetkit.data.readers.row_index import Indices as Indices  # noqa: PLC0414  defined there, public here
 from resnetkit.errors import DataError, ImageError, UsageError, find_closest
+from resnetkit.formatting import join_names
 from resnetkit.images.decode import decode
 
 SPLIT_ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -162,16 +163,6 @@ def concatenate_images(splits: Sequence[Images]) -> Images:
 def is_text(name: str) -> bool:
     """Return whether a class name is printable text, as cards, tables and web pages need it."""
     return name.isprintable() and not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def join_names(names: Sequence[str], limit: int = 5) -> str:
-    """Format names as ``a, b, c and 7 more``.
-
-    Args:
-        names: All names.
-        limit: The number of names that are listed.
-    """
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 def describe_extra_classes(split: str, train_split: str, classes: Sequence[str]) -> str:

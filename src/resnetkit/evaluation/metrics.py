@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from resnetkit.architecture.card import Card
 from resnetkit.data.bad_files import BadFiles, SkippedFiles
-from resnetkit.data.dataset import Dataset, Indices, compute_fingerprint, join_names, split_dataset
+from resnetkit.data.dataset import Dataset, Indices, compute_fingerprint, split_dataset
 from resnetkit.data.loader import ImageLoader, sync_unreadable
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, suggest_fix
 from resnetkit.evaluation.result import Evaluation, Predictions, count_equal
+from resnetkit.formatting import join_names
 from resnetkit.network.inference import LogitsFunction, compute_network_digest, count_network_classes
 from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup, check_same_on_all_ranks

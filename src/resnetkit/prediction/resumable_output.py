@@ -29,7 +29,7 @@ _MAX_SHOWN = 40  # characters of a value in an error
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What rows depend on besides their images."""
+    """The settings that rows depend on besides their images."""
 
     model: str
     engine: str

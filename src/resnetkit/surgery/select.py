@@ -12,7 +12,7 @@ def raise_faults(message: str, faults: Sequence[Fault], fix: str = "") -> None:
     """Raise one error with all faults, if there are any.
 
     Args:
-        message: What is wrong as a whole.
+        message: The problem as a whole.
         faults: The faults.
         fix: What to do.
 

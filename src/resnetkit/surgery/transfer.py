@@ -52,7 +52,7 @@ def edit(
     Args:
         model: The network to edit; it does not change.
         spec: The new spec.
-        change: What changes, for the origin on the card.
+        change: The change, for the origin on the card.
         adapted: Tensors that do not stay as they are, and how each was made.
         **card_fields: Other fields of the new card.
     """

@@ -162,7 +162,7 @@ def finish_edit(
         model: The old network.
         new_model: The new network with the report of its tensors.
         *verifications: What was compared.
-        notes: What else to report, after the changes of the plan.
+        notes: Further notes to report, after the changes of the plan.
 
     Raises:
         VerificationError: a verification is not within its limit.

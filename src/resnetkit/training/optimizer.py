@@ -1,4 +1,4 @@
-"""What an update changes and how: parameter groups, frozen layers, learning rate, gradients over all processes."""
+"""The update of the weights: parameter groups, frozen layers, learning rate, gradients over all processes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def copy_tensors(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
 
     Args:
         source: The tensors to read.
-        target: As many tensors to overwrite.
+        target: The tensors to overwrite, one per tensor of ``source``.
     """
     with torch.no_grad():
         for source_tensor, target_tensor in zip(source, target, strict=True):
@@ -99,7 +99,7 @@ def copy_tensors(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
 
 @dataclass
 class StepTotals:
-    """What a step has summed up: images, correct predictions, loss. First of this process, then of all."""
+    """Sums over a step: images, correct predictions, loss. First of this process, then of all processes."""
 
     device: torch.device
     n_images: int = 0

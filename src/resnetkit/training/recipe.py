@@ -224,7 +224,7 @@ class Recipe:
         optimizer: The optimizer and its settings.
         schedule: The course of the learning rate.
         augment: How pixels are cut from an image.
-        transforms: What happens to each image then, one after the other.
+        transforms: Transforms of each image after that, in order.
         mix: How the images of a batch are mixed.
         ema: Whether an average of the weights is the model that is validated and kept.
         stochastic_depth: The highest probability of dropping a branch; None for the network's own.

@@ -120,7 +120,7 @@ def _describe_calibration(evaluation: Evaluation) -> str:
     rows = [(f"{b.low:.0%} to {b.high:.0%}", b.n, f"{b.confidence:.1%}", f"{b.accuracy:.1%}") for b in bins]
     table = html.render_html_table(("confidence", "images", "mean confidence", "accuracy"), rows)
     explanation = (
-        "Of the predictions with a confidence of 80%, 80% should be correct. Below the straight line the network is "
+        "If the confidence is 80%, 80% of the predictions should be correct. Below the straight line the network is "
         f"overconfident. The calibration error is {100 * evaluation.compute_calibration_error():.1f} percentage points."
     )
     return html.render_note(explanation) + html.render_charts([("Accuracy, %", curve), ("Table", table)])

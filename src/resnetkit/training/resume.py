@@ -154,19 +154,18 @@ def _collect_changes(
 
 
 def _load_base(path: Path, recipe: Recipe) -> tuple[NetworkModule | None, Card]:
-    """Load the network whose weights the run started from, if it has one, and the card of the named model."""
+    """Load the network whose weights the run started from, if it has one, and the card of the named model.
+
+    If the model's file has disappeared, a run from scratch uses its own copy of the spec.
+    """
+    is_scratch = isinstance(recipe.start, Scratch)
+    if is_scratch and (path / NETWORK_FILE).is_file() and not Path(recipe.model).exists():
+        return None, replace(load_card(path / NETWORK_FILE), name=Path(recipe.model).stem)
     network = load_base_network(recipe.model, to_data(recipe))
-    if isinstance(recipe.start, Scratch):
+    if is_scratch:
         return None, network.card if network else load_card(recipe.model)
     base = network or load_network(recipe.model)
     return base, base.card
-
-
-def _read_card(path: Path, recipe: Recipe) -> Card:
-    """Read the model's card; if the model's file has disappeared, use the run's copy of the spec."""
-    if (path / NETWORK_FILE).is_file() and not Path(recipe.model).exists():
-        return replace(load_card(path / NETWORK_FILE), name=Path(recipe.model).stem)
-    return load_card(recipe.model)
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoint

@@ -1,4 +1,4 @@
-"""What changes while a run trains: model, average, optimizer, position, best weights, log and checkpoints."""
+"""The state that training changes: model, average, optimizer, position, best weights, log and checkpoints."""
 
 from __future__ import annotations
 

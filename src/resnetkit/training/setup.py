@@ -22,11 +22,11 @@ from resnetkit.architecture.card import (
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import replace_classes
 from resnetkit.data.bad_files import SkippedFiles
-from resnetkit.data.dataset import Dataset, compute_fingerprint, find_leaks, join_names, split_dataset
+from resnetkit.data.dataset import Dataset, compute_fingerprint, find_leaks, split_dataset
 from resnetkit.data.loader import ImageLoader, get_cache_limit, resolve_workers
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, TextError, UsageError
-from resnetkit.formatting import pluralize
+from resnetkit.formatting import join_names, pluralize
 from resnetkit.network.build import build
 from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.device import select_device, select_precision

@@ -1,6 +1,6 @@
 """The training loop.
 
-What makes a run exact and resumable is called by name and lives elsewhere: the order of the images in `batches`, the
+Other modules make a run exact and resumable: the order of the images in `batches`, the
 state, its checkpoints and stop requests in `session`, gradients over several processes in `optimizer`.
 """
 

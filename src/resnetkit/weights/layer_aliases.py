@@ -156,7 +156,7 @@ def resolve_path(plan: Plan, name: str) -> str:
 
     Args:
         plan: The plan of the network.
-        name: What the user wrote.
+        name: The name that the user gave.
 
     Raises:
         UsageError: the part does not exist; the fix lists the nearest names.

@@ -60,7 +60,7 @@ _MAX_LISTED = 5
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What the caller knows about weights, and which of their parts to ignore."""
+    """Facts that the caller knows about weights, and the parts of them to ignore."""
 
     network: str | None = None
     dialect: str | None = None
@@ -78,7 +78,7 @@ def load_network(source: object, options: LoadOptions = DEFAULT_OPTIONS) -> Netw
 
     Args:
         source: Anything that `resolve_model` takes.
-        options: What is known about the weights.
+        options: Facts about the weights.
 
     Raises:
         UsageError: ``source`` names no weights, or an option does not apply to it.
@@ -300,10 +300,10 @@ def assemble_network(
     Warns with `ResnetkitWarning` if a tensor has NaN or infinite values or negative variances.
 
     Args:
-        card: What the network is.
+        card: The description of the network.
         tensors: The tensors by our keys.
         location: The file, for errors and warnings.
-        fix: What to do if the tensors do not fit.
+        fix: The advice if the tensors do not fit.
         plan: The plan of the card's spec, if it exists already.
         names: Our key for each name in the file; None if they are equal.
         skipped: Names in the file that are not loaded.

@@ -43,7 +43,7 @@ def sanitize_text(text: str, max_length: int = 100) -> str:
     The author of a file chooses the names of its tensors.
 
     Args:
-        text: What the file says.
+        text: The text in the file.
         max_length: The largest number of characters to keep.
     """
     printable = "".join(char if char.isprintable() else "?" for char in text[: max_length + 1])

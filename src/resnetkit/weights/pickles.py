@@ -125,7 +125,7 @@ def _iterate_archive_pickles(path: Path) -> Iterator[_PickleStream]:
 
 @dataclass(frozen=True, slots=True)
 class _StackItem:
-    """What is known about an object on the stack: its nesting depth, the width of a tuple, the text of a string."""
+    """Facts about an object on the stack: its nesting depth, the width of a tuple, the text of a string."""
 
     depth: int = 1
     width: int = 1

@@ -42,8 +42,8 @@ def check_new_path(path: Path, fix: str = "name another path, or remove it") -> 
     """Check that nothing exists at a path.
 
     Args:
-        path: Where something is to be written.
-        fix: What to do if something exists.
+        path: The path to write to.
+        fix: The advice if something exists.
 
     Raises:
         UsageError: something exists.

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetkit.data.dataset import ALIAS_TO_SPLIT, COPY_AGAIN, Dataset, join_names
+from resnetkit.data.dataset import ALIAS_TO_SPLIT, COPY_AGAIN, Dataset
 from resnetkit.data.readers import columns as column_names
 from resnetkit.data.readers.columns import DatasetColumns, LabeledShard, convert_to_int64
 from resnetkit.data.readers.row_index import NO_BYTES, PATH_ONLY, Indices, Shard, get_file_stamp
 from resnetkit.errors import DataError, UsageError
+from resnetkit.formatting import join_names
 from resnetkit.serialization import parse_json, read_text
 
 _STATE_FILE, _SPLITS_FILE = "state.json", "dataset_dict.json"

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from resnetkit.data.dataset import COPY_AGAIN, SPLIT_ALIASES, Dataset, check_extra_classes, is_text, join_names
+from resnetkit.data.dataset import COPY_AGAIN, SPLIT_ALIASES, Dataset, check_extra_classes, is_text
 from resnetkit.data.readers.row_index import ImageRows, Indices, Shard
 from resnetkit.errors import DataError, TextError, missing_extra_error
+from resnetkit.formatting import join_names
 from resnetkit.serialization import parse_json
 
 _IMAGE_NAMES = ("image", "images", "img", "picture", "pictures", "photo", "pixel_values")

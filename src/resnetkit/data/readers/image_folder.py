@@ -24,9 +24,9 @@ from resnetkit.data.dataset import (
     ImageFiles,
     check_extra_classes,
     is_text,
-    join_names,
 )
 from resnetkit.errors import DataError, find_closest
+from resnetkit.formatting import join_names
 from resnetkit.images.decode import find_files, find_images, has_image_suffix, is_folder, list_entries, note_other_files
 
 _ClassImages = dict[str, list[Path]]  # class -> images

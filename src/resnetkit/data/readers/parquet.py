@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from resnetkit import files
-from resnetkit.data.dataset import ALIAS_TO_SPLIT, COPY_AGAIN, Dataset, join_names
+from resnetkit.data.dataset import ALIAS_TO_SPLIT, COPY_AGAIN, Dataset
 from resnetkit.data.readers import columns as column_names
 from resnetkit.data.readers.arrow import check_same_columns, open_arrow_file, translate_pyarrow_errors
 from resnetkit.data.readers.columns import DatasetColumns, LabeledShard
 from resnetkit.data.readers.row_index import Shard, get_file_stamp
 from resnetkit.errors import DataError, MachineError
+from resnetkit.formatting import join_names
 from resnetkit.images.decode import is_folder, list_entries
 from resnetkit.runtime.progress import ProgressCallback
 
