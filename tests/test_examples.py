@@ -50,7 +50,7 @@ def test_five_commands_from_a_folder_to_a_report(tmp_path, capsys):
     assert "200 images in 2 classes; " in out
     assert "no problems found" in out
     assert re.search(r"test: \d+ of 40 correct, [\d.]+% \(95% interval ", out)
-    assert "The least confident predictions" in (run / "report.html").read_text()
+    assert "Least confident predictions" in (run / "report.html").read_text()
 
 
 def get_reports(text):

@@ -38,7 +38,7 @@ def _build_single_page(run: Run) -> str:
         matrix = chart.draw_confusion_matrix("confusion matrix", evaluation.classes, evaluation.confusion)
         sections.append(("Confusion matrix", html.render_scroll_box(matrix)))
     sections += [
-        ("Classes", _build_class_table(evaluation)),
+        ("Per-class accuracy", _build_class_table(evaluation)),
         ("Calibration", _describe_calibration(evaluation)),
         *_build_galleries(run),
         ("Data", _describe_data(run)),
@@ -72,7 +72,7 @@ def _summarize_run(run: Run) -> str:
 _CURVES: tuple[tuple[str, tuple[tuple[str, Callable[[EpochMetrics], float]], ...]], ...] = (
     ("Accuracy, %", (("val", lambda e: 100 * e.val_accuracy), ("train, augmented", lambda e: 100 * e.accuracy))),
     ("Loss", (("val", lambda e: e.val_loss), ("train, augmented", lambda e: e.loss))),
-    ("Throughput, images/s", (("training", lambda e: e.images_per_second),)),
+    ("Throughput (images/s)", (("training", lambda e: e.images_per_second),)),
 )
 
 
@@ -130,8 +130,8 @@ def _build_galleries(run: Run) -> list[tuple[str, str]]:
     evaluation = run.evaluation
     jpegs = {thumbnail.index: thumbnail.jpeg for thumbnail in run.results.thumbnails}
     groups = (
-        ("The most confident mistakes", evaluation.find_mistakes(THUMBNAILS_PER_GROUP)),
-        ("The least confident predictions", evaluation.find_least_confident(THUMBNAILS_PER_GROUP)),
+        ("Most confident mistakes", evaluation.find_mistakes(THUMBNAILS_PER_GROUP)),
+        ("Least confident predictions", evaluation.find_least_confident(THUMBNAILS_PER_GROUP)),
     )
     galleries = [
         (title, [_build_figure(evaluation, i, jpegs[i]) for i in indices if i in jpegs]) for title, indices in groups
