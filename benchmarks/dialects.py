@@ -1,10 +1,10 @@
-"""Logits of other libraries' models beside ours, and their tensors after the way there and back.
+"""Compare logits with other libraries' models, and check that tensors survive the conversion both ways.
 
     python benchmarks/dialects.py [--cifar10 FOLDER WEIGHTS ...]     needs the extra dev
 
-With CIFAR-10's test pictures and published weights of akamaster, these are evaluated, converted and evaluated again.
+With CIFAR-10's test images and akamaster's published weights, the script evaluates, converts and evaluates again.
 
-Weights are random, with random norm statistics and affine weights, so that no error can hide behind a one or a zero.
+Weights, norm statistics and affine weights are random, so that no error can hide behind a one or a zero.
 """
 
 import argparse
@@ -81,13 +81,13 @@ def proved(library, name, theirs, source):
     return row
 
 
-def evaluated(pictures, path):
+def evaluated(images, path):
     """Right answers of a published file, and whether the converted file has the same ones."""
     with tempfile.TemporaryDirectory() as folder:
         again = rk.convert(rk.load(path), "akamaster", f"{folder}/again.safetensors")
-        first, second = rk.evaluate(path, pictures), rk.evaluate(again, pictures)
-    told = f"{first.correct:,} of {first.n:,} right"
-    row = {"library": "akamaster", "what": f"{Path(path).name}, CIFAR-10's test pictures", "told": told}
+        first, second = rk.evaluate(path, images), rk.evaluate(again, images)
+    text = f"{first.correct:,} of {first.n:,} right"
+    row = {"library": "akamaster", "what": f"{Path(path).name}, CIFAR-10's test images", "accuracy": text}
     row["equal"] = "the same answers" if first.predictions == second.predictions else "other answers"
     print(row, flush=True)
     return row
@@ -96,7 +96,7 @@ def evaluated(pictures, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cifar10", nargs="+", default=[])
-    pictures, *weights = parser.parse_args().cifar10 or [""]
+    images, *weights = parser.parse_args().cifar10 or [""]
     import timm
     import torchvision
     import transformers
@@ -119,7 +119,7 @@ def main():
         "timm": timm.__version__,
         "transformers": transformers.__version__,
     }
-    cifar = [evaluated(pictures, path) for path in weights]
+    cifar = [evaluated(images, path) for path in weights]
     if not weights and OUT.exists():  # as they were measured last
         cifar = json.loads(OUT.read_text())["cifar"]
     OUT.write_text(json.dumps({"versions": versions, "rows": rows, "cifar": cifar}, indent=2) + "\n")

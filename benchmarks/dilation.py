@@ -1,13 +1,14 @@
-"""How far dilated networks are from those they were made of, ours and other libraries': python benchmarks/dilation.py
+"""Measure the error of dilated networks, ours and other libraries': python benchmarks/dilation.py
 
-    pip install segmentation-models-pytorch               optional: without it its rows stay as they were measured last
+    pip install segmentation-models-pytorch               optional; without it, its rows are kept
     python benchmarks/dilation.py                         some networks of each library; needs the extra dev
-    python benchmarks/dilation.py --catalogue [NAME ...]  every network of ours instead
+    python benchmarks/dilation.py --catalog [NAME ...]    every network of our catalog instead
 
-A dilated network has the weights of an original, and hands on a larger last map. Done exactly, every s-th place of that
-map is the original's (the a trous identity): dilated(x)[..., ::s, ::s] == original(x). Measured is max|difference| /
-max|original|, the largest over several sizes of image, odd and even, in evaluation mode and float64: rounding leaves
-some 1e-15. Weights, norm statistics and affine weights are random, so that no error can hide behind a one or a zero.
+A dilated network has the weights of an original and a larger last map. If the dilation is exact, every s-th position of
+that map equals the original (a trous identity): dilated(x)[..., ::s, ::s] == original(x). The error is
+max|difference| / max|original|, the largest over several image sizes, odd and even, in evaluation mode and float64;
+rounding alone gives about 1e-15. Weights, norm statistics and affine weights are random, so that no error can hide
+behind a one or a zero.
 """
 
 import argparse
@@ -42,7 +43,7 @@ Size = tuple[int, int]
 
 RANGES = {"weight": (0.5, 1.5), "bias": (-0.3, 0.3), "running_mean": (-0.3, 0.3), "running_var": (0.5, 2.0)}
 SIZES = ((65, 65), (64, 64), (72, 73), (97, 81))
-CATALOGUE_SIZES = (((33, 34), (40, 37)), ((65, 66), (72, 69)))  # the second where the last map were a pixel
+CATALOG_SIZES = (((33, 34), (40, 37)), ((65, 66), (72, 69)))  # the second where the last map were a pixel
 OUTPUT_STRIDES = (16, 8)
 LARGE = 1e-13  # more than rounding leaves of any network but the deepest
 SMP = "segmentation-models-pytorch"
@@ -85,7 +86,7 @@ class Row:
 
 
 def shaken(model: nn.Module) -> nn.Module:
-    """The model in float64 and evaluation mode, its norms with random statistics and affine weights, its biases too."""
+    """Return the model in float64 and evaluation mode, with random norm statistics, norm weights and biases."""
     for module in model.modules():
         tensors = module.state_dict()
         if isinstance(module, nn.BatchNorm2d):
@@ -157,10 +158,10 @@ def apart(pair: Pair, ratio: int, size: Size) -> Tensor:
     x = torch.randn(1, 3, *size, dtype=torch.float64)
     expected = original(x)
     height, width = expected.shape[-2:]
-    found = dilated(x)[..., ::ratio, ::ratio][..., :height, :width]  # a pool behind a stage leaves one more pixel
-    if found.shape != expected.shape:
+    output = dilated(x)[..., ::ratio, ::ratio][..., :height, :width]  # a pool behind a stage leaves one more pixel
+    if output.shape != expected.shape:
         return torch.tensor(torch.inf)
-    return (found - expected).abs().max() / expected.abs().max()
+    return (output - expected).abs().max() / expected.abs().max()
 
 
 @torch.inference_mode()
@@ -190,11 +191,11 @@ def rows() -> Iterator[Row]:
             yield measured(library, name, stride)
 
 
-# ---------------------------------------------------------------------------------------------- the whole catalogue
+# ---------------------------------------------------------------------------------------------- the whole catalog
 
 
 def has_statistics(spec: Network) -> bool:
-    """Of the map, so that a larger one is another network by nature."""
+    """Return whether a layer uses statistics of the map, so that a larger one is another network by nature."""
     return isinstance(spec.norm, GroupNorm) or any(stage.attention for stage in spec.stages)
 
 
@@ -203,19 +204,19 @@ EXACT = {name: replace(spec, head=NoHead()) for name, spec in CATALOG.items() if
 
 
 def sizes_for(spec: Network) -> tuple[Size, ...]:
-    return next(sizes for sizes in CATALOGUE_SIZES if all(_works(spec, size) for size in sizes))
+    return next(sizes for sizes in CATALOG_SIZES if all(_works(spec, size) for size in sizes))
 
 
 def _works(spec: Network, size: Size) -> bool:
-    """Whether the last map has neighbours."""
+    """Return whether the last map is larger than one pixel."""
     try:
         return min(rk.plan(spec, (spec.input[0], *size)).root.output[1:]) > 1
     except SpecError:
         return False
 
 
-def catalogue(names: list[str]) -> list[dict[str, Any]]:
-    """Every network at half and a quarter of its output stride: 16 and 8 of 32, 2 and 1 of CIFAR's 4."""
+def catalog(names: list[str]) -> list[dict[str, Any]]:
+    """Measure every network at half and a quarter of its output stride: 16 and 8 of 32, 2 and 1 of CIFAR's 4."""
     return [row for name in names for ratio in (2, 4) for row in dilated_row(name, EXACT[name], ratio)]
 
 
@@ -241,7 +242,7 @@ def _stride(spec: Network) -> int:
 
 
 def pair_by_hand(spec: Network, ratio: int) -> Pair:
-    """As `our_pair`, without the proof that surgery asks for."""
+    """Return the pair of `our_pair`, without the verification of surgery."""
     original, stages = shaken(rk.build(spec)), list(spec.stages)
     strided = [i for i, stage in enumerate(stages) if stage.reduce.stride > 1]
     for i in strided[-round(math.log2(ratio)) :]:
@@ -250,7 +251,7 @@ def pair_by_hand(spec: Network, ratio: int) -> Pair:
 
 
 def pair_by_layout(spec: Network) -> Pair:
-    """A network and itself, with numbers in another order in memory: what is apart is rounding."""
+    """Return a network and itself with another memory order: what is apart is rounding."""
     ask = _last_map(shaken(rk.build(spec)))
     return ask, lambda x: ask(x.expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last))[:1]
 
@@ -267,20 +268,20 @@ def compared(before: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole(before: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    new = catalogue(names)
-    kept = [row for row in before.get("catalogue", []) if row["name"] not in names]
+    new = catalog(names)
+    kept = [row for row in before.get("catalog", []) if row["name"] not in names]
     order = list(CATALOG)
-    found = sorted(new + kept, key=lambda row: (order.index(row["name"]), -row["output_stride"]))
-    return {"catalogue_sizes": CATALOGUE_SIZES, "catalogue": found}
+    rows = sorted(new + kept, key=lambda row: (order.index(row["name"]), -row["output_stride"]))
+    return {"catalog_sizes": CATALOG_SIZES, "catalog": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--catalogue", nargs="*", choices=EXACT, metavar="NAME", help="all of them without a name")
-    names = parser.parse_args().catalogue
+    parser.add_argument("--catalog", nargs="*", choices=EXACT, metavar="NAME", help="all of them without a name")
+    names = parser.parse_args().catalog
     before = json.loads(OUT.read_text()) if OUT.exists() else {}
-    found = before | (compared(before) if names is None else whole(before, names or list(EXACT)))
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    results = before | (compared(before) if names is None else whole(before, names or list(EXACT)))
+    OUT.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What fine-tuning gains with few pictures: python benchmarks/fine_tuning.py CIFAR10 [--base RUN] (folders of classes).
+"""Measure the gain of fine-tuning with few images: python benchmarks/fine_tuning.py CIFAR10 [--base RUN]
 
-A ResNet-20 learns eight classes; then 200 pictures of the two others, by each way of starting, and is asked about
-the rest of the test pictures of these two. What is held out is drawn by a seed; every way gets the same draws.
+CIFAR10 is a folder of classes. A ResNet-20 is trained on eight classes, then on 200 images of the two others, with each
+way to start. It is tested on the remaining test images of these two. A seed draws the split; every way gets the same.
 """
 
 import argparse
@@ -24,14 +24,14 @@ WAYS = {
 }
 
 
-def links(pictures: list[Path], folder: Path) -> None:
+def links(images: list[Path], folder: Path) -> None:
     folder.mkdir(parents=True)
-    for path in pictures:
+    for path in images:
         (folder / path.name).symlink_to(path.resolve())
 
 
 def eight(cifar: Path, folder: Path, epochs: int) -> Path:
-    """A run over the other classes."""
+    """Train on the eight other classes."""
     for part in ("train", "test"):
         for path in sorted((cifar / part).iterdir()):
             if path.name not in NEW:
@@ -47,15 +47,15 @@ def measure(base: Path, few: Path, rest: Path, folder: Path, seeds: int) -> list
             rk.train(few, base, out=folder / f"{way}-{seed}", settings=settings, seed=seed, split_seed=seed)
             for seed in range(seeds)
         ]
-        found = [rk.evaluate(run.path, rest) for run in runs]
+        evaluations = [rk.evaluate(run.path, rest) for run in runs]
         rows.append({
             "way": way,
-            "correct": [one.correct for one in found],
-            "n": found[0].n,
+            "correct": [evaluation.correct for evaluation in evaluations],
+            "n": evaluations[0].n,
             "epochs": [len(run.epochs) for run in runs],
             "seconds": statistics.median(run.results.seconds for run in runs),
         })  # fmt: skip
-        print(way, [format_accuracy(one.correct, one.n) for one in found], flush=True)
+        print(way, [format_accuracy(evaluation.correct, evaluation.n) for evaluation in evaluations], flush=True)
     return rows
 
 
@@ -70,17 +70,17 @@ def main() -> None:
         folder = Path(name)
         base = options.base or eight(options.cifar, folder / "eight", options.epochs)
         for word in NEW:
-            pictures = sorted((options.cifar / "test" / word).iterdir())
-            links(pictures[:LEARNT_FROM], folder / "few" / word)
-            links(pictures[LEARNT_FROM:], folder / "rest" / word)
+            images = sorted((options.cifar / "test" / word).iterdir())
+            links(images[:LEARNT_FROM], folder / "few" / word)
+            links(images[LEARNT_FROM:], folder / "rest" / word)
         rows = measure(base, folder / "few", folder / "rest", folder, options.seeds)
-    found = {
+    results = {
         "base_epochs": options.epochs,
-        "pictures": LEARNT_FROM * len(NEW),
+        "images": LEARNT_FROM * len(NEW),
         "rows": rows,
         "environment": collect_environment(),
     }
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    OUT.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

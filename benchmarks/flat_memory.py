@@ -1,9 +1,9 @@
-"""Does the memory of `resnetkit predict` grow with the number of pictures? 20,000 small ones, looked at from outside.
+"""Check that the memory of `resnetkit predict` does not grow with the number of images: 20,000 small ones.
 
-    python benchmarks/flat_memory.py MODEL [--pictures 20000] [--out csv|jsonl|parquet] [--save FILE.json] [-- WORDS]
+    python benchmarks/flat_memory.py MODEL [--images 20000] [--out csv|jsonl|parquet] [--save FILE.json] [-- OPTIONS]
 
-The pictures are made in a temporary folder, all of them different. What the process holds (VmRSS) is read every 1,000
-rows of the file that it writes, and its peak at the end. WORDS, such as --engine torch, go to the command.
+The images are drawn in a temporary folder, all different. The script reads the memory of the process (VmRSS) after
+every 1,000 rows of its output, and the peak at the end. OPTIONS, such as --engine torch, are passed to the command.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from PIL import Image
 EVERY = 1000
 
 
-def pictures(folder, count):
+def images(folder, count):
     """Small JPEGs, a thousand in a folder."""
     draw = np.random.default_rng(0)
     for i in range(count):
@@ -35,14 +35,14 @@ def held(process):
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except OSError:
         return {}
-    told = dict(line.split(":", 1) for line in lines)
-    return {name: int(told[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM") if name in told}
+    fields = dict(line.split(":", 1) for line in lines)
+    return {name: int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM") if name in fields}
 
 
 def written(out):
     """(bytes, file) of what is there by now: a part of ours, or the hidden one of Parquet."""
-    found = [out.with_name(f"{out.name}.part"), *out.parent.glob(f".{out.name}.*.part"), out]
-    return next((path for path in found if path.exists()), None)
+    candidates = [out.with_name(f"{out.name}.part"), *out.parent.glob(f".{out.name}.*.part"), out]
+    return next((path for path in candidates if path.exists()), None)
 
 
 def watch(process, out, text):
@@ -70,25 +70,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("words", nargs="*")
-    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--out", choices=("csv", "jsonl", "parquet"), default="csv")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        pictures(Path(place) / "in", options.pictures)
+        images(Path(place) / "in", options.images)
         out = Path(place) / f"labels.{options.out}"
         words = ["predict", Path(place) / "in", "--model", options.model, "--out", out, *options.words]
         process = subprocess.Popen([sys.executable, "-m", "resnetkit", *map(str, words)], text=True, stderr=-1)
         seen, peak = watch(process, out, options.out != "parquet")
-        said = process.communicate()[1].splitlines()
-    print(said[0])
+        lines = process.communicate()[1].splitlines()
+    print(lines[0])
     print("rows" if options.out != "parquet" else "seconds", "MiB", sep="\t")
     for mark, size in seen:
         print(mark, f"{size:.0f}", sep="\t")
     print(f"peak: {peak:.0f} MiB; exit code {process.returncode}")
     if options.save:
-        made = {"engine": said[0], "pictures": options.pictures, "out": options.out, "peak": peak, "held": seen}
-        options.save.write_text(json.dumps(made, indent=2) + "\n")
+        results = {"engine": lines[0], "images": options.images, "out": options.out, "peak": peak, "held": seen}
+        options.save.write_text(json.dumps(results, indent=2) + "\n")
     return process.returncode
 
 

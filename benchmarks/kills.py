@@ -1,10 +1,10 @@
-"""Is a run that is killed and resumed the run that was not? Killed at random times, twenty of them.
+"""Check that a run that is killed at random times and resumed ends with the weights of an undisturbed run.
 
     python benchmarks/kills.py [--kills 20] [--seed 0] [--save FILE.json]
 
-A small network learns the digits, once without being disturbed and once killed (kill -9) again and again, at times
-drawn over a whole run, each kill followed by `resnetkit train --resume`. Where a run ends before its kills are used up,
-another one begins. The weights have to be equal, byte for byte, and every line of metrics.jsonl but its times.
+A small network is trained on the digits, once undisturbed and once with kill -9 at random times over the whole run.
+Each kill is followed by `resnetkit train --resume`. If a run ends before all kills are used, another one starts. The
+weights must be equal, byte for byte, and so must every line of metrics.jsonl except its times.
 """
 
 import argparse
@@ -47,24 +47,28 @@ def digest(run):
 
 
 def lines(run):
-    found = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in found]
+    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
 
 def stands(run):
-    """Where a run was killed, in a word."""
+    """Describe the point at which a run was killed."""
     if not (run / "run.toml").exists():
         return "before it began"
     try:
-        found = load_latest_checkpoint(run / "state", lambda found: None)
+        checkpoint = load_latest_checkpoint(run / "state", lambda checkpoint: None)
     except ResnetkitError as error:
         return f"WITHOUT A LOADABLE CHECKPOINT: {error.what}"
     logged = len([line for line in lines_read(run) if line.get("kind") == "step"])
-    return f"checkpoint of step {found.state.global_step}, {logged} logged" if found else "before the first checkpoint"
+    return (
+        f"checkpoint of step {checkpoint.state.global_step}, {logged} logged"
+        if checkpoint
+        else "before the first checkpoint"
+    )
 
 
 def lines_read(run):
-    """What can be read of a log that may be cut within a line."""
+    """Read the complete lines of a log that may end within a line."""
     for line in (run / METRICS_FILE).read_text().splitlines() if (run / METRICS_FILE).exists() else []:
         try:
             yield json.loads(line)
@@ -78,7 +82,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    draw, told, equal = random.Random(options.seed), [], []
+    draw, records, equal = random.Random(options.seed), [], []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "net.toml").write_text(NETWORK)
@@ -86,7 +90,7 @@ def main():
         started = time.perf_counter()
         subprocess.run(command(*begin, place / "whole"), check=True, capture_output=True)
         took, number = time.perf_counter() - started, 0
-        while len(told) < options.kills:
+        while len(records) < options.kills:
             number += 1
             run = place / f"run{number}"
             for kill in range(3):
@@ -99,16 +103,16 @@ def main():
                 if is_run_finished(run):
                     break
                 if process.returncode == -9:
-                    told.append(stands(run))
-                    print(f"kill {len(told):3}  {run.name}  {told[-1]}", flush=True)
+                    records.append(stands(run))
+                    print(f"kill {len(records):3}  {run.name}  {records[-1]}", flush=True)
             words = ["--resume", run] if (run / "run.toml").exists() else [*begin, run]
             subprocess.run(command(*words), check=True, capture_output=True)
             equal.append(digest(run) == digest(place / "whole") and lines(run) == lines(place / "whole"))
             print(f"          {run.name}  {'equal' if equal[-1] else 'DIFFERENT'}", flush=True)
-    print(f"{len(told)} kills in {len(equal)} runs; {sum(equal)} of them equal to the undisturbed one")
+    print(f"{len(records)} kills in {len(equal)} runs; {sum(equal)} of them equal to the undisturbed one")
     if options.save:
-        found = {"kills": len(told), "runs": len(equal), "equal": sum(equal), "where": told}
-        options.save.write_text(json.dumps(found, indent=2) + "\n")
+        results = {"kills": len(records), "runs": len(equal), "equal": sum(equal), "where": records}
+        options.save.write_text(json.dumps(results, indent=2) + "\n")
     return 0 if all(equal) else 1
 
 

@@ -1,16 +1,15 @@
-"""Is a run that is killed and resumed the run that was not? The same test for Lightning, accelerate and resnetkit.
+"""Compare resuming after a kill in Lightning, accelerate and resnetkit.
 
     pip install lightning==2.6.0 accelerate torchdata
     python benchmarks/kills_elsewhere.py [--kills 6] [--seed 0] [--only WORD] [--save docs/measured/kills.json]
 
-The network of kills.py learns the digits for three epochs of 41 steps, in one thread: the order is shuffled, each
-picture is moved by a pixel at random, and stochastic depth drops branches. In the other libraries torch's generator
-draws all of it, and their settings are those that their documentation has for resuming. Each setting runs twice
-undisturbed, which has to give the same weights, then again and again: killed (kill -9) at drawn moments after the
-first epoch, and at a checkpoint, each time resumed to the end. Every step writes which pictures it saw, so that those
-that an epoch missed can be counted.
+The network of kills.py is trained on the digits for three epochs of 41 steps, in one thread. The order is shuffled,
+each image is shifted by a pixel at random, and stochastic depth drops branches. In the other libraries torch's
+generator draws all of it, with the settings that their documentation recommends for resuming. Each setting runs twice
+undisturbed, which must give the same weights. It is then killed (kill -9) at random moments after the first epoch, and
+at a checkpoint, each time resumed to the end. Every step records its images, so that skipped ones can be counted.
 
-A peer that is not installed is left out. Rows that are not asked for stay as they were measured last.
+Libraries that are not installed are skipped. Rows that are not measured are kept.
 """
 
 import argparse
@@ -57,10 +56,10 @@ PRELOADED = [
 
 @dataclass(frozen=True)
 class Setting:
-    """How a library is told to resume; ``stops`` are the steps with a checkpoint at which it is stopped."""
+    """How a library resumes; ``stops`` are the steps with a checkpoint at which it is stopped."""
 
     library: str
-    how: str
+    method: str
     run: Callable[[Path, int], None]
     stops: dict[str, int]
     note: str = ""
@@ -68,7 +67,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class End:
-    """How a run came out. ``missed`` counts the pictures that an epoch did not see, None where it is not written."""
+    """The result of a run. ``missed`` counts the images that an epoch did not see, None where it is not written."""
 
     equal: bool
     apart: float
@@ -83,18 +82,18 @@ class Digits(Dataset[tuple[Tensor, int, int]]):
     def __init__(self, drawn: bool = True) -> None:
         from sklearn.datasets import load_digits
 
-        found = load_digits()
+        digits = load_digits()
         self.drawn = drawn
-        self.pixels = torch.from_numpy(found.images[:PICTURES]).float()[:, None] / 16 - 0.3
-        self.labels = found.target[:PICTURES].tolist()
+        self.pixels = torch.from_numpy(digits.images[:PICTURES]).float()[:, None] / 16 - 0.3
+        self.labels = digits.target[:PICTURES].tolist()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, which: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         up, left = torch.randint(0, 3, (2,)).tolist() if self.drawn else (1, 1)
-        moved = F.pad(self.pixels[which], (1, 1, 1, 1))[:, up : up + 8, left : left + 8]
-        return moved.repeat_interleave(2, 1).repeat_interleave(2, 2), self.labels[which], which
+        moved = F.pad(self.pixels[index], (1, 1, 1, 1))[:, up : up + 8, left : left + 8]
+        return moved.repeat_interleave(2, 1).repeat_interleave(2, 2), self.labels[index], index
 
 
 class Steps:
@@ -103,11 +102,11 @@ class Steps:
     def __init__(self, place: Path, at: int) -> None:
         self.file, self.at = place / LOG, at
 
-    def __call__(self, step: int, epoch: int, which: Iterable[int] = ()) -> None:
+    def __call__(self, step: int, epoch: int, indices: Iterable[int] = ()) -> None:
         if step == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
         with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, "epoch": epoch, "which": list(which)}) + "\n")
+            file.write(json.dumps({"step": step, "epoch": epoch, "which": list(indices)}) + "\n")
 
 
 def network(place: Path, drawn: bool = True) -> nn.Module:
@@ -115,7 +114,7 @@ def network(place: Path, drawn: bool = True) -> nn.Module:
     return rk.build(place / "net.toml")
 
 
-def optimiser(model: nn.Module) -> torch.optim.Optimizer:
+def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
@@ -128,25 +127,25 @@ def ours(place: Path, at: int) -> None:
     """`rk.train`; a step is heard of after it was taken and before a checkpoint of it is written."""
     from resnetkit.training.run_folder import StepMetrics
 
-    told, run = Steps(place, at + 1), place / "run"
+    steps, run = Steps(place, at + 1), place / "run"
 
     def watch(what: Any) -> None:
         if isinstance(what, StepMetrics):
-            told((what.epoch - 1) * STEPS + what.step, what.epoch - 1)
+            steps((what.epoch - 1) * STEPS + what.step, what.epoch - 1)
 
     if (run / "run.toml").exists():
         rk.train(resume=run, on_event=watch)
     else:
-        how = {"epochs": EPOCHS, "batch_size": BATCH, "precision": "fp32", "checkpoint_steps": EVERY}
+        settings = {"epochs": EPOCHS, "batch_size": BATCH, "precision": "fp32", "checkpoint_steps": EVERY}
         network(place)
-        rk.train("digits", place / "net.toml", out=run, on_event=watch, **how)
+        rk.train("digits", place / "net.toml", out=run, on_event=watch, **settings)
     shutil.copytree(run / "model", place / "model")
 
 
 def lightning_task(place: Path, at: int, drawn: bool) -> Any:
     import lightning.pytorch as pl
 
-    told = Steps(place, at)
+    steps = Steps(place, at)
 
     class Task(pl.LightningModule):
         def __init__(self) -> None:
@@ -154,17 +153,17 @@ def lightning_task(place: Path, at: int, drawn: bool) -> Any:
             self.net = network(place, drawn)
 
         def training_step(self, batch: Any, _: int) -> Tensor:
-            told(self.global_step, self.current_epoch, batch[2].tolist())
+            steps(self.global_step, self.current_epoch, batch[2].tolist())
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return optimiser(self)
+            return optimizer(self)
 
     return Task()
 
 
 def random_state(late: bool) -> Any:
-    """What Lightning's checkpoints lack, as a callback of ours; ``late`` is after the loader has drawn its own."""
+    """Return a callback that saves the random state, which Lightning's checkpoints lack; ``late``: after the loader."""
     import lightning.pytorch as pl
 
     class RandomState(pl.Callback):
@@ -215,11 +214,13 @@ class Accelerated:
 
         set_seed(0)
         self.place, self.told, self.stateful, self.saved = place, Steps(place, at), stateful, saved
-        how = DataLoaderConfiguration(use_seedable_sampler=True, use_stateful_dataloader=stateful, data_seed=0)
-        self.accelerator = Accelerator(cpu=True, dataloader_config=how)
+        loader_config = DataLoaderConfiguration(
+            use_seedable_sampler=True, use_stateful_dataloader=stateful, data_seed=0
+        )
+        self.accelerator = Accelerator(cpu=True, dataloader_config=loader_config)
         self.model = network(place, drawn)
-        self.model, self.optimiser, self.batches = self.accelerator.prepare(
-            self.model, optimiser(self.model), DataLoader(Digits(drawn), batch_size=BATCH, shuffle=True)
+        self.model, self.optimizer, self.batches = self.accelerator.prepare(
+            self.model, optimizer(self.model), DataLoader(Digits(drawn), batch_size=BATCH, shuffle=True)
         )
 
     def run(self) -> None:
@@ -231,16 +232,16 @@ class Accelerated:
         finish(self.accelerator.unwrap_model(self.model), self.place)
 
     def load(self) -> int:
-        found = checkpoints(self.place)
-        if found:
-            self.accelerator.load_state(str(found[-1]))
-        return int(found[-1].name) if found else 0
+        folders = checkpoints(self.place)
+        if folders:
+            self.accelerator.load_state(str(folders[-1]))
+        return int(folders[-1].name) if folders else 0
 
     def epoch(self, epoch: int, begin: int) -> None:
         skip = begin % STEPS
         mine = self.accelerator.skip_first_batches(self.batches, skip) if skip and not self.stateful else self.batches
-        for step, (pixels, labels, which) in enumerate(mine, begin):
-            self.told(step, epoch, which.tolist())
+        for step, (pixels, labels, indices) in enumerate(mine, begin):
+            self.told(step, epoch, indices.tolist())
             self.step(pixels, labels)
             if self.saved == "steps" and (step + 1) % EVERY == 0:
                 self.save(step + 1)
@@ -248,9 +249,9 @@ class Accelerated:
             self.save((epoch + 1) * STEPS)
 
     def step(self, pixels: Tensor, labels: Tensor) -> None:
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.accelerator.backward(F.cross_entropy(self.model(pixels), labels))
-        self.optimiser.step()
+        self.optimizer.step()
 
     def save(self, step: int) -> None:
         self.accelerator.save_state(str(self.place / "checkpoints" / str(step)))
@@ -261,14 +262,14 @@ def accelerate(place: Path, at: int, *, stateful: bool = False, saved: str = "st
 
 
 def checkpoints(place: Path) -> list[Path]:
-    """From the oldest to the newest."""
+    """List the checkpoints, the oldest first."""
     return sorted((place / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime)
 
 
 MID, END = {"mid-epoch": MID_EPOCH}, {"end of an epoch": EPOCH_END}
 OWN_ORDER = "order drawn from torch's generator, whose state no checkpoint has"
 AHEAD = (
-    "the pictures and their order are right; a batch is read ahead and the resumed loader draws again, "
+    "the images and their order are right; a batch is read ahead and the resumed loader draws again, "
     "so moves and branches differ"
 )
 SETTINGS = (
@@ -319,9 +320,9 @@ SETTINGS = (
 
 
 def quietly(run: Callable[[Path, int], None], place: Path, at: int) -> None:
-    """In a process of its own, with what is printed in a file."""
+    """Run in a process of its own, with its output in a file."""
     torch.set_num_threads(1)
-    with (place / "told.txt").open("a") as file:
+    with (place / "output.txt").open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         run(place, at)
@@ -361,7 +362,7 @@ class Bench:
             if not checkpoints(place):
                 break
             discard(checkpoints(place)[-1])
-        raise SystemExit(f"{self.setting.how}: {(place / 'told.txt').read_text()[-2000:]}")
+        raise SystemExit(f"{self.setting.method}: {(place / 'output.txt').read_text()[-2000:]}")
 
     def killed(self, steps: int, wait: float) -> tuple[Path, int]:
         """Killed when it has taken so many steps, and a moment later."""
@@ -386,15 +387,15 @@ def discard(checkpoint: Path) -> None:
 
 
 def lines(place: Path) -> list[dict[str, Any]]:
-    found = []
+    lines = []
     for line in (place / LOG).read_text().splitlines() if (place / LOG).exists() else []:
         with contextlib.suppress(ValueError):  # cut by the kill
-            found.append(json.loads(line))
-    return found
+            lines.append(json.loads(line))
+    return lines
 
 
 def missed(place: Path) -> int | None:
-    """The pictures that the steps of an epoch did not see, in all epochs; a step taken again counts as it was last."""
+    """Count the images that the steps of an epoch did not use; if a step was repeated, the last one counts."""
     last = {line["step"]: line for line in lines(place)}.values()
     seen: dict[int, Counter[int]] = {epoch: Counter() for epoch in range(EPOCHS)}
     for line in last:
@@ -402,13 +403,13 @@ def missed(place: Path) -> int | None:
     return sum(PICTURES - len(counted) for counted in seen.values()) if any(line["which"] for line in last) else None
 
 
-def apart(one: Path, other: Path) -> float:
-    first, second = (load_file(place / "model" / "model.safetensors") for place in (one, other))
+def apart(first_folder: Path, second_folder: Path) -> float:
+    first, second = (load_file(place / "model" / "model.safetensors") for place in (first_folder, second_folder))
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
 
 
-def end(found: tuple[Path, int], whole: Path) -> End:
-    place, torn = found
+def end(outcome: tuple[Path, int], whole: Path) -> End:
+    place, torn = outcome
     equal = digest(place) == digest(whole)
     return End(equal, apart(place, whole), len(lines(place)) - EPOCHS * STEPS, missed(place), torn)
 
@@ -422,8 +423,8 @@ def measured(setting: Setting, kills: int, seed: int) -> dict[str, Any]:
         killed = [end(bench.killed(*moment), whole) for moment in moments]
         stopped = {word: asdict(end(bench.stopped(at), whole)) for word, at in setting.stops.items()}
         fair = digest(whole) == digest(twice)
-    told = {"library": setting.library, "version": version(setting.library), "how": setting.how}
-    return told | {"same_twice": fair, "killed": [asdict(one) for one in killed], "stopped": stopped}
+    row = {"library": setting.library, "version": version(setting.library), "method": setting.method}
+    return row | {"same_twice": fair, "killed": [asdict(end) for end in killed], "stopped": stopped}
 
 
 def main() -> None:
@@ -435,25 +436,25 @@ def main() -> None:
     options = parser.parse_args()
     rows = read(options.save)
     for setting in SETTINGS:
-        if options.only in f"{setting.library} {setting.how}" and importlib.util.find_spec(setting.library):
+        if options.only in f"{setting.library} {setting.method}" and importlib.util.find_spec(setting.library):
             row = measured(setting, options.kills, options.seed)
-            rows[setting.library, setting.how] = row
+            rows[setting.library, setting.method] = row
             print(json.dumps(row), flush=True)
             write(options.save, rows)
 
 
 def read(path: Path | None) -> dict[tuple[str, str], Any]:
-    found = json.loads(path.read_text())["rows"] if path and path.exists() else []
-    return {(row["library"], row["how"]): row for row in found}
+    rows = json.loads(path.read_text())["rows"] if path and path.exists() else []
+    return {(row["library"], row["method"]): row for row in rows}
 
 
 def write(path: Path | None, rows: dict[tuple[str, str], Any]) -> None:
-    """In the order of the settings."""
-    notes = {(setting.library, setting.how): setting.note for setting in SETTINGS}
+    """Write the rows in the order of the settings."""
+    notes = {(setting.library, setting.method): setting.note for setting in SETTINGS}
     versions = {name: version(name).split("+")[0] for name in ("torch", "torchdata") if importlib.util.find_spec(name)}
     if path:
-        found = {"versions": versions, "rows": [rows[key] | {"note": notes[key]} for key in notes if key in rows]}
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        results = {"versions": versions, "rows": [rows[key] | {"note": notes[key]} for key in notes if key in rows]}
+        path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Seconds and memory to build ResNet-50 with weights from a file, beside torchvision: python benchmarks/loading.py
+"""Measure seconds and memory to build ResNet-50 with weights from a file, ours and torchvision's.
 
-Both get the same tensors from a warm page cache, in one process, taking turns: torchvision's own way is
-``resnet50()``, ``torch.load`` of a .pth, ``load_state_dict``; ours is ``rk.load`` of a .safetensors file.
+    python benchmarks/loading.py
+
+Both get the same tensors from a warm page cache, in one process, in turns. torchvision: ``resnet50()``, ``torch.load``
+of a .pth, ``load_state_dict``. Ours: ``rk.load`` of a .safetensors file.
 """
 
 import argparse
@@ -22,7 +24,7 @@ WAYS = {
     "ours": "import resnetkit as rk; m = rk.load({safe!r})",
 }
 PEAK = "; print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-IMPORTS = {"torchvision": "import torch, torchvision", "ours": "import resnetkit.weights.load"}
+IMPORTS = {"torchvision": "import torch, torchvision", "ours": "import resnetkit.surgery.load"}
 
 
 def seconds(rounds, files):
@@ -41,22 +43,22 @@ def seconds(rounds, files):
         return rk.load(files["safe"])
 
     theirs(), ours()
-    found = {"torchvision": [], "ours": []}
+    times = {"torchvision": [], "ours": []}
     for _ in range(rounds):
         for name, way in (("torchvision", theirs), ("ours", ours)):
             started = time.perf_counter()
             way()
-            found[name].append(time.perf_counter() - started)
-    return found
+            times[name].append(time.perf_counter() - started)
+    return times
 
 
 def peak(name, files):
     """KiB above what the imports take, in a process of its own."""
-    told = [
+    outputs = [
         subprocess.run([sys.executable, "-c", code + PEAK], capture_output=True, text=True, check=True).stdout
         for code in (IMPORTS[name], WAYS[name].format(**files))
     ]
-    return int(told[1]) - int(told[0])
+    return int(outputs[1]) - int(outputs[0])
 
 
 def main():
@@ -76,15 +78,15 @@ def main():
         times = seconds(options.rounds, files)
         memory = {name: peak(name, files) for name in WAYS}
     ratio = statistics.median(b / a for a, b in zip(times["torchvision"], times["ours"], strict=True))
-    found = {
+    results = {
         "seconds": {name: statistics.median(values) for name, values in times.items()},
         "ratio": ratio,
         "rounds": options.rounds,
         "file_mib": size / 2**20,
         "peak_mib": {name: value / 1024 for name, value in memory.items()},
     }
-    print(json.dumps(found, indent=2))
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+    OUT.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a photograph costs before a network sees it: decoded, resized, its centre taken.
+"""Measure the time to prepare a photograph: decode, resize, center crop.
 
     python benchmarks/preparing.py FOLDER [--rounds 7] [--most 100] [--save FILE.json]
 
-The pictures of FOLDER as they are, and the same enlarged to 4000x3000. Three ways take turns, so that a busy machine
-troubles all of them alike: `decode` is Pillow's alone, `idiom` is Pillow's and then a resize and a crop of all of the
-picture, `ours` is what `evaluate` and `predict` do. Ratios are those of a round, to `idiom`.
+The images of FOLDER are measured in their own size and enlarged to 4000x3000. Three methods take turns, so that other
+work on the machine disturbs all alike. `decode` is Pillow's decoding alone, `idiom` adds a resize and a crop of the
+whole image, `ours` is the preparation of `evaluate` and `predict`. Ratios are those of a round, relative to `idiom`.
 """
 
 import argparse
@@ -27,12 +27,12 @@ LARGE = (4000, 3000)
 
 
 def decode(content):
-    """All pixels, and nothing else."""
+    """Decode all pixels, and nothing else."""
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
 def idiom(content):
-    """What torchvision's Resize and CenterCrop do."""
+    """Resize and crop as torchvision's Resize and CenterCrop do."""
     image, side, (rows, columns) = decode(content), HOW.resize, HOW.crop
     width, height = image.size
     size = (side, side * height // width) if width <= height else (side * width // height, side)
@@ -49,7 +49,7 @@ WAYS = {"decode": decode, "idiom": idiom, "ours": ours}
 
 
 def enlarged(content):
-    """The same picture as a camera would store it."""
+    """Return the same image as a camera would store it."""
     image, written = decode(content), io.BytesIO()
     size = LARGE if image.width >= image.height else LARGE[::-1]
     image.resize(size, Image.Resampling.BICUBIC).save(written, "JPEG", quality=90)
@@ -57,53 +57,54 @@ def enlarged(content):
 
 
 def compared(contents, rounds):
-    """Way -> milliseconds of processor time for a picture in each round, and how far apart the pixels are."""
-    found = {way: [] for way in WAYS}
+    """Way -> milliseconds of processor time for a image in each round, and how far apart the pixels are."""
+    times = {way: [] for way in WAYS}
     for number in range(rounds + 1):
         for way, run in WAYS.items():
             spent = clocked(run, contents)
-            found[way].extend([spent] * (number > 0))  # the first round warms up
+            if number > 0:  # the first round warms up
+                times[way].append(spent)
     apart = [np.abs(idiom(content).astype(int) - ours(content)) for content in contents]
-    means = [float(one.mean()) for one in apart]
+    means = [float(difference.mean()) for difference in apart]
     levels = {"mean": statistics.mean(means), "largest_mean": max(means), "largest": int(max(map(np.max, apart)))}
-    return {"pictures": len(contents), "ms": found, "levels": levels}
+    return {"images": len(contents), "ms": times, "levels": levels}
 
 
 def clocked(run, contents):
-    """Milliseconds of this process for each picture, in one thread."""
+    """Milliseconds of this process for each image, in one thread."""
     begun = time.process_time()
     for content in contents:
         run(content)
     return 1000 * (time.process_time() - begun) / len(contents)
 
 
-def show(name, found):
-    levels = found["levels"]
-    print(f"{name}: {found['pictures']} pictures")
-    for way, spent in found["ms"].items():
-        ratios = [own / other for own, other in zip(spent, found["ms"]["idiom"], strict=True)]
+def show(name, result):
+    levels = result["levels"]
+    print(f"{name}: {result['images']} images")
+    for way, spent in result["ms"].items():
+        ratios = [own / baseline for own, baseline in zip(spent, result["ms"]["idiom"], strict=True)]
         print(f"  {way:<8} {statistics.median(spent):8.2f} ms   {statistics.median(ratios):5.2f} of the idiom's")
-    told = f"mean {levels['mean']:.2f} levels, at most {levels['largest_mean']:.2f} for one picture"
-    print(f"  idiom and ours: {told}, {levels['largest']} for one pixel", flush=True)
+    text = f"mean {levels['mean']:.2f} levels, at most {levels['largest_mean']:.2f} for one image"
+    print(f"  idiom and ours: {text}, {levels['largest']} for one pixel", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="photographs that are upright as they are stored")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--most", type=int, default=100, help="pictures that are taken")
+    parser.add_argument("--most", type=int, default=100, help="images that are taken")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     contents = [path.read_bytes() for path in sorted(find_images(options.folder))[: options.most]]
     if not contents:
-        raise SystemExit(f"no pictures below {options.folder}")
-    found = {"environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")}}
-    found["as they are"] = compared(contents, options.rounds)
-    show("as they are", found["as they are"])
-    found["4000x3000"] = compared([enlarged(content) for content in contents], options.rounds)
-    show("enlarged to 4000x3000", found["4000x3000"])
+        raise SystemExit(f"no images below {options.folder}")
+    results = {"environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")}}
+    results["as they are"] = compared(contents, options.rounds)
+    show("as they are", results["as they are"])
+    results["4000x3000"] = compared([enlarged(content) for content in contents], options.rounds)
+    show("enlarged to 4000x3000", results["4000x3000"])
     if options.save:
-        options.save.write_text(json.dumps(found, indent=2) + "\n")
+        options.save.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the trainings of docs/training.md come to: runs the commands and keeps their counts.
+"""Run the trainings of docs/training.md and save their counts.
 
     python benchmarks/results.py [--cifar10 FOLDER] --save docs/measured/training-results.json
 
-Without --cifar10 the row of that training stays as it was measured last.
+Without --cifar10, the row of that training is kept.
 """
 
 import argparse
@@ -16,14 +16,14 @@ DIGITS = "resnetkit train digits --model resnet20"
 CIFAR = "resnetkit train CIFAR10 --model resnet20 --epochs 10"
 
 
-def trained(command, folder=None):
-    """The counts of a training, by its own ``--json``."""
+def run_training(command, folder=None):
+    """Run a training and return its counts, from ``--json``."""
     words = command.split()[1:]
     with tempfile.TemporaryDirectory() as out:
-        asked = [str(folder) if word == "CIFAR10" else word for word in words] + ["--out", f"{out}/run", "--json"]
-        done = subprocess.run([sys.executable, "-m", "resnetkit", *asked], stdout=subprocess.PIPE, check=True)
-    found = json.loads(done.stdout)
-    return {"command": command} | {key: found[key] for key in ("part", "n", "correct", "seconds")}
+        arguments = [str(folder) if word == "CIFAR10" else word for word in words] + ["--out", f"{out}/run", "--json"]
+        done = subprocess.run([sys.executable, "-m", "resnetkit", *arguments], stdout=subprocess.PIPE, check=True)
+    document = json.loads(done.stdout)
+    return {"command": command} | {key: document[key] for key in ("split", "n", "correct", "seconds")}
 
 
 def main():
@@ -32,9 +32,9 @@ def main():
     parser.add_argument("--save", type=Path, required=True)
     options = parser.parse_args()
     rows = {row["command"]: row for row in json.loads(options.save.read_text())} if options.save.exists() else {}
-    rows[DIGITS] = trained(DIGITS)
+    rows[DIGITS] = run_training(DIGITS)
     if options.cifar10:
-        rows[CIFAR] = trained(CIFAR, options.cifar10)
+        rows[CIFAR] = run_training(CIFAR, options.cifar10)
     options.save.write_text(json.dumps(list(rows.values()), indent=2) + "\n")
 
 

@@ -1,10 +1,11 @@
-"""What exact resuming costs: the loop of `resnetkit train` beside itself without it, in one run, taking turns.
+"""Measure the cost of exact resuming: the loop of `resnetkit train` with and without it, in alternating steps.
 
     python benchmarks/resuming.py DATA [--model resnet20] [--epochs 4] [--save FILE.json]
 
-Every other step is taken without what resuming needs: no generator is seeded, nothing is written to metrics.jsonl,
-nobody asks for signals or for the time. Medians over steps, of the clock and of the processor's time, which other work
-on the machine disturbs less. A checkpoint is told in milliseconds. `benchmarks/kills.py` shows that it is exact.
+Every other step runs without what resuming needs: it seeds no generator, writes nothing to metrics.jsonl, and checks
+neither signals nor the time. The results are medians over steps, of wall time and of processor time, which other work
+on the machine disturbs less. A checkpoint is given in milliseconds. `benchmarks/kills.py` checks that resuming is
+exact.
 """
 
 import argparse
@@ -37,7 +38,7 @@ class Turns:
         self.clock, self.processor = time.perf_counter(), time.process_time()
 
     def nothing(self, *words):
-        """What resuming needs, left out."""
+        """Train without what resuming needs."""
 
     def use(self, functions):
         run = self.run
@@ -52,9 +53,9 @@ class Turns:
         self.use(self.kept if self.exact else self.absent)
         self.clock, self.processor = time.perf_counter(), time.process_time()
 
-    def median(self, exact, which):
-        """Milliseconds: ``which`` is 0 for the clock, 1 for the processor."""
-        return 1000 * statistics.median(times[which] for times in self.times[exact])
+    def median(self, exact, index):
+        """Milliseconds: ``index`` is 0 for the clock, 1 for the processor."""
+        return 1000 * statistics.median(times[index] for times in self.times[exact])
 
 
 def main():
@@ -79,7 +80,7 @@ def main():
             started = time.perf_counter()
             training.Trainer.save_checkpoint(run)
             saves.append(time.perf_counter() - started)
-    found = {
+    results = {
         "model": options.model,
         "batch": run.recipe.batch_size,
         "steps_of_each_kind": len(turns.times[True]),
@@ -89,11 +90,11 @@ def main():
         "environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")},
     }
     for name in ("milliseconds_a_step", "processor_milliseconds_a_step"):
-        exact, without = found[name]["exact"], found[name]["without"]
+        exact, without = results[name]["exact"], results[name]["without"]
         print(f"{name:<30}{exact:8.2f} exact {without:8.2f} without   ratio {exact / without:.4f}")
-    print(f"{'milliseconds_a_checkpoint':<30}{found['milliseconds_a_checkpoint']:8.1f}")
+    print(f"{'milliseconds_a_checkpoint':<30}{results['milliseconds_a_checkpoint']:8.1f}")
     if options.save:
-        options.save.write_text(json.dumps(found, indent=2) + "\n")
+        options.save.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

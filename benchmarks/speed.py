@@ -1,14 +1,14 @@
-"""How fast pictures become answers: beside the code people copy, and beside libraries tuned by hand.
+"""Compare the throughput of prediction with common code and with libraries tuned by hand.
 
     python benchmarks/speed.py engines  PHOTOS [--network resnet50 ...] [--minutes 3] [--rounds 15] [--save FILE.json]
-    python benchmarks/speed.py pictures PHOTOS [--network resnet50] [--count 2000] [--minutes 3] [--save FILE.json]
+    python benchmarks/speed.py images   PHOTOS [--network resnet50] [--count 2000] [--minutes 3] [--save FILE.json]
     python benchmarks/speed.py cold     PHOTOS [--network resnet50] [--rounds 9] [--minutes 3] [--save FILE.json]
     python benchmarks/speed.py accuracy DATA --network WEIGHTS ... [--minutes 3] [--save FILE.json]
 
-Weights are random, which changes no time; accuracy is of trained ones. The idiom is the network of torchvision in
-evaluation mode: fp32, eager, N C H W, with Pillow, Resize(256), CenterCrop(224), ToTensor and Normalize. Every
-contender is a process of its own; they take turns, so that what else the machine does meets all of them; ratios are
-of pairs, with a 95 % interval of their median. `--precision int8` or `bf16` leaves the other out.
+Weights are random, which does not change the times; accuracy uses trained ones. The idiom is torchvision's network in
+evaluation mode: fp32, eager, NCHW, with Pillow, Resize(256), CenterCrop(224), ToTensor and Normalize. Every contender
+runs in a process of its own. They take turns, so that other work on the machine disturbs all alike. Ratios are those of
+pairs, with a 95 % interval of their median. With `--precision int8` or `bf16`, only that precision is measured.
 """
 
 import argparse
@@ -60,9 +60,9 @@ def openvino(network, setting):
     core = openvino.Core()
     graph = core.read_model(setting["file"])
     graph.reshape([setting["batch"], 3, 224, 224])
-    how = {"INFERENCE_PRECISION_HINT": "f32" if setting["precision"] == "fp32" else "bf16"}
-    how |= {"NUM_STREAMS": setting["streams"], "INFERENCE_NUM_THREADS": CORES}
-    queue = openvino.AsyncInferQueue(core.compile_model(graph, "CPU", how), setting["streams"])
+    config = {"INFERENCE_PRECISION_HINT": "f32" if setting["precision"] == "fp32" else "bf16"}
+    config |= {"NUM_STREAMS": setting["streams"], "INFERENCE_NUM_THREADS": CORES}
+    queue = openvino.AsyncInferQueue(core.compile_model(graph, "CPU", config), setting["streams"])
     x = np.random.default_rng(0).random((setting["batch"], 3, 224, 224), np.float32)
 
     def ask():
@@ -101,7 +101,7 @@ def onnxruntime(network, setting):
 
 
 def ours(network, setting):
-    """The engine that was kept for throughput, or the one for latency; on all its streams, as predict asks it."""
+    """Return the engine saved for throughput, or that for latency; on all its streams, as predict asks it."""
     from resnetkit.engines.saved import open_engine, read_engines_file
     from resnetkit.optimization.worker import measure_speed
 
@@ -121,7 +121,7 @@ def matmul(network, setting):
 
 
 def turns(ask, per_call):
-    """A function that asks for so many seconds, and gives pictures per second."""
+    """Return a function that predicts for a number of seconds and returns images per second."""
 
     def turn(seconds):
         calls, begun = 0, time.perf_counter()
@@ -139,16 +139,16 @@ CONTENDERS = {"idiom": idiom, "openvino": openvino, "compile": compiled, "onnxru
 
 def serve(network, setting):
     """Ready after the first turn; then a line in (seconds) is a turn, and its pace comes back."""
-    told = os.fdopen(os.dup(1), "w")
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     setting = json.loads(setting)
-    made = CONTENDERS[setting["who"]](network, setting)
+    predict = CONTENDERS[setting["who"]](network, setting)
     at_once = setting["batch"] * (setting.get("streams", 1) if setting["who"] == "openvino" else 1)
-    turn = made if setting["who"] == "ours" else turns(made, at_once)
+    turn = predict if setting["who"] == "ours" else turns(predict, at_once)
     turn(0.0)
-    print("ready", file=told, flush=True)
+    print("ready", file=replies, flush=True)
     for line in sys.stdin:
-        print(turn(float(line)), file=told, flush=True)
+        print(turn(float(line)), file=replies, flush=True)
 
 
 class Contender:
@@ -162,7 +162,7 @@ class Contender:
             raise RuntimeError(f"{setting} does not run")
 
     def turn(self, seconds=SLICE):
-        """Pictures per second."""
+        """Images per second."""
         self.process.stdin.write(f"{seconds}\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
@@ -184,7 +184,7 @@ class Pace:
             self.seen[kind].append(side.turn(SLICE / 4))
 
     def told(self):
-        """How many looks, and of each kind the median as a share of the best."""
+        """Return the number of samples, and of each kind the median as a share of the best."""
         shares = {kind: statistics.median(seen) / max(seen) for kind, seen in self.seen.items() if seen}
         return {"looks": len(self.seen["fp32"]), **shares}
 
@@ -197,16 +197,16 @@ class Pace:
 
 
 def best_of(network, settings):
-    """The fastest of these, each tried alone for two turns, and what all of them gave."""
-    found = []
+    """Return the fastest of these, each tried alone for two rounds, and what all of them gave."""
+    results = []
     for setting in settings:
         try:
             contender = Contender(network, **setting)
         except RuntimeError:
             continue
-        found.append((max(contender.turn(), contender.turn()), setting))
+        results.append((max(contender.turn(), contender.turn()), setting))
         contender.close()
-    return max(found, key=lambda one: one[0]) if found else None
+    return max(results, key=lambda result: result[0]) if results else None
 
 
 def paired(network, first, second, fresh, host):
@@ -238,8 +238,8 @@ def paired(network, first, second, fresh, host):
 # -------------------------------------------------------------------------------------------------------- by hand, once
 
 
-def artefacts(network, photos, work):
-    """The network of torchvision as OpenVINO and ONNX Runtime take it, fp32 and int8."""
+def export_artifacts(network, photos, work):
+    """Export torchvision's network for OpenVINO and ONNX Runtime, fp32 and int8."""
     sys.modules["openvino_telemetry"] = None
     import nncf
     import openvino
@@ -262,12 +262,12 @@ def artefacts(network, photos, work):
         def get_next(self):
             return next(self.left, None)
 
-    how = {"quant_format": quantization.QuantFormat.QDQ, "per_channel": True}
-    quantization.quantize_static(str(work / "fp32.onnx"), str(work / "int8.onnx"), Reader(), **how)
+    options = {"quant_format": quantization.QuantFormat.QDQ, "per_channel": True}
+    quantization.quantize_static(str(work / "fp32.onnx"), str(work / "int8.onnx"), Reader(), **options)
 
 
 def inputs(photos):
-    """As the idiom prepares them: C H W, normalised."""
+    """Prepare images as the idiom does: (C, H, W), normalized."""
     prepare = transform()
     from PIL import Image
 
@@ -282,8 +282,8 @@ def transform():
 
 
 def by_hand(network, work, precision, batch):
-    """The best of three libraries, tuned for batches of one or of 32 at most."""
-    found = []
+    """Return the fastest of three libraries, tuned for batches of one or of 32 at most."""
+    results = []
     for who, ways in BY_HAND.items():
         if who == "onnxruntime" and precision == "bf16":
             continue  # it has no bf16 on CPUs
@@ -297,9 +297,9 @@ def by_hand(network, work, precision, batch):
             if (b == 1 and s == 1 if batch == 1 else b * s <= batch)
         ]
         best = best_of(network, settings)
-        found += [best] if best else []
+        results += [best] if best else []
         print(f"  {who}: {best[0]:.1f}/s, {say(best[1])}" if best else f"  {who}: does not run", flush=True)
-    return max(found, key=lambda one: one[0])[1]
+    return max(results, key=lambda result: result[0])[1]
 
 
 def say(setting):
@@ -307,7 +307,7 @@ def say(setting):
 
 
 def optimized(network, photos, work, precision, minutes):
-    """A model folder that was optimized for this precision."""
+    """Return a model folder that was optimized for this precision."""
     import torch
 
     import resnetkit as rk
@@ -315,46 +315,46 @@ def optimized(network, photos, work, precision, minutes):
     torch.manual_seed(0)
     folder = rk.save(rk.build(network), work / f"{network}-{precision}")
     names = ["int8", "int8-body"] if precision == "int8" else [precision]
-    found = rk.optimize(folder, data=photos, minutes=minutes, precisions=names)
-    for kept in found.engines:
+    result = rk.optimize(folder, data=photos, minutes=minutes, precisions=names)
+    for kept in result.engines:
         print(
-            f"  ours for {kept.purpose}: {kept.measurement.config}, logits {kept.measurement.logit_error:.1e}",
+            f"  ours for {kept.purpose}: {kept.measurement.config}, logits {kept.measurement.comparison.logit_error:.1e}",
             flush=True,
         )
     return folder
 
 
 def engines(options, photos, work):
-    found = []
+    rows = []
     for network in options.network:
         print(f"{network}: what people copy, at its better batch", flush=True)
         plain = best_of(network, [{"who": "idiom", "batch": batch} for batch in (1, 16)])[1]
-        artefacts(network, photos, (made := Path(tempfile.mkdtemp(dir=work))))
+        export_artifacts(network, photos, (artifacts := Path(tempfile.mkdtemp(dir=work))))
         for precision in options.precision:
-            folder = optimized(network, options.photos, made, precision, options.minutes)
+            folder = optimized(network, options.photos, artifacts, precision, options.minutes)
             for batch in (1, 32):
                 mine = {"who": "ours", "folder": str(folder), "batch": batch}
                 rivals = {"idiom": plain if batch > 1 else {"who": "idiom", "batch": 1}}
-                rivals["by hand"] = by_hand(network, made, precision, batch)
+                rivals["by hand"] = by_hand(network, artifacts, precision, batch)
                 for name, setting in rivals.items():
                     row = paired(network, mine, setting, max(1, options.rounds // TURNS), options.host)
                     print(f"{network} {precision} batch {batch}: ours {row['first']:.1f}/s, {name} ({say(setting)}) "
                           f"{row['second']:.1f}/s, ratio {row['ratio']:.2f} "
                           f"({row['interval'][0]:.2f} to {row['interval'][1]:.2f}); both at their best "
                           f"{row['best'][0]:.1f} and {row['best'][1]:.1f}", flush=True)  # fmt: skip
-                    found.append({"network": network, "precision": precision, "batch": batch, "beside": name,
+                    rows.append({"network": network, "precision": precision, "batch": batch, "beside": name,
                                   "setting": say(setting), **row})  # fmt: skip
-                store(options, found)
-    return found
+                store(options, rows)
+    return rows
 
 
-def store(options, found):
-    """What there is so far: such a run takes long."""
+def store(options, rows):
+    """Save the rows so far, because such a run takes long."""
     if options.save:
         from resnetkit.runtime.environment import collect_environment
 
-        told = {"environment": collect_environment(), "pace": options.host.told(), "found": found}
-        options.save.write_text(json.dumps(told, indent=2) + "\n")
+        results = {"environment": collect_environment(), "pace": options.host.told(), "rows": rows}
+        options.save.write_text(json.dumps(results, indent=2) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------- from files to labels
@@ -382,14 +382,14 @@ print(pace, peak / 1024, file=sys.stderr)
 """
 
 
-def ran(words, **how):
+def ran(words, **kwargs):
     """(seconds, peak MiB, stderr) of a process."""
     begun = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **how)
-    _, told = process.communicate()
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **kwargs)
+    _, output = process.communicate()
     if process.returncode not in (0,):
-        raise SystemExit(f"{words[:4]} gave {process.returncode}: {told}")
-    return time.perf_counter() - begun, told
+        raise SystemExit(f"{words[:4]} gave {process.returncode}: {output}")
+    return time.perf_counter() - begun, output
 
 
 PEAK = (
@@ -403,15 +403,15 @@ PEAK = (
 def ours_over(folder, paths, work):
     """(seconds of the whole command, peak MiB, whether torch was imported)."""
     words = [sys.executable, "-c", PEAK, "predict", *map(str, paths), "--model", str(folder), "--jsonl"]
-    seconds, told = ran(words, cwd=work)
-    peak, torch = told.split("peak ")[1].split()[:2]
+    seconds, output = ran(words, cwd=work)
+    peak, torch = output.split("peak ")[1].split()[:2]
     return seconds, float(peak), torch == "True"
 
 
 def idiom_over(network, weights, batch, paths):
-    """(pictures per second once it is ready, seconds of the whole, peak MiB)."""
-    seconds, told = ran([sys.executable, "-c", IDIOM, network, str(weights), str(batch), *map(str, paths)])
-    pace, peak = map(float, told.split()[-2:])
+    """(images per second once it is ready, seconds of the whole, peak MiB)."""
+    seconds, output = ran([sys.executable, "-c", IDIOM, network, str(weights), str(batch), *map(str, paths)])
+    pace, peak = map(float, output.split()[-2:])
     return pace, seconds, peak
 
 
@@ -427,12 +427,12 @@ def prepared(options, photos, work):
     return weights, folders
 
 
-def pictures(options, photos, work):
+def images(options, photos, work):
     network = options.network[0]
     weights, folders = prepared(options, photos, work)
     paths = list(itertools.islice(itertools.cycle(photos), options.count))
     few = paths[: max(64, options.count // 10)]  # the idiom's pace does not depend on how many there are
-    found = []
+    rows = []
     better = max((1, 16), key=lambda batch: idiom_over(network, weights, batch, few[:64])[0])
     for precision, folder in folders.items():
         alone = Contender(network, who="ours", folder=str(folder), batch=32)
@@ -447,7 +447,7 @@ def pictures(options, photos, work):
             rounds.append((steady, len(paths) / seconds, pace, net, peak, their_peak))
         alone.close()
         mine, whole, theirs, net, peak, their_peak = map(statistics.median, zip(*rounds, strict=True))
-        ratio = statistics.median(own / other for own, _, other, *_ in rounds)
+        ratio = statistics.median(own / theirs for own, _, theirs, *_ in rounds)
         efficiency = statistics.median(own / alone for own, _, _, alone, *_ in rounds)
         row = {
             "network": network,
@@ -458,7 +458,7 @@ def pictures(options, photos, work):
             "batch": better,
             "alone": net,
             "peak": peak,
-            "best": [max(own for own, *_ in rounds), max(other for _, _, other, *_ in rounds)],
+            "best": [max(own for own, *_ in rounds), max(theirs for _, _, theirs, *_ in rounds)],
         }
         row |= {"idiom_peak": their_peak, "ratio": ratio, "efficiency": efficiency, "torch": torch}
         print(f"{network} {precision}: {len(paths)} JPEGs to labels {mine:.1f}/s once it is ready, {whole:.1f}/s with "
@@ -466,8 +466,8 @@ def pictures(options, photos, work):
               f"network alone {net:.1f}/s, efficiency {row['efficiency']:.2f}; each at its best "
               f"{row['best'][0]:.1f} and {row['best'][1]:.1f}; peak {peak:.0f} MiB, the idiom's "
               f"{their_peak:.0f}; torch imported: {torch}", flush=True)  # fmt: skip
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def cold(options, photos, work):
@@ -478,7 +478,7 @@ def cold(options, photos, work):
         options.host.look()
         _, theirs, their_peak = idiom_over(network, weights, 1, photos[:1])
         rows.append([(theirs, their_peak), *[ours_over(folder, photos[:1], work)[:2] for folder in folders.values()]])
-    found = []
+    rows = []
     for place, precision in enumerate(folders, 1):
         ratio = statistics.median(row[place][0] / row[0][0] for row in rows[1:])
         row = {
@@ -491,37 +491,37 @@ def cold(options, photos, work):
         row |= {"idiom_peak": rows[1][0][1]}
         print(f"{network} {precision}: one JPEG to its label, from nothing {row['seconds']:.2f} s, the idiom's script")
         print(f"  {row['idiom']:.2f} s, ratio {ratio:.2f}; peak {row['peak']:.0f} and {row['idiom_peak']:.0f} MiB")
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def accuracy(options, photos, work):
     """Exact counts of trained networks, by the plain network and by each precision of OpenVINO."""
     import resnetkit as rk
 
-    found = []
+    rows = []
     for number, weights in enumerate(options.network):
         for precision in options.precision:
             folder = work / f"{number}-{precision}"
             rk.optimize(weights, out=folder, data=options.photos, minutes=options.minutes, engines=["openvino"],
                         precisions=[precision])  # fmt: skip
-            found += [counted(folder, options.photos, name) for name in ("torch", f"openvino-{precision}")]
-            print(f"{Path(weights).name} {precision}: {found[-2]['correct']:,} in fp32, {found[-1]['correct']:,} of "
-                  f"{found[-1]['n']:,}", flush=True)  # fmt: skip
-            found[-2:] = [{**row, "weights": Path(weights).name} for row in found[-2:]]
-    return found
+            rows += [counted(folder, options.photos, name) for name in ("torch", f"openvino-{precision}")]
+            print(f"{Path(weights).name} {precision}: {rows[-2]['correct']:,} in fp32, {rows[-1]['correct']:,} of "
+                  f"{rows[-1]['n']:,}", flush=True)  # fmt: skip
+            rows[-2:] = [{**row, "weights": Path(weights).name} for row in rows[-2:]]
+    return rows
 
 
 def counted(folder, data, engine):
     words = [sys.executable, "-m", "resnetkit", "evaluate", folder, data, "--engine", engine, "--json"]
-    told = subprocess.run(list(map(str, words)), check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    told = json.loads(told.stdout)
-    return {"engine": engine, "correct": told["correct"], "n": told["n"]}
+    result = subprocess.run(list(map(str, words)), check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    result = json.loads(result.stdout)
+    return {"engine": engine, "correct": result["correct"], "n": result["n"]}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("engines", "pictures", "cold", "accuracy"))
+    parser.add_argument("what", choices=("engines", "images", "cold", "accuracy"))
     parser.add_argument("photos", type=lambda word: Path(word).resolve())
     parser.add_argument("--network", nargs="+", default=["resnet50"])
     parser.add_argument("--precision", nargs="+", default=["int8", "bf16"], choices=("int8", "bf16"))

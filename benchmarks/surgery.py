@@ -1,10 +1,10 @@
-"""What is left of a published ResNet-56 after each edit, on CIFAR-10's test pictures.
+"""Measure the accuracy of a published ResNet-56 after each edit, on CIFAR-10's test images.
 
     python benchmarks/surgery.py CIFAR10 WEIGHTS [--only GROUP ...]
 
-CIFAR10 holds the pictures as train/CLASS/*.png and test/CLASS/*.png. WEIGHTS is akamaster's resnet56-4bfd9763.th, which
-names 9,339 of the 10,000 of test rightly. Beside each count stands the largest difference of a logit from those before
-the edit. Everything runs in float32, as `evaluate` does. Rows that are not asked for stay as they were measured last.
+CIFAR10 holds the images as train/CLASS/*.png and test/CLASS/*.png. WEIGHTS is akamaster's resnet56-4bfd9763.th, which
+classifies 9,339 of the 10,000 test images correctly. Each row has the count of correct predictions and the largest
+change of a logit. Everything runs in float32, as in `evaluate`. Rows that are not measured are kept.
 """
 
 import argparse
@@ -37,10 +37,10 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Row:
-    """``same`` counts the pictures whose answer is the one before, ``apart`` is the largest change of a logit."""
+    """``same`` counts the images whose answer is the one before, ``apart`` is the largest change of a logit."""
 
     edit: str
-    how: str
+    method: str
     correct: int
     same: int
     apart: float
@@ -49,7 +49,7 @@ class Row:
 
 
 class Bench:
-    """The pictures, the network before any edit, and the logits of the last row."""
+    """The images, the network before any edit, and the logits of the last row."""
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder = folder
@@ -58,44 +58,44 @@ class Bench:
         self.before = self.last = self.evaluated(self.model)[1]
 
     def evaluated(self, model: NetworkModule) -> tuple[int, Tensor]:
-        """How many are right by `rk.evaluate`, and the logits that it saw."""
+        """Return the correct predictions of `rk.evaluate`, and the logits that it saw."""
         with answers_of(model) as seen:
-            found = rk.evaluate(model, self.folder / "test")
-        return found.correct, torch.cat(seen)
+            evaluation = rk.evaluate(model, self.folder / "test")
+        return evaluation.correct, torch.cat(seen)
 
-    def row(self, edit: str, made: NetworkModule, **more: Any) -> Row:
-        """A network that answers by itself."""
-        correct, logits = self.evaluated(made)
-        row = self.counted(edit, made, logits, **more)
+    def row(self, edit: str, edited: NetworkModule, **more: Any) -> Row:
+        """Measure a network with a classifier."""
+        correct, logits = self.evaluated(edited)
+        row = self.counted(edit, edited, logits, **more)
         assert row.correct == correct
         return row
 
     @torch.inference_mode()
     def by_hand(
-        self, edit: str, made: NetworkModule, ask: Callable[[Tensor], Tensor], card: Card | None = None, **more: Any
+        self, edit: str, edited: NetworkModule, ask: Callable[[Tensor], Tensor], card: Card | None = None, **more: Any
     ) -> Row:
-        """A network without a classifier of its own, or one that is asked in another way."""
-        return self.counted(edit, made, torch.cat([ask(x) for x in self.images(card or made.card)]), **more)
+        """Measure a network without a classifier of its own, or one that is used in another way."""
+        return self.counted(edit, edited, torch.cat([ask(x) for x in self.images(card or edited.card)]), **more)
 
     def counted(
         self,
         edit: str,
-        made: NetworkModule,
+        edited: NetworkModule,
         logits: Tensor,
         *,
-        how: str = "",
+        method: str = "",
         promised: bool = True,
         beside: Tensor | None = None,
     ) -> Row:
         self.last, old = logits, self.before if beside is None else beside
-        correct, same = (int((logits.argmax(1) == other).sum()) for other in (self.truth, old.argmax(1)))
-        apart, macs = float((logits - old).abs().max()), made.plan.macs / self.model.plan.macs
-        row = Row(edit, how, correct, same, apart, promised, macs)
+        correct, same = (int((logits.argmax(1) == labels).sum()) for labels in (self.truth, old.argmax(1)))
+        apart, macs = float((logits - old).abs().max()), edited.plan.macs / self.model.plan.macs
+        row = Row(edit, method, correct, same, apart, promised, macs)
         print(f"{time.strftime('%H:%M:%S')} {row}", file=sys.stderr, flush=True)
         return row
 
     def images(self, card: Card, part: str = "test", count: int | None = None) -> Iterator[Tensor]:
-        """Pictures as a network of this card sees them (N C H W); ``count`` of them from all over a part."""
+        """Images as a network of this card sees them (N C H W); ``count`` of them from all over a part."""
         data = open_dataset(self.folder / part)
         source = ImageLoader(data.train_split, card.preparation, SkippedFiles(data, Error()), cache=False)
         if count is None:
@@ -107,7 +107,7 @@ class Bench:
 
 @contextmanager
 def answers_of(part: nn.Module, of: Callable[[Tensor], Tensor] = torch.clone) -> Iterator[list[Tensor]]:
-    """What a part hands on from now on, or what ``of`` makes of it."""
+    """Record the outputs of a module from now on, or what ``of`` makes of them."""
     seen: list[Tensor] = []
     hook = part.register_forward_hook(lambda module, given, answer: seen.append(of(answer)))
     try:
@@ -134,7 +134,7 @@ def kept(bench: Bench) -> Iterator[Row]:
     four, _ = rk.surgery.input_channels(model, 4)
     fourth = partial(nn.functional.pad, pad=(0, 0, 0, 0, 0, 1), value=0.5)
     yield bench.by_hand(
-        "4 input channels", four, lambda x: four(fourth(x)), model.card, how="0.5 everywhere in the fourth"
+        "4 input channels", four, lambda x: four(fourth(x)), model.card, method="0.5 everywhere in the fourth"
     )
 
 
@@ -142,34 +142,38 @@ def parts(bench: Bench) -> Iterator[Row]:
     """Networks without a classifier, and the old one behind them."""
     linear = bench.model.head.linear
     cut, _ = rk.surgery.cut(bench.model, "stage3")
-    yield bench.by_hand("cut behind stage3", cut, lambda x: linear(cut(x).mean((2, 3))), how="averaged, old classifier")
+    yield bench.by_hand(
+        "cut behind stage3", cut, lambda x: linear(cut(x).mean((2, 3))), method="averaged, old classifier"
+    )
     pooled, _ = rk.surgery.head(bench.model, "pooled")
-    yield bench.by_hand("head pooled", pooled, lambda x: linear(pooled(x)), how="old classifier")
+    yield bench.by_hand("head pooled", pooled, lambda x: linear(pooled(x)), method="old classifier")
 
 
 def dilated(bench: Bench) -> Iterator[Row]:
-    """The same map on the old grid, and a finer one, which the head averages."""
+    """Measure the same map on the old grid, and a finer one, which the head averages."""
     for stride in (2, 1):
-        made, _ = rk.surgery.dilate(bench.model, stride)
+        edited, _ = rk.surgery.dilate(bench.model, stride)
         step, edit = 4 // stride, f"dilated to output stride {stride}"
-        with answers_of(made.stage3, lambda found: found[..., ::step, ::step].mean((2, 3))) as averages:  # noqa: B023
-            dense = bench.row(edit, made, how="averaged over the whole map", promised=False)
-        logits = made.head.linear(torch.cat(averages)).detach()
-        yield bench.counted(edit, made, logits, how="averaged over the old grid")
+        with answers_of(edited.stage3, lambda maps: maps[..., ::step, ::step].mean((2, 3))) as averages:  # noqa: B023
+            dense = bench.row(edit, edited, method="averaged over the whole map", promised=False)
+        logits = edited.head.linear(torch.cat(averages)).detach()
+        yield bench.counted(edit, edited, logits, method="averaged over the old grid")
         yield dense
 
 
-def grey(bench: Bench) -> Iterator[Row]:
-    """Grey pictures in three channels and in one."""
-    model, (made, _) = bench.model, rk.surgery.input_channels(bench.model, 1)
-    as_colour = replace(made.card, preparation=replace(made.card.preparation, mean=(0.0,), std=(1.0,)))
+def gray(bench: Bench) -> Iterator[Row]:
+    """Gray images in three channels and in one."""
+    model, (edited, _) = bench.model, rk.surgery.input_channels(bench.model, 1)
+    as_color = replace(edited.card, preparation=replace(edited.card.preparation, mean=(0.0,), std=(1.0,)))
     usual = PixelNormalizer(model.card.preparation, CPU)
     ask = partial(_in_three, model, lambda x: usual((x * 255).permute(0, 2, 3, 1)))
-    how = "grey pictures in three channels, each with its own mean and deviation"
-    yield bench.by_hand("none", model, ask, as_colour, how=how, promised=False)
-    how = "grey pictures in three channels, the mean and deviation of all"
-    yield bench.by_hand("none", model, partial(_in_three, model, lambda x: x), made.card, how=how, promised=False)
-    yield bench.row("1 input channel", made, how="grey pictures; beside the row above", beside=bench.last)
+    method = "gray images in three channels, each with its own mean and deviation"
+    yield bench.by_hand("none", model, ask, as_color, method=method, promised=False)
+    method = "gray images in three channels, the mean and deviation of all"
+    yield bench.by_hand(
+        "none", model, partial(_in_three, model, lambda x: x), edited.card, method=method, promised=False
+    )
+    yield bench.row("1 input channel", edited, method="gray images; beside the row above", beside=bench.last)
 
 
 def _in_three(model: NetworkModule, prepare: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -180,13 +184,13 @@ def changed(bench: Bench) -> Iterator[Row]:
     """Edits after which the network computes something else."""
     images = next(bench.images(bench.model.card, "train", FITTED_ON))
     normed, _ = rk.surgery.group_norm(bench.model, images, GROUPS)
-    how = f"refitted on {FITTED_ON} pictures of train"
-    yield bench.row(f"group norm, {GROUPS} groups", normed, how=how, promised=False)
+    method = f"refitted on {FITTED_ON} images of train"
+    yield bench.row(f"group norm, {GROUPS} groups", normed, method=method, promised=False)
     pruned, _ = rk.surgery.prune(bench.model, SHARE)
-    yield bench.row(f"pruned to {SHARE:g} of the widths", pruned, how="not trained again", promised=False)
+    yield bench.row(f"pruned to {SHARE:g} of the widths", pruned, method="not trained again", promised=False)
 
 
-EDITS = {"kept": kept, "parts": parts, "dilated": dilated, "grey": grey, "changed": changed}
+EDITS = {"kept": kept, "parts": parts, "dilated": dilated, "gray": gray, "changed": changed}
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Images per second in training: resnetkit's loop beside a plain one, in one run, taking turns.
+"""Compare the training throughput of resnetkit with that of a plain loop, in alternating rounds.
 
     python benchmarks/training.py FOLDER [--model resnet20] [--rounds 5] [--steps 60] [--save FILE.json]
 
-Both train the same network on the same pictures in batches of the same size. The plain loop is what people copy: fp32,
-N C H W, tensors prepared beforehand, no augmentation. resnetkit's loop is `resnetkit train` itself, with augmentation.
+Both train the same network on the same images in batches of the same size. The plain loop is common practice: fp32,
+NCHW, tensors prepared beforehand, no augmentation. resnetkit's loop is `resnetkit train` itself, with augmentation.
 """
 
 import argparse
@@ -24,26 +24,26 @@ from resnetkit.training.state import TrainState
 from resnetkit.training.trainer import Trainer
 
 
-def plain_round(model, optimiser, pictures, batch, steps):
-    """Images per second of an ordinary loop."""
-    inputs, labels = pictures
+def plain_round(model, optimizer, images, batch, steps):
+    """Return the images per second of a plain loop."""
+    inputs, labels = images
     started = time.perf_counter()
     for step in range(steps):
         chosen = slice(step * batch, (step + 1) * batch)
         loss = F.cross_entropy(model(inputs[chosen]), labels[chosen])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         loss.item()
     return steps * batch / (time.perf_counter() - started)
 
 
 def our_round(training, epoch, steps):
-    """Images per second of the loop of `resnetkit train`, cut after some steps."""
-    paces = []
+    """Return the images per second of the loop of `resnetkit train`, stopped after ``steps``."""
+    rates = []
 
     def watch(event):
-        paces.append(event.images_per_second)
+        rates.append(event.images_per_second)
         if event.step == steps:
             raise StopIteration
 
@@ -51,7 +51,7 @@ def our_round(training, epoch, steps):
     try:
         training.train_epoch(epoch)
     except StopIteration:
-        return paces[-1]
+        return rates[-1]
     raise SystemExit("an epoch has fewer steps than --steps")
 
 
@@ -65,25 +65,25 @@ def main():
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        begun = prepare_run(options.data, options.model, {}, out=Path(folder) / "run", device="auto", on_progress=None)
-    prepared, sources, recipe = begun.setup, begun.loaders, begun.setup.recipe
-    training = Trainer(begun, lambda event: None)
+        run = prepare_run(options.data, options.model, {}, out=Path(folder) / "run", device="auto", on_progress=None)
+    prepared, sources, recipe = run.setup, run.loaders, run.setup.recipe
+    training = Trainer(run, lambda event: None)
 
     count, device = options.steps * recipe.batch_size, torch.device(prepared.device)
     pixels, _ = sources["train"].load_eval_pixels(torch.arange(count).numpy())
     labels = sources["train"].labels[:count].to(device)
     inputs = PixelNormalizer(prepared.card.preparation, device)(pixels).contiguous()
     model = rk.build(prepared.card.spec).to(device).train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
-    plain_round(model, optimiser, (inputs, labels), recipe.batch_size, 5)
+    plain_round(model, optimizer, (inputs, labels), recipe.batch_size, 5)
     our_round(training, 1, 5)
     plain, ours = [], []
     for number in range(options.rounds):
-        plain.append(plain_round(model, optimiser, (inputs, labels), recipe.batch_size, options.steps))
+        plain.append(plain_round(model, optimizer, (inputs, labels), recipe.batch_size, options.steps))
         ours.append(our_round(training, number + 2, options.steps))
     ratio = statistics.median(b / a for a, b in zip(plain, ours, strict=True))
-    found = {
+    results = {
         "model": options.model,
         "batch": recipe.batch_size,
         "plain": {"setting": "fp32, N C H W, no augmentation", "images_per_second": statistics.median(plain)},
@@ -97,10 +97,10 @@ def main():
         "environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")},
     }
     for name in ("plain", "ours"):
-        print(f"{name:<6}{found[name]['images_per_second']:8.0f} images/s   {found[name]['setting']}")
+        print(f"{name:<6}{results[name]['images_per_second']:8.0f} images/s   {results[name]['setting']}")
     print(f"ratio {ratio:8.2f}   median of {options.rounds} pairs of {options.steps} steps of {recipe.batch_size}")
     if options.save:
-        options.save.write_text(json.dumps(found, indent=2) + "\n")
+        options.save.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

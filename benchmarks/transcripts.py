@@ -1,7 +1,7 @@
-"""What the documentation shows of commands that need weights or train: python benchmarks/transcripts.py WEIGHTS
+"""Record the output of commands that need weights or train: python benchmarks/transcripts.py WEIGHTS
 
-WEIGHTS is akamaster's resnet56-4bfd9763.th. Commands run in an empty folder; docs/make.py puts what they print into the
-pages, and tests compare it with what the code says now, figures of rounding aside.
+WEIGHTS is akamaster's resnet56-4bfd9763.th. Commands run in an empty folder. docs/make.py puts their output into the
+pages, and tests compare it with that of the code, except for rounding errors.
 """
 
 import argparse
@@ -18,7 +18,7 @@ COMMANDS = {
 }
 
 
-def printed(command: str, folder: Path) -> str:
+def run_command(command: str, folder: Path) -> str:
     tool, *words = shlex.split(command)
     run = ["-m", "resnetkit", *words] if tool == "resnetkit" else [ROOT / words[0], *words[1:]]
     return subprocess.run([sys.executable, *run], cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -31,7 +31,7 @@ def main() -> None:
     for name, command in COMMANDS.items():
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / weights.name).symlink_to(weights)
-            text = f"$ {command}\n{printed(command, Path(folder)).rstrip()}\n"
+            text = f"$ {command}\n{run_command(command, Path(folder)).rstrip()}\n"
         (ROOT / "docs" / "measured" / name).write_text(text)
         print(text)
 

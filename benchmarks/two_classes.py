@@ -1,6 +1,6 @@
-"""The five commands of README on 200 photographs of two classes: python benchmarks/two_classes.py CIFAR10
+"""Run the five commands of README on 200 photographs of two classes: python benchmarks/two_classes.py CIFAR10
 
-The photographs are airplanes and frogs of CIFAR-10's test folder; the one that is asked about is none of them.
+The photographs are airplanes and frogs of CIFAR-10's test folder; those of `predict` are not among them.
 """
 
 import argparse
@@ -24,11 +24,11 @@ COMMANDS = (
 )
 
 
-def photographs(cifar: Path, folder: Path) -> None:
-    """``flowers`` with two classes, and an ``inbox`` with ten others."""
+def link_photographs(cifar: Path, folder: Path) -> None:
+    """Create ``flowers`` with two classes, and an ``inbox`` with ten other photographs."""
     for name in CLASSES:
-        pictures = sorted((cifar / "test" / name).iterdir())
-        for place, chosen in ((f"flowers/{name}", pictures[:COUNT]), ("inbox", pictures[COUNT : COUNT + 5])):
+        images = sorted((cifar / "test" / name).iterdir())
+        for place, chosen in ((f"flowers/{name}", images[:COUNT]), ("inbox", images[COUNT : COUNT + 5])):
             (folder / place).mkdir(parents=True, exist_ok=True)
             for path in chosen:
                 (folder / place / path.name).symlink_to(path.resolve())
@@ -39,15 +39,15 @@ def main() -> None:
     parser.add_argument("cifar", type=Path)
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        photographs(parser.parse_args().cifar, Path(name))
+        link_photographs(parser.parse_args().cifar, Path(name))
         for command in COMMANDS:
             words, started = [sys.executable, "-m", *command.split()], time.perf_counter()
             done = subprocess.run(words, cwd=name, stdout=subprocess.PIPE, text=True, check=True)
             last = [line for line in done.stdout.splitlines() if not line.startswith("wrote ")][-1]
             rows.append({"command": command, "seconds": time.perf_counter() - started, "last": last})
             print(rows[-1], flush=True)
-    found = {"classes": CLASSES, "pictures": COUNT * len(CLASSES), "rows": rows, "environment": collect_environment()}
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    results = {"classes": CLASSES, "images": COUNT * len(CLASSES), "rows": rows, "environment": collect_environment()}
+    OUT.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

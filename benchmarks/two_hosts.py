@@ -1,11 +1,13 @@
-"""Two machines on one: network namespaces with names of their own and a cable between them. Needs root and `ip`.
+"""Simulate two machines with network namespaces and a virtual cable between them. Needs root and `ip`.
 
-python benchmarks/two_hosts.py FOLDER
+    python benchmarks/two_hosts.py FOLDER
 
-Trains with a process on each, and compares the weights with those of two processes on one machine; kills the process
-of one machine; pulls the cable; evaluates. Everything stays in FOLDER, and the namespaces are removed at the end.
+The script trains with a process on each machine, and compares the weights with those of two processes on one machine.
+It kills the process of one machine, pulls the cable, and evaluates. Everything stays in FOLDER; the namespaces are
+removed.
 """
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -26,7 +28,7 @@ def ip(*words: str) -> None:
 
 @contextlib.contextmanager
 def cable():
-    """Both machines, joined."""
+    """Create both namespaces and the cable; remove them at the end."""
     try:
         for name in HOSTS:
             ip("netns", "add", f"rk-{name}")
@@ -42,7 +44,7 @@ def cable():
 
 
 def started(folder: Path, number: int, verb: list[str]) -> subprocess.Popen[str]:
-    """One of them, with torchrun and one process."""
+    """Start torchrun with one process on a machine."""
     name, address = list(HOSTS.items())[number]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
                 "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{HOSTS['one']}:29400", "--rdzv-id", "two-hosts",
@@ -59,26 +61,27 @@ def started(folder: Path, number: int, verb: list[str]) -> subprocess.Popen[str]
 def both(folder: Path, verb: list[str], act=None, when: Path | None = None):
     """[(exit code of torchrun, stdout, stderr)] of each, and the seconds from ``act`` until both had ended."""
     running = [started(folder, number, verb) for number in range(2)]
-    while when and not when.exists() and all(one.poll() is None for one in running):
+    while when and not when.exists() and all(process.poll() is None for process in running):
         time.sleep(0.05)
     begun = time.perf_counter()
     if act:
         act()
-    said = [ending(one) for one in running]
-    return [(one.returncode, *told) for one, told in zip(running, said, strict=True)], time.perf_counter() - begun
+    outputs = [ending(process) for process in running]
+    results = [(process.returncode, *output) for process, output in zip(running, outputs, strict=True)]
+    return results, time.perf_counter() - begun
 
 
-def ending(one: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it says; torchrun itself may wait for ten minutes for a machine that is gone."""
+def ending(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Return its outputs; torchrun may wait ten minutes for a lost machine, so kill it after one."""
     try:
-        return one.communicate(timeout=60)
+        return process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
-        os.killpg(one.pid, signal.SIGKILL)
-        return one.communicate()
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()
 
 
 def kill_on(host: str) -> None:
-    """The process of resnetkit on one machine."""
+    """Kill the process of resnetkit on a machine."""
     inside = subprocess.run(["ip", "netns", "pids", f"rk-{host}"], capture_output=True, text=True, check=True)
     for pid in map(int, inside.stdout.split()):
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -90,21 +93,21 @@ def sha(run: Path) -> str:
     return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def errors(said) -> list[str]:
-    """What the processes themselves said of a failure."""
-    lines = [line for _, _, err in said for line in err.splitlines()]
-    return [line for line in lines if line.startswith(("error:", "where:", "on:", "ended,"))]
+def errors(outputs) -> list[str]:
+    """Return the lines about a failure that the processes printed."""
+    lines = [line for _, _, err in outputs for line in err.splitlines()]
+    return [line for line in lines if line.startswith(("error:", "where:", "on:", "stopped:"))]
 
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     known = {"localhost": "127.0.0.1"} | {f"host-{name}": address for name, address in HOSTS.items()}
     (folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in known.items()))
-    found = {}
+    results = {}
     with cable():
-        said, seconds = both(folder, [*TRAIN, "--out", "two"])
-        assert [code for code, *_ in said] == [0, 0], said
-        found["train: seconds"] = round(seconds, 1)
+        outputs, seconds = both(folder, [*TRAIN, "--out", "two"])
+        assert [code for code, *_ in outputs] == [0, 0], outputs
+        results["train: seconds"] = round(seconds, 1)
         local = [
             sys.executable,
             "-m",
@@ -118,27 +121,29 @@ def main(folder: Path) -> None:
         subprocess.run(
             [*local, *TRAIN, "--out", "local"], check=True, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
-        found["train: the weights of two machines are those of two processes on one"] = sha(folder / "two") == sha(
+        results["train: the weights of two machines are those of two processes on one"] = sha(folder / "two") == sha(
             folder / "local"
         )
-        said, _ = both(folder, ["evaluate", "two", "digits", "--device", "cpu", "--json"])
-        counts = json.loads(next(out for _, out, _ in said if out))
+        outputs, _ = both(folder, ["evaluate", "two", "digits", "--device", "cpu", "--json"])
+        counts = json.loads(next(out for _, out, _ in outputs if out))
         alone = [sys.executable, "-m", "resnetkit", "evaluate", "two", "digits", "--device", "cpu", "--json"]
-        one = subprocess.run(alone, capture_output=True, text=True, check=True, cwd=folder)
-        found["evaluate: the same document as one process"] = counts == json.loads(one.stdout)
+        process = subprocess.run(alone, capture_output=True, text=True, check=True, cwd=folder)
+        results["evaluate: the same document as one process"] = counts == json.loads(process.stdout)
         for name, act in {
             "killed": lambda: kill_on("two"),
             "unplugged": lambda: ip("-n", "rk-two", "link", "set", "rk-two", "down"),
         }.items():
             words = [*TRAIN, "--epochs", "200", "--out", name, "--timeout", "10"]
-            said, seconds = both(folder, words, act, folder / name / "state" / "latest")
-            found[f"{name}: exit codes, seconds, words"] = (
-                [code for code, *_ in said],
+            outputs, seconds = both(folder, words, act, folder / name / "state" / "latest")
+            results[f"{name}: exit codes, seconds, words"] = (
+                [code for code, *_ in outputs],
                 round(seconds, 1),
-                errors(said),
+                errors(outputs),
             )
-    print(json.dumps(found, indent=2))
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).absolute())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    main(parser.parse_args().folder.absolute())

@@ -1,7 +1,7 @@
-"""Pictures of pages for the documentation; needs Chromium.
+"""Take screenshots of pages for the documentation; needs Chromium.
 
 python docs/screenshot.py RUN        the report of a run
-python docs/screenshot.py MODEL/engines    what optimize found
+python docs/screenshot.py MODEL/engines    the report of optimize
 python docs/screenshot.py            the page of ResNet-50, wide and narrow
 """
 
@@ -20,12 +20,12 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 
 def shoot(html: Path, out: Path, width: int, height: int) -> None:
-    """A page as it stands in its file, without a network."""
+    """Take a screenshot of a page in a file, without network access."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        there = browser.new_context(viewport={"width": width, "height": height}, offline=True).new_page()
-        there.goto(html.absolute().as_uri())
-        there.screenshot(path=out)
+        page = browser.new_context(viewport={"width": width, "height": height}, offline=True).new_page()
+        page.goto(html.absolute().as_uri())
+        page.screenshot(path=out)
         browser.close()
 
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
         shoot(folder / "report.html", PICTURES / out, 960, height)
         sys.exit()
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "page.html"
-        made.write_text(render_network_page("resnet50", CATALOG["resnet50"]), encoding="utf-8")
-        shoot(made, PICTURES / "page.png", 1280, 1180)
-        shoot(made, PICTURES / "page-narrow.png", 400, 900)
+        path = Path(folder) / "page.html"
+        path.write_text(render_network_page("resnet50", CATALOG["resnet50"]), encoding="utf-8")
+        shoot(path, PICTURES / "page.png", 1280, 1180)
+        shoot(path, PICTURES / "page-narrow.png", 400, 900)

@@ -1,4 +1,4 @@
-"""From nothing to a classifier in five commands: each is printed, then run.
+"""Train, evaluate and use a classifier in five commands; each is printed, then run.
 
 python examples/demo.py [--epochs N] [--out FOLDER]
 """
@@ -14,16 +14,16 @@ from resnetkit.data.open import open_dataset
 from resnetkit.errors import ResnetkitError
 
 
-def run(*words: str) -> None:
+def run(*arguments: str) -> None:
     """Print a command, run it, and stop with its exit code if it fails."""
-    print(f"\n$ resnetkit {' '.join(words)}", flush=True)
-    code = main(words)
+    print(f"\n$ resnetkit {' '.join(arguments)}", flush=True)
+    code = main(arguments)
     if code:
         raise SystemExit(code)
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """Some digits that training will not see, as pictures twenty times as large."""
+def write_images(folder: Path, count: int) -> None:
+    """Write digits of the test split as images that are twenty times as large."""
     folder.mkdir()
     held_out = split_dataset(open_dataset("digits"), 0).get_split("test")
     for digit in range(count):
@@ -33,24 +33,24 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 def demo(epochs: int | None, out: Path) -> None:
-    """The five commands."""
+    """Run the five commands."""
     started = time.perf_counter()
     run("explain", "resnet20")
     run("explain", "resnet20", "--why", "stage2.block1.shortcut")
-    some = ["--epochs", str(epochs)] if epochs else []
-    run("train", "digits", "--model", "resnet20", "--out", str(out), *some)
+    train_options = ["--epochs", str(epochs)] if epochs else []
+    run("train", "digits", "--model", "resnet20", "--out", str(out), *train_options)
     run("evaluate", str(out), "digits")
-    write_pictures(out / "pictures", 10)
-    run("predict", str(out / "pictures"), "--model", str(out))
+    write_images(out / "images", 10)
+    run("predict", str(out / "images"), "--model", str(out))
     run("explain", str(out), "--picture", str(out / "network.svg"))
     print(f"\nIn {time.perf_counter() - started:.0f} seconds this wrote to {out}:")
     print("  model/         the trained network: config.json and model.safetensors")
-    print("  report.html    the run as a page: curves, confusion matrix, each class")
-    print("  metrics.jsonl  every epoch as a line")
+    print("  report.html    the report: curves, confusion matrix, accuracy of each class")
+    print("  metrics.jsonl  one line per epoch")
     print(f"  run.toml       the recipe, to run again: resnetkit train digits --config {out / 'run.toml'}")
     print("  environment.json   the versions and the machine")
-    print("  network.svg    the network as a picture")
-    print("  pictures/      the digits that it was shown")
+    print("  network.svg    a drawing of the network")
+    print("  images/        the digits that it classified")
     print("\nTo use the commands yourself:  . .venv/bin/activate")
 
 
@@ -59,9 +59,9 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    free = next(path for i in range(1, 10**6) if not (path := Path(f"runs/demo-{i}")).exists())
+    free_folder = next(path for i in range(1, 10**6) if not (path := Path(f"runs/demo-{i}")).exists())
     try:
-        demo(options.epochs, options.out or free)
+        demo(options.epochs, options.out or free_folder)
     except ResnetkitError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None

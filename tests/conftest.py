@@ -14,7 +14,12 @@ from resnetkit.serialization import to_toml
 
 from helpers.tiny import BASE
 
+pytest_plugins = ["helpers.run_fixtures"]
+
 torch.set_num_threads(1)
+# The first backward pass decides for which devices autograd starts threads. After torch.export, on a CUDA build without a
+# GPU, that would be one, and forked processes could not compute gradients.
+torch.ones((), requires_grad=True).backward()
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("quick")
 
@@ -69,3 +74,18 @@ def browser():
         chromium = driver.chromium.launch(executable_path=path, args=flags)
         yield chromium
         chromium.close()
+
+
+FORKING_TESTS = {
+    "test_distributed",
+    "test_memory",
+    "test_resume",
+    "test_stopping",
+    "test_train_faults",
+    "test_trackers",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Run tests that fork first: a process forked after an inference library has started threads can hang."""
+    items.sort(key=lambda item: item.module.__name__ not in FORKING_TESTS)

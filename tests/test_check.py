@@ -1,9 +1,11 @@
-"""`check`: what is found in a folder of pictures, and that nothing is changed."""
+"""The command `check` and `rk.check`: problems that are found in a dataset, and that nothing is changed."""
 
 import json
 import os
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +13,16 @@ from PIL import Image
 
 import resnetkit as rk
 from resnetkit.errors import MachineError
-from resnetkit.files import write_text
+from resnetkit.files import file_exists_error, write_text
 
 
 @pytest.fixture
 def flowers(pictures):
     pictures("d/train", ["daisy", "rose"], 8)
-    draw = np.random.default_rng(7)
+    rng = np.random.default_rng(7)
     root = pictures("d/val", ["daisy", "rose"], 3).parent
-    for path in root.glob("val/*/*.png"):  # so that no picture is there twice
-        Image.fromarray(draw.integers(0, 255, (16, 20, 3), dtype=np.uint8)).save(path)
+    for path in root.glob("val/*/*.png"):  # so that there are no duplicates
+        Image.fromarray(rng.integers(0, 255, (16, 20, 3), dtype=np.uint8)).save(path)
     return root
 
 
@@ -28,130 +30,127 @@ def contents(root):
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file()}
 
 
-def test_sound_data_give_no_finding(flowers, cli):
+def test_sound_data_have_no_findings(flowers, cli):
     before = contents(flowers)
     code, out, err = cli("check", flowers)
     assert code == 0
     assert out.splitlines()[-2:] == [
-        "22 pictures in 2 classes; smallest 20x16, middle 20x16, largest 20x16",
-        "nothing was found that is wrong",
+        "22 images in 2 classes; smallest 20x16, median 20x16, largest 20x16",
+        "no problems found",
     ]
     assert err == f"next: resnetkit train {flowers} --model resnet18\n"
     assert contents(flowers) == before
 
 
-def test_everything_that_can_be_found(flowers, cli, tmp_path):
+def test_every_kind_of_problem_is_found(flowers, cli, tmp_path):
     train, val = flowers / "train", flowers / "val"
-    (train / "rose" / "junk.jpg").write_bytes(b"no picture at all")
+    (train / "rose" / "junk.jpg").write_bytes(b"not an image")
     (train / "rose" / "cut.png").write_bytes((train / "rose" / "0.png").read_bytes()[:200])
-    shutil.copy(train / "rose" / "1.png", val / "rose" / "copy.png")  # a leak, byte for byte
-    Image.open(train / "daisy" / "2.png").save(val / "daisy" / "saved again.bmp")  # a leak by its pixels
-    shutil.copy(train / "daisy" / "3.png", train / "rose" / "also.png")  # two names for one picture
+    shutil.copy(train / "rose" / "1.png", val / "rose" / "copy.png")  # a leak with the same bytes
+    Image.open(train / "daisy" / "2.png").save(val / "daisy" / "saved again.bmp")  # a leak with the same pixels
+    shutil.copy(train / "daisy" / "3.png", train / "rose" / "relabeled.png")  # conflicting labels
     shutil.copy(train / "daisy" / "4.png", train / "daisy" / "4b.png")  # a duplicate
     for i in range(103):
         Image.new("RGB", (30, 3 + i)).save(train / "daisy" / f"many{i}.png")
     before = contents(flowers)
-    found = json.loads(cli("check", flowers, "--json")[1])
-    assert found["schema"] == "resnetkit.check/1"
-    assert {f["kind"]: f["count"] for f in found["findings"]} == {
-        "unreadable": 2, "in several parts": 2, "in several classes": 1, "duplicates": 1, "uneven classes": 1,
+    document = json.loads(cli("check", flowers, "--json")[1])
+    assert document["schema"] == "resnetkit.check/1"
+    assert {finding["kind"]: finding["count"] for finding in document["findings"]} == {
+        "unreadable images": 2, "leaks between splits": 2, "conflicting labels": 1, "duplicates": 1, "class imbalance": 1,
     }  # fmt: skip
-    assert {row["file"] for row in found["unreadable"]} == {
+    assert {row["file"] for row in document["unreadable"]} == {
         str(train / "rose" / name) for name in ("junk.jpg", "cut.png")
     }
-    leaks = {tuple(file["file"] for file in t["files"]): t["same_bytes"] for t in found["twins"] if t["leak"]}
+    groups = document["duplicates"]
+    leaks = {tuple(file["file"] for file in group["files"]): group["same_bytes"] for group in groups if group["leak"]}
     assert leaks == {
         (str(train / "rose" / "1.png"), str(val / "rose" / "copy.png")): True,
         (str(train / "daisy" / "2.png"), str(val / "daisy" / "saved again.bmp")): False,
     }
-    (both,) = [t for t in found["twins"] if t["contradiction"]]
-    assert {file["class"] for file in both["files"]} == {"daisy", "rose"}
-    assert found["counts"] == {"train": [112, 11], "val": [4, 4]}
-    assert found["notes"][0].startswith("more than 4 times as long as wide, so that only the middle is seen: ")
+    (conflict,) = [group for group in groups if group["conflicting_labels"]]
+    assert {file["class"] for file in conflict["files"]} == {"daisy", "rose"}
+    assert {file["split"] for file in conflict["files"]} == {"train"}
+    assert document["counts"] == {"train": [112, 11], "val": [4, 4]}
+    assert document["notes"][0].startswith("aspect ratio above 4, so only the center is used: ")
     code, out, _err = cli("check", flowers, "--page", tmp_path / "c.html", "--write-list", tmp_path / "bad.txt")
     assert code == 3
     assert (tmp_path / "bad.txt").read_text().splitlines() == [str(train / "rose" / n) for n in ("cut.png", "junk.jpg")]
     page = (tmp_path / "c.html").read_text()
-    assert "In several parts" in page
+    assert "Leaks between splits" in page
     assert "data:image/jpeg;base64," in page
     assert contents(flowers) == before
-    assert "uneven classes" in out
+    assert "class imbalance: 1\n  train: daisy has 112 images, rose has 11\n" in out
 
 
-def test_turned_twins_are_twins(tmp_path, pictures):
+def test_rotated_duplicates_are_found_and_progress_is_reported(tmp_path, pictures):
     root = pictures("d", ["a", "b"], 3)
     upright = Image.open(root / "a" / "0.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     upright.transpose(Image.Transpose.ROTATE_90).save(root / "a" / "turned.png", exif=exif)
-    (twins,) = rk.check(root).duplicates
-    assert [look.location.rpartition("/")[2] for look in twins.images] == ["0.png", "turned.png"]
-    assert not twins.same_bytes
+    progress = []
+    result = rk.check(root, on_progress=lambda done, total: progress.append((done, total)))
+    (group,) = result.duplicates
+    assert [image.location.rpartition("/")[2] for image in group.images] == ["0.png", "turned.png"]
+    assert not group.same_bytes
+    assert progress[-1] == (7, 7)
 
 
-def test_the_digits_and_progress():
-    seen = []
-    found = rk.check("digits", on_progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (1797, 1797)
-    assert found.findings == ()
-    assert found.summarize_sizes() == (("smallest", 8, 8), ("middle", 8, 8), ("largest", 8, 8))
-
-
-WRONG = {
-    "check nowhere": (2, "error: there is no such folder\nwhere: nowhere"),
-    "check digits --page x.txt": (2, "error: what is written here is .html\nwhere: x.txt\nfix: call it x.html"),
-    "check": (2, "error: missing: DATA"),
+USAGE_ERRORS = {
+    "check nowhere": "error: the folder does not exist\nwhere: nowhere\n",
+    "check . --page x.txt": r"error: .*\.html\nwhere: x\.txt\nfix: call it x\.html\n",
+    "check": "error: missing: DATA",
 }
 
 
-@pytest.mark.parametrize("words", WRONG)
-def test_wrong_words(words, cli, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", USAGE_ERRORS)
+def test_usage_errors_write_nothing(command, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, told = WRONG[words]
-    got, out, err = cli(*words.split())
-    assert (got, out) == (code, "")
-    assert err.startswith(told)
+    code, out, err = cli(*command.split())
+    assert (code, out) == (2, "")
+    assert re.match(USAGE_ERRORS[command], err)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_d08_no_verb_writes_below_the_data(flowers, tmp_path, cli):
-    """Every file that is opened for writing, made, renamed or removed while all verbs run over the data."""
+def test_no_command_writes_below_the_data(flowers, tmp_path, cli, network):
+    """Record every file that is opened for writing, created, renamed or removed while the commands run."""
     (flowers / "train" / "rose" / "bad.png").write_bytes(b"x")
-    before, touched = contents(flowers), []
-    on = [True]
+    before, changed_paths = contents(flowers), []
+    is_recording = [True]
 
     def hook(event, arguments):
-        writing = event == "open" and isinstance(arguments[1], str) and set("wax+") & set(arguments[1])
-        if on[0] and (writing or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.utime")):
-            touched.append(str(arguments[0]))
+        writes = event == "open" and isinstance(arguments[1], str) and set("wax+") & set(arguments[1])
+        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.utime")
+        if is_recording[0] and (writes or changes):
+            changed_paths.append(str(arguments[0]))
 
     sys.addaudithook(hook)
-    small = ["--model", "resnet20", "--epochs", 1, "--set", "input_size=[3,16,16]", "--max-bad", "20%"]
     cli("check", flowers, "--page", tmp_path / "c.html")
-    assert cli("train", flowers, *small, "--out", tmp_path / "run")[0] == 0
+    options = ("--model", network, "--epochs", 1, "--max-bad", "20%")
+    assert cli("train", flowers, *options, "--out", tmp_path / "run")[0] == 0
     assert cli("evaluate", tmp_path / "run", flowers)[0] == 0
     assert cli("predict", flowers, "--model", tmp_path / "run")[0] == 3
     assert cli("embed", flowers, "--model", tmp_path / "run", "--out", tmp_path / "v.npz")[0] == 3
     assert cli("report", tmp_path / "run")[0] == 0
-    on[0] = False
-    assert any("run.toml" in path for path in touched)
-    assert not [path for path in touched if path.startswith(str(flowers))]
+    is_recording[0] = False
+    assert any("run.toml" in path for path in changed_paths)
+    assert not [path for path in changed_paths if path.startswith(str(flowers))]
     assert contents(flowers) == before
 
 
-def test_no_output_replaces_what_is_not_ours(cli, tmp_path, monkeypatch):
+def test_no_output_replaces_a_file_of_the_user(flowers, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.html").write_text("<p>mine</p>")
     (tmp_path / "list.txt").write_text("mine")
     os.mkfifo(tmp_path / "pipe.txt")
-    for words in (["--page", "mine.html"], ["--write-list", "list.txt"], ["--write-list", "pipe.txt"]):
-        code, out, err = cli("check", "digits", *words)
-        assert (code, out, err.splitlines()[0]) == (2, "", "error: this file exists already")
+    for option, name in (("--page", "mine.html"), ("--write-list", "list.txt"), ("--write-list", "pipe.txt")):
+        code, out, err = cli("check", flowers, option, name)
+        assert (code, out, err) == (2, "", f"{file_exists_error(Path(name))}\n")
     assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
-    for _ in range(2):  # a page of ours is made anew
-        assert cli("check", "digits", "--page", "ours.html")[0] == 0
-    for words in (["--page", "."], ["--page", "none/x.html"], ["--write-list", "picture.png"], ["--page", "d.html"]):
-        (tmp_path / "d.html").mkdir(exist_ok=True)
-        assert cli("check", "digits", *words)[0] == 2
-    with pytest.raises(MachineError, match="this is no ordinary file"):
+    for _ in range(2):  # a page of resnetkit is replaced
+        assert cli("check", flowers, "--page", "ours.html")[0] == 0
+    (tmp_path / "d.html").mkdir()
+    for option, name in (("--page", "."), ("--page", "none/x.html"), ("--write-list", "x.png"), ("--page", "d.html")):
+        assert cli("check", flowers, option, name)[0] == 2
+    with pytest.raises(MachineError, match="not a regular file"):
         write_text(tmp_path / "pipe.txt", "x")

@@ -1,47 +1,57 @@
-"""What may be wrong with files that hold weights, and what is said of each fault: nothing runs, nothing half loads."""
+"""Damaged, foreign and hostile files of weights: the error for each, and that nothing runs or loads in part."""
 
 import io
 import json
 import os
 import pickle
 import random
+import shutil
 import struct
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from resnetkit.architecture.card import resolve_card
 from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.tensors import get_tensor_shapes
 from resnetkit.errors import ResnetkitWarning, WeightsError
 from resnetkit.network.build import build
+from resnetkit.surgery.load import load
 from resnetkit.weights.dialects import TORCHVISION
-from resnetkit.weights.load import count_nonfinite, load, save
+from resnetkit.weights.load import count_nonfinite
+from resnetkit.weights.model_source import load_card
 from resnetkit.weights.read import read_tensors
 from resnetkit.weights.recognize import guess_networks
+from resnetkit.weights.save import save
 
-from helpers.tiny import BASE, measure_cpu_budget
+from helpers.limits import cpu_limit
+from helpers.tiny import BASE
 
 AGAIN = "copy or download the file again"
 RESAVE = "save the tensors as safetensors with the program that wrote the file"
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(scope="module")
+def model_and_folder(tmp_path_factory):
     model = build(BASE, classes=["a", "b"]).eval()
-    return model, save(model, tmp_path / "model")
+    return model, save(model, tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.fixture
+def saved(model_and_folder, tmp_path):
+    """A network and a copy of its model folder that a test may damage."""
+    model, folder = model_and_folder
+    return model, shutil.copytree(folder, tmp_path / "model")
 
 
 @pytest.fixture
 def refused(tmp_path):
-    """Load what must not be loaded: the error, after a look at its shape and at what lies on the disk."""
+    """Return a function that loads a bad file, checks the form of the error and that no file changed."""
 
     def attempt(path, network="resnet18", dialect="resnetkit"):
         before = contents(tmp_path)
@@ -66,7 +76,7 @@ def contents(folder):
 
 
 class Bomb:
-    """Runs a function with one argument when it is unpickled."""
+    """Call a function with one argument when it is unpickled."""
 
     def __init__(self, function, argument):
         self.call = function, (argument,)
@@ -76,7 +86,7 @@ class Bomb:
 
 
 class Restored:
-    """Acts when its state is given back."""
+    """Touch a file when its state is restored."""
 
     def __init__(self, canary):
         self.canary = str(canary)
@@ -89,7 +99,7 @@ def opcodes(text, canary):
     return text.format(touch=f"touch {canary}").encode()
 
 
-BOMBS = {  # what the pickle names (protocol 2 has Python 2's names), and how it is made
+BOMBS = {  # the global that the pickle names (protocol 2 has the names of Python 2) -> its object
     "posix.system": lambda canary: Bomb(os.system, f"touch {canary}"),
     "__builtin__.exec": lambda canary: Bomb(exec, f"open({str(canary)!r}, 'w').close()"),
     "__builtin__.eval": lambda canary: Bomb(eval, f"open({str(canary)!r}, 'w').close()"),
@@ -118,7 +128,7 @@ PLACES = {
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("place", PLACES)
-def test_w01_a_pickle_with_code_in_it_runs_nothing(tmp_path, refused, name, writer, place):
+def test_w01_code_in_a_pickle_does_not_run(tmp_path, refused, name, writer, place):
     canary, path = tmp_path / "canary", tmp_path / "weights.ckpt"
     WRITERS[writer](PLACES[place](BOMBS[name](canary)), path)
     error = refused(path)
@@ -128,7 +138,7 @@ def test_w01_a_pickle_with_code_in_it_runs_nothing(tmp_path, refused, name, writ
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_w01_the_bombs_do_go_off_elsewhere(tmp_path, name):
+def test_w01_an_unrestricted_reader_would_run_the_code(tmp_path, name):
     pickle.loads(pickle.dumps(BOMBS[name](tmp_path / "canary"), 2))
     assert (tmp_path / "canary").exists()
 
@@ -171,7 +181,7 @@ def test_w01_on_the_command_line(tmp_path, cli):
     assert not (tmp_path / "canary").exists()
 
 
-# ----------------------------------------------------------------------------------------------- what is no weights
+# ------------------------------------------------------------------------------------------- files without weights
 
 
 CUTS = sorted(random.Random(0).sample(range(8, 100), 4)) + sorted(random.Random(1).sample(range(100, 100_000), 6))
@@ -193,11 +203,11 @@ def test_w02_truncated_weights(saved, refused, cut):
 
 
 @pytest.mark.parametrize("size", range(8))
-def test_w02_not_even_a_length(tmp_path, refused, size):
+def test_w02_a_header_without_a_length(tmp_path, refused, size):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", 5000)[:size])
-    told = "not a safetensors file: its header has no sound length" if size else "the file is empty"
-    assert refused(path).what == told
+    expected = "not a safetensors file: the length of its header is invalid" if size else "the file is empty"
+    assert refused(path).what == expected
 
 
 def test_w02_a_truncated_pickle(tmp_path, refused):
@@ -223,22 +233,22 @@ NO_WEIGHTS = {
     "this is a NumPy file, not {}": (b"\x93NUMPY\1\0" + bytes(100), RESAVE),
     "this is a GGUF file, not {}": (b"GGUF\3\0\0\0" + bytes(100), RESAVE),
     "this is a gzip archive, not {}": (b"\x1f\x8b\x08" + bytes(100), "unpack it"),
-    "this is a picture (PNG), not {}": (b"\x89PNG\r\n\x1a\n" + bytes(100), RESAVE),
+    "this is an image (PNG), not {}": (b"\x89PNG\r\n\x1a\n" + bytes(100), RESAVE),
 }
 
 
-@pytest.mark.parametrize("told", NO_WEIGHTS)
+@pytest.mark.parametrize("message", NO_WEIGHTS)
 @pytest.mark.parametrize("ending", [".safetensors", ".pth", ""])
-def test_w03_w04_what_is_no_weights_is_named(tmp_path, refused, told, ending):
+def test_w03_w04_the_error_names_the_type_of_a_file_without_weights(tmp_path, refused, message, ending):
     path = tmp_path / f"weights{ending}"
-    content, fix = NO_WEIGHTS[told]
+    content, fix = NO_WEIGHTS[message]
     path.write_bytes(content)
     error = refused(path)
-    assert error.what == told.format("a safetensors file" if ending == ".safetensors" else "a weights file")
+    assert error.what == message.format("a safetensors file" if ending == ".safetensors" else "a weights file")
     assert error.fix == fix
 
 
-def test_w04_a_pickle_is_no_safetensors_whatever_it_is_called(tmp_path, refused):
+def test_w04_the_name_of_a_pickle_does_not_make_it_safetensors(tmp_path, refused):
     path = tmp_path / "model.safetensors"
     for writer, kind in ((torch.save, "a zip archive"), (legacy, "a pickle")):
         writer({"x": torch.zeros(1)}, path)
@@ -267,9 +277,9 @@ def many(item, length=2 * 2**20 - 1000):
 
 ONE = json.dumps(entry(0, 4)).encode()
 LENGTH, GARBLED, UNSOUND = (
-    "not a safetensors file: its header has no sound length",
-    "not a sound safetensors file: its header is garbled",
-    "not a sound safetensors file: ",
+    "not a safetensors file: the length of its header is invalid",
+    "damaged safetensors file: its header is garbled",
+    "damaged safetensors file: ",
 )
 HOSTILE = {
     "a header of 2**63": (LENGTH, struct.pack("<Q", 2**63) + b"{"),
@@ -307,37 +317,36 @@ HEAVY = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_w05_hostile_headers(tmp_path, refused, kind):
-    told, content = HOSTILE[kind]
+    message, content = HOSTILE[kind]
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     error = refused(path)
-    assert error.what.startswith(told)
+    assert error.what.startswith(message)
     assert error.fix == AGAIN
 
 
 MEASURE = """
-import sys, time, torch
+import resource, sys
 from pathlib import Path
 from resnetkit.errors import WeightsError
-from resnetkit.weights.load import load
+from resnetkit.surgery.load import load
 
-def peak():  # of this process alone: getrusage also counts the process that started it
+def get_peak_megabytes():  # of this process alone: getrusage also counts the process that started it
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 
-base = peak()
+base = get_peak_megabytes()
+resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    start = time.process_time()
     try:
         load(path, "resnet18")
     except WeightsError as error:
-        told = str(error).replace(str(path), "PATH")
-        row = (path.stem, time.process_time() - start, peak() - base, error.exit_code, error.what)
-        print("|".join(map(str, row)))
-        assert len(told) < 700 and told.count("\\n") <= 5 and "\\x1b" not in told
+        text = str(error).replace(str(path), "PATH")
+        print(path.stem, get_peak_megabytes() - base, error.exit_code, error.what, sep="|")
+        assert len(text) < 700 and text.count("\\n") <= 5 and "\\x1b" not in text
 """
 
 
-def test_w05_hostile_headers_take_no_time_and_no_memory(tmp_path):
+def test_w05_hostile_headers_take_little_time_and_memory(tmp_path):
     files = HOSTILE | HEAVY
     for name, (_, content) in files.items():
         (tmp_path / f"{name.replace('/', '-')}.safetensors").write_bytes(content)
@@ -348,32 +357,31 @@ def test_w05_hostile_headers_take_no_time_and_no_memory(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row[0]: row[1:] for row in (line.split("|") for line in done.stdout.splitlines())}
     assert rows.keys() == {*files, "200 MB"}
-    few = measure_cpu_budget()
-    assert all(float(seconds) < few and float(megabytes) < 150 for seconds, megabytes, *_ in rows.values()), done.stdout
-    for name, (told, _) in files.items():
-        assert rows[name][2] == "4"
-        assert rows[name][3].startswith(told)
+    assert all(float(megabytes) < 150 for megabytes, *_ in rows.values()), done.stdout
+    for name, (message, _) in files.items():
+        assert rows[name][1] == "4"
+        assert rows[name][2].startswith(message)
 
 
-# ------------------------------------------------------------------------------------------------ numbers that are none
+# ---------------------------------------------------------------------------------------------- NaN and infinite values
 
 
-def test_w07_numbers_that_are_not_finite_are_told(saved):
+def test_w07_nan_and_infinite_values_are_counted_in_a_warning(saved):
     model, folder = saved
     state = {key: value.clone() for key, value in model.state_dict().items()}
     state["stage1.block2.branch.conv1.weight"].view(-1)[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
     state["head.linear.bias"][1] = torch.nan
     save_file(state, folder / "model.safetensors")
-    with pytest.warns(ResnetkitWarning) as told:
-        back = load(folder)
-    assert [str(warning.message) for warning in told] == [
-        "NaN or infinite numbers in stage1.block2.branch.conv1.weight (3), head.linear.bias (1): "
+    with pytest.warns(ResnetkitWarning) as warned:
+        loaded = load(folder)
+    assert [str(warning.message) for warning in warned] == [
+        "NaN or infinite values in stage1.block2.branch.conv1.weight (3), head.linear.bias (1): "
         f"{folder / 'model.safetensors'}"
     ]
-    assert back.state_dict()["head.linear.bias"].isnan().tolist() == [False, True]
+    assert loaded.state_dict()["head.linear.bias"].isnan().tolist() == [False, True]
 
 
-def test_w07_large_numbers_are_finite():
+def test_w07_a_sum_that_overflows_is_not_reported():
     large = torch.full((100,), 3e38)
     assert not large.sum().isfinite()
     assert count_nonfinite({"a": large, "b": torch.tensor(5), "c": torch.zeros(0)}) == {}
@@ -384,126 +392,128 @@ def test_w07_large_numbers_are_finite():
 # --------------------------------------------------------------------------------------------------- other networks
 
 
-def written(tmp_path, shapes):
+def write_zeros(tmp_path, shapes):
     path = tmp_path / "weights.safetensors"
     save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, path)
     return path
 
 
-def shapes_of(name):
+def get_catalog_shapes(name):
     return dict(get_tensor_shapes(plan(CATALOG[name])))
 
 
-RESET_HEAD = "--reset-head CLASSES takes it and starts a new classifier"
-NAME_IT = "name the network that it was saved from, or describe it in a .toml file: --network"
+RESET_HEAD = "--reset-head CLASSES loads the body and starts a new classifier"
+NAME_IT = "name the network the file was saved from, or describe it in a .toml file: --network"
 
 
 def test_w11_the_wrong_depth(tmp_path, refused):
-    error = refused(written(tmp_path, shapes_of("resnet32")), "resnet20")
+    error = refused(write_zeros(tmp_path, get_catalog_shapes("resnet32")), "resnet20")
     assert error.what == "these weights do not fit resnet20: 72 of 188 tensors differ"
-    told = "; ".join(error.where[1:])
-    assert told.startswith("stage1.block4.branch.conv1.weight: came [16, 16, 3, 3]; expected nothing; ")
-    assert told.count("came") == 5
+    details = "; ".join(error.where[1:])
+    assert details.startswith("stage1.block4.branch.conv1.weight: got [16, 16, 3, 3]; expected nothing; ")
+    assert details.count("got ") == 5
     assert error.fix == f"this file looks like resnet32 or resnet32_a_end or plain32; {NAME_IT}"
-    assert "stage1.block3.branch.conv1.weight: came nothing; expected [16, 16, 3, 3]" in str(
-        refused(written(tmp_path, {key: shape for key, shape in shapes_of("resnet20").items() if ".block3." not in key}),
+    assert "stage1.block3.branch.conv1.weight: got nothing; expected [16, 16, 3, 3]" in str(
+        refused(write_zeros(tmp_path, {key: shape for key, shape in get_catalog_shapes("resnet20").items() if ".block3." not in key}),
                 "resnet20")
     )  # fmt: skip
 
 
 def test_w11_the_wrong_width(tmp_path, refused):
-    error = refused(written(tmp_path, shapes_of("cifar_resnet18")), "resnet20")
-    assert "stem.conv1.weight: came [64, 3, 3, 3]; expected [16, 3, 3, 3]" in error.where[1]
+    error = refused(write_zeros(tmp_path, get_catalog_shapes("cifar_resnet18")), "resnet20")
+    assert "stem.conv1.weight: got [64, 3, 3, 3]; expected [16, 3, 3, 3]" in error.where[1]
     assert error.fix == f"this file looks like cifar_resnet18; {NAME_IT}"
-    error = refused(written(tmp_path, get_tensor_shapes(plan(BASE))), "resnet20")
+    error = refused(write_zeros(tmp_path, get_tensor_shapes(plan(BASE))), "resnet20")
     assert error.fix == NAME_IT
 
 
 def test_w11_other_input_channels(tmp_path, refused):
-    error = refused(written(tmp_path, shapes_of("resnet20") | {"stem.conv1.weight": (16, 1, 3, 3)}), "resnet20")
+    error = refused(
+        write_zeros(tmp_path, get_catalog_shapes("resnet20") | {"stem.conv1.weight": (16, 1, 3, 3)}), "resnet20"
+    )
     assert error.what == "these weights do not fit resnet20: 1 of 116 tensors differ"
-    assert error.where[1:] == ("stem.conv1.weight: came [16, 1, 3, 3]; expected [16, 3, 3, 3]",)
-    assert error.fix == "the file is for 1 input channel: --input-channels 1"
+    assert error.where[1:] == ("stem.conv1.weight: got [16, 1, 3, 3]; expected [16, 3, 3, 3]",)
+    assert error.fix == "the file has 1 input channel: --input-channels 1"
     path = tmp_path / "weights.safetensors"
     assert load(path, "resnet20", input_channels=1).card.spec.input == (1, 32, 32)
 
 
-def test_w11_a_tensor_with_its_axes_turned(tmp_path, refused):
+def test_w11_a_transposed_tensor(tmp_path, refused):
     key = "stage2.block1.branch.conv1.weight"
-    error = refused(written(tmp_path, shapes_of("resnet20") | {key: (3, 3, 16, 32)}), "resnet20")
-    assert error.where[1:] == (f"{key}: came [3, 3, 16, 32]; expected [32, 16, 3, 3]",)
-    assert error.fix == "save the tensors with their axes as torch has them: O I H W"
+    error = refused(write_zeros(tmp_path, get_catalog_shapes("resnet20") | {key: (3, 3, 16, 32)}), "resnet20")
+    assert error.where[1:] == (f"{key}: got [3, 3, 16, 32]; expected [32, 16, 3, 3]",)
+    assert error.fix == "save the tensors with the axes in torch's order: O I H W"
 
 
 def test_w11_another_classifier(tmp_path, refused, saved):
-    shapes = shapes_of("resnet20")
+    shapes = get_catalog_shapes("resnet20")
     assert build("resnet20").card.spec.head.classes == 10
     headless = {key: shape for key, shape in shapes.items() if not key.startswith("head.")}
-    error = refused(written(tmp_path, headless), "resnet20")
+    error = refused(write_zeros(tmp_path, headless), "resnet20")
     assert error.where[1:] == (
-        "head.linear.weight: came nothing; expected [10, 64]",
-        "head.linear.bias: came nothing; expected [10]",
+        "head.linear.weight: got nothing; expected [10, 64]",
+        "head.linear.bias: got nothing; expected [10]",
     )
-    assert error.fix == f"all but the classifier fits; {RESET_HEAD}"
+    assert error.fix == f"only the classifier does not fit; {RESET_HEAD}"
     assert load(tmp_path / "weights.safetensors", "resnet20", reset_head=3).card.spec.head.classes == 3
     seven = shapes | {"head.linear.weight": (7, 64), "head.linear.bias": (7,)}
-    assert load(written(tmp_path, seven), "resnet20").card.spec.head.classes == 7  # a file of its own says how many
+    assert load(write_zeros(tmp_path, seven), "resnet20").card.spec.head.classes == 7  # a file of its own says how many
     none = shapes | {"head.linear.weight": (0, 64), "head.linear.bias": (0,)}
-    assert refused(written(tmp_path, none), "resnet20").fix == f"all but the classifier fits; {RESET_HEAD}"
+    assert refused(write_zeros(tmp_path, none), "resnet20").fix == f"only the classifier does not fit; {RESET_HEAD}"
     model, folder = saved
     state = {key: value.clone() for key, value in model.state_dict().items()}
     save_file(state | {"head.linear.weight": torch.zeros(7, 16)}, folder / "model.safetensors")
     with pytest.raises(WeightsError) as caught:
         load(folder)
-    assert "head.linear.weight: came [7, 16]; expected [2, 16]" in str(caught.value)
-    assert caught.value.fix == "all but the classifier fits; copy the whole model folder again"
+    assert "head.linear.weight: got [7, 16]; expected [2, 16]" in str(caught.value)
+    assert caught.value.fix == "only the classifier does not fit; copy the whole model folder again"
 
 
 def test_w11_the_wrong_type(tmp_path, refused):
     path = tmp_path / "weights.safetensors"
-    save_file({key: torch.zeros(shape, dtype=torch.int8) for key, shape in shapes_of("resnet20").items()}, path)
+    save_file(
+        {key: torch.zeros(shape, dtype=torch.int8) for key, shape in get_catalog_shapes("resnet20").items()}, path
+    )
     error = refused(path, "resnet20")
-    assert "stem.conv1.weight: came torch.int8; expected a floating-point type" in error.where[1]
+    assert "stem.conv1.weight: got torch.int8; expected a floating-point type" in error.where[1]
     assert error.fix == "save the tensors as fp32, fp16 or bf16"
 
 
 def test_w11_the_wrong_dialect(tmp_path, refused):
-    shapes = shapes_of("resnet18")
+    shapes = get_catalog_shapes("resnet18")
     theirs = {TORCHVISION.to_theirs(key): (1,) if "stage4" in key else shape for key, shape in shapes.items()}
-    assert refused(written(tmp_path, theirs)).fix == NAME_IT
-    ours = shapes_of("resnet20_b")
-    path = written(tmp_path, {TORCHVISION.to_theirs(key): shape for key, shape in ours.items()})
+    assert refused(write_zeros(tmp_path, theirs)).fix == NAME_IT
+    ours = get_catalog_shapes("resnet20_b")
+    path = write_zeros(tmp_path, {TORCHVISION.to_theirs(key): shape for key, shape in ours.items()})
     assert refused(path, "resnet20_b").fix == f"this file looks like resnet20_b in the dialect torchvision; {NAME_IT}"
-    error = refused(written(tmp_path, ours), "resnet20_b", "torchvision")
-    assert error.what == "these names have no meaning in the dialect torchvision"
+    error = refused(write_zeros(tmp_path, ours), "resnet20_b", "torchvision")
+    assert error.what == "the dialect torchvision does not have these names"
     assert error.fix == "this file looks like resnet20_b; name another --dialect, or none"
 
 
 def test_w11_nothing_is_loaded_in_part(tmp_path, monkeypatch, refused):
     def never(*_, **__):
-        pytest.fail("a tensor was moved")
+        pytest.fail("a tensor was assigned")
 
-    monkeypatch.setattr("resnetkit.weights.load._assign_tensors", never)
-    refused(written(tmp_path, shapes_of("resnet20") | {"head.linear.weight": (10, 63)}), "resnet20")
+    monkeypatch.setattr("resnetkit.weights.load.assign_tensors", never)
+    refused(write_zeros(tmp_path, get_catalog_shapes("resnet20") | {"head.linear.weight": (10, 63)}), "resnet20")
 
 
 @pytest.mark.parametrize(
     "name", ["resnet50", "resnext50_32x4d", "resnet20_c", "cifar_resnet34", "resnet1202", "plain18"]
 )
-def test_w11_every_row_looks_like_itself(name):
-    start = time.process_time()
-    shapes = shapes_of(name)
+def test_w11_guess_networks_recognizes_the_catalog(name):
+    shapes = get_catalog_shapes(name)
     assert name in guess_networks(shapes).split(" or ")
     stem = shapes["stem.conv1.weight"]
     assert guess_networks(shapes | {"stem.conv1.weight": (stem[0], 5, *stem[2:])}).endswith(" with 5 input channels")
     assert guess_networks(shapes | {"extra": (1,)}) == ""
-    assert time.process_time() - start < 2 * measure_cpu_budget()
 
 
 @pytest.mark.parametrize(
     "shapes", [{}, {"stem.conv1.weight": ()}, {"stem.conv1.weight": (1,)}, {"stage9999.block9.x": ()}]
 )
-def test_w11_odd_tensors_look_like_nothing(shapes):
+def test_w11_guess_networks_of_odd_tensors_is_empty(shapes):
     assert guess_networks(shapes) == ""
 
 
@@ -543,7 +553,7 @@ def test_w12_no_card_chooses_an_import(saved, cli, key, place):
     assert set(sys.modules) == before
     assert (code, out) == (4, "")
     at = {"card": key, "spec": f"spec.{key}", "stage": f"spec.stage1.{key}"}[place]
-    assert f"{at}: came an unknown key; allowed: " in err
+    assert f"{at}: got an unknown key; allowed: " in err
     assert {"card": "preparation, classes", "spec": "stages, stem", "stage": "blocks, channels"}[place] in err
 
 
@@ -552,7 +562,7 @@ def test_w12_no_card_names_a_type(saved, cli):
     change_card(folder, lambda card: card["spec"]["stages"][0].update(branch={"kind": "os.system", "width": 8}))
     code, _, err = cli("evaluate", folder, "digits")
     assert code == 4
-    assert 'spec.stage1.branch.kind: came "os.system"; allowed: one of basic, bottleneck, chain' in err
+    assert 'spec.stage1.branch.kind: got "os.system"; allowed: one of basic, bottleneck, chain' in err
 
 
 def test_w12_a_misspelt_network(saved, tmp_path, cli):
@@ -563,31 +573,31 @@ def test_w12_a_misspelt_network(saved, tmp_path, cli):
     change_card(folder, lambda card: card.update(spec="resnet5O"))
     with pytest.raises(WeightsError) as caught:
         load(folder)
-    assert 'spec: came "resnet5O"; allowed: the fields of a network' in str(caught.value)
+    assert 'spec: got "resnet5O"; allowed: the fields of a network' in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda card: card["spec"].update(stages=[]), "stages: came no stages; allowed: at least one"),
-        (lambda card: card.update(classes=["a"]), "classes: came 1 names; allowed: 2, as spec.head"),
-        (lambda card: card.update(clases=["a"]), "clases: came an unknown key; allowed: name, spec"),
+        (lambda card: card["spec"].update(stages=[]), "stages: got no stages; allowed: at least one"),
+        (lambda card: card.update(classes=["a"]), "classes: got 1 names; allowed: 2, as spec.head has"),
+        (lambda card: card.update(clases=["a"]), "clases: got an unknown key; allowed: name, spec"),
         (lambda card: card.update(clases=["a"]), "(did you mean classes?)"),
-        (lambda card: card.update(classes="a"), 'classes: came "a"; allowed: a list'),
-        (lambda card: card.update(format="1"), 'format: came "1"; allowed: one of 1'),
+        (lambda card: card.update(classes="a"), 'classes: got "a"; allowed: a list'),
+        (lambda card: card.update(format="1"), 'format: got "1"; allowed: one of 1'),
         (
             lambda card: card["preparation"].update(std=[0, 1, 1]),
-            "preparation.std: came [0.0, 1.0, 1.0]; allowed: 3 numbers",
+            "preparation.std: got [0.0, 1.0, 1.0]; allowed: 3 numbers",
         ),
-        (lambda card: card["preparation"].update(resize=8), "preparation.resize: came 8; allowed: 16 to 4,096"),
+        (lambda card: card["preparation"].update(resize=8), "preparation.resize: got 8; allowed: 16 to 4,096"),
     ],
 )
-def test_w13_a_card_that_is_wrong(saved, change, told):
+def test_w13_a_card_with_a_fault(saved, change, message):
     _, folder = saved
     path = change_card(folder, change)
     with pytest.raises(WeightsError) as caught:
-        resolve_card(folder)
-    assert told in str(caught.value)
+        load_card(folder)
+    assert message in str(caught.value)
     assert caught.value.where[0] == str(path)
 
 
@@ -597,64 +607,62 @@ def test_w13_a_card_of_a_newer_resnetkit(saved, cli):
     code, out, err = cli("evaluate", folder, "digits")
     assert (code, out) == (4, "")
     assert err == (
-        "error: this card was made by a newer resnetkit (format 2; this one reads 1)\n"
+        "error: this card was written by a newer resnetkit (format 2; this one reads 1)\n"
         f"where: {path}\nfix: pip install --upgrade resnetkit\n"
     )
 
 
-TEXTS = {  # what a card or a network can be instead, and what is said of it
-    "nested lists": ("[" * 100_000, "nesting too deep to read"),
-    "nested tables": ('{"a":' * 100_000, "nesting too deep to read"),
-    "a key twice": ('{"name": "a", "name": "b"}', "the key 'name' twice"),
-    "no JSON": ('{"name": "a",\n "spec" 5}', "line 2, column 9: came expecting ':' delimiter"),
-    "NaN": ('{"name": NaN}', "NaN, which is no JSON number"),
-    "digits": ('{"format": ' + "9" * 100_000 + "}", "the whole text: came "),
-    "a list": ("[]", "the top: came []; allowed: the fields of a "),
-    "nothing": ("", "line 1, column 1: came expecting value"),
+TEXTS = {  # instead of a card or a network -> part of the error
+    "nested lists": ("[" * 100_000, "too deeply nested"),
+    "nested tables": ('{"a":' * 100_000, "too deeply nested"),
+    "a key twice": ('{"name": "a", "name": "b"}', "the key 'name' occurs twice"),
+    "no JSON": ('{"name": "a",\n "spec" 5}', "line 2, column 9: expecting ':' delimiter"),
+    "NaN": ('{"name": NaN}', "NaN is not a JSON number"),
+    "digits": ('{"format": ' + "9" * 100_000 + "}", "the whole text: "),
+    "a list": ("[]", "the top level: got []; allowed: the fields of a "),
+    "nothing": ("", "line 1, column 1: expecting value"),
     "4 MB": ("[" + "1," * 2_200_000 + "1]", "4,400,003 characters"),
 }
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-def test_w13_texts_that_are_no_card_and_no_network(saved, tmp_path, cli, kind):
+def test_w13_texts_without_a_card_or_a_network(saved, tmp_path, cli, kind):
     _, folder = saved
-    text, told = TEXTS[kind]
+    text, message = TEXTS[kind]
     (folder / "config.json").write_text(text)
     (tmp_path / "net.json").write_text(text)
     for words, expected in ((("evaluate", folder, "digits"), 4), (("explain", tmp_path / "net.json"), 2)):
-        start = time.process_time()
-        code, out, err = cli(*words)
-        assert time.process_time() - start < measure_cpu_budget()
+        with cpu_limit():
+            code, out, err = cli(*words)
         assert (code, out) == (expected, "")
-        assert told in err
+        assert message in err
         assert "Traceback" not in err
 
 
 TOML = {
-    "nested lists": ("a = " + "[" * 100_000, "nesting too deep to read"),
-    "nested tables": ("a = " + "{a=" * 100_000, "nesting too deep to read"),
-    "a key of many parts": ("a." * 100_000 + "b = 1", "a line of more than 1,000 dots"),
-    "many tables": ("".join(f"[{'a.' * i}a]\n" for i in range(900)), "a: came an unknown key"),
+    "nested lists": ("a = " + "[" * 100_000, "too deeply nested"),
+    "nested tables": ("a = " + "{a=" * 100_000, "too deeply nested"),
+    "a key of many parts": ("a." * 100_000 + "b = 1", "a line has more than 1,000 dots"),
+    "many tables": ("".join(f"[{'a.' * i}a]\n" for i in range(900)), "a: got an unknown key"),
     "a key twice": ('activation = "relu"\nactivation = "gelu"\n', "line 2, column 20"),
     "no TOML": ("input = [3, 4\nstages = []", "line 2, column 1"),
     "an unknown key": ('activatoin = "relu"', "(did you mean activation?)"),
-    "a wrong type": ("input = 5", "input: came 5; allowed: a list of 3"),
+    "a wrong type": ("input = 5", "input: got 5; allowed: a list of 3"),
 }
 
 
 @pytest.mark.parametrize("kind", TOML)
-def test_w13_toml_that_is_no_network(tmp_path, cli, kind):
-    text, told = TOML[kind]
+def test_w13_toml_without_a_network(tmp_path, cli, kind):
+    text, message = TOML[kind]
     (tmp_path / "net.toml").write_text(text)
-    start = time.process_time()
-    code, out, err = cli("explain", tmp_path / "net.toml")
-    assert time.process_time() - start < measure_cpu_budget()
+    with cpu_limit():
+        code, out, err = cli("explain", tmp_path / "net.toml")
     assert (code, out) == (2, "")
-    assert told in err
+    assert message in err
     assert "Traceback" not in err
 
 
-# ------------------------------------------------------------------------------- pickles that hide what they ask for
+# ---------------------------------------------------------------------------------------------- hostile pickles
 
 DEEP = b"\x80\x02}q\0)" + b"\x85" * 200_000 + b"K\x01s."
 HUGE = b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x3f\x85R."
@@ -697,29 +705,38 @@ HIDDEN = {
 }
 
 
-@pytest.mark.parametrize("kind", HIDDEN)
-def test_w06_pickles_that_hide_what_they_ask_for(tmp_path, kind):
-    """In a process of its own: some of these would end it."""
-    (tmp_path / "x.pth").write_bytes(HIDDEN[kind])
-    code = "import sys, resource\nfrom resnetkit.cli import main\nresource.setrlimit(resource.RLIMIT_CPU, (15, 15))\n"
-    code += "raise SystemExit(main(['explain', sys.argv[1]]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "x.pth"], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 4, done.stderr
-    assert done.stderr.startswith("error: this ")
+EXPLAIN_EACH = """
+import resource, sys
+from pathlib import Path
+from resnetkit.cli import main
+resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    code = main(["explain", str(path)])
+    print(f"\\n{path.stem}|{code}", flush=True)
+"""
 
 
-def test_w06_tensors_that_are_all_the_same_numbers(tmp_path, refused):
+def test_w06_hostile_pickles_are_refused(tmp_path):
+    """Run in another process, because some of these pickles would end it."""
+    for kind, content in HIDDEN.items():
+        (tmp_path / f"{kind}.pth").write_bytes(content)
+    done = subprocess.run([sys.executable, "-c", EXPLAIN_EACH, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    codes = dict(line.split("|") for line in done.stdout.splitlines() if "|" in line)
+    assert codes == dict.fromkeys(HIDDEN, "4"), done.stderr
+    assert done.stderr.count("error: this ") == len(HIDDEN)
+
+
+def test_w06_tensors_that_share_storage_beyond_the_file_size(tmp_path, refused):
     same = torch.zeros(9 * 64 * 64).half()
     torch.save({f"layer1.{i}.conv1.weight": same.view(64, 64, 3, 3) for i in range(300)}, tmp_path / "x.pth")
     assert refused(tmp_path / "x.pth", None, None).what == "this file holds no table of tensors"
 
 
-def test_prefixes_without_end_and_numbers_of_other_kinds(tmp_path, refused):
+def test_endless_prefixes_and_other_digits(tmp_path, refused):
     path = tmp_path / "x.safetensors"
     save_file({"module." * 20_000 + "conv1.weight": torch.zeros(1)}, path)
-    assert refused(path, None, None).what.startswith("it cannot be told which network")
+    assert refused(path, None, None).what.startswith("cannot recognize the network")
     for odd in ("00", "\u0660"):
         save_file({f"layer1.{odd}.conv1.weight": torch.zeros(1)}, path)
-        assert "those of no dialect" in refused(path, None, None).what
+        assert "not those of a known dialect" in refused(path, None, None).what

@@ -1,13 +1,13 @@
-"""`optimize`: what is tried, what is left out and why, what is kept, and that what is kept still holds."""
+"""`optimize`: what is measured, skipped, chosen and saved, and what a failed search leaves."""
 
 import importlib.util
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,843 +17,549 @@ import torch
 
 import resnetkit as rk
 from resnetkit import files
-from resnetkit.engines import base as engine
-from resnetkit.engines import saved as optimized
-from resnetkit.engines.base import EngineConfig, EngineSpec
+from resnetkit.engines import base
+from resnetkit.engines.base import EngineConfig, EngineSpec, batch_calls
 from resnetkit.engines.saved import (
     ENGINES_FILE,
     ENGINES_FOLDER,
     REPORT_FILE,
+    EngineComparison,
     Measurement,
-    OptimizeResult,
-    SavedEngine,
-    compute_weights_digest,
     find_usable_engines,
+    read_engines_file,
 )
-from resnetkit.errors import MachineError, ResnetkitWarning, UsageError, VerificationError, WeightsError
-from resnetkit.optimization import search as optimizing
+from resnetkit.errors import ResnetkitWarning, UsageError, VerificationError
 from resnetkit.optimization.accuracy_check import Fp32Reference
+from resnetkit.optimization.budget import Budget, SearchSettings
+from resnetkit.optimization.choose import select_best_by_purpose, select_fastest, select_finalists
 from resnetkit.optimization.client import BenchmarkError, open_benchmark_client
-from resnetkit.optimization.samples import load_samples, make_synthetic_samples
+from resnetkit.optimization.search import EngineSearch
 from resnetkit.optimization.worker import measure_speed
-from resnetkit.serialization import to_json
 
+from helpers.fake_client import Behavior, FakeMachine, make_specs
 from helpers.tiny import BASE
+from helpers.trained import CLASSES, save_trained_model
 
-HERE = Path(__file__).parent
-NAMES = ("daisy", "rose", "tulip")
-
-
-def trained(folder, seed=0):
-    """A network that says of itself that it was trained, with norms that do something."""
-    torch.manual_seed(seed)
-    model = rk.build(BASE, classes=NAMES)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_var.uniform_(0.5, 1.5)
-            module.running_mean.normal_(0, 0.1)
-    model.card = replace(model.card, origin="trained for this test")
-    return rk.save(model, folder)
+MISBEHAVING_ENGINES = Path(__file__).parent / "helpers" / "misbehaving_engines"
 
 
-# ---------------------------------------------------------------------------------------------------------- agreement
+@pytest.fixture(scope="module")
+def trained_folder(tmp_path_factory):
+    return save_trained_model(tmp_path_factory.mktemp("trained") / "model")
 
 
-def judge(**more):
-    logits = np.array([[4.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 2.0], [1.0, 0.9, 0.0]], np.float32)
-    return Fp32Reference(logits, ["a.png", "b.png", "c.png", "d.png"], **more)
+@pytest.fixture
+def folder(trained_folder, tmp_path):
+    """A trained model folder for one test."""
+    return Path(shutil.copytree(trained_folder, tmp_path / "model"))
 
 
-def test_the_error_is_a_share_of_the_largest_logit():
-    verdict = judge().compare(judge().logits + np.float32([[0], [0], [0.002], [0]]), "fp32")
-    assert (
-        verdict.logit_error == pytest.approx(0.0005, rel=1e-3)
-        and verdict.match_rate == 1.0
-        and verdict.accuracy_drop is None
-        and not verdict.reason
+@pytest.fixture
+def machine():
+    return FakeMachine()
+
+
+@pytest.fixture
+def fake_specs():
+    """Entries of the table of engines that run in this process, through `FakeMachine`."""
+    with pytest.MonkeyPatch.context() as patch:
+        specs = {
+            **make_specs("int8-engine", precisions=("int8", "int8-body", "fp32")),
+            **make_specs("fast", "slow", "wrong", "broken"),
+            **make_specs("gpu", devices=("cpu", "cuda")),
+            "absent": EngineSpec("json", ("no_such_package",), ("fp32",), "openvino"),
+        }
+        for name in list(base.ENGINE_SPECS):
+            patch.delitem(base.ENGINE_SPECS, name)
+        for name, spec in specs.items():
+            patch.setitem(base.ENGINE_SPECS, name, spec)
+        yield
+
+
+def list_names(path):
+    return {entry.name for entry in path.iterdir()}
+
+
+# ---------------------------------------------------------------------------------------------- a search with processes
+
+
+@pytest.fixture
+def misbehaving_specs():
+    """The engines of tests/helpers/misbehaving_engines, in this process and in those that it starts."""
+    spec = importlib.util.spec_from_file_location("misbehaving", MISBEHAVING_ENGINES / "sitecustomize.py")
+    real_specs = dict(base.ENGINE_SPECS)
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [str(MISBEHAVING_ENGINES), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        yield
+    base.ENGINE_SPECS.clear()
+    base.ENGINE_SPECS.update(real_specs)
+
+
+def test_search_in_processes_skips_misbehaving_engines(folder, pictures, misbehaving_specs):
+    events = []
+    result = rk.optimize(
+        folder,
+        data=pictures("data", CLASSES, count=20),
+        minutes=0.5,
+        engines=("loud", "dies", "raises", "absent"),
+        on_event=events.append,
+        settings=SearchSettings(final_rounds=1, min_timeout=300.0, clock=lambda: 0.0),
     )
+    reasons = {row.config.name: row.reason for row in result.measurements}
+    assert reasons.pop("dies-fp32").startswith("its process was killed by SIGABRT")
+    assert reasons == {
+        "loud-int8": "",
+        "loud-int8-body": "not needed, because int8 matches fp32",
+        "loud-fp32": "",
+        "raises-fp32": "ValueError: no such operation: Snake",
+        "absent-fp32": "no_such_package is not installed: pip install 'openvino>=2026.2' 'nncf>=3.2'",
+    }
+    assert {row.config.name for row in events} == {row.config.name for row in result.measurements}
+    assert {row.config.name for row in events if row.is_finalist} == {"loud-int8", "loud-fp32"}
+    assert {saved.purpose for saved in result.engines} == {"latency", "throughput", "startup"}
+    for saved in result.engines:
+        row = saved.measurement
+        assert row.config.engine == "loud" and not row.reason and row.startup_seconds > 0
+        assert row.throughput > 0 and row.latency_ms > 0
+        assert row.comparison.logit_error < 1e-4 and row.comparison.match_rate == 1.0
+        assert row.comparison.accuracy_change == 0.0
+    (name,) = {saved.folder for saved in result.engines}
+    assert list_names(folder / ENGINES_FOLDER) == {ENGINES_FILE, REPORT_FILE, name}
+    assert list_names(folder / ENGINES_FOLDER / name) == {saved.config.name for saved in result.engines}
+    report = (folder / ENGINES_FOLDER / REPORT_FILE).read_text()
+    assert "ValueError: no such operation: Snake" in report and "<svg" in report
+    assert read_engines_file(folder) == result
 
 
-def test_a_difference_is_told_with_its_picture():
-    verdict = judge().compare(judge().logits + np.float32([[0], [0], [0.4], [0]]), "bf16")
-    assert verdict.reason == "logits differ by 0.1 of the largest (limit 0.05), most at c.png"
+def wait_readable(fd):
+    assert select.select([fd], [], [], 300)[0], "the engine's process did not start"
 
 
-def test_int8_is_judged_by_answers():
-    bent = judge().logits + np.float32([[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0.5, 0]])
-    assert judge().compare(bent, "int8").reason == "only 75.0% of the answers are the same (limit 98%)"
-    right = judge(labels=np.array([0, 1, 2, 1]))
-    verdict = right.compare(bent, "int8")
-    assert verdict.accuracy_drop == -25.0 and not verdict.reason  # it is right where fp32 was wrong
-    wrong = judge(labels=np.array([0, 1, 2, 0]))
-    assert wrong.compare(bent, "int8").reason == "1 fewer of 4 pictures are right, 25.00 points (--max-loss 0.2)"
-    assert not judge(labels=np.array([0, 1, 2, 0]), max_loss=25.0).compare(bent, "int8").reason
+def test_a_stopped_or_killed_search_leaves_a_usable_folder(trained_folder, tmp_path, misbehaving_specs):
+    """The signals go to three commands that run at once, as soon as their engine hangs."""
+    runs = []
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        folder, fifo = Path(shutil.copytree(trained_folder, tmp_path / number.name)), tmp_path / f"{number.name}.fifo"
+        os.mkfifo(fifo)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "resnetkit", "optimize", str(folder), "--engines", "hangs"],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"HANG_FIFO": str(fifo)},
+        )
+        runs.append((number, folder, os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), process))
+    for number, folder, fd, process in runs:
+        wait_readable(fd)
+        assert os.read(fd, 100) == b"exporting\n"
+        assert list(folder.glob(f"{ENGINES_FOLDER}/.*.part/hangs-fp32"))
+        process.send_signal(number)
+        wait_readable(fd)
+        assert os.read(fd, 100) == b""  # the engine's process is gone
+        os.close(fd)
+        err = process.communicate()[1]
+        assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+        if number != signal.SIGKILL:
+            assert "stopped" in err
+            assert not list(folder.glob(f"{ENGINES_FOLDER}/.*.part"))
+        assert rk.load(folder).card.labels == CLASSES and find_usable_engines(folder, 1) == ([], "")
 
 
-def test_where_logits_have_a_limit_one_answer_may_change():
-    near = np.array([[1.0, 0.999], [1.0, 0.999], [0.0, 9.0]], np.float32)
-    two = Fp32Reference(near, ["a", "b", "c"], np.array([0, 0, 1]))
-    once, twice = near.copy(), near.copy()
-    once[0] = twice[:2] = [0.999, 1.0]
-    assert not two.compare(once, "bf16").reason and two.compare(once, "bf16").accuracy_drop == pytest.approx(100 / 3)
-    assert two.compare(twice, "bf16").reason == "2 fewer of 3 pictures are right, 66.67 points (--max-loss 0.2)"
-    assert two.take_first(1).compare(once[:1], "bf16").accuracy_drop == 100.0
-    assert two.take_first(1).compare(once, "bf16").reason == "it gives 3 x 2 logits for 1 x 2"
+def test_a_request_has_a_timeout(folder, tmp_path, misbehaving_specs, monkeypatch):
+    monkeypatch.setenv("HANG_FIFO", str(tmp_path / "fifo"))
+    os.mkfifo(tmp_path / "fifo")
+    with (
+        open_benchmark_client(folder, tmp_path) as client,
+        pytest.raises(BenchmarkError, match=r"export did not finish within 0\.01 seconds"),
+    ):
+        client.export(EngineConfig("hangs", "fp32"), None, 0.01)
 
 
-def test_answers_that_mean_nothing_are_not_compared():
-    verdict = judge(has_predictions=False).compare(judge().logits[:, ::-1], "int8")
-    assert verdict.match_rate is None and verdict.reason.startswith(
-        "logits differ by 1 of the largest (limit 0.2), most at"
-    )
+def test_a_process_that_dies_between_requests_gives_the_reason(folder, tmp_path, misbehaving_specs):
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    previous = set(children.read_text().split())
+    with open_benchmark_client(folder, tmp_path) as client:
+        (pid,) = map(int, set(children.read_text().split()) - previous)
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(BenchmarkError, match="its process was killed by SIGKILL"):
+            client.measure(tmp_path / "x.npy", 1.0, 300.0)
 
 
-def test_what_is_not_finite_or_of_another_size_does_not_agree():
-    logits = judge().logits.copy()
-    logits[2, 1] = np.nan
-    assert judge().compare(logits, "int8").reason == "its logits are not finite"
-    assert judge().compare(logits[:, :2], "int8").reason == "it gives 4 x 2 logits for 4 x 3"
-
-
-# ------------------------------------------------------------------------------------------------------------ samples
-
-
-def card():
-    return rk.build(BASE, classes=NAMES).card
-
-
-def test_made_pictures_are_the_same_each_time_and_differ_from_each_other():
-    first, again = make_synthetic_samples(card().preparation), make_synthetic_samples(card().preparation)
-    assert (first.images == again.images).all() and first.images.shape == (16, 16, 16, 3)
-    assert len({picture.tobytes() for picture in first.images}) == 16 and first.calibration_images is None
-    assert first.images.std() > 20
-
-
-def test_a_folder_of_classes_is_divided(pictures):
-    found = load_samples(pictures("data", NAMES, count=10), card(), is_trained=True)
-    assert len(found.images) == 15 and len(found.calibration_images) == 15
-    assert not {p.tobytes() for p in found.images} & {p.tobytes() for p in found.calibration_images}
-    assert found.labels.tolist() == [NAMES.index(name.split("/")[0]) for name in found.names]
-    assert found.names != sorted(found.names)  # any first part of them has all classes
-    assert found.describe(9).startswith("9 of 15 pictures of ")
-    assert found.describe(9).endswith(", part all, with their classes (one is 11 points)")
-    assert found.describe(15).startswith("15 pictures of ") and found.describe(15).endswith(" (one is 6.7 points)")
-
-
-def test_ranges_come_from_train_where_there_is_one(pictures):
-    pictures("data/train", NAMES, count=4)
-    found = load_samples(pictures("data/test", NAMES, count=3).parent, card(), is_trained=True)
-    assert len(found.calibration_images) == 12 and len(found.images) == 9
-
-
-def test_a_picture_beside_the_folders_of_classes_is_passed_over(pictures):
-    folder = pictures("data", NAMES, count=4)
-    shutil.copy(folder / NAMES[0] / "0.png", folder / "cover.png")
-    assert load_samples(folder, card(), is_trained=True).labels is not None
-
-
-def test_pictures_without_classes_will_do(pictures):
-    folder = pictures("data", ["daisy"], count=5) / "daisy"
-    (folder / "bad.png").write_bytes(b"no picture")
-    found = load_samples(folder, card(), is_trained=True)
-    assert found.labels is None and len(found.images) + len(found.calibration_images) == 5
-
-
-def test_classes_of_an_untrained_network_are_not_compared(pictures):
-    found = load_samples(pictures("data", ("cat", "dog")), card(), is_trained=False)
-    assert found.labels is None
-    with pytest.raises(rk.ResnetkitError, match="classes that the model has not: cat, dog"):
-        load_samples(pictures("data2", ("cat", "dog")), card(), is_trained=True)
-
-
-# ---------------------------------------------------------------------------------------------------------- the trial
-
-
-class Counting:
+class CountingEngine:
     def __init__(self, config):
-        self.config, self.sizes = config, []
+        self.config, self.batch_sizes = config, []
 
     def __call__(self, pixels):
-        self.sizes.append(len(pixels))
+        self.batch_sizes.append(len(pixels))
         return pixels.reshape(len(pixels), -1)[:, :3].astype(np.float32)
 
 
-def test_answers_come_in_order_and_in_batches():
+def test_batch_calls_keeps_the_order():
     pixels = np.arange(7 * 4 * 4 * 3, dtype=np.uint8).reshape(7, 4, 4, 3)
-    asked = Counting(EngineConfig("x", "fp32", 3, 2))
-    with engine.batch_calls(asked) as logits:
-        assert (logits(pixels) == pixels.reshape(7, -1)[:, :3]).all()
-    assert sorted(asked.sizes) == [1, 3, 3]
+    engine = CountingEngine(EngineConfig("x", "fp32", 3, 2))
+    with batch_calls(engine) as infer:
+        assert (infer(pixels) == pixels.reshape(7, -1)[:, :3]).all()
+    assert sorted(engine.batch_sizes) == [1, 3, 3]
 
 
-def test_full_batches_are_timed_and_three_calls_at_least():
-    asked = Counting(EngineConfig("x", "fp32", 4, 2))
-    found = measure_speed(asked, np.zeros((3, 4, 4, 3), np.uint8), 0.0)
-    assert set(asked.sizes) == {4} and len(asked.sizes) == 2 + 6  # each thread asks once before
-    assert found["images_per_second"] > 0 and found["milliseconds"] > 0
+def test_measure_speed_makes_three_calls_of_full_batches_at_least():
+    engine = CountingEngine(EngineConfig("x", "fp32", 4, 2))
+    speed = measure_speed(engine, np.zeros((3, 4, 4, 3), np.uint8), 0.0)
+    assert set(engine.batch_sizes) == {4} and len(engine.batch_sizes) == 2 + 6  # each thread warms up once
+    assert speed["images_per_second"] > 0 and speed["milliseconds"] > 0
 
 
-# --------------------------------------------------------------------------------------------- engines that misbehave
+# ------------------------------------------------------------------------------------------------ the folder of engines
 
 
-@pytest.fixture
-def fakes(monkeypatch):
-    """The engines of tests/helpers/misbehaving_engines, in this process and in those that it starts."""
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(HERE / "helpers" / "misbehaving_engines"), os.environ.get("PYTHONPATH", "")])
-    )
-    found = importlib.util.spec_from_file_location(
-        "fakes", HERE / "helpers" / "misbehaving_engines" / "sitecustomize.py"
-    )
-    real = dict(engine.ENGINE_SPECS)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    yield module.FAKES
-    engine.ENGINE_SPECS.clear()
-    engine.ENGINE_SPECS.update(real)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(optimizing, "_MIN_REQUEST_TIMEOUT", 100.0)
-    monkeypatch.setattr(optimizing, "_FINAL_ROUNDS", 2)
-    monkeypatch.setattr(optimizing.Budget, "measurement_seconds", 0.1)
-
-
-def found_of(folder):
-    return json.loads((folder / ENGINES_FOLDER / ENGINES_FILE).read_text())
-
-
-def test_what_misbehaves_is_left_out_with_its_reason(tmp_path, pictures, fakes, quick):
-    folder = trained(tmp_path / "model")
-    heard = []
-    names = ("loud", "wrong", "dies", "raises", "absent")
-    found = rk.optimize(folder, data=pictures("data", NAMES, count=20), minutes=1, engines=names, on_event=heard.append)
-    why = {}
-    for row in found.measurements:
-        why.setdefault(row.config.name, row.reason)
-    assert {name for name, reason in why.items() if not reason} == {"loud-int8", "loud-fp32"}
-    assert why["loud-int8-body"] == "not needed, as int8 agrees"
-    assert why["wrong-fp32"].startswith("logits differ by 0.5 of the largest (limit 0.001), most at ")
-    assert why["dies-fp32"].startswith("its process was killed by SIGABRT")
-    assert why["raises-fp32"] == "ValueError: no such operation: Snake"
-    assert why["absent-fp32"] == "no_such_package is not installed: pip install 'resnetkit[openvino]'"
-    assert {row.config.name for row in heard} == set(why)
-    first = [row for row in heard if row.seconds_to_start is None]
-    assert [row.config.name for row in first].count("loud-int8") == 2  # as each is measured
-    assert {row.config.engine for row in heard if row.seconds_to_start} == {"loud"}  # once more
-    assert {kept.purpose for kept in found.engines} == {"latency", "throughput", "start"}
-    for kept in found.engines:
-        assert (
-            kept.measurement.config.engine == "loud"
-            and not kept.measurement.reason
-            and kept.measurement.logit_error is not None
-        )
-        assert kept.measurement.accuracy_drop is not None and kept.measurement.seconds_to_start > 0
-    folders = {path.name for path in (folder / ENGINES_FOLDER).iterdir()}
-    name = found.engines[0].folder
-    assert folders == {ENGINES_FILE, REPORT_FILE, name}
-    assert {path.name for path in (folder / ENGINES_FOLDER / name).iterdir()} == {
-        k.measurement.config.name for k in found.engines
-    }
-    page = (folder / ENGINES_FOLDER / REPORT_FILE).read_text()
-    assert "ValueError: no such operation: Snake" in page and "<svg" in page
-
-
-def test_a_later_search_takes_the_place_of_the_first(tmp_path, fakes, quick):
-    folder = trained(tmp_path / "model")
-    first = rk.optimize(folder, minutes=0.1, engines=("loud",))
-    assert first.comparison_data == "16 pictures that are made here"
+def test_a_later_search_replaces_the_first(folder, machine, fake_specs):
+    first = rk.optimize(folder, engines="int8-engine", settings=machine.settings)
+    assert first.comparison_data == "16 images (synthetic)"
     assert {row.reason for row in first.measurements if row.config.precision != "fp32"} == {
-        "int8 needs pictures to measure ranges with: --data DIR"
+        "int8 needs images for calibration: --data DIR"
     }
     (folder / ENGINES_FOLDER / ".left.part").mkdir()
-    second = rk.optimize(folder, minutes=0.1, engines=("loud",))
-    assert {path.name for path in (folder / ENGINES_FOLDER).iterdir()} == {
-        ENGINES_FILE,
-        REPORT_FILE,
-        second.engines[0].folder,
-    }
-    assert optimized.read_engines_file(folder) == second
+    second = rk.optimize(folder, engines="int8-engine", settings=machine.settings)
+    assert list_names(folder / ENGINES_FOLDER) == {ENGINES_FILE, REPORT_FILE, second.engines[0].folder}
+    assert read_engines_file(folder) == second != first
 
 
-def test_a_search_that_keeps_nothing_leaves_what_was_kept(tmp_path, fakes, quick, monkeypatch):
-    folder = trained(tmp_path / "model")
-    found = rk.optimize(folder, minutes=0.1, engines=("loud",))
-    before = (folder / ENGINES_FOLDER / ENGINES_FILE).read_bytes()
+def test_a_search_that_saves_nothing_keeps_the_saved_engines(folder, machine, fake_specs):
+    result = rk.optimize(folder, engines="fast", settings=machine.settings)
+    content = (folder / ENGINES_FOLDER / ENGINES_FILE).read_bytes()
+    machine.behaviors["wrong"] = Behavior(scale=1.5)
     with pytest.raises(VerificationError) as caught:
-        rk.optimize(folder, minutes=1, engines=("wrong", "absent"))
-    told = str(caught.value)
-    assert "no engine works here and agrees with fp32; what was kept before stays" in told
-    assert "wrong-fp32: logits differ by 0.5" in told and "absent-fp32: no_such_package is not installed" in told
-    monkeypatch.setattr(optimizing.Search, "remeasure_finalists", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        rk.optimize(folder, engines=("wrong", "absent"), settings=machine.settings)
+    assert "no engine works here and matches fp32; engines saved before stay" in str(caught.value)
+    assert "wrong-fp32: logits differ by 0.5 of the largest (limit 0.001), most for " in str(caught.value)
+    assert "absent-fp32: no_such_package is not installed" in str(caught.value)
+
+    def interrupt(row):
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        rk.optimize(folder, minutes=0.1, engines=("raises",))
-    assert (folder / ENGINES_FOLDER / ENGINES_FILE).read_bytes() == before
-    assert {path.name for path in (folder / ENGINES_FOLDER).iterdir()} == {
-        ENGINES_FILE,
-        REPORT_FILE,
-        found.engines[0].folder,
-    }
+        rk.optimize(folder, engines="fast", settings=machine.settings, on_event=interrupt)
+    assert (folder / ENGINES_FOLDER / ENGINES_FILE).read_bytes() == content
+    assert list_names(folder / ENGINES_FOLDER) == {ENGINES_FILE, REPORT_FILE, result.engines[0].folder}
 
 
-def test_weights_that_change_meanwhile_are_refused(tmp_path, fakes, quick, monkeypatch):
-    folder = trained(tmp_path / "model")
-    other = trained(tmp_path / "other", seed=1)
-    again = optimizing.Search.remeasure_finalists
+def test_weights_that_change_during_the_search_are_refused(folder, tmp_path, machine, fake_specs):
+    other_folder = save_trained_model(tmp_path / "other", seed=1)
 
-    def changed(self, rows):
-        shutil.copy(other / "model.safetensors", folder / "model.safetensors")
-        return again(self, rows)
+    def change_weights(row):
+        if row.is_finalist:
+            shutil.copy(other_folder / "model.safetensors", folder / "model.safetensors")
 
-    monkeypatch.setattr(optimizing.Search, "remeasure_finalists", changed)
-    with pytest.raises(UsageError, match="the weights changed while engines were tried"):
-        rk.optimize(folder, minutes=0.1, engines=("loud",))
-    assert optimized.read_engines_file(folder) is None
+    with pytest.raises(UsageError, match="the weights changed during the search"):
+        rk.optimize(folder, engines="fast", settings=machine.settings, on_event=change_weights)
+    assert read_engines_file(folder) is None
 
 
-def test_only_what_was_made_here_is_removed(tmp_path, fakes, quick):
-    folder = trained(tmp_path / "model")
+def test_only_folders_of_earlier_searches_are_removed(folder, machine, fake_specs):
     (folder / ENGINES_FOLDER / "notes").mkdir(parents=True)
     (folder / ENGINES_FOLDER / "0123abcd").mkdir()
-    found = rk.optimize(folder, minutes=0.1, engines="loud")
-    assert {path.name for path in (folder / ENGINES_FOLDER).iterdir()} == {
-        ENGINES_FILE,
-        REPORT_FILE,
-        "notes",
-        found.engines[0].folder,
-    }
+    result = rk.optimize(folder, engines="fast", settings=machine.settings)
+    expected = {ENGINES_FILE, REPORT_FILE, "notes", result.engines[0].folder}
+    assert list_names(folder / ENGINES_FOLDER) == expected
 
 
-def test_engines_behind_a_link_are_not_touched(tmp_path, fakes):
-    folder, shared = trained(tmp_path / "model"), tmp_path / "shared"
+def test_nothing_is_written_through_a_link_or_over_other_files(folder, tmp_path, machine, fake_specs):
+    shared, engines_folder = tmp_path / "shared", folder / ENGINES_FOLDER
     (shared / "0123abcd").mkdir(parents=True)
     (shared / ".draft.part").write_text("mine")
-    (folder / ENGINES_FOLDER).symlink_to(shared)
-    with pytest.raises(UsageError) as caught:
-        rk.optimize(folder, engines="loud")
-    assert caught.value.what == "engines cannot be kept here, as a link stands there"
-    assert (caught.value.where, caught.value.fix) == (
-        (str(folder / ENGINES_FOLDER),),
-        "remove the link; a new folder takes its place",
-    )
-    assert {path.name for path in shared.iterdir()} == {"0123abcd", ".draft.part"}
-    (folder / ENGINES_FOLDER).unlink()
-    (folder / ENGINES_FOLDER / ENGINES_FILE).mkdir(parents=True)
-    with pytest.raises(UsageError, match="engines cannot be kept here, as something else stands there"):
-        rk.optimize(folder, engines="loud")
+    engines_folder.symlink_to(shared)
+    errors = []
+
+    def try_optimize():
+        with pytest.raises(UsageError) as caught:
+            rk.optimize(folder, engines="fast", settings=machine.settings)
+        errors.append((caught.value.what, *caught.value.where, caught.value.fix))
+
+    try_optimize()
+    assert list_names(shared) == {"0123abcd", ".draft.part"}
+    engines_folder.unlink()
+    engines_folder.write_text("mine")
+    try_optimize()
+    engines_folder.unlink()
+    (engines_folder / ENGINES_FILE).mkdir(parents=True)
+    try_optimize()
+    prefix, list_file = "cannot save engines: a", str(engines_folder / ENGINES_FILE)
+    assert errors == [
+        (f"{prefix} link has the name engines", str(engines_folder), "remove the link; a new folder takes its place"),
+        (f"{prefix} file has the name engines", str(engines_folder), "remove it"),
+        (f"{prefix} folder has the name engines.json", list_file, "remove it"),
+    ]
 
 
-def test_a_search_that_cannot_begin_leaves_nothing(tmp_path, fakes):
-    folder = trained(tmp_path / "model")
+def test_a_search_that_fails_at_the_start_leaves_nothing(folder, tmp_path, fake_specs):
     with pytest.raises(rk.ResnetkitError):
-        rk.optimize(folder, data=tmp_path / "nowhere", engines="loud")
+        rk.optimize(folder, data=tmp_path / "nowhere", engines="fast")
     assert not (folder / ENGINES_FOLDER).exists()
 
 
-def test_one_search_at_a_time(tmp_path):
-    folder = trained(tmp_path / "model")
-    with files.lock_file(folder / "config.json"), pytest.raises(UsageError, match="another optimize is at work"):
+def test_only_one_search_at_a_time(folder):
+    with (
+        files.lock_file(folder / "config.json"),
+        pytest.raises(UsageError, match="another optimize command is working on this model"),
+    ):
         rk.optimize(folder)
 
 
-def test_each_device_has_its_own(tmp_path, fakes, quick, monkeypatch):
+def test_weights_with_nan_are_refused(tmp_path):
+    model = rk.build(BASE, classes=CLASSES)
+    with torch.no_grad():
+        model.stage1.block1.branch.conv1.weight[0, 0, 0, 0] = float("nan")
+    folder = rk.save(model, tmp_path / "model")
+    with pytest.warns(ResnetkitWarning, match="NaN"), pytest.raises(VerificationError) as caught:
+        rk.optimize(folder)
+    assert "so predictions cannot be compared" in str(caught.value)
+    assert "stage1.block1.branch.conv1.weight (1)" in str(caught.value)
+    assert not (folder / ENGINES_FOLDER).exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- the search
+
+
+@pytest.fixture
+def make_search(folder, tmp_path, machine):
+    """A function that makes a search over synthetic images with a budget of so many seconds."""
+
+    def make(seconds=1000.0, n_images=8):
+        images = np.random.default_rng(0).integers(0, 256, (n_images, 16, 16, 3), dtype=np.uint8)
+        for name in ("comparison.npy", "timing.npy"):
+            np.save(tmp_path / name, images)
+        with machine.open_client(folder, tmp_path) as client:
+            client.config = EngineConfig("fast", "fp32")
+            logits = client.infer(tmp_path / "comparison.npy", n_images, 0)
+        machine.log.clear()
+        reference = Fp32Reference(logits, [str(i) for i in range(n_images)], has_predictions=False)
+        return EngineSearch(folder, tmp_path, reference, Budget(seconds, machine.settings))
+
+    return make
+
+
+def test_every_device_is_measured(folder, machine, fake_specs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = rk.optimize(trained(tmp_path / "model"), minutes=1, engines=("devices",))
-    assert {row.config.name: row.reason for row in found.measurements} == {"devices-fp32": "", "devices-fp32-cuda": ""}
-    assert {row.config.batch_size for row in found.measurements if row.config.device == "cuda"} >= {1, 32}
+    result = rk.optimize(folder, engines="gpu", settings=machine.settings)
+    assert {row.config.name: row.reason for row in result.measurements} == {"gpu-fp32": "", "gpu-fp32-cuda": ""}
+    assert {row.config.batch_size for row in result.measurements if row.config.device == "cuda"} == {1, 32, 256}
 
 
-def search(folder, work, judge):
-    return optimizing.Search(folder, work, judge, optimizing.Budget(200.0), lambda row: None)
+def test_earlier_variants_stay_if_a_later_one_fails(make_search, machine, fake_specs):
+    search, events = make_search(), []
+    search.on_event = events.append
+    machine.behaviors["fast"] = Behavior(errors={("load", 8): "it took more than 30 seconds to load"})
+    *measured, failed = search.measure(EngineConfig("fast", "fp32"))
+    assert [row.config.batch_size for row in measured] == [1, 4] and events == measured
+    assert all(not row.reason and row.comparison.logit_error < 1e-4 for row in measured)
+    assert (failed.config.batch_size, failed.reason) == (8, "it took more than 30 seconds to load")
 
 
-def prepared(folder, work):
-    """A search over made pictures."""
-    network = rk.load(folder)
-    samples = make_synthetic_samples(network.card.preparation)
-    np.save(work / "checked.npy", samples.images)
-    np.save(work / "timed.npy", samples.images)
-    logits = optimizing._compute_reference_logits(network, samples, time.monotonic() + 100)
-    return search(folder, work, Fp32Reference(logits, samples.names, has_predictions=False))
+@pytest.mark.parametrize("request_name", ["export", "load", "infer", "measure"])
+def test_an_engine_that_fails_is_one_row_with_the_reason(make_search, machine, fake_specs, request_name):
+    search, events = make_search(), []
+    search.on_event = events.append
+    machine.behaviors["broken"] = Behavior(errors={(request_name, 1): "its process ended with 1"})
+    (row,) = search.measure(EngineConfig("broken", "fp32"))
+    assert row.reason == "its process ended with 1" and events == [row]
 
 
-def test_ways_that_worked_stay_where_a_later_one_hangs(tmp_path, fakes, monkeypatch):
-    began, heard = prepared(trained(tmp_path / "model"), tmp_path), []
-    began.on_event = heard.append
-    monkeypatch.setattr(optimizing.Budget, "request_timeout", property(lambda self: 2.0 if heard else 100.0))
-    first, second = began.measure(EngineConfig("sleeps", "fp32"))
-    assert not first.reason and first.logit_error < 1e-4 and first.images_per_second > 0
-    assert second.reason == "it took more than 2 seconds to open"
+def test_an_engine_that_does_not_match_is_measured_once(make_search, machine, fake_specs):
+    machine.behaviors["wrong"] = Behavior(scale=1.5)
+    (row,) = make_search().measure(EngineConfig("wrong", "fp32"))
+    assert row.reason.startswith("logits differ by 0.5 of the largest (limit 0.001), most for ")
+    assert row.throughput == 100.0
 
 
-def test_each_of_the_last_round_starts_alone(tmp_path, fakes, quick):
-    """What an engine is charged with for its start is not what those before it took."""
-    began = prepared(trained(tmp_path / "model"), tmp_path)
-    rows = [*began.measure(EngineConfig("slow", "fp32")), *began.measure(EngineConfig("loud", "fp32"))]
-    measured = {row.config: row for row in began.remeasure_finalists(rows) if row.seconds_to_start}
-    slow = [row for row in measured.values() if row.config.engine == "slow"]
-    others = [row for row in measured.values() if row.config.engine == "loud"]
-    assert slow and max(row.seconds_to_start for row in others) < 3 * min(row.seconds_to_start for row in slow)
-    died = [optimizing.Measurement(EngineConfig("dies", "fp32"), 1e9, 1.0)]
-    assert began.remeasure_finalists(died)[0].reason
+def test_finalists_are_loaded_one_after_the_other_and_measured_in_turns(make_search, machine, fake_specs):
+    search = make_search()
+    rows = [row for name in ("fast", "slow") for row in search.measure(EngineConfig(name, "fp32"))]
+    machine.log.clear()
+    machine.behaviors["slow"].startup_seconds = 7.0
+    measured = [row for row in search.remeasure_finalists(rows) if row.is_finalist]
+    requests = [request for request, _ in machine.log]
+    n = len(measured)
+    assert requests == ["open", "load", "infer"] * n + ["measure"] * 2 * n
+    order = [config for request, config in machine.log if request == "measure"]
+    assert order[n:] == [*order[1:n], order[0]]  # the second round starts with another engine
+    assert {row.startup_seconds for row in measured if row.config.engine == "slow"} == {7.0}
+    assert {row.startup_seconds for row in measured if row.config.engine == "fast"} == {1.0}
 
 
-def test_an_engine_that_takes_its_time_leaves_the_others_theirs(tmp_path, fakes, quick):
-    """Two ways are looked at while the first round lasts: one for a single picture, one for many."""
-    began = prepared(trained(tmp_path / "model"), tmp_path)
-    with open_benchmark_client(began.folder, tmp_path) as trial:
-        ways = [EngineConfig("loud", "fp32", batch) for batch in (1, 4, 8)]
-        trial.export(ways[0], None, 100.0)
-        assert len(list(began._measure_variants(trial, ways, time.monotonic() - 1))) == 2
-        assert len(list(began._measure_variants(trial, ways, time.monotonic() + 100))) == 3
-        began.budget = optimizing.Budget(1.0, time.monotonic() - 1)
-        assert len(list(began._measure_variants(trial, ways, time.monotonic() + 100))) == 1
+def test_a_finalist_that_fails_later_is_skipped(make_search, machine, fake_specs):
+    search = make_search()
+    rows = search.measure(EngineConfig("fast", "fp32"))
+    machine.behaviors["fast"].errors = {
+        ("load", 1): "cannot load",
+        ("infer", 4): "cannot infer",
+        ("measure", 8): "cannot measure",
+    }
+    reasons = {row.config.batch_size: row.reason for row in search.remeasure_finalists(rows)}
+    assert reasons == {1: "cannot load", 4: "cannot infer", 8: "cannot measure", 16: "", 32: ""}
 
 
-def test_the_slower_of_two_checks_is_of_fewer_pictures(tmp_path):
-    """What has a limit for its logits as well need not be compared on all."""
-    judge = Fp32Reference(np.zeros((5000, 2), np.float32), ["a"] * 5000)
-    began = search(tmp_path, tmp_path, judge)  # of 200 seconds, 4 for bf16
-    found = {name: began._count_compared_images(name, 50.0) for name in ("fp32", "bf16", "int8", "int8-body")}
-    assert found == {"fp32": 100, "bf16": 200, "int8": 1000, "int8-body": 1000}
-    assert [began._count_compared_images(name, pace) for name in ("bf16", "int8") for pace in (1.0, 9e9)] == [
-        100,
-        5000,
-    ] * 2
-    assert began._count_compared_images("fp32", 9e9) == 100
+def test_an_engine_gets_its_share_of_the_time(make_search, machine, fake_specs):
+    """After its share it is measured with one image and with a batch; after the search time, not any more."""
+    config, seconds = EngineConfig("fast", "fp32"), []
+    for measure_seconds, waiting in ((100.0, []), (100.0, [config] * 9), (100.0, [config]), (800.0, [])):
+        search = make_search(1000.0)
+        machine.behaviors["fast"] = Behavior(measure_seconds=measure_seconds, startup_seconds=0.0)
+        seconds.append(100 * len(search.measure(config, waiting)))
+        shutil.rmtree(search.work_dir / config.name)
+    assert seconds == [500, 200, 400, 100]
+    machine.now += 1000.0
+    (row,) = search.measure(config)
+    assert row.reason == "not measured, because the time was over (--minutes)"
 
 
-def test_each_that_waits_has_a_share_of_the_time():
-    clock = optimizing.Budget(1000.0)
-    assert clock.search_remaining == pytest.approx(700, abs=1)
-    assert [clock.share(n) for n in (0, 1, 3, 8)] == pytest.approx([700, 350, 175, 175], abs=1)
+def test_engines_that_cannot_be_measured_have_no_share(make_search, machine, fake_specs):
+    search, config = make_search(1000.0), EngineConfig("fast", "fp32")
+    machine.behaviors["fast"] = Behavior(measure_seconds=120.0, startup_seconds=0.0)
+    waiting = [EngineConfig("absent", "fp32"), EngineConfig("int8-engine", "int8"), EngineConfig("slow", "fp32")]
+    assert len(search.measure(config, waiting)) == 3  # 350 s for each of two; 175 s would be 2 measurements
 
 
-def test_what_cannot_be_tried_has_no_share(tmp_path, fakes, monkeypatch):
-    began, asked = search(tmp_path, tmp_path, Fp32Reference(np.zeros((1, 2), np.float32), ["a"])), []
-    monkeypatch.setattr(optimizing.Budget, "share", lambda self, others: asked.append(others) or 0.0)
-    monkeypatch.setattr(optimizing.Search, "_measure_in_worker", lambda self, choice, until: [Measurement(choice)])
-    others = [
-        EngineConfig("absent", "fp32"),
-        EngineConfig("loud", "int8"),
-        EngineConfig("loud", "fp32"),
-    ]  # no package; no pictures
-    began.measure(EngineConfig("loud", "fp32"), others)
-    assert asked == [1]
+def test_a_hopeless_engine_is_given_up_after_three_variants(make_search, machine, fake_specs):
+    search = make_search()
+    machine.behaviors["slow"] = Behavior(images_per_second=29.0)
+    assert len(search.measure(EngineConfig("fast", "fp32"))) == 5
+    assert len(search.measure(EngineConfig("slow", "fp32"))) == 3
 
 
-def test_who_is_measured_once_more():
-    """Whatever came near the fastest, as the machine may have done something else meanwhile, and what is compared."""
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int8-body"])
+def test_slow_engines_and_precisions_with_a_logit_limit_are_compared_on_fewer_images(precision):
+    budget = Budget(200.0, SearchSettings(clock=lambda: 0.0))
+    counts = [budget.count_compared_images(precision, throughput) for throughput in (1.0, 50.0, 200.0)]
+    assert counts == {"fp32": [100, 100, 100], "bf16": [100, 200, 800]}.get(precision, [100, 1000, 4000])
 
-    def row(name, speed, batch=1, streams=1, **more):
-        return Measurement(EngineConfig(*name.split(), batch, streams), speed, 1000 * batch / speed, **more)
 
-    near = [row("openvino int8", speed, batch, 2) for batch, speed in ((4, 100.0), (8, 90.0), (16, 76.0))]
-    alone = [row("openvino int8", 50.0), row("openvino bf16", 40.0), row("openvino fp32", 20.0)]
-    others = [row("eager fp32", 8.0, 16), row("eager fp32", 9.0), row("compiled bf16", 70.0, 16)]
-    lost = [row("openvino int8", 74.0, 32, 2), row("onnxruntime int8", 99.0, reason="it raises")]
-    found = optimizing.select_finalists([*lost, *others, *alone, *near])
-    assert set(found) == {*near, *alone[:2], *others[1:]}
-    assert len(optimizing.select_finalists([row("openvino int8", 100.0, batch, 2) for batch in range(1, 12)])) == 6
-    assert optimizing.select_finalists(lost[1:]) == []
+def test_the_budget_divides_its_time():
+    now = 0.0
+    budget = Budget(1000.0, SearchSettings(clock=lambda: now))
+    assert (budget.remaining, budget.search_remaining, budget.reference_seconds) == (1000.0, 700.0, 100.0)
+    assert [budget.share(n) for n in (0, 1, 3, 8)] == [700, 350, 175, 175]
+    assert budget.request_timeout == 350.0 and budget.comparison_timeout(1000, 2.0) == 1500.0
+    assert budget.measurement_seconds == 1.0 and budget.finals_seconds(2) == 2.0
+    now = 990.0
+    assert budget.request_timeout == 30.0 and budget.comparison_timeout(10, 2.0) == 30.0
+    assert budget.finals_seconds(2) == 1.0 and budget.finals_seconds(100) == 0.2
+    assert Budget(6.0, SearchSettings(clock=lambda: now)).measurement_seconds == 0.2
+
+
+# ----------------------------------------------------------------------------------------------------------- the choice
+
+
+def make_row(name, speed, batch_size=1, streams=1, **fields):
+    engine, precision = name.split()
+    config = EngineConfig(engine, precision, batch_size, streams)
+    return Measurement(config, speed, 1000 * batch_size / speed, **fields)
+
+
+def test_finalists_are_near_the_fastest_have_low_latency_or_are_the_best_of_an_engine():
+    near = [make_row("openvino int8", speed, batch, 2) for batch, speed in ((4, 100.0), (8, 90.0), (16, 76.0))]
+    single = [make_row("openvino int8", 50.0), make_row("openvino bf16", 40.0), make_row("openvino fp32", 20.0)]
+    others = [make_row("eager fp32", 8.0, 16), make_row("eager fp32", 9.0), make_row("compiled bf16", 70.0, 16)]
+    lost = [make_row("openvino int8", 74.0, 32, 2), make_row("onnxruntime int8", 99.0, error="it raises")]
+    assert set(select_finalists([*lost, *others, *single, *near])) == {*near, *single[:2], *others[1:]}
+    assert len(select_finalists([make_row("openvino int8", 100.0, batch, 2) for batch in range(1, 12)])) == 6
+    assert select_finalists(lost[1:]) == []
 
 
 @pytest.mark.parametrize(
     ("speeds", "streams"),
     [({(1, 1): 100.0, (4, 2): 91.0, (16, 1): 99.0}, 2), ({(1, 1): 100.0, (4, 2): 89.0}, 1), ({(4, 2): 9.0}, 2)],
 )
-def test_of_ways_that_are_about_as_fast_one_is_kept_that_does_not_wait_for_decoding(speeds, streams):
-    rows = [
-        Measurement(EngineConfig("openvino", "int8", *way), speed, seconds_to_start=1.0)
-        for way, speed in speeds.items()
-    ]
-    assert optimizing.select_best_by_purpose(rows)["throughput"].config.streams == streams
-    assert optimizing.select_fastest(rows[::-1]) == optimizing.select_fastest(rows)
+def test_more_streams_are_preferred_among_near_equal_engines(speeds, streams):
+    rows = [make_row("openvino int8", speed, *layout, startup_seconds=1.0) for layout, speed in speeds.items()]
+    assert select_best_by_purpose(rows)["throughput"].config.streams == streams
+    assert select_fastest(rows[::-1]) == select_fastest(rows)
 
 
-def test_only_as_many_are_compared_as_there_is_time_for(tmp_path):
-    network = rk.load(trained(tmp_path / "model"))
-    samples = make_synthetic_samples(network.card.preparation)
-    many = replace(samples, images=np.concatenate([samples.images] * 8))
-    assert len(optimizing._compute_reference_logits(network, many, time.monotonic() - 1)) == 32
-    assert len(optimizing._compute_reference_logits(network, many, time.monotonic() + 100)) == 128
+def test_the_best_engine_for_each_purpose():
+    single, batch = (make_row("openvino int8", 10.0, n, startup_seconds=s) for n, s in ((1, 3.0), (4, 2.0)))
+    not_finalist = make_row("eager fp32", 99.0)
+    best = select_best_by_purpose([single, batch, not_finalist])
+    assert best == {"latency": single, "throughput": single, "startup": batch}
+    assert set(select_best_by_purpose([batch])) == {"throughput", "startup"}
+    assert select_best_by_purpose([not_finalist, replace(single, error="it fails")]) == {}
 
 
-def children(pid):
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+# ----------------------------------------------------------------------------------------------------- the command line
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_search_that_is_stopped_or_killed_leaves_a_usable_folder(tmp_path, fakes, number):
-    folder = trained(tmp_path / "model")
-    words = [sys.executable, "-m", "resnetkit", "optimize", str(folder), "--engines", "hangs"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    until = time.monotonic() + 60
-    while time.monotonic() < until and not list(folder.glob(f"{ENGINES_FOLDER}/.*.part/hangs-fp32")):
-        time.sleep(0.05)
-    trial = children(process.pid)
-    process.send_signal(number)
-    told = process.communicate()[1]
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    assert number == signal.SIGKILL or "stopped; what was kept before stays" in told
-    assert number == signal.SIGKILL or not list(folder.glob(f"{ENGINES_FOLDER}/.*.part"))
-    while any(Path(f"/proc/{child}").exists() for child in trial) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert trial and not any(Path(f"/proc/{child}").exists() for child in trial)
-    assert rk.load(folder).card.labels == NAMES and find_usable_engines(folder, 1) == ([], "")
+@pytest.fixture
+def measured(monkeypatch):
+    """Replace the search: every configuration is a finalist with the same measurement."""
+
+    def run(search, configs):
+        comparison = EngineComparison(1e-6, 1.0, 0.0)
+        rows = [Measurement(config, 10.0, 100.0, 2.0, comparison) for config in configs]
+        for row in rows:
+            search.on_event(row)
+        return rows
+
+    monkeypatch.setattr(EngineSearch, "run", run)
 
 
-def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path, fakes):
-    folder = trained(tmp_path / "model")
-    np.save(tmp_path / "pixels.npy", np.zeros((1, 16, 16, 3), np.uint8))
-    with (
-        open_benchmark_client(folder, tmp_path) as trial,
-        pytest.raises(BenchmarkError, match="it took more than 1 seconds to open"),
-    ):
-        trial.load(EngineConfig("sleeps", "fp32", 4), tmp_path / "pixels.npy", 1.0)
+def test_optimize_prints_a_table(folder, cli, measured):
+    code, out, err = cli("optimize", folder, "--engines", "eager", "--precisions", "fp32")
+    assert code == 0
+    headings, cells = (line.split("  ") for line in out.splitlines()[:2])
+    assert [cell for cell in map(str.strip, headings) if cell][:2] == ["engine", "throughput (images/s)"]
+    values = ["eager-fp32", "10.0", "1 x 1", "100.00", "2.00", "1.0e-06", "100.00", "+0.00"]
+    assert [cell for cell in map(str.strip, cells) if cell] == [*values, "latency, throughput, startup"]
+    assert " times eager-fp32, batch 1 x 1" in out and "compared on 16 images (synthetic)" in out
+    assert f"wrote {folder}/engines/report.html" in err and f"--model {folder}" in err
+    assert {row.config.name for row in read_engines_file(folder).measurements} == {"eager-fp32"}
 
 
-def test_a_process_that_dies_between_requests_says_how(tmp_path, fakes):
-    with open_benchmark_client(trained(tmp_path / "model"), tmp_path) as trial:
-        trial._process.kill()
-        trial._process.wait()
-        with pytest.raises(BenchmarkError, match="its process was killed by SIGKILL"):
-            trial.measure(tmp_path / "x.npy", 1.0, 5.0)
+def test_optimize_prints_json(folder, cli, measured):
+    code, out, _ = cli("optimize", folder, "--engines", "eager", "--json")
+    document = json.loads(out)
+    assert code == 0 and document["schema"] == "resnetkit.optimize/1"
+    assert [row["config"]["precision"] for row in document["measurements"]] == ["fp32", "bf16"]
+    assert document["measurements"][0]["comparison"]["logit_error"] == 1e-6
+    assert {saved["purpose"] for saved in document["engines"]} == {"latency", "throughput", "startup"}
 
 
-# ------------------------------------------------------------------------------------------- with an engine that works
-
-
-def test_eager_alone_by_the_command_line(tmp_path, cli):
-    folder = trained(tmp_path / "model")
-    code, out, err = cli("optimize", folder, "--engines", "eager", "--precisions", "fp32", "--minutes", "0.02")
-    assert (
-        code == 0 and " times eager-fp32, batch " in out and "answers compared on 16 pictures that are made here" in out
-    )
-    assert f"wrote {folder}/engines/report.html" in err and f"next: resnetkit predict PICTURES --model {folder}" in err
-    found = optimized.read_engines_file(folder)
-    assert {row.config.name for row in found.measurements} == {"eager-fp32"}
-    assert {kept.purpose for kept in found.engines} == {"latency", "throughput", "start"}
-
-
-def test_json(tmp_path, cli, monkeypatch):
-    row = Measurement(EngineConfig("eager", "fp32"), 10.0, 100.0, 2.0, 1e-6, 1.0, 0.0)
-    monkeypatch.setattr(optimizing.Search, "measure", lambda self, choice, *_: [replace(row, config=choice)])
-    monkeypatch.setattr(optimizing.Search, "remeasure_finalists", lambda self, rows: rows)
-    code, out, _ = cli("optimize", trained(tmp_path / "model"), "--engines", "eager", "--json")
-    found = json.loads(out)
-    assert code == 0 and found["schema"] == "resnetkit.optimize/1"
-    assert [row["config"]["precision"] for row in found["measurements"]] == ["fp32", "bf16"]
-    assert {kept["purpose"] for kept in found["engines"]} == {"latency", "throughput", "start"}
-
-
-def test_other_weights_become_a_folder(tmp_path, cli, monkeypatch):
+def test_a_weights_file_becomes_a_model_folder(tmp_path, cli, monkeypatch):
     torchvision = pytest.importorskip("torchvision")
     path, out = tmp_path / "weights.pth", tmp_path / "out"
     torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), path)
     code, _, err = cli("optimize", path)
-    assert code == 2 and "engines are kept in a model folder, and this is none" in err and "--out NAME makes one" in err
-    monkeypatch.setattr(
-        optimizing.Search, "measure", lambda self, choice, *_: [Measurement(choice, reason="not today")]
-    )
+    assert code == 2 and "not a model folder; engines are saved in one" in err and "--out NAME writes one" in err
+    monkeypatch.setattr(EngineSearch, "measure", lambda self, config, *_: [Measurement(config, error="not today")])
     code, _, err = cli("optimize", path, "--out", out, "--network", "resnet18")
     assert code == 6 and "eager-fp32: not today" in err and (out / "model.safetensors").is_file()
     code, _, err = cli("optimize", path, "--out", out)
-    assert (
-        code == 2 and "this folder exists already" in err and f"resnetkit optimize {out}, if that is the model" in err
-    )
-    code, _, err = cli("optimize", out, "--network", "resnet18")
-    assert code == 2 and "a model folder says itself what is in it" in err
+    assert code == 2 and "this folder already exists" in err
+    assert f"resnetkit optimize {out} if that is the model" in err
+    assert cli("optimize", out, "--network", "resnet18")[0] == 2
 
 
-# ------------------------------------------------------------------------------------------------------- what is wrong
-
-
-def test_what_cannot_be_optimized(tmp_path, cli):
-    folder = trained(tmp_path / "model")
-    for words, told in (
-        ((folder, "--engines", "openvin"), "there is no engine called 'openvin'"),
-        ((folder, "--precisions", "fp16"), "there is no precision called 'fp16'"),
-        ((folder, "--engines", "eager,openvino"), "fix: divide them by spaces: eager openvino"),
-        ((folder, "--engines", "eager", "--precisions", "int8"), "no engine computes in int8\nwhere: --precisions"),
+def test_invalid_options(folder, tmp_path, cli):
+    for args, message in (
+        ((folder, "--engines", "openvin"), "unknown engine 'openvin'\nwhere: --engines\nfix: did you mean openvino?"),
+        ((folder, "--precisions", "fp16"), "unknown precision 'fp16'\nwhere: --precisions"),
+        ((folder, "--engines", "eager,openvino"), "fix: separate them by spaces: eager openvino"),
+        ((folder, "--engines", "eager", "--precisions", "int8"), "no engine supports int8\nwhere: --precisions"),
+        ((folder, "--precisions", "int8"), "int8 needs images for calibration\nwhere: --precisions\nfix: --data"),
+        ((folder, "--minutes", "0"), "got 0 minutes; allowed: more than 0, at most 1440\nwhere: --minutes"),
+        ((folder, "--minutes", "nan"), "got nan minutes; allowed: "),
+        ((folder, "--max-loss", "nan"), "got nan points; allowed: 0 to 100\nwhere: --max-loss"),
         (
-            (folder, "--precisions", "int8"),
-            "int8 needs pictures to measure ranges with\nwhere: --precisions\nfix: --data",
+            ("resnet18",),
+            "error: resnet18 is a network without weights\nwhere: model\nfix: resnetkit train DATA --model resnet18\n",
         ),
-        ((folder, "--minutes", "0"), "0 minutes cannot be kept to"),
-        ((folder, "--minutes", "nan"), "nan minutes cannot be kept to"),
-        ((folder, "--max-loss", "nan"), "nan points cannot be lost"),
-        (("resnet18",), "resnet18 is a name without weights"),
-        ((tmp_path / "nowhere",), "there is no"),
+        (
+            (tmp_path / "nowhere",),
+            f"error: no such file or folder\nwhere: {tmp_path / 'nowhere'}\n"
+            "fix: use a name of the catalog, a .toml or .json file, a model folder or a run folder\n",
+        ),
     ):
-        code, _, err = cli("optimize", *words)
-        assert code == 2 and told in err, err
-
-
-def test_weights_that_are_not_finite_are_refused(tmp_path):
-    model = rk.build(BASE, classes=NAMES)
-    with torch.no_grad():
-        model.stage1.block1.branch.conv1.weight[0, 0, 0, 0] = float("nan")
-    folder = rk.save(model, tmp_path / "model")
-    with pytest.warns(ResnetkitWarning, match="NaN"), pytest.raises(VerificationError) as caught:
-        rk.optimize(folder)
-    assert "so no answer could be compared" in str(caught.value) and "stage1.block1.branch.conv1.weight (1)" in str(
-        caught.value
-    )
+        code, _, err = cli("optimize", *args)
+        assert code == 2 and message in err, err
     assert not (folder / ENGINES_FOLDER).exists()
-
-
-# ---------------------------------------------------------------------------------------------------- what still holds
-
-
-def kept_in(folder, *rows, processor=None, weights=None):
-    """An ``engines.json`` as optimize writes it."""
-    kept = tuple(SavedEngine("latency", row, ("numpy " + np.__version__,), "abc") for row in rows)
-    found = OptimizeResult(
-        weights or compute_weights_digest(folder), processor or optimized.get_machine_id(), "a test", rows, kept
-    )
-    (folder / ENGINES_FOLDER).mkdir(exist_ok=True)
-    (folder / ENGINES_FOLDER / ENGINES_FILE).write_text(to_json(found))
-    return found
-
-
-@pytest.fixture
-def known(monkeypatch):
-    for name in ("one", "two"):
-        monkeypatch.setitem(engine.ENGINE_SPECS, name, EngineSpec("json", ("numpy",), ("fp32",), "one"))
-
-
-ONE = Measurement(EngineConfig("one", "fp32"), images_per_second=10.0, latency_ms=100.0, seconds_to_start=0.5)
-TWO = Measurement(EngineConfig("two", "fp32", 4, 2), images_per_second=100.0, latency_ms=80.0, seconds_to_start=20.0)
-
-
-def test_what_is_soonest_done_depends_on_how_much_there_is(tmp_path, known):
-    folder = trained(tmp_path / "model")
-    kept_in(folder, ONE, TWO)
-    assert [find_usable_engines(folder, n)[0][0].measurement.config.engine for n in (1, 100, 300, 10_000)] == [
-        "one",
-        "one",
-        "two",
-        "two",
-    ]
-    assert find_usable_engines(folder, 1, "two-fp32")[0][0].measurement == TWO
-    assert optimized.estimate_seconds(TWO, 9) == pytest.approx(
-        20.16
-    )  # two calls on each stream, as the last one is padded
-
-
-def test_what_does_not_hold_any_more_is_not_used(tmp_path, known, monkeypatch):
-    folder = trained(tmp_path / "model")
-    kept_in(folder, ONE, processor="another one")
-    assert find_usable_engines(folder, 1)[1].startswith("it was optimized for another machine (another one; this is ")
-    kept_in(folder, ONE, weights="0" * 80)
-    assert find_usable_engines(folder, 1) == (
-        [],
-        f"its weights have changed since it was optimized; {optimized.format_optimize_command(folder)}",
-    )
-    with pytest.raises(MachineError, match="its weights have changed"):
-        find_usable_engines(folder, 1, "one-fp32")
-    found = kept_in(folder, ONE)
-    changed = replace(found, engines=(replace(found.engines[0], versions=("numpy 1.0",)),))
-    (folder / ENGINES_FOLDER / ENGINES_FILE).write_text(to_json(changed))
-    assert find_usable_engines(folder, 1)[1].startswith(
-        f"it was optimized with numpy 1.0, and there is numpy {np.__version__}"
-    )
-    lacking = replace(found, engines=(replace(found.engines[0], files=(("model.xml", "0" * 64),)),))
-    (folder / ENGINES_FOLDER / ENGINES_FILE).write_text(to_json(lacking))
-    with pytest.raises(MachineError, match=r"a file of one-fp32 is missing or damaged: model\.xml"):
-        optimized.open_engine(folder, find_usable_engines(folder, 1)[0][0])
-    kept_in(folder, replace(ONE, config=EngineConfig("one", "../fp32")))
-    assert find_usable_engines(folder, 1)[1].startswith("'one-../fp32' is no engine that is known here")
-    monkeypatch.setitem(engine.ENGINE_SPECS, "one", EngineSpec("json", ("no_such_package",), ("fp32",), "one"))
-    kept_in(folder, ONE)
-    assert find_usable_engines(folder, 1)[1].startswith(
-        "no_such_package is not installed: pip install 'resnetkit[one]'"
-    )
-
-
-def test_what_an_engine_lacks_has_a_fix_of_its_own(tmp_path, known, monkeypatch):
-    folder = trained(tmp_path / "model")
-    kept_in(folder, ONE)
-    monkeypatch.setitem(engine.ENGINE_SPECS, "one", EngineSpec("json", ("no_such_package",), ("fp32",), "one"))
-    with pytest.raises(MachineError) as caught:
-        find_usable_engines(folder, 1, "one-fp32")
-    assert (caught.value.what, caught.value.fix) == (
-        "no_such_package is not installed",
-        "pip install 'resnetkit[one]'",
-    )
-
-
-def test_who_was_tried_and_not_kept_is_told_so(tmp_path, known):
-    folder = trained(tmp_path / "model")
-    found = kept_in(folder, ONE)
-    rows = (ONE, TWO, Measurement(EngineConfig("two", "int8"), reason="it is wrong"))
-    (folder / ENGINES_FOLDER / ENGINES_FILE).write_text(to_json(replace(found, measurements=rows)))
-    for name, what, fix in (
-        ("two-fp32", "two-fp32 agrees, but others that were kept are faster", "--engine one-fp32, torch or auto"),
-        ("two-int8", "two-int8 was left out: it is wrong", "--engine one-fp32, torch or auto"),
-        ("one-fp", "there is no engine 'one-fp' here", "did you mean one-fp32?"),
-    ):
-        with pytest.raises(UsageError) as caught:
-            find_usable_engines(folder, 1, name)
-        assert (caught.value.what, caught.value.fix) == (what, fix)
-
-
-def test_a_list_without_anything_kept_asks_torch(tmp_path):
-    folder = trained(tmp_path / "model")
-    kept_in(folder)
-    assert find_usable_engines(folder, 1) == ([], f"nothing was kept; {optimized.format_optimize_command(folder)}")
-    with pytest.raises(UsageError, match="this model was never optimized"):
-        find_usable_engines(folder, 1, "one-fp32")
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "told"),
-    [
-        ("batch_size", -1, "engines.0.measurement.config.batch_size: came -1; allowed: 1 to 1024"),
-        ("batch_size", 0, "engines.0.measurement.config.batch_size: came 0; allowed: 1 to 1024"),
-        ("streams", 10**6, "engines.0.measurement.config.streams: came 1000000; allowed: 1 to 1024"),
-        ("latency_ms", -2.0, "engines.0.measurement.latency_ms: came -2.0; allowed: 0 or more"),
-        ("folder", "../abc", "engines.0: came '../abc'; allowed: plain names of folder and files"),
-        ("folder", "a" * 101, f"engines.0: came '{'a' * 101}'; allowed: plain names of folder and files"),
-    ],
-)
-def test_what_optimize_would_not_have_written_is_damaged(tmp_path, known, field, value, told):
-    folder = trained(tmp_path / "model")
-    kept_in(folder, ONE)
-    data = json.loads((folder / ENGINES_FOLDER / ENGINES_FILE).read_text())
-    (kept,) = data["engines"]
-    place = next(part for part in (kept, kept["measurement"], kept["measurement"]["config"]) if field in part)
-    place[field] = value
-    (folder / ENGINES_FOLDER / ENGINES_FILE).write_text(json.dumps(data))
-    with pytest.raises(WeightsError) as caught:
-        find_usable_engines(folder, 1)
-    assert caught.value.where[1:] == (told,) and caught.value.fix == optimized.format_optimize_command(folder)
-
-
-def test_what_is_no_list_of_engines_is_told(tmp_path):
-    folder = trained(tmp_path / "model")
-    for make in (
-        lambda: (folder / ENGINES_FOLDER).write_text("a file"),
-        lambda: (folder / ENGINES_FOLDER / ENGINES_FILE).mkdir(parents=True),
-        lambda: os.mkfifo(folder / ENGINES_FOLDER / ENGINES_FILE),
-        lambda: (folder / ENGINES_FOLDER / ENGINES_FILE).symlink_to(ENGINES_FILE),
-    ):
-        make()
-        with pytest.raises(WeightsError, match="this is no file that can be read"):
-            find_usable_engines(folder, 1)
-        if (folder / ENGINES_FOLDER).is_dir():
-            shutil.rmtree(folder / ENGINES_FOLDER)
-            (folder / ENGINES_FOLDER).mkdir()
-        else:
-            (folder / ENGINES_FOLDER).unlink()
-    (folder / ENGINES_FOLDER).rmdir()
-    assert find_usable_engines(folder, 1) == ([], "")
-
-
-def test_weights_that_are_gone_are_told(tmp_path, known):
-    folder = trained(tmp_path / "model")
-    kept_in(folder, ONE)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(WeightsError, match="the weights cannot be read: No such file or directory"):
-        find_usable_engines(folder, 1)
-
-
-def test_the_table_has_what_was_kept_what_it_is_compared_with_and_the_best_of_each():
-    compared = Measurement(EngineConfig("eager", "fp32", 16), images_per_second=5.0, seconds_to_start=1.0)
-    lucky = Measurement(EngineConfig("eager", "fp32", 4, 2), images_per_second=9.0)
-    slower = replace(TWO, config=EngineConfig("two", "fp32", 8), images_per_second=70.0)
-    faster = replace(TWO, config=EngineConfig("two", "fp32", 32), images_per_second=200.0)
-    out = [Measurement(EngineConfig(name, "int8"), reason="it was late") for name in ("one", "two")]
-    rows = (lucky, compared, ONE, slower, TWO, *out)
-    found = OptimizeResult("", "", "", rows, (SavedEngine("latency", TWO, (), "a"), SavedEngine("start", TWO, (), "a")))
-    assert optimized.select_best_per_engine(found) == [TWO, ONE, compared, *out]
-    assert optimized.select_best_per_engine(replace(found, measurements=(faster, *rows))) == [
-        faster,
-        TWO,
-        ONE,
-        compared,
-        *out,
-    ]
-    assert optimized.group_skip_reasons(rows) == ["one-int8, two-int8: it was late"]
-    assert optimized.format_table_row(TWO, found.engines) == (
-        "two-fp32", "100.0", "4 x 2", "80.00", "20.00", "", "", "", "latency, start",
-    )  # fmt: skip
-    assert optimized.format_table_row(ONE, found.engines)[-1] == ""
-
-
-def test_a_search_that_found_less_says_what_was_there(tmp_path, cli, known, monkeypatch):
-    folder = trained(tmp_path / "model")
-    found = kept_in(folder, TWO)
-    (folder / ENGINES_FOLDER / ENGINES_FILE).write_text(
-        to_json(replace(found, engines=(replace(found.engines[0], purpose="throughput"),)))
-    )
-    row = Measurement(EngineConfig("eager", "fp32"), 10.0, 100.0, 2.0, 1e-6)
-    monkeypatch.setattr(optimizing.Search, "measure", lambda self, choice, *_: [replace(row, config=choice)])
-    monkeypatch.setattr(optimizing.Search, "remeasure_finalists", lambda self, rows: rows)
-    code, _, err = cli("optimize", folder, "--engines", "eager")
-    assert code == 0
-    assert "note: two-fp32, kept before, gave 100.0 images/s; this search has not found it, or not kept it\n" in err
-    assert "note:" not in cli("optimize", folder, "--engines", "eager")[2]
-
-
-def test_other_weights_of_the_same_size_are_others(tmp_path, known):
-    folder = trained(tmp_path / "model")
-    kept_in(folder, ONE)
-    assert find_usable_engines(folder, 1)[0]
-    other = trained(tmp_path / "other", seed=1)
-    shutil.copy(other / "model.safetensors", folder / "model.safetensors")
-    assert "its weights have changed" in find_usable_engines(folder, 1)[1]
-
-
-def test_other_means_of_the_preparation_are_others(tmp_path, known):
-    folder = trained(tmp_path / "model")
-    kept_in(folder, ONE)
-    text = (folder / "config.json").read_text()
-    data = json.loads(text)
-    data["preparation"]["mean"] = [0.5, 0.5, 0.5]
-    (folder / "config.json").write_text(json.dumps(data))
-    assert "its weights have changed" in find_usable_engines(folder, 1)[1]
-
-
-def test_a_damaged_file_is_told(tmp_path, known):
-    folder = trained(tmp_path / "model")
-    found = kept_in(folder, ONE)
-    path = folder / ENGINES_FOLDER / ENGINES_FILE
-    for change in ({"folder": "../.."}, {"folder": ""}, {"files": (("../x", "0"),)}):
-        damaged = replace(found, engines=(replace(found.engines[0], **change),))
-        path.write_text(to_json(damaged))
-        with pytest.raises(WeightsError, match="is damaged"):
-            find_usable_engines(folder, 1)
-    path.write_text("{")
-    with pytest.raises(WeightsError) as caught:
-        find_usable_engines(folder, 1)
-    assert f"fix: {optimized.format_optimize_command(folder)}" in str(caught.value)
-
-
-def test_names_of_engines_are_suggested(tmp_path, known):
-    folder = trained(tmp_path / "model")
-    with pytest.raises(UsageError, match="this model was never optimized"):
-        find_usable_engines(folder, 1, "one-fp32")
-    kept_in(folder, ONE)
-    with pytest.raises(UsageError) as caught:
-        find_usable_engines(folder, 1, "one-fp23")
-    assert "there is no engine 'one-fp23' here" in str(caught.value) and "did you mean one-fp32?" in str(caught.value)
-
-
-def test_the_page_in_a_browser(tmp_path, browser):
-    from resnetkit.optimization.report import render_optimize_report
-
-    rows = (replace(ONE, logit_error=1e-4), replace(TWO, logit_error=0.3, reason="<script>alert(1)</script>"))
-    found = OptimizeResult("", "a <b>processor</b>", "</style>", rows, (SavedEngine("latency", rows[0], (), "abc"),))
-    path = tmp_path / "page.html"
-    path.write_text(render_optimize_report("<i>net</i>", found))
-    said = []
-    page = browser.new_page()
-    page.on("console", lambda message: said.append(message.text))
-    page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file:") else None)
-    page.goto(path.as_uri())
-    assert page.title() == "engines of <i>net</i>" and not said
-    assert page.locator("circle[fill=none]").count() == 1 and page.locator("svg title").count() == 3
-    page.close()

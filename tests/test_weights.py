@@ -1,4 +1,4 @@
-"""Stored weights: exact round trips; damaged, foreign and hostile files."""
+"""Stored weights: exact round trips, and damaged, foreign and hostile files."""
 
 import pickle
 import zipfile
@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from resnetkit.architecture.card import resolve_card
 from resnetkit.architecture.catalog import CATALOG, spec
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import OPTION_D
 from resnetkit.architecture.tensors import get_tensor_shapes
 from resnetkit.errors import MachineError, ResnetkitError, UsageError, WeightsError
 from resnetkit.network.build import build
+from resnetkit.surgery.load import load
 from resnetkit.weights.dialects import DIALECT_NAMES, TORCHVISION, select_table
-from resnetkit.weights.load import load, save
+from resnetkit.weights.model_source import load_card
 from resnetkit.weights.read import read_tensors
+from resnetkit.weights.save import save
 
 from helpers.tiny import BASE, TINY
 
@@ -33,45 +34,45 @@ def saved(tmp_path):
 @pytest.mark.parametrize("name", TINY)
 def test_round_trip(name, tmp_path):
     model = build(TINY[name], seed=5).eval()
-    back = load(save(model, tmp_path / "model"))
-    assert back.card == model.card
-    assert not back.training
-    assert all(torch.equal(value, back.state_dict()[key]) for key, value in model.state_dict().items())
+    loaded = load(save(model, tmp_path / "model"))
+    assert loaded.card == model.card
+    assert not loaded.training
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_an_existing_folder_is_refused(saved):
     model, folder = saved
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UsageError, match="this folder exists already"):
+    with pytest.raises(UsageError, match="this path exists already"):
         save(model, folder)
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", [n for n in CATALOG if "1202" not in n])
 def test_every_dialect_is_a_bijection(name):
-    made, named = plan(spec(name)), []
+    network_plan, dialects = plan(spec(name)), []
     for dialect in DIALECT_NAMES:
         try:
-            chosen = select_table(dialect, made.spec)
-            table = chosen.map_tensors(made)
+            chosen = select_table(dialect, network_plan.spec)
+            table = chosen.map_tensors(network_plan)
         except UsageError as error:
             assert error.what.startswith((f"{dialect} has no name for this tensor", f"{dialect} has no names for a"))
             continue
-        named.append(dialect)
-        assert len(set(table.values())) == len(table) == len(get_tensor_shapes(made))
+        dialects.append(dialect)
+        assert len(set(table.values())) == len(table) == len(get_tensor_shapes(network_plan))
         assert {chosen.to_ours(theirs): theirs for theirs in table.values()} == table
-    assert "timm" in named or name.startswith("vgg")
+    assert "timm" in dialects or name.startswith("vgg")
     assert (
-        "torchvision" in named
-        or made.spec.order == "norm-act-conv"
-        or made.spec.shortcuts == OPTION_D
-        or (len(made.spec.stem.convs) == 3)
+        "torchvision" in dialects
+        or network_plan.spec.order == "norm-act-conv"
+        or network_plan.spec.shortcuts == OPTION_D
+        or (len(network_plan.spec.stem.convs) == 3)
     )
-    assert "fastai" not in named  # its heads are none of ours
+    assert "fastai" not in dialects  # none of our heads is one of its
 
 
-def test_a_name_that_a_dialect_lacks():
+def test_a_dialect_without_a_name():
     with pytest.raises(UsageError, match="torchvision has no name for this tensor"):
         TORCHVISION.to_theirs("stem.conv2.weight")
     with pytest.raises(UsageError, match="torchvision has no name for this tensor"):
@@ -79,33 +80,33 @@ def test_a_name_that_a_dialect_lacks():
     assert TORCHVISION.to_ours("layer4.2.downsample.1.running_var") == "stage4.block3.shortcut.norm.running_var"
 
 
-def deep():
+def make_deep_pickle():
     return b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s."
 
 
-def zipped(path, content, compression=zipfile.ZIP_STORED):
+def write_archive(path, content, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", content)
         archive.writestr("archive/version", "3\n")
 
 
-def test_pickles_that_are_not_read(tmp_path):
+def test_hostile_pickles_are_refused(tmp_path):
     path = tmp_path / "x.pth"
-    zipped(path, deep())
+    write_archive(path, make_deep_pickle())
     with pytest.raises(WeightsError, match="nested too deep for a table of tensors"):
         read_tensors(path)
-    path.write_bytes(deep())
+    path.write_bytes(make_deep_pickle())
     with pytest.raises(WeightsError, match="nested too deep for a table of tensors"):
         read_tensors(path)
-    zipped(path, pickle.dumps({}, 2), zipfile.ZIP_DEFLATED)
-    with pytest.raises(WeightsError, match="its archive is compressed, which torch never does"):
+    write_archive(path, pickle.dumps({}, 2), zipfile.ZIP_DEFLATED)
+    with pytest.raises(WeightsError, match="its archive is compressed, but torch never compresses"):
         read_tensors(path)
-    zipped(path, pickle.dumps(bytearray(8), 2))
-    with pytest.raises(WeightsError, match="it asks for memory that holds no tensor"):
+    write_archive(path, pickle.dumps(bytearray(8), 2))
+    with pytest.raises(WeightsError, match="it allocates memory that holds no tensor"):
         read_tensors(path)
 
 
-def attributed():
+def make_tensor_with_attribute():
     tensor = torch.zeros(3)
     tensor.float = 5
     return tensor
@@ -114,7 +115,7 @@ def attributed():
 @pytest.mark.parametrize(
     "value",
     [
-        attributed(),
+        make_tensor_with_attribute(),
         torch.zeros(1).expand(10**6),
         torch.zeros(3, device="meta"),
         torch.eye(3).to_sparse(),
@@ -123,17 +124,17 @@ def attributed():
     ],
     ids=["attributes", "stride of nothing", "meta", "sparse", "a list", "a dict"],
 )
-def test_what_is_no_plain_tensor_is_refused(tmp_path, value):
+def test_only_plain_tensors_are_read(tmp_path, value):
     torch.save({"stem.conv1.weight": torch.zeros(2), "other": value}, tmp_path / "x.pth")
     with pytest.raises(
         WeightsError,
-        match=r"this file holds no table of tensors|cannot be read as weights|holds what is no plain tensor",
+        match=r"this file holds no table of tensors|cannot be read as weights|holds something other than plain tensors",
     ):
         read_tensors(tmp_path / "x.pth")
 
 
 def test_ordinary_files_of_torch_are_read(tmp_path):
-    state = build("resnet50", device="cpu").state_dict()
+    state = build(BASE).state_dict()
     for new in (True, False):
         torch.save({"state_dict": state, "epoch": 3}, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
         assert read_tensors(tmp_path / "x.pth")[0].keys() == state.keys()
@@ -143,19 +144,19 @@ def test_half_precision_becomes_fp32_and_integers_are_refused(saved):
     model, folder = saved
     path = folder / "model.safetensors"
     save_file({key: value.half() for key, value in model.state_dict().items()}, path)
-    back = load(folder).state_dict()
-    assert {value.dtype for key, value in back.items() if not key.endswith("tracked")} == {torch.float32}
+    loaded = load(folder).state_dict()
+    assert {value.dtype for key, value in loaded.items() if not key.endswith("tracked")} == {torch.float32}
     save_file({key: value.long() for key, value in model.state_dict().items()}, path)
     with pytest.raises(WeightsError) as caught:
         load(folder)
-    assert "stem.conv1.weight: came torch.int64; expected a floating-point type" in str(caught.value)
+    assert "stem.conv1.weight: got torch.int64; expected a floating-point type" in str(caught.value)
 
 
-def test_a_full_disk_is_an_error_of_the_machine(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_machine_error(tmp_path, monkeypatch):
     def fail(*_):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("resnetkit.weights.load.save_file", fail)
+    monkeypatch.setattr("resnetkit.weights.save.save_file", fail)
     with pytest.raises(MachineError, match="cannot write the weights: No space left on device"):
         save(build(BASE), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -169,10 +170,9 @@ def test_a_torchvision_file(tmp_path):
     ours = load(tmp_path / "tv.pth", "resnet18", "torchvision")
     x = torch.randn(1, 3, 40, 40)
     torch.testing.assert_close(ours(x), theirs(x))
-    assert all(
-        torch.equal(value, load(tmp_path / "tv.pth").state_dict()[key]) for key, value in ours.state_dict().items()
-    )
-    with pytest.raises(UsageError, match="there is no dialect called 'torchvison'") as caught:
+    recognized = load(tmp_path / "tv.pth").state_dict()
+    assert all(torch.equal(value, recognized[key]) for key, value in ours.state_dict().items())
+    with pytest.raises(UsageError, match="unknown dialect 'torchvison'") as caught:
         load(tmp_path / "tv.pth", "resnet18", "torchvison")
     assert caught.value.fix == "did you mean torchvision?"
     with pytest.raises(WeightsError, match="do not fit resnet34"):
@@ -180,29 +180,29 @@ def test_a_torchvision_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
-        ("resnet50", "resnet50 is a name without weights"),
-        ("resnet5O", "there is no network called 'resnet5O'"),
-        ("nowhere/model", "there is no such file or folder"),
+        ("resnet50", "resnet50 is a network without weights"),
+        ("resnet5O", "unknown network 'resnet5O'"),
+        ("nowhere/model", "no such file or folder"),
     ],
 )
-def test_a_model_that_is_none(source, told):
+def test_a_source_without_weights(source, message):
     with pytest.raises(UsageError) as caught:
         load(source)
-    assert caught.value.what == told
+    assert caught.value.what == message
 
 
-def test_a_name_is_a_name_even_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+def test_a_catalog_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "resnet18").mkdir()
-    assert resolve_card("resnet18").spec == spec("resnet18")
+    assert load_card("resnet18").spec == spec("resnet18")
     save(build(BASE), tmp_path / "resnet20")
-    assert resolve_card("resnet20").spec == spec("resnet20")
-    assert resolve_card("./resnet20").spec == resolve_card(tmp_path / "resnet20").spec == BASE
+    assert load_card("resnet20").spec == spec("resnet20")
+    assert load_card("./resnet20").spec == load_card(tmp_path / "resnet20").spec == BASE
     with pytest.raises(UsageError) as caught:
         load("resnet20")
-    assert (caught.value.what, caught.value.fix) == ("resnet20 is a name without weights", "./resnet20")
+    assert (caught.value.what, caught.value.fix) == ("resnet20 is a network without weights", "./resnet20")
 
 
 def test_weights_without_a_card(saved):
@@ -211,29 +211,29 @@ def test_weights_without_a_card(saved):
     with pytest.raises(WeightsError) as caught:
         load(folder)
     assert str(caught.value) == (
-        f"error: config.json is missing beside the weights\nwhere: {folder}\nfix: copy the whole folder again"
+        f"error: config.json is missing next to the weights\nwhere: {folder}\nfix: copy the whole folder again"
     )
 
 
-def test_a_path_that_is_not_there_gets_the_nearest(saved):
+def test_a_missing_path_suggests_the_nearest(saved):
     _, folder = saved
     with pytest.raises(UsageError) as caught:
         load(str(folder.parent / "modle"))
     assert str(caught.value) == (
-        f"error: there is no such file or folder\nwhere: {folder.parent}/modle\nfix: did you mean {folder}?"
+        f"error: no such file or folder\nwhere: {folder.parent}/modle\nfix: did you mean {folder}?"
     )
 
 
-def test_files_of_a_model_can_be_read_by_others(saved):
+def test_the_files_of_a_model_are_world_readable(saved):
     _, folder = saved
     assert {path.stat().st_mode & 0o444 for path in folder.iterdir()} == {0o444}
 
 
-def test_folders_that_hold_no_model(tmp_path):
-    with pytest.raises(UsageError, match="this folder holds no model"):
+def test_folders_without_a_model(tmp_path):
+    with pytest.raises(UsageError, match="this folder has no model"):
         load(tmp_path)
     (tmp_path / "run.toml").write_text("")
-    with pytest.raises(UsageError, match="this run has not finished, so it holds no model"):
+    with pytest.raises(UsageError, match="this run has not finished, so it has no model"):
         load(tmp_path)
 
 

@@ -1,10 +1,10 @@
-"""Residual networks as data: written down, explained, built, trained, used.
+"""Residual networks as data: described, explained, built, trained and used.
 
-    spec = resnetkit.spec("resnet50")      a frozen description; no torch
+    spec = resnetkit.spec("resnet50")      the description of a network; no torch
     plan = resnetkit.plan(spec)            everything that follows from it
     model = resnetkit.build(spec)          an nn.Module
 
-Importing this package imports nothing else; each name below is fetched when it is first used.
+Importing this package imports nothing else; each name below is imported when it is first used.
 
 This module imports no torch.
 """
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
     from resnetkit.evaluation.api import evaluate
     from resnetkit.explain.why import why
     from resnetkit.network.build import build
-    from resnetkit.optimization.search import optimize
+    from resnetkit.optimization.api import optimize
     from resnetkit.prediction.api import predict
     from resnetkit.prediction.embed import embed
+    from resnetkit.surgery.load import load
     from resnetkit.training.api import train
     from resnetkit.weights.convert import as_module, convert
-    from resnetkit.weights.load import load, save
+    from resnetkit.weights.save import save
 
 __version__ = "0.1.0"
 
-_PLACES = {
+_LOCATIONS = {
     "ResnetkitError": "errors:ResnetkitError",
     "as_module": "weights.convert:as_module",
     "build": "network.build:build",
@@ -41,12 +42,12 @@ _PLACES = {
     "convert": "weights.convert:convert",
     "embed": "prediction.embed:embed",
     "evaluate": "evaluation.api:evaluate",
-    "load": "weights.load:load",
+    "load": "surgery.load:load",
     "models": "architecture.catalog:list_models",
-    "optimize": "optimization.search:optimize",
+    "optimize": "optimization.api:optimize",
     "plan": "architecture.plan:plan",
     "predict": "prediction.api:predict",
-    "save": "weights.load:save",
+    "save": "weights.save:save",
     "spec": "architecture.catalog:spec",
     "surgery": "surgery",
     "train": "training.api:train",
@@ -75,11 +76,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module 'resnetkit' has no attribute {name!r}")
-    module, _, attribute = _PLACES[name].partition(":")
-    found = importlib.import_module(f"resnetkit.{module}")
-    value = getattr(found, attribute) if attribute else found
+    module_name, _, attribute = _LOCATIONS[name].partition(":")
+    module = importlib.import_module(f"resnetkit.{module_name}")
+    value = getattr(module, attribute) if attribute else module
     globals()[name] = value
     return value
 

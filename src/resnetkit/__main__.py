@@ -1,4 +1,4 @@
-"""``python -m resnetkit``."""
+"""The entry point of ``python -m resnetkit``."""
 
 from resnetkit.cli import main
 

@@ -1,18 +1,18 @@
-"""Everything that resnetkit raises on purpose.
+"""The errors and warnings that resnetkit raises on purpose.
 
-    ResnetkitError               what happened, where, what to do     exit 1
-    ├── UsageError               an option, or a file a user writes   exit 2
-    │   └── FaultsError          several faults, all in one error
+    ResnetkitError               what is wrong, where, and the fix    exit 1
+    ├── UsageError               an option, or a file the user wrote  exit 2
+    │   └── FaultsError          several faults in one error
     │       ├── TextError        ... in a TOML or JSON text
-    │       └── SpecError        ... in a network that cannot be
-    ├── DataError                pictures and labels                  exit 3
-    │   └── PictureError         ... one file that is no picture
-    ├── WeightsError             files that came with weights         exit 4
-    ├── MachineError            the machine, or a missing extra      exit 5
-    ├── VerificationError        a promised identity did not hold     exit 6
-    └── ElsewhereError           another process of the run failed    its own
+    │       └── SpecError        ... in a network that cannot be built
+    ├── DataError                images and labels                    exit 3
+    │   └── ImageError           ... one unreadable image
+    ├── WeightsError             a file that belongs to weights       exit 4
+    ├── MachineError             the machine, or a missing extra      exit 5
+    ├── VerificationError        a promised identity does not hold    exit 6
+    └── PeerProcessError         another process of the run failed    the code of that process
 
-A bare ``ResnetkitError`` is a bug of ours: everything a user can cause has a class below it.
+A bare ``ResnetkitError`` is a bug in resnetkit: every mistake that a user can make has a class below it.
 
 This module imports no torch.
 """
@@ -25,7 +25,13 @@ from dataclasses import dataclass
 
 
 class ResnetkitError(Exception):
-    """What went wrong, where, and what to do about it; ``str()`` gives the lines that are printed."""
+    """An error with its parts; ``str()`` gives the lines that the command line prints.
+
+    Args:
+        what: the problem; its subject is the user's object.
+        where: the file, path or option, or several of them.
+        fix: the next thing to do, if resnetkit knows it.
+    """
 
     exit_code = 1
 
@@ -38,10 +44,11 @@ class ResnetkitError(Exception):
     def __str__(self) -> str:
         lines = [f"error: {self.what}"]
         lines += [f"{'where:' if i == 0 else '      '} {location}" for i, location in enumerate(self.where)]
-        lines += [f"fix: {self.fix}"] * bool(self.fix)
-        return "\n".join(line.replace("\n", "\\n") for line in lines)  # names of files may hold any line
+        if self.fix:
+            lines.append(f"fix: {self.fix}")
+        return "\n".join(line.replace("\n", "\\n") for line in lines)  # a file name may contain newlines
 
-    def __reduce__(self) -> tuple[object, ...]:  # keyword arguments survive pickling between processes
+    def __reduce__(self) -> tuple[object, ...]:  # so that keyword arguments survive pickling between processes
         return (_rebuild, (type(self), self.__dict__))
 
 
@@ -52,25 +59,30 @@ def _rebuild(error_class: type[ResnetkitError], state: dict[str, object]) -> Res
 
 
 class UsageError(ResnetkitError):
-    """An option, a name, or a file that the user writes."""
+    """A mistake in an option, a name, or a file that the user wrote."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong: its path, what came, and what is allowed."""
+    """One thing that is wrong: its path, the value, and the allowed values.
+
+    If ``value`` is empty, ``allowed`` is a whole sentence about the path.
+    """
 
     path: str
     value: str
     allowed: str
 
     def __str__(self) -> str:
-        return f"{self.path}: came {self.value}; allowed: {self.allowed}"
+        return (
+            f"{self.path}: got {self.value}; allowed: {self.allowed}" if self.value else f"{self.path}: {self.allowed}"
+        )
 
 
 class FaultsError(UsageError):
-    """Every fault at once, so that one correction is enough."""
+    """All faults of one file or spec together, so that one correction is enough."""
 
     def __init__(self, what: str, faults: Sequence[Fault], *, fix: str = "") -> None:
         self.faults = tuple(faults)
@@ -79,74 +91,126 @@ class FaultsError(UsageError):
 
 
 class TextError(FaultsError):
-    """A TOML or JSON text that does not say what it should."""
+    """A TOML or JSON text with wrong syntax, keys or values."""
 
 
 class SpecError(FaultsError):
-    """A network that cannot be."""
+    """A spec from which no network can be built."""
 
 
 class DataError(ResnetkitError):
-    """Pictures, labels, folders of pictures."""
+    """A problem with images, labels or folders of images."""
 
     exit_code = 3
 
 
 class ImageError(DataError):
-    """One file that cannot be read as a picture; ``what`` is the reason, in a few words."""
+    """One unreadable image; ``what`` is the reason in a few words."""
 
 
 class WeightsError(ResnetkitError):
-    """A file that came with weights."""
+    """A problem with a file of weights, or with a file that belongs to it."""
 
     exit_code = 4
 
 
 class MachineError(ResnetkitError):
-    """The machine: a missing extra, memory, disk, a device."""
+    """A problem of the machine: a missing extra, memory, disk or device."""
 
     exit_code = 5
 
 
 class VerificationError(ResnetkitError):
-    """An identity that was promised did not hold."""
+    """A promised identity that does not hold."""
 
     exit_code = 6
 
 
 class PeerProcessError(ResnetkitError):
-    """Another process of the same run failed and says why; ``what`` is empty where nothing need be told."""
+    """A failure of another process of the same run; ``what`` is empty if there is nothing to print."""
 
     def __init__(self, what: str, *, exit_code: int) -> None:
         super().__init__(what)
         self.exit_code = exit_code
 
 
-_DIGIT_LOOKALIKES = str.maketrans("oOlI", "0011")  # letters that are taken for digits
+_DIGIT_LOOKALIKES = str.maketrans("oOlI", "0011")  # letters that people type for digits
 
 
 def find_closest(query: str, candidates: Iterable[str], n: int = 1) -> tuple[str, ...]:
-    """The known words most like ``word``, best first; none if nothing is near."""
+    """Return the candidates most like ``query``, best first; none if nothing is similar.
+
+    Args:
+        query: the word that the user wrote.
+        candidates: the known words.
+        n: return at most this many.
+    """
     normalized = {name.translate(_DIGIT_LOOKALIKES): name for name in candidates}
     matches = difflib.get_close_matches(query[:200].translate(_DIGIT_LOOKALIKES), list(normalized), n=n, cutoff=0.6)
     return tuple(normalized[name] for name in matches)
 
 
 def suggest_fix(query: str, candidates: Sequence[str], default: str = "") -> str:
-    """``did you mean X?``, or else ``otherwise``, or else all that is known."""
+    """Return ``did you mean X?``, or ``default``, or the list of candidates.
+
+    Args:
+        query: the word that the user wrote.
+        candidates: the known words.
+        default: the fix if nothing is similar; if empty, the fix lists all candidates.
+    """
     matches = find_closest(query, candidates)
     return f"did you mean {matches[0]}?" if matches else default or f"one of {', '.join(candidates)}"
 
 
+def list_choices(query: object, choices: Sequence[str]) -> str:
+    """Return ``a, b, c (did you mean b?)``: all choices, and the one most like ``query``.
+
+    Args:
+        query: the value that the user wrote; only text can be similar to a choice.
+        choices: the allowed words.
+    """
+    matches = find_closest(query, choices) if isinstance(query, str) else ()
+    return ", ".join(choices) + (f" (did you mean {matches[0]}?)" if matches else "")
+
+
 def missing_extra_error(package: str, extra: str) -> MachineError:
-    """The one line for a feature whose extra is not installed."""
-    return MachineError(f"{package} is not installed", fix=f"pip install 'resnetkit[{extra}]'")
+    """Return the error for a feature whose extra is not installed.
+
+    Args:
+        package: the package that cannot be imported.
+        extra: the extra of resnetkit that installs it.
+    """
+    return MachineError(f"{package} is not installed", fix=format_install_command(extra))
+
+
+def format_install_command(extra: str) -> str:
+    """Return the pip command that installs the packages of an extra, which need no published resnetkit.
+
+    Args:
+        extra: the name of the extra; in a checkout that is not installed, the command names the extra itself.
+    """
+    from importlib import metadata  # slow to import, and rarely needed
+
+    try:
+        requirements = metadata.requires("resnetkit") or []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    marker = f'extra=="{extra}"'
+    packages = [
+        line.split(";")[0].strip() for line in requirements if marker in line.replace(" ", "").replace("'", '"')
+    ]
+    if not packages or any(package.startswith("resnetkit[") for package in packages):
+        return f"pip install '.[{extra}]'"
+    return "pip install " + " ".join(f"'{package}'" for package in packages)
 
 
 class ResnetkitInterrupt(KeyboardInterrupt):
-    """Work that was asked to stop did. ``run`` is the folder of a run that can be resumed, where there is one.
+    """An interrupt at which the work has stopped in good order.
 
-    ``number`` is that of the signal where all processes of a run have agreed on it, 0 where one stopped at once.
+    Args:
+        message: the line to print.
+        run: the folder of the run, if the user can resume it.
+        signal_number: the signal on which all processes of a run agreed; 0 if this process stopped by itself.
     """
 
     def __init__(self, message: str = "", run: str = "", signal_number: int = 0) -> None:
@@ -155,4 +219,4 @@ class ResnetkitInterrupt(KeyboardInterrupt):
 
 
 class ResnetkitWarning(UserWarning):
-    """Something to know that stops nothing; the command line shows it as one line."""
+    """A fact that the user should know, but that stops nothing; the command line prints it as one line."""

@@ -1,4 +1,4 @@
-"""What a file really is, whatever it is called: one table of first bytes, for all that reads files from elsewhere.
+"""Detect the type of a file by its first bytes, whatever its name says.
 
 This module imports no torch.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 
-HEADER_SIZE = 1024  # bytes that the table looks at; a comment may stand before the first tag of a page
+HEADER_SIZE = 1024  # bytes that the patterns need; a comment may precede the first tag of a page
 _BOM = b"\xef\xbb\xbf"
 
-# Patterns begin at the first byte; the first that fits is the answer.
+# Patterns start at the first byte; the first match decides.
 IMAGE_TYPES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -59,7 +59,7 @@ _TENSORS = {
     "a NumPy file": rb"\x93NUMPY",
     "a GGUF file": rb"GGUF",
 }
-# a safetensors file may begin with any four bytes, so it is asked for first
+# A safetensors file may begin with any four bytes, so its pattern comes first.
 _PATTERNS = _TENSORS | IMAGE_TYPES | _TEXTS | _VIDEOS | _ARCHIVES
 _COMPILED_PATTERNS = {name: re.compile(pattern, re.DOTALL) for name, pattern in _PATTERNS.items()}
 _FIXES = (
@@ -70,18 +70,28 @@ _FIXES = (
 
 
 def detect_file_type(header: bytes) -> str:
-    """What a file with these first bytes is: a key of `PICTURES`, or words such as "an HTML page"; else nothing."""
+    """Return the type of a file: a key of `IMAGE_TYPES`, or words such as "an HTML page"; "" if unknown.
+
+    Args:
+        header: the first `HEADER_SIZE` bytes of the file.
+    """
     return next((name for name, pattern in _COMPILED_PATTERNS.items() if pattern.match(header.removeprefix(_BOM))), "")
 
 
 def describe_wrong_type(header: bytes, expected: str) -> tuple[str, str]:
-    """What to say of a file that is not ``wanted``, and what to do about it; each may be empty."""
+    """Return the problem with a file of the wrong type, and the fix; each may be empty.
+
+    Args:
+        header: the first `HEADER_SIZE` bytes of the file.
+        expected: the type that the caller needs, with its article.
+    """
     file_type = detect_file_type(header)
+    fix = _FIXES.get(file_type, "")
     if file_type == _LFS:
         size = re.search(rb"^size (\d{1,18})\r?$", header, re.MULTILINE)
         real_size = f" (real size {int(size[1]):,} bytes)" if size else ""
-        return f"this is {file_type}, not the file{real_size}", _FIXES[file_type]
+        return f"this is {file_type}, not the file{real_size}", fix
     if file_type == _EMPTY:
-        return "the file is empty", _FIXES[file_type]
-    description = f"a picture ({file_type})" if file_type in IMAGE_TYPES else file_type
-    return f"this is {description}, not {expected}" if file_type else "", _FIXES.get(file_type, "")
+        return "the file is empty", fix
+    description = f"an image ({file_type})" if file_type in IMAGE_TYPES else file_type
+    return f"this is {description}, not {expected}" if file_type else "", fix

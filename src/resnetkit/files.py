@@ -1,4 +1,4 @@
-"""Atomic writing: what stands under a final name is whole, whatever happens meanwhile.
+"""Write files so that a final name never holds half a file, whatever happens meanwhile.
 
 This module imports no torch.
 """
@@ -17,10 +17,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from resnetkit.errors import MachineError, UsageError
+from resnetkit.formatting import format_bytes
+
+_O_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_O_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # else opening a pipe waits for a process at its other end
+_NOT_REGULAR = "not a regular file"
+_DISK_FULL_FIX = "free some disk space, or write to another disk"
+_NO_LOCK_ERRORS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # this file system has no locks
 
 
 def get_cache_folder() -> Path:
-    """Where what was fetched is kept: ``$RESNETKIT_CACHE``, or the user's cache. Asking does not make it."""
+    """Return ``$RESNETKIT_CACHE`` or the cache folder of the user, without creating it."""
     from platformdirs import user_cache_path
 
     configured = os.environ.get("RESNETKIT_CACHE")
@@ -28,28 +35,45 @@ def get_cache_folder() -> Path:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of what a file holds; raises `MachineError` for a pipe, which may never end."""
+    """Return the SHA-256 of the content of a file.
+
+    Raises:
+        MachineError: ``path`` is not a regular file; a pipe may never end.
+    """
     if path.exists() and not path.is_file():
-        raise MachineError("this is no ordinary file", where=str(path), fix="put a copy of the file itself there")
+        raise MachineError(f"this is {_NOT_REGULAR}", where=str(path), fix="put a copy of the file itself there")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
-    """``text`` as UTF-8 under ``path``: all of it or nothing."""
+    """Write a text file as UTF-8, completely or not at all.
+
+    Args:
+        path: the file.
+        text: its content; characters that UTF-8 cannot encode are written as escapes.
+    """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """``data`` under ``path``: all of it or nothing."""
+    """Write a file completely or not at all.
+
+    Args:
+        path: the file.
+        data: its content.
+    """
     with atomic_write(path) as temporary:
         write_at(temporary, data)
 
 
 def write_at(path: Path, data: bytes, offset: int = 0) -> None:
-    """``data`` from byte ``start`` of a file on, and nothing after it. Not atomic: for what is renamed, for logs.
+    """Write ``data`` at ``offset`` and cut off the rest. Not atomic: for temporary files and logs.
 
-    What a link leads to belongs to somebody else, and is not written to.
+    Args:
+        path: the file; a symbolic link is refused, because its target belongs to somebody else.
+        data: the bytes.
+        offset: the position of the first byte.
     """
     fd = _open_regular_file(path, os.O_WRONLY | os.O_CREAT | _O_NOFOLLOW)
     try:
@@ -62,31 +86,26 @@ def write_at(path: Path, data: bytes, offset: int = 0) -> None:
         os.close(fd)
 
 
-_O_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_O_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for until somebody opens its other end
-
-
 def _open_regular_file(path: Path, flags: int) -> int:
-    """A handle of an ordinary file; raises `OSError` for anything else."""
+    """Return a descriptor of a regular file; raise `OSError` for anything else."""
     try:
         fd = os.open(path, flags | _O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, or a pipe that nobody reads
-            raise _NotRegularFileError from None
+            raise OSError(_NOT_REGULAR) from None
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise _NotRegularFileError
+        raise OSError(_NOT_REGULAR)
     return fd
 
 
-class _NotRegularFileError(OSError):
-    def __init__(self) -> None:
-        super().__init__("this is no ordinary file")
-
-
 def make_folder(path: Path) -> tuple[Path, ...]:
-    """A new folder; one that exists is an error. Gives what was made: the folder, then those above it."""
+    """Create a folder and its parents; return those that are new, the deepest first.
+
+    Raises:
+        MachineError: the folder exists, or cannot be created.
+    """
     with _translate_os_errors(path):
         missing = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         path.mkdir(parents=True)
@@ -94,14 +113,14 @@ def make_folder(path: Path) -> tuple[Path, ...]:
 
 
 def remove_empty_folders(folders: Iterable[Path]) -> None:
-    """Take back what `make_folder` made, as far as nothing stands in it."""
+    """Remove the folders that `make_folder` created, if they are still empty."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def remove_folder(path: Path) -> None:
-    """A folder and all in it; it goes from under its name first, so that nothing half removed stands there."""
+    """Remove a folder; rename it first, so that its name never holds half of it."""
     if path.exists():
         with _translate_os_errors(path):
             trash = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -110,7 +129,12 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_temporary(folder: Path, name: str = "") -> None:
-    """Remove what a process left half written beside a final name, or beside any, when it was killed."""
+    """Remove the temporary files that killed processes left behind.
+
+    Args:
+        folder: the folder of the final files.
+        name: the final name whose temporary files go; all of them if empty.
+    """
     for leftover in folder.glob(f".{glob.escape(name)}.{'?' * 8}.part" if name else ".*.part"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -120,22 +144,27 @@ def remove_temporary(folder: Path, name: str = "") -> None:
 
 
 def check_free_space(folder: Path, n_bytes: int, purpose: str) -> None:
-    """Raise `MachineError` where the disk of a folder, which need not exist yet, has too little room."""
+    """Check that a disk has enough free space.
+
+    Args:
+        folder: a folder on that disk; it need not exist yet.
+        n_bytes: the bytes to write.
+        purpose: the things to write, for the message.
+
+    Raises:
+        MachineError: the disk has less free space.
+    """
     existing_folder = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing_folder).free
     if free < n_bytes:
-        message = f"there is too little space for {purpose}: needs {_format_bytes(n_bytes)}, free {_format_bytes(free)}"
-        raise MachineError(message, where=str(folder), fix="make room, or write to another disk: --out")
-
-
-def _format_bytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.1f} MB"
+        what = f"not enough disk space for {purpose}: needs {format_bytes(n_bytes)}, {format_bytes(free)} free"
+        raise MachineError(what, where=str(folder), fix=f"{_DISK_FULL_FIX}: --out")
 
 
 class LogFile:
-    """Lines at the end of a file. Those that cannot be written wait, in order, until they can be.
+    """Appends lines to a file. Lines that the disk refuses wait, in order, for the next attempt.
 
-    ``size`` is the length of what was written whole; whatever stands after it is cut off by the next line.
+    ``size`` counts the bytes of complete lines; the next line overwrites anything after them.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
@@ -143,13 +172,17 @@ class LogFile:
         self._pending: list[str] = []
 
     def add(self, line: str) -> None:
-        """A line, now or later."""
+        """Append a line now, or later if the disk refuses it."""
         self._pending.append(line)
         with contextlib.suppress(OSError):
             self._flush()
 
     def sync(self) -> int:
-        """Everything on the disk, and how many bytes that is; raises `MachineError`."""
+        """Flush all lines to the disk and return the size of the file in bytes.
+
+        Raises:
+            MachineError: the disk refuses a line.
+        """
         with _translate_os_errors(self.path):
             self._flush()
             _fsync(self.path)
@@ -164,13 +197,18 @@ class LogFile:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, exclusive: bool = False) -> Iterator[Path]:
-    """A name beside ``path`` to write to; renamed to ``path`` if the body succeeds, removed if it does not.
+    """Yield a temporary file to write to; rename it to ``path`` if the body succeeds.
 
-    Where ``path`` is to be ``new`` and something has got that name meanwhile, it stays: a `UsageError`.
+    Args:
+        path: the final file.
+        exclusive: refuse to replace a file of that name.
+
+    Raises:
+        MachineError: the disk is full, or ``path`` is not a regular file.
+        UsageError: ``exclusive``, and ``path`` exists.
     """
     with _translate_os_errors(path):
-        if path.exists() and not path.is_file():  # a device or a pipe would be replaced by an ordinary file
-            raise OSError("this is no ordinary file")
+        _check_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(fd)
@@ -183,54 +221,55 @@ def atomic_write(path: Path, exclusive: bool = False) -> Iterator[Path]:
                 temporary.replace(path)
             elif not _rename_new(temporary, path):
                 raise file_exists_error(path)
-            _fsync(path.parent)  # else the new name can be lost with the power
+            _fsync(path.parent)  # else a power cut can lose the new name
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def _check_regular(path: Path) -> None:
+    """Refuse a device or a pipe, which a rename would replace by a regular file."""
+    if path.exists() and not path.is_file():
+        raise OSError(_NOT_REGULAR)
+
+
 @contextlib.contextmanager
 def lock_file(path: Path) -> Iterator[bool]:
-    """Whether a file, made if it is not there, is this command's alone for as long as the body runs."""
+    """Hold the lock of ``path`` while the body runs; yield False if another process holds it.
+
+    The lock is a hidden file next to ``path``, so that ``path`` itself may be renamed or replaced meanwhile. On file
+    systems without locks every process gets True.
+    """
+    from filelock import FileLock, Timeout
+
+    lock_path = path.with_name(f".{path.name}.lock")
+    lock = FileLock(lock_path, blocking=False, fallback_to_soft=False)
     with _translate_os_errors(path):
-        fd, is_locked = _open_locked(path)
+        path.parent.stat()  # filelock would create a folder that is missing
+        is_locked = True
+        try:
+            lock.acquire()
+        except Timeout:
+            is_locked = False
+        except OSError as error:
+            if error.errno not in _NO_LOCK_ERRORS:
+                raise
     try:
         yield is_locked
     finally:
-        os.close(fd)
-
-
-def _open_locked(path: Path) -> tuple[int, bool]:
-    """The file that has the name once it is held: who held it before may have renamed or removed the one opened."""
-    n_attempts = 100  # some disks in a network number their files anew each time
-    while True:
-        fd, n_attempts = _open_regular_file(path, os.O_RDONLY | os.O_CREAT), n_attempts - 1
-        is_locked = _try_lock(fd)
-        if not (is_locked and n_attempts) or _is_at_path(fd, path):
-            return fd, is_locked
-        os.close(fd)
-
-
-def _is_at_path(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # neither Windows nor every disk in a network can
-        return True
-    return True
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                lock_path.unlink()  # under the lock: filelock opens the file again if it has lost its name
+            lock.release()
 
 
 def publish(temporary: Path, path: Path, record: Path) -> bool:
-    """Whether what stands whole on the disk as ``part`` got its final name, which nothing may have; its record goes."""
+    """Rename a complete file to its final name and remove its record; return False if the name is taken.
+
+    Args:
+        temporary: the complete file, already flushed to the disk.
+        path: the final name.
+        record: the file that describes ``temporary`` while it is incomplete.
+    """
     with _translate_os_errors(path):
         is_published = _rename_new(temporary, path, record)
         _fsync(path.parent)
@@ -238,7 +277,7 @@ def publish(temporary: Path, path: Path, record: Path) -> bool:
 
 
 def _rename_new(temporary: Path, path: Path, *records: Path) -> bool:
-    """Whether a file got a new name, which nothing has. A kill leaves one of its names, never both or none."""
+    """Rename to a name that is free; return False if it is taken. A kill leaves one of the two names."""
     if os.path.lexists(path):
         return False
     temporary.rename(path)
@@ -248,13 +287,13 @@ def _rename_new(temporary: Path, path: Path, *records: Path) -> bool:
 
 
 def file_exists_error(path: Path) -> UsageError:
-    """What is said where a new file cannot be made, as there is one."""
-    return UsageError("this file exists already", where=str(path), fix="name another, or remove it")
+    """Return the error for a new file whose name is taken."""
+    return UsageError("this file already exists", where=str(path), fix="name another, or remove it")
 
 
 @contextlib.contextmanager
 def atomic_write_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to fill; renamed to ``path``, which must not exist, if the body succeeds."""
+    """Yield a temporary folder to fill; rename it to ``path``, which must not exist, if the body succeeds."""
     with _translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -275,12 +314,12 @@ def _translate_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        fix = "make room, or write to another disk" if _is_disk_full(error) else "name another place to write to"
+        fix = _DISK_FULL_FIX if _is_disk_full(error) else "write to another folder"
         raise MachineError(f"cannot write: {reason}", where=str(path), fix=fix) from error
 
 
 def _is_disk_full(error: OSError) -> bool:
-    """Whether the disk is; of numpy only its words tell."""
+    """Return True for a full disk; NumPy reports one by its message only."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or "requested and" in str(error)
 
 

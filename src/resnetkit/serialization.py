@@ -1,19 +1,20 @@
-"""Frozen dataclasses to and from TOML and JSON, exactly, against closed tables.
+"""Read and write frozen dataclasses as TOML and JSON, exactly, and only into types that are known in advance.
 
-A text can only fill in fields of types that are already known here: a union of dataclasses is told apart by ``kind``,
-which is the class name in kebab case (``ZeroPadded`` is ``zero-padded``), looked up among the members of that union;
-a member whose fields all have defaults may be written as that word alone, and one that is called as its field
-(``shortcuts``) needs no ``kind``. No text can name an import.
+The member of a union of dataclasses is named by ``kind``: the class name in kebab case, ``zero-padded`` for
+``ZeroPadded``. The reader looks it up among the members of that union, so no text can name an import.
 
-Every fault is reported at once, each under the path that the plan also uses: items of a plural field count from 1 in
-the singular, so the second of ``stages`` is ``stage2``.
+- If all fields of a member have defaults, its name alone is enough: ``norm = "batch-norm"``.
+- If a member has the name of its field (``shortcuts``), it needs no ``kind``.
+- If a class has a table ``RENAMED_KEYS`` (old key -> new key), the reader refuses an old key and names the new one.
+
+The reader reports all faults together, each under the path that the plan also uses. Items of a plural field count from
+1 in the singular: the second of ``stages`` is ``stage2``.
 
 This module imports no torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -27,19 +28,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from resnetkit.errors import Fault, TextError, UsageError, find_closest
+from resnetkit.errors import Fault, TextError, UsageError, list_choices
+from resnetkit.formatting import truncate
 
 T = TypeVar("T")
-_MAX_DOTS = 1000  # a key of so many parts takes the TOML reader time and memory by their square
 MAX_TEXT_LENGTH = 4 * 2**20  # characters; a network of 10,000 blocks needs far less
+MAX_FAULTS = 100  # report at most this many; a file with more is something else
+RENAME_FIX = "rename these keys in the file"
+_MAX_DOTS = 1000  # time and memory of the TOML reader grow with the square of the parts of a key
 _MAX_FLOAT = sys.float_info.max
 _MAX_INT = 2**63
-_MAX_FAULTS = 100  # told at once; who has more has sent something else
+_MAX_VALUE_WIDTH = 60  # columns of a value in an error
+_WHOLE_TEXT = "the whole text"
 _MISSING: Any = object()
 
 
 def tag_of(cls: type) -> str:
-    """The name of a dataclass in texts: ``FirstBlock`` is ``first-block``."""
+    """Return the name of a dataclass in texts: ``first-block`` for ``FirstBlock``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__.lstrip("_")).lower()
 
 
@@ -47,7 +52,7 @@ def tag_of(cls: type) -> str:
 
 
 def to_data(value: Any) -> Any:
-    """A dataclass as plain dicts, lists and scalars; fields that are ``None`` are left out."""
+    """Return a dataclass as plain dicts, lists and scalars, without the fields that are ``None``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _fields_to_data(value)
     if isinstance(value, tuple | list):
@@ -70,7 +75,7 @@ def _field_to_data(item: Any, hint: Any, field: str) -> Any:
 
 
 def _tag_item(item: Any, field: str) -> Any:
-    """A member of a union under its kind: a word alone where it has no fields, none where it is called as its field."""
+    """Return a member of a union with its ``kind``, or its name alone if it has no fields."""
     tag = tag_of(type(item))
     if not dataclasses.fields(item):
         return tag
@@ -78,16 +83,43 @@ def _tag_item(item: Any, field: str) -> Any:
 
 
 def from_data(cls: type[T], data: Any, description: str = "this text", fix: str = "") -> T:
-    """``data`` as an object of ``cls``; raises `TextError` with every fault."""
-    value, faults = _read_with_faults(cls, data)
-    if faults:
-        raise TextError(f"{description} does not describe a {tag_of(cls)}", faults, fix=fix)
-    return typing.cast(T, value)
+    """Return ``data`` as an object of ``cls``.
+
+    Args:
+        cls: the dataclass to build.
+        data: dicts, lists and scalars, as a TOML or JSON reader gives them.
+        description: the subject of the error, for example the file name.
+        fix: the fix of the error.
+
+    Raises:
+        TextError: with all faults of the data.
+    """
+    reader = _DataReader(cls, data)
+    if reader.faults:
+        if not any(fault.value for fault in reader.faults):  # they are all renamed keys
+            fix = RENAME_FIX
+        raise TextError(f"{description} does not describe a {tag_of(cls)}", reader.faults, fix=fix)
+    return typing.cast(T, reader.value)
+
+
+def find_type_faults(cls: type, data: Any) -> list[Fault]:
+    """Return the faults that keep ``data`` from being a ``cls``.
+
+    Args:
+        cls: the dataclass to build.
+        data: dicts, lists and scalars.
+    """
+    return _DataReader(cls, data).faults
 
 
 def merge(base: Any, changes: Any) -> Any:
-    """``changes`` over ``under``, field by field; another kind of variant replaces the whole."""
-    if isinstance(base, str) and isinstance(changes, Mapping):  # a variant written as a word alone
+    """Return ``base`` with ``changes`` applied; another ``kind`` replaces the whole variant.
+
+    Args:
+        base: dicts, lists and scalars.
+        changes: the same, with only the fields that change.
+    """
+    if isinstance(base, str) and isinstance(changes, Mapping):  # a variant that is written as its name alone
         base = {"kind": base}
     if not isinstance(base, dict) or not isinstance(changes, Mapping):
         return changes
@@ -96,20 +128,8 @@ def merge(base: Any, changes: Any) -> Any:
     return base | {key: merge(base.get(key), value) for key, value in changes.items()}
 
 
-def find_type_faults(cls: type, data: Any) -> list[Fault]:
-    """What keeps ``data`` from being a ``cls``; empty when nothing does."""
-    return _read_with_faults(cls, data)[1]
-
-
 class _TooManyFaultsError(Exception):
-    """There are as many faults as are told."""
-
-
-def _read_with_faults(cls: type, data: Any) -> tuple[Any, list[Fault]]:
-    value, faults = None, list[Fault]()
-    with contextlib.suppress(_TooManyFaultsError):
-        value = _read_value(cls, data, "", faults)
-    return value, faults
+    """The reader has found ``MAX_FAULTS`` faults."""
 
 
 _get_hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
@@ -124,207 +144,263 @@ def _get_union_members(hint: Any) -> dict[str, type]:
     return {tag_of(cls): cls for cls in classes if dataclasses.is_dataclass(cls)}
 
 
-def _read_value(hint: Any, data: Any, path: str, faults: list[Fault]) -> Any:
-    origin = typing.get_origin(hint)
-    if origin is typing.Literal:
-        return _read_choice(typing.get_args(hint), data, path, faults)
-    if origin is tuple:
-        return _read_tuple(typing.get_args(hint), data, path, faults)
-    if origin in (typing.Union, types.UnionType):
-        return _read_union(hint, data, path, faults)
-    if dataclasses.is_dataclass(hint):
-        return _read_fields(typing.cast(type, hint), data, path, faults)
-    return _read_scalar(hint, data, path, faults)
-
-
 _SCALAR_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
-def _read_scalar(hint: type, data: Any, path: str, faults: list[Fault]) -> Any:
-    accepted = (int, float) if hint is float else hint
-    is_valid = isinstance(data, accepted) and (hint is bool or not isinstance(data, bool))
-    if is_valid and isinstance(data, int) and abs(data) >= _MAX_INT:
-        return _add_fault(faults, path, "a number of too many digits", _SCALAR_NAMES[hint], is_literal=True)
-    if not is_valid or (hint is float and not abs(data) < _MAX_FLOAT):
-        return _add_fault(faults, path, data, _SCALAR_NAMES[hint])
-    return float(data) if hint is float else data
+class _DataReader:
+    """Reads data into an object of ``cls``: ``value``, or else ``faults``."""
+
+    def __init__(self, cls: type, data: Any) -> None:
+        self.faults: list[Fault] = []
+        try:
+            self.value = self._read_value(cls, data, "")
+        except _TooManyFaultsError:
+            self.value = None
+
+    def _read_value(self, hint: Any, data: Any, path: str) -> Any:
+        origin = typing.get_origin(hint)
+        if origin is typing.Literal:
+            return self._read_choice(typing.get_args(hint), data, path)
+        if origin is tuple:
+            return self._read_tuple(typing.get_args(hint), data, path)
+        if origin in (typing.Union, types.UnionType):
+            return self._read_union(hint, data, path)
+        if dataclasses.is_dataclass(hint):
+            return self._read_fields(typing.cast(type, hint), data, path)
+        return self._read_scalar(hint, data, path)
+
+    def _read_scalar(self, hint: type, data: Any, path: str) -> Any:
+        accepted = (int, float) if hint is float else hint
+        is_valid = isinstance(data, accepted) and (hint is bool or not isinstance(data, bool))
+        if is_valid and isinstance(data, int) and abs(data) >= _MAX_INT:
+            return self._add_fault(path, "a number of too many digits", _SCALAR_NAMES[hint])
+        if not is_valid or (hint is float and not abs(data) < _MAX_FLOAT):
+            return self._add_fault(path, _format_value(data), _SCALAR_NAMES[hint])
+        return float(data) if hint is float else data
+
+    def _read_choice(self, choices: tuple[Any, ...], data: Any, path: str) -> Any:
+        if any(data == choice and type(data) is type(choice) for choice in choices):
+            return data
+        return self._add_fault(path, _format_value(data), f"one of {list_choices(data, [*map(str, choices)])}")
+
+    def _read_tuple(self, args: tuple[Any, ...], data: Any, path: str) -> Any:
+        is_variadic = len(args) == 2 and args[1] is Ellipsis
+        if not isinstance(data, list) or not (is_variadic or len(data) == len(args)):
+            return self._add_fault(path, _format_value(data), "a list" if is_variadic else f"a list of {len(args)}")
+        hints = args[:1] * len(data) if is_variadic else args
+        prefix = path.removesuffix("es" if path.endswith("sses") else "s") if path.endswith("s") else path + "."
+        return tuple(
+            self._read_value(hint, item, f"{prefix}{i}")
+            for i, (hint, item) in enumerate(zip(hints, data, strict=True), 1)
+        )
+
+    def _read_union(self, hint: Any, data: Any, path: str) -> Any:
+        members = _get_union_members(hint)
+        if len(members) < 2:  # "X | None"
+            inner_hint = next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+            return None if data is None else self._read_value(inner_hint, data, path)
+        field = path.rpartition(".")[2]
+        tag = data.get("kind", field if field in members else _MISSING) if isinstance(data, dict) else data
+        if not isinstance(tag, str) or tag not in members:
+            location = _join_path(path, "kind") if isinstance(data, dict) else path
+            return self._add_fault(location, _format_value(tag), f"one of {list_choices(tag, list(members))}")
+        fields_data = {key: value for key, value in data.items() if key != "kind"} if isinstance(data, dict) else {}
+        if fields_data and field in members and not dataclasses.fields(members[tag]):
+            tag = field  # a setting such as ema.decay contradicts the default no-ema
+        return self._read_value(members[tag], fields_data, path)
+
+    def _read_fields(self, cls: type, data: Any, path: str) -> Any:
+        if not isinstance(data, dict):
+            return self._add_fault(path, _format_value(data), f"the fields of a {tag_of(cls)}")
+        n_faults = len(self.faults)
+        fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+        new_keys = self._check_keys(cls, [key for key in data if key not in fields], list(fields), path)
+        values, hints = {}, _get_hints(cls)
+        for name, field in fields.items():
+            has_default = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+            if name in data:
+                values[name] = self._read_value(hints[name], data[name], _join_path(path, name))
+            elif not has_default and name not in new_keys:
+                self._add_fault(_join_path(path, name), "nothing", _describe_expected(hints[name]))
+        return cls(**values) if len(self.faults) == n_faults else None
+
+    def _check_keys(self, cls: type, unknown_keys: list[str], fields: list[str], path: str) -> set[str]:
+        """Add a fault for each unknown key; return the new names of the old keys among them."""
+        renamed: Mapping[str, str] = getattr(cls, "RENAMED_KEYS", {})
+        for key in unknown_keys:
+            location = _join_path(path, key)
+            if key in renamed:
+                self._add_fault(location, "", f"this key is called {renamed[key]} now")
+            elif fields:
+                self._add_fault(location, "an unknown key", list_choices(key, fields))
+            else:
+                self._add_fault(
+                    location, "an unknown key", f"none, because {tag_of(cls)} has no fields: set kind as well"
+                )
+        return {renamed[key] for key in unknown_keys if key in renamed}
+
+    def _add_fault(self, path: str, value: str, allowed: str) -> None:
+        self.faults.append(Fault(path or "the top level", value, allowed))
+        if len(self.faults) == MAX_FAULTS:
+            raise _TooManyFaultsError
 
 
-def _read_choice(choices: tuple[Any, ...], data: Any, path: str, faults: list[Fault]) -> Any:
-    if any(data == choice and type(data) is type(choice) for choice in choices):
-        return data
-    matches = find_closest(data, [str(choice) for choice in choices]) if isinstance(data, str) else ()
-    suggestion = f" (did you mean {matches[0]}?)" if matches else ""
-    return _add_fault(faults, path, data, "one of " + ", ".join(map(str, choices)) + suggestion)
-
-
-def _read_tuple(args: tuple[Any, ...], data: Any, path: str, faults: list[Fault]) -> Any:
-    is_variadic = len(args) == 2 and args[1] is Ellipsis
-    if not isinstance(data, list) or not (is_variadic or len(data) == len(args)):
-        return _add_fault(faults, path, data, "a list" if is_variadic else f"a list of {len(args)}")
-    item_hints = [args[0]] * len(data) if is_variadic else args
-    prefix = path.removesuffix("es" if path.endswith("sses") else "s") if path.endswith("s") else path + "."
-    return tuple(
-        _read_value(item_hint, value, f"{prefix}{i}", faults)
-        for i, (item_hint, value) in enumerate(zip(item_hints, data, strict=True), 1)
-    )
-
-
-def _read_union(hint: Any, data: Any, path: str, faults: list[Fault]) -> Any:
-    members = _get_union_members(hint)
-    if not members:  # "X | None"
-        inner_hint = next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
-        return None if data is None else _read_value(inner_hint, data, path, faults)
-    if len(members) == 1:
-        return None if data is None else _read_value(next(iter(members.values())), data, path, faults)
-    field = path.rpartition(".")[2]
-    tag = data.get("kind", field if field in members else _MISSING) if isinstance(data, dict) else data
-    if not isinstance(tag, str) or tag not in members:
-        matches = find_closest(tag, members) if isinstance(tag, str) else ()
-        suggestion = f" (did you mean {matches[0]}?)" if matches else ""
-        location = f"{path}.kind".lstrip(".") if isinstance(data, dict) else path
-        return _add_fault(faults, location, tag, "one of " + ", ".join(members) + suggestion)
-    fields_data = {key: value for key, value in data.items() if key != "kind"} if isinstance(data, dict) else {}
-    if fields_data and field in members and not dataclasses.fields(members[tag]):
-        tag = field  # who sets ema.decay does not mean no-ema
-    return _read_value(members[tag], fields_data, path, faults)
-
-
-def _read_fields(cls: type, data: Any, path: str, faults: list[Fault]) -> Any:
-    if not isinstance(data, dict):
-        return _add_fault(faults, path, data, f"the fields of a {tag_of(cls)}")
-    n_faults = len(faults)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    for key in [key for key in data if key not in fields]:
-        matches = find_closest(key, fields)
-        suggestion = f" (did you mean {matches[0]}?)" if matches else ""
-        allowed = ", ".join(fields) + suggestion or f"none, as {tag_of(cls)} has no fields: set kind as well"
-        _add_fault(faults, f"{path}.{key}".lstrip("."), "an unknown key", allowed, is_literal=True)
-    values = {}
-    for name, field in fields.items():
-        location = f"{path}.{name}".lstrip(".")
-        if name in data:
-            values[name] = _read_value(_get_hints(cls)[name], data[name], location, faults)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            _add_fault(faults, location, "nothing", _describe_expected(_get_hints(cls)[name]), is_literal=True)
-    return cls(**values) if len(faults) == n_faults else None
+def _join_path(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
 
 
 def _describe_expected(hint: Any) -> str:
     if hint in _SCALAR_NAMES:
         return _SCALAR_NAMES[hint]
-    return (
-        "one of " + ", ".join(_get_union_members(hint)) if _get_union_members(hint) else "a value (it has no default)"
-    )
+    members = _get_union_members(hint)
+    return f"one of {', '.join(members)}" if members else "a value (it has no default)"
 
 
-def _add_fault(faults: list[Fault], path: str, value: Any, allowed: str, *, is_literal: bool = False) -> None:
-    text = value if is_literal else "nothing" if value is _MISSING else _shorten(value)
-    faults.append(Fault(path or "the top", text, allowed))
-    if len(faults) == _MAX_FAULTS:
-        raise _TooManyFaultsError
-
-
-def _shorten(value: Any) -> str:
+def _format_value(value: Any) -> str:
+    if value is _MISSING:
+        return "nothing"
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        return truncate(json.dumps(value, ensure_ascii=False), _MAX_VALUE_WIDTH)
     except (TypeError, ValueError, RecursionError):  # ValueError: Python writes no integer of over 4,300 digits
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
+        return f"a {type(value).__name__}"
 
 
 # ------------------------------------------------------------------------------------------------------------ texts
 
 
 def to_json(value: Any) -> str:
-    """A dataclass as JSON, indented, with a newline at the end."""
+    """Return a dataclass as JSON, indented, with a newline at the end."""
     return json.dumps(to_data(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_toml(value: Any) -> str:
-    """A dataclass as TOML."""
+    """Return a dataclass as TOML."""
     import tomli_w  # kept out of start-up: most commands write no TOML
 
     return tomli_w.dumps(to_data(value))
 
 
 def from_json(cls: type[T], text: str, description: str = "this JSON") -> T:
-    """An object of ``cls`` from JSON; raises `TextError`."""
+    """Return the object of ``cls`` that a JSON text describes.
+
+    Args:
+        cls: the dataclass to build.
+        text: the JSON text.
+        description: the subject of the error, for example the file name.
+
+    Raises:
+        TextError: with all faults of the text.
+    """
     return from_data(cls, parse_json(text, description), description)
 
 
 def from_toml(cls: type[T], text: str, description: str = "this TOML") -> T:
-    """An object of ``cls`` from TOML; raises `TextError`."""
+    """Return the object of ``cls`` that a TOML text describes.
+
+    Args:
+        cls: the dataclass to build.
+        text: the TOML text.
+        description: the subject of the error, for example the file name.
+
+    Raises:
+        TextError: with all faults of the text.
+    """
     return from_data(cls, parse_toml(text, description), description)
 
 
 def parse_json(text: str, description: str = "this JSON", max_length: int = MAX_TEXT_LENGTH) -> Any:
-    """JSON without its three surprises: doubled keys, NaN, and nesting without end."""
+    """Parse JSON, but refuse duplicate keys, NaN and endless nesting.
+
+    Args:
+        text: the JSON text.
+        description: the subject of the error, for example the file name.
+        max_length: refuse a text of more characters.
+
+    Raises:
+        TextError: with the line and column of the mistake.
+    """
     _check_length(text, description, max_length)
     try:
         return json.loads(text, object_pairs_hook=_refuse_duplicate_keys, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise _syntax_error(
-            description, f"line {error.lineno}, column {error.colno}", _lowercase_first(error.msg)
-        ) from None
+        location, problem = f"line {error.lineno}, column {error.colno}", _lowercase_first(error.msg)
     except (ValueError, RecursionError) as error:
-        raise _syntax_error(description, "the whole text", _format_reason(error)) from None
+        location, problem = _WHOLE_TEXT, _describe_problem(error)
+    raise _make_syntax_error(description, location, problem)
 
 
 def parse_toml(text: str, description: str = "this TOML") -> dict[str, Any]:
-    """TOML; `TextError` names line and column."""
+    """Parse TOML.
+
+    Args:
+        text: the TOML text.
+        description: the subject of the error, for example the file name.
+
+    Raises:
+        TextError: with the line and column of the mistake.
+    """
     _check_length(text, description, MAX_TEXT_LENGTH)
     if any(line.count(".") > _MAX_DOTS for line in text.splitlines()):
-        raise _syntax_error(description, "the whole text", f"a line of more than {_MAX_DOTS:,} dots")
+        raise _make_syntax_error(description, _WHOLE_TEXT, f"a line has more than {_MAX_DOTS:,} dots")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        message, _, location = str(error).partition(" (at ")
-        raise _syntax_error(description, location.rstrip(")") or "the whole text", _lowercase_first(message)) from None
+        message, _, rest = str(error).partition(" (at ")
+        location, problem = rest.rstrip(")") or _WHOLE_TEXT, _lowercase_first(message)
     except (ValueError, RecursionError) as error:
-        raise _syntax_error(description, "the whole text", _format_reason(error)) from None
+        location, problem = _WHOLE_TEXT, _describe_problem(error)
+    raise _make_syntax_error(description, location, problem)
 
 
 def read_text(path: Path, description: str, max_length: int = MAX_TEXT_LENGTH) -> str:
-    """A text file that the user named; raises `UsageError` if it cannot be read as UTF-8."""
+    """Read a text file that the user named.
+
+    Args:
+        path: the file; a pipe is fine.
+        description: the subject of the error.
+        max_length: refuse a file of more characters.
+
+    Raises:
+        UsageError: the file is unreadable, too long, or not UTF-8.
+    """
     try:
-        with path.open("rb") as file:  # a pipe is fine, one without end is not
-            content = file.read(4 * max_length + 1)
+        with path.open("rb") as file:
+            content = file.read(4 * max_length + 1)  # a pipe may never end
         if len(content) > 4 * max_length:
-            raise UsageError(f"{description} is too long for a text", where=str(path))
+            raise UsageError(f"{description} is too long: over {4 * max_length:,} bytes", where=str(path))
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise UsageError(f"{description} cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError:
-        raise UsageError(
-            f"{description} is not UTF-8 text", where=str(path), fix="name a .toml or .json file"
-        ) from None
+        what, fix = f"{description} is not UTF-8 text", "name a .toml or .json file"
+        raise UsageError(what, where=str(path), fix=fix) from None
 
 
 def _check_length(text: str, description: str, max_length: int) -> None:
     if len(text) > max_length:
-        raise _syntax_error(description, "the whole text", f"{len(text):,} characters")
+        problem = f"{len(text):,} characters are too many (at most {max_length:,})"
+        raise _make_syntax_error(description, _WHOLE_TEXT, problem)
 
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     counts = Counter(key for key, _ in pairs)
     duplicate = next((key for key, count in counts.items() if count > 1), None)
     if duplicate is not None:
-        raise ValueError(f"the key {duplicate[:40]!r} twice")
+        raise ValueError(f"the key {duplicate[:40]!r} occurs twice")
     return dict(pairs)
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name}, which is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def _format_reason(error: Exception) -> str:
-    return "nesting too deep to read" if isinstance(error, RecursionError) else str(error)
+def _describe_problem(error: Exception) -> str:
+    return "too deeply nested" if isinstance(error, RecursionError) else str(error)
 
 
 def _lowercase_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _syntax_error(description: str, location: str, problem: str) -> TextError:
-    return TextError(f"{description} cannot be read", [Fault(location, problem, "well-formed text")])
+def _make_syntax_error(description: str, location: str, problem: str) -> TextError:
+    return TextError(f"{description} cannot be read", [Fault(location, "", problem)])

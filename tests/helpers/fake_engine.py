@@ -1,38 +1,56 @@
-"""An engine of numpy, for tests: what it answers can be reckoned by hand. No torch.
+"""An engine of NumPy whose logits can be computed by hand, and that needs no torch.
 
-It answers a little otherwise for each size of a batch, so that who cuts batches otherwise is found out.
+Its logits differ a little with the batch size, so that a test sees how batches are cut. In a process, FAKE_ACTION
+("kill:10", "hang:10", or a signal's number and a call) says what happens at that call.
 """
 
 import hashlib
 import os
+import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 
-from resnetkit.engines import base as engine
-from resnetkit.engines import saved as optimized
+from resnetkit.engines import base, saved
 from resnetkit.serialization import to_json
 
-CONFIG = engine.EngineConfig("fake", "int8", 4, 2)
-batch_sizes = []  # sizes of batches
+CONFIG = base.EngineConfig("fake", "int8", 4, 2)
+batch_sizes = []  # of all calls
 
 
 class FakeEngine:
     def __init__(self, config, n_classes):
         self.config, self.n_classes = config, n_classes
-        self.delay = float(os.environ.get("FAKE_SECONDS", "0"))
-        self._semaphore = threading.Semaphore(config.streams)
+        self._semaphore, self._lock = threading.Semaphore(config.streams), threading.Lock()
 
     def __call__(self, pixels):
-        assert self._semaphore.acquire(blocking=False), "more ask at once than there are streams"
+        assert self._semaphore.acquire(blocking=False), "more parallel calls than streams"
         assert 0 < len(pixels) <= self.config.batch_size
-        time.sleep(self.delay)
-        batch_sizes.append(len(pixels))
+        with self._lock:
+            batch_sizes.append(len(pixels))
+            n_calls = len(batch_sizes)
+        act(n_calls)
         self._semaphore.release()
         return compute_logits(pixels, self.n_classes)
+
+
+def act(n_calls):
+    action, _, first_call = os.environ.get("FAKE_ACTION", "").partition(":")
+    if not action or n_calls < int(first_call):
+        return
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "hang":
+        if n_calls == int(first_call):
+            with Path(os.environ["FAKE_FIFO"]).open("w") as fifo:
+                fifo.write("hangs\n")
+        threading.Event().wait()
+    else:
+        if n_calls == int(first_call):
+            signal.pthread_kill(threading.main_thread().ident, int(action))
+        threading.Event().wait(1)  # the main thread stops long before all calls are done
 
 
 def compute_logits(pixels, n_classes):
@@ -41,43 +59,42 @@ def compute_logits(pixels, n_classes):
 
 
 def load_engine(folder, artifact, config):
-    return FakeEngine(config, len(optimized.read_card(folder).labels))
+    return FakeEngine(config, len(saved.read_card(folder).labels))
 
 
-def install(engine_specs=engine.ENGINE_SPECS):
-    engine_specs["fake"] = engine.EngineSpec("helpers.fake_engine", ("numpy",), ("int8", "fp32"))
+def install(engine_specs=base.ENGINE_SPECS):
+    engine_specs["fake"] = base.EngineSpec("helpers.fake_engine", ("numpy",), ("int8", "fp32"))
 
 
 def _make_measurement(config, images_per_second):
-    return optimized.Measurement(
-        config, images_per_second, 1000 * config.batch_size * config.streams / images_per_second
-    )
+    latency_ms = 1000 * config.batch_size * config.streams / images_per_second
+    return saved.Measurement(config, images_per_second, latency_ms)
 
 
 def write_engines(folder, *configs, content=b"ranges"):
-    """Write what `resnetkit optimize` would have; ``content`` is what an artefact holds."""
+    """Write what `resnetkit optimize` would; ``content`` is that of the exported file."""
     measurements = [_make_measurement(config, 1000.0 + i) for i, config in enumerate(configs or (CONFIG,))]
-    versions = engine.ENGINE_SPECS["fake"].get_versions()
     files = (("model.bin", hashlib.sha256(content).hexdigest()),)
     engines = tuple(
-        optimized.SavedEngine("throughput", measurement, versions, "f1", files) for measurement in measurements
+        saved.SavedEngine("throughput", row, base.ENGINE_SPECS["fake"].get_versions(), "f1", files)
+        for row in measurements
     )
-    digest = optimized.compute_weights_digest(folder)
-    result = optimized.OptimizeResult(digest, optimized.get_machine_id(), "noise", tuple(measurements), engines)
-    for measurement in measurements:
-        artifact = optimized.get_artifact_folder(folder, "f1", measurement.config)
+    digest = saved.compute_weights_digest(folder)
+    result = saved.OptimizeResult(digest, saved.get_machine_id(), "noise", tuple(measurements), engines)
+    for row in measurements:
+        artifact = saved.get_artifact_folder(folder, "f1", row.config)
         artifact.mkdir(parents=True, exist_ok=True)
         (artifact / "model.bin").write_bytes(content)
     (folder / "engines" / "engines.json").write_text(to_json(result))
 
 
-if __name__ == "__main__":  # the command line with the engine: python tests/fake_engine.py predict ...
+if __name__ == "__main__":  # the command line with this engine: python tests/helpers/fake_engine.py predict ...
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from resnetkit.cli import main
 
-    from helpers import fake_engine  # noqa: PLW0406 - not __main__, which backends import by its name
+    from helpers import fake_engine  # noqa: PLW0406 - not __main__: backends import it by its name
 
     fake_engine.install()
     code = main(sys.argv[1:])
-    assert "torch" not in sys.modules or "FAKE_TORCH" in os.environ
+    assert "torch" not in sys.modules
     sys.exit(code)

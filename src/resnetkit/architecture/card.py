@@ -1,33 +1,35 @@
-"""What belongs to a model beside its tensors: its spec, how images are prepared, what its classes are called.
+"""The card of a model: its spec, the preparation of images, its classes and its origin.
 
 This module imports no torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from resnetkit.architecture.catalog import CATALOG, get_network_name
-from resnetkit.architecture.catalog import spec as resolve_spec
 from resnetkit.architecture.rules import check_spec
 from resnetkit.architecture.spec import Network, count_classes, replace_classes
 from resnetkit.errors import Fault, TextError, UsageError, WeightsError
-from resnetkit.serialization import from_data, parse_json, read_text
+from resnetkit.serialization import RENAME_FIX, from_data, parse_json, read_text
 
 _IMAGE_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """From a picture to the numbers that the network sees.
+    """How an image becomes the numbers that the network sees.
 
-    The picture is made upright, put on white where it is transparent, and turned grey or RGB; it is resized with a
-    bilinear filter as if its shorter side became ``resize`` pixels, of which only the centre of ``crop`` (height,
-    width) is made; each channel becomes (value / 255 - mean) / std. A picture that already has the right size is not
-    resampled. A JPEG may be decoded at 1/2, 1/4 or 1/8 where its shorter side keeps twice ``resize`` pixels (1.4
-    times, if it has 2,000 or more).
+    1. Rotate the image upright (EXIF), put it on white if it is transparent, convert it to grayscale or RGB.
+    2. Resize it with a bilinear filter so that its shorter side has ``resize`` pixels. Images of the right size are
+       not resampled.
+    3. Take the center crop of ``crop`` (height, width); the rest is never computed.
+    4. Normalize each channel: (value / 255 - mean) / std.
+
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps twice ``resize`` pixels (1.4 times
+    if it has 2,000 or more).
     """
 
     resize: int
@@ -37,10 +39,14 @@ class Preparation:
 
     @property
     def color_mode(self) -> Literal["L", "RGB"]:
-        """Pillow's mode; raises `UsageError` where no picture has so many channels."""
+        """Pillow's mode for the images.
+
+        Raises:
+            UsageError: no image has this number of channels.
+        """
         if len(self.mean) not in _IMAGE_CHANNELS:
-            what = f"this network sees {len(self.mean)} channels, and a picture has 1 (grey) or 3 (RGB)"
-            raise UsageError(what, fix="from Python, give it tensors")
+            what = f"this network takes {len(self.mean)} channels, but an image has 1 (grayscale) or 3 (RGB)"
+            raise UsageError(what, fix="call the network from Python with tensors")
         return "L" if len(self.mean) == 1 else "RGB"
 
 
@@ -49,7 +55,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def make_default_preparation(spec: Network) -> Preparation:
-    """The usual one: 224 is cut out of 256, small images are taken whole; RGB by ImageNet's statistics, grey by 0.5."""
+    """Return the usual preparation for the input of a network.
+
+    Large images are resized to 256/224 of the crop, small ones to the crop itself. RGB is normalized with the
+    statistics of ImageNet, any other number of channels with 0.5.
+    """
     channels, height, width = spec.input
     side = max(height, width)
     resize = side * 256 // 224 if min(height, width) >= 128 else side
@@ -60,7 +70,9 @@ def make_default_preparation(spec: Network) -> Preparation:
 
 @dataclass(frozen=True, slots=True)
 class ReportedMetric:
-    """A measured or published number, and where it comes from."""
+    """A measured or published number, and its source."""
+
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"what": "name"}
 
     name: str
     value: float
@@ -69,7 +81,7 @@ class ReportedMetric:
 
 @dataclass(frozen=True, slots=True)
 class TrainingInfo:
-    """What a model was trained on. ``fingerprint`` hashes the names of the pictures, ``split_seed`` drew the parts."""
+    """The training of a model: ``fingerprint`` hashes the file names, ``split_seed`` drew the splits."""
 
     data: str
     fingerprint: str
@@ -83,10 +95,12 @@ _UNTRAINED = "not trained"
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Everything about a model that is not a tensor; ``config.json`` of a model folder.
+    """Everything about a model that is not a tensor: the ``config.json`` of a model folder.
 
-    ``assumed`` holds what could not be told from the file that the weights came in.
+    ``assumed`` lists the settings that the file of the weights did not state.
     """
+
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"licence": "license", "figures": "metrics"}
 
     name: str
     spec: Network
@@ -101,24 +115,37 @@ class Card:
 
     @property
     def is_trained(self) -> bool:
-        """Whether its weights come from anywhere, so that its answers mean something."""
+        """True if the weights come from a training, so that predictions mean something."""
         return self.origin != _UNTRAINED
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What its classes are called, ``class 3`` where they have no names; empty without a classifier."""
+        """The class names, ``class 3`` if they have none; empty without a classifier."""
         return self.classes or tuple(f"class {i}" for i in range(count_classes(self.spec.head)))
 
 
 def get_labels(card: Card) -> tuple[str, ...]:
-    """What the classes are called; raises `UsageError` where there is no classifier."""
+    """Return the class names of a classifier.
+
+    Raises:
+        UsageError: the network has no classifier.
+    """
     if not card.labels:
-        raise UsageError("this network has no classifier, so it names no class", where=card.name)
+        raise UsageError("this network has no classifier, so it has no classes", where=card.name)
     return card.labels
 
 
 def make_card(name: str, spec: Network, classes: tuple[str, ...] = ()) -> Card:
-    """The card of a network that has not been trained; class names set the number of classes."""
+    """Return the card of an untrained network.
+
+    Args:
+        name: the name of the network.
+        spec: its spec.
+        classes: the class names; they replace the number of classes in the spec.
+
+    Raises:
+        SpecError: with all faults of the spec.
+    """
     check_spec(spec)
     if classes:
         spec = replace_classes(spec, len(classes))
@@ -129,41 +156,15 @@ CARD_FORMAT = 1
 CARD_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
-def find_model_folder(source: str | Path) -> Path | None:
-    """The model folder that ``source`` names: itself, or the ``model`` of a run; None for a name or anything else."""
-    if isinstance(source, str) and source in CATALOG:  # a folder of this name is ./resnet18
-        return None
-    path = Path(source)
-    folders = (path.parent,) if path.name == WEIGHTS_FILE else (path, path / "model")
-    return next((folder for folder in folders if _has_card(folder)), None)
-
-
-def is_hugging_face_folder(folder: Path) -> bool:
-    """Whether a folder is one of transformers, which has a ``config.json`` as well."""
-    return "model_type" in _read_card_keys(folder)
-
-
-def _has_card(folder: Path) -> bool:
-    """A ``config.json`` of ours, or one that is too damaged to tell."""
-    return (folder / CARD_FILE).is_file() and bool({"spec", "format", ""} & _read_card_keys(folder))
-
-
-def _read_card_keys(folder: Path) -> set[str]:
-    """What a ``config.json`` speaks of; nothing where there is none, and ``""`` where it cannot be read."""
-    path = folder / CARD_FILE
-    if not path.is_file():
-        return set()
-    try:
-        data = parse_json(read_text(path, "this card"), str(path))
-    except UsageError:
-        return {""}
-    return set(data) if isinstance(data, dict) and data else {""}
-
-
 def find_preparation_faults(preparation: Preparation, channels: int) -> list[Fault]:
-    """What keeps a preparation from feeding a network of so many input channels with pictures."""
+    """Return the faults that keep a preparation from feeding images to a network.
+
+    Args:
+        preparation: the preparation of images.
+        channels: the input channels of the network.
+    """
     if channels not in _IMAGE_CHANNELS:
-        return [Fault("input", f"{channels} channels", "1 (grey) or 3 (RGB), as pictures have")]
+        return [Fault("input", f"{channels} channels", "1 (grayscale) or 3 (RGB), as images have")]
     n_channels, std, crop = len(preparation.mean), preparation.std, preparation.crop
     limits = [
         ("mean", str(n_channels), n_channels == channels, f"{channels} numbers, one for each channel"),
@@ -174,60 +175,39 @@ def find_preparation_faults(preparation: Preparation, channels: int) -> list[Fau
     return [Fault(f"preparation.{path}", value, allowed) for path, value, is_valid, allowed in limits if not is_valid]
 
 
-def _find_card_faults(card: Card) -> list[Fault]:
-    """What contradicts itself in a card."""
-    channels = card.spec.input[0]  # of more than pictures have, tensors are made elsewhere
+def _check_consistency(card: Card, path: Path) -> None:
+    """Raise `TextError` if fields of a card contradict each other."""
+    channels = card.spec.input[0]  # a network of other channels takes tensors, so its preparation is not used
     faults = find_preparation_faults(card.preparation, channels) if channels in _IMAGE_CHANNELS else []
     n_classes = count_classes(card.spec.head)
     if card.classes and len(card.classes) != n_classes:
-        faults.append(Fault("classes", f"{len(card.classes)} names", f"{n_classes}, as spec.head"))
-    return faults
-
-
-def resolve_card(source: str | Path | Network) -> Card:
-    """The card of anything that describes a network: a name, a spec or its file, a model folder, a run folder."""
-    if not isinstance(source, Network):
-        folder = find_model_folder(source)
-        if folder:
-            return read_card(folder)
-        if Path(source).is_dir() and source not in CATALOG:
-            raise _missing_model_error(Path(source))
-    return make_card(get_network_name(source), resolve_spec(source))
+        faults.append(Fault("classes", f"{len(card.classes)} names", f"{n_classes}, as spec.head has"))
+    if faults:
+        raise TextError(f"{path} does not describe a model", faults)
 
 
 def read_card(folder: Path) -> Card:
-    """The card in a model folder; it came with weights, so a fault is a `WeightsError`."""
+    """Return the card in a model folder.
+
+    Raises:
+        WeightsError: with all faults of the card, because it belongs to weights.
+    """
     path = folder / CARD_FILE
     try:
         data = parse_json(read_text(path, "this card"), str(path))
         _check_format(data, path)
         card = from_data(Card, data, str(path))
         check_spec(card.spec)
-        contradictions = _find_card_faults(card)
-        if contradictions:
-            raise TextError(f"{path} does not describe a model", contradictions)
+        _check_consistency(card, path)
     except UsageError as error:
-        raise WeightsError(
-            error.what, where=[str(path), *error.where], fix="copy the whole model folder again"
-        ) from None
+        fix = RENAME_FIX if error.fix == RENAME_FIX else "copy the whole model folder again"
+        raise WeightsError(error.what, where=[str(path), *error.where], fix=fix) from None
     return card
 
 
 def _check_format(data: Any, path: Path) -> None:
-    """One sentence instead of a fault for every field that is not known yet."""
+    """Refuse the card of a newer version in one sentence, instead of one fault for each new field."""
     version = data.get("format") if isinstance(data, dict) else None
-    if type(version) is int and CARD_FORMAT < version < 10**6:  # no number to fill a screen with
-        what = f"this card was made by a newer resnetkit (format {version}; this one reads {CARD_FORMAT})"
+    if type(version) is int and CARD_FORMAT < version < 10**6:  # a number of any length could fill the screen
+        what = f"this card was written by a newer resnetkit (format {version}; this one reads {CARD_FORMAT})"
         raise WeightsError(what, where=str(path), fix="pip install --upgrade resnetkit")
-
-
-def _missing_model_error(path: Path) -> UsageError | WeightsError:
-    if any((folder / WEIGHTS_FILE).is_file() for folder in (path, path / "model")):
-        return WeightsError(
-            f"{CARD_FILE} is missing beside the weights", where=str(path), fix="copy the whole folder again"
-        )
-    if (path / "run.toml").is_file():
-        return UsageError("this run has not finished, so it holds no model", where=str(path), fix="train again")
-    return UsageError(
-        "this folder holds no model", where=str(path), fix=f"name a model folder (with {CARD_FILE}) or a run folder"
-    )

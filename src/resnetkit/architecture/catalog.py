@@ -1,10 +1,12 @@
-"""Every network by name. A row is the spec itself, made of a few words; adding a model adds a row.
+"""The catalog: the spec of every network that has a name. A new model is a new row.
 
-Names: ``resnet50`` has the stride at the 3x3 (torchvision, v1.5), ``resnet50_v1`` at the first 1x1 (the paper);
-``resnet20`` is the paper's CIFAR network with option A (zeros on both sides), ``_a_end``, ``_b`` and ``_c`` the others;
-``cifar_resnet18`` has ImageNet's blocks behind a 3x3 stem; ``plain34`` has no shortcuts. ``resnet50d``,
-``resnetv2_50``, ``seresnet50`` and their like are timm's; ``keras_`` and ``caffe_`` networks differ in ways that shapes
-do not tell: strides, epsilon, biases, the edge of the pool.
+- ``resnet50`` has the stride at the 3x3 (torchvision, v1.5), ``resnet50_v1`` at the first 1x1 (the paper).
+- ``resnet20`` is the paper's CIFAR network with option A (zeros on both sides). ``_a_end`` has zeros at the end, ``_b``
+  and ``_c`` have options B and C.
+- ``cifar_resnet18`` has the stages for ImageNet after a 3x3 stem.
+- ``plain34`` has no shortcuts.
+- ``resnet50d``, ``resnetv2_50``, ``seresnet50`` and similar names are timm's.
+- ``keras_`` and ``caffe_`` networks differ in strides, epsilon, biases and the edge of the pool.
 
 This module imports no torch.
 """
@@ -17,44 +19,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from resnetkit.architecture.spec import (
-    MLP,
-    OPTION_A,
-    OPTION_A_END,
-    OPTION_B,
-    OPTION_C,
-    OPTION_D,
-    Attention,
-    Basic,
-    BatchNorm,
-    Blur,
-    BlurredFirstBlock,
-    Bottleneck,
-    Branch,
-    Chain,
-    Conv,
-    EfficientChannels,
-    FirstBlock,
-    Identity,
-    LastBlock,
-    Linear,
-    MaxPool,
-    Network,
-    NoNorm,
-    Norm,
-    NoShortcuts,
-    PoolAfter,
-    Projection,
-    Shortcuts,
-    SqueezeExcite,
-    Stage,
-    Stem,
-    Step,
-    Subsampled,
-    count_classes,
-    replace_classes,
-)
-from resnetkit.errors import UsageError, suggest_fix
+from resnetkit.architecture import spec as specs
+from resnetkit.architecture.spec import Conv, Network, Shortcuts, Stage, Stem, count_classes, replace_classes
+from resnetkit.errors import UsageError, find_closest, suggest_fix
 from resnetkit.serialization import from_json, from_toml, read_text
 
 CIFAR_INPUT = (3, 32, 32)
@@ -62,17 +29,17 @@ STEMS_3X3 = {64: Stem((Conv(64, 3),), ()), 16: Stem((Conv(16, 3),), ())}
 
 
 def _make_stages(
-    blocks: tuple[int, ...], channels: int, branches: list[Branch], **stage_fields: Any
+    blocks: tuple[int, ...], channels: int, branches: list[specs.Branch], **stage_fields: Any
 ) -> tuple[Stage, ...]:
-    """Stages that double the channels; all but the first halve the map."""
+    """Return stages that double the channels; all but the first halve the map."""
     return tuple(
-        Stage(n, channels * 2**i, branch, FirstBlock(1 if i == 0 else 2), **stage_fields)
+        Stage(n, channels * 2**i, branch, specs.FirstBlock(1 if i == 0 else 2), **stage_fields)
         for i, (n, branch) in enumerate(zip(blocks, branches, strict=True))
     )
 
 
 def _make_basic(*blocks: int, channels: int = 64, **network_fields: Any) -> Network:
-    branches: list[Branch] = [Basic(channels * 2**i) for i in range(len(blocks))]
+    branches: list[specs.Branch] = [specs.Basic(channels * 2**i) for i in range(len(blocks))]
     return Network(_make_stages(blocks, channels, branches), **network_fields)
 
 
@@ -81,69 +48,73 @@ def _make_bottleneck(
     width: int = 64,
     groups: int = 1,
     v1: bool = False,
-    attention: tuple[Attention, ...] = (),
+    attention: tuple[specs.Attention, ...] = (),
     **network_fields: Any,
 ) -> Network:
-    branches: list[Branch] = [Bottleneck(width * 2**i, groups, 1 if v1 else 2) for i in range(len(blocks))]
+    branches: list[specs.Branch] = [specs.Bottleneck(width * 2**i, groups, 1 if v1 else 2) for i in range(len(blocks))]
     return Network(_make_stages(blocks, 256, branches, attention=attention), **network_fields)
 
 
 def _add_blur(network: Network) -> Network:
-    """Anti-aliased: a blur wherever the map is made smaller, shortcuts aside (timm's resnetblur)."""
+    """Add a blur wherever the map gets smaller, except in shortcuts (timm's resnetblur)."""
     stages = [
-        replace(stage, reduce=BlurredFirstBlock(stage.reduce.stride)) if stage.reduce.stride > 1 else stage
+        replace(stage, reduce=specs.BlurredFirstBlock(stage.reduce.stride)) if stage.reduce.stride > 1 else stage
         for stage in network.stages
     ]
-    return replace(network, stages=tuple(stages), stem=replace(network.stem, pool=(MaxPool(3, 1),), blur=(Blur(),)))
+    return replace(
+        network, stages=tuple(stages), stem=replace(network.stem, pool=(specs.MaxPool(3, 1),), blur=(specs.Blur(),))
+    )
 
 
 def _reduce_in_last_blocks(network: Network) -> Network:
-    """Each stage but the last makes the map smaller in its last block, for the next one (Keras's V2)."""
+    """Move the stride of each stage to the last block of the stage before it (Keras V2)."""
     n_stages = len(network.stages)
-    stages = [replace(stage, reduce=LastBlock(2 if i < n_stages else 1)) for i, stage in enumerate(network.stages, 1)]
+    stages = [
+        replace(stage, reduce=specs.LastBlock(2 if i < n_stages else 1)) for i, stage in enumerate(network.stages, 1)
+    ]
     return replace(network, stages=tuple(stages))
 
 
-def _make_vgg(*blocks: int, norm: Norm = NoNorm()) -> Network:  # noqa: B008  frozen
-    """ArXiv 1409.1556, table 1: 3x3 convolutions, a pool behind each stage, three linear layers."""
+def _make_vgg(*blocks: int, norm: specs.Norm = specs.NoNorm()) -> Network:  # noqa: B008  NoNorm is frozen
+    """Return a VGG (arXiv 1409.1556, table 1): 3x3 convolutions, a pool after each stage, linear layers."""
     stages = [
-        Stage(n, channels, Chain((Step(channels),)), PoolAfter())
+        Stage(n, channels, specs.Chain((specs.Step(channels),)), specs.PoolAfter())
         for n, channels in zip(blocks, (64, 128, 256, 512, 512), strict=True)
     ]
-    return Network(tuple(stages), Stem((), ()), MLP(), shortcuts=NoShortcuts(), norm=norm, bias="always")
+    return Network(tuple(stages), Stem((), ()), specs.MLP(), shortcuts=specs.NoShortcuts(), norm=norm, bias="always")
 
 
-def _make_cifar(depth: int, shortcuts: Shortcuts | NoShortcuts) -> Network:
-    """The paper's section 4.2: 6n + 2 layers, 16, 32 and 64 channels."""
+def _make_cifar(depth: int, shortcuts: Shortcuts | specs.NoShortcuts) -> Network:
+    """Return a network of the paper's section 4.2: 6n + 2 layers with 16, 32 and 64 channels."""
     n = (depth - 2) // 6
-    cifar_fields: dict[str, Any] = {"stem": STEMS_3X3[16], "head": Linear(10), "input": CIFAR_INPUT}
+    cifar_fields: dict[str, Any] = {"stem": STEMS_3X3[16], "head": specs.Linear(10), "input": CIFAR_INPUT}
     return _make_basic(n, n, n, channels=16, shortcuts=shortcuts, **cifar_fields)
 
 
 def _adapt_to_cifar(network: Network) -> Network:
-    """ImageNet's stages behind a 3x3 stem without a pool (kuangliu's networks)."""
-    return Network(network.stages, STEMS_3X3[64], Linear(10), CIFAR_INPUT)
+    """Return the stages of an ImageNet network after a 3x3 stem without a pool (kuangliu's networks)."""
+    return Network(network.stages, STEMS_3X3[64], specs.Linear(10), CIFAR_INPUT)
 
 
 _DEEP_STEM, _TIERED_STEM, _WIDE_STEM = (
     Stem((Conv(first, 3, 2), Conv(second), Conv(2 * second))) for first, second in ((32, 32), (24, 32), (64, 64))
 )
 _VARIANT_C: dict[str, Any] = {"stem": _DEEP_STEM}
-_VARIANT_D: dict[str, Any] = {"stem": _DEEP_STEM, "shortcuts": OPTION_D}
+_VARIANT_D: dict[str, Any] = {"stem": _DEEP_STEM, "shortcuts": specs.OPTION_D}
 _VARIANT_S: dict[str, Any] = {"stem": _WIDE_STEM}
-_VARIANT_T: dict[str, Any] = {"stem": _TIERED_STEM, "shortcuts": OPTION_D}
+_VARIANT_T: dict[str, Any] = {"stem": _TIERED_STEM, "shortcuts": specs.OPTION_D}
 _PRE_ACTIVATION: dict[str, Any] = {"order": "norm-act-conv", "bias": "never"}
-_SE: dict[str, Any] = {"attention": (SqueezeExcite(),)}
-_KERAS_NORM = BatchNorm(1.001e-5, 0.01)
+_SE: dict[str, Any] = {"attention": (specs.SqueezeExcite(),)}
+_KERAS_NORM = specs.BatchNorm(1.001e-5, 0.01)
 _KERAS: dict[str, Any] = {"v1": True, "norm": _KERAS_NORM, "bias": "always"}
 _KERAS_V2: dict[str, Any] = {
     "order": "norm-act-conv",
     "norm": _KERAS_NORM,
-    "shortcuts": Shortcuts(Projection(), Subsampled(), Identity()),
-    "stem": Stem(pool=(MaxPool(3, 2, "zeros"),)),
+    "shortcuts": Shortcuts(specs.Projection(), specs.Subsampled(), specs.Identity()),
+    "stem": Stem(pool=(specs.MaxPool(3, 2, "zeros"),)),
 }
-_CAFFE: dict[str, Any] = {"v1": True, "stem": Stem(pool=(MaxPool(3, 2, "ceil"),))}
-_PLAIN: dict[str, Any] = {"shortcuts": NoShortcuts()}
+_CAFFE: dict[str, Any] = {"v1": True, "stem": Stem(pool=(specs.MaxPool(3, 2, "ceil"),))}
+_PLAIN: dict[str, Any] = {"shortcuts": specs.NoShortcuts()}
 _VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _DEPTHS = (20, 32, 44, 56, 110, 1202)
 
@@ -161,17 +132,17 @@ CATALOG: dict[str, Network] = {
     "resnet50_v1": _make_bottleneck(3, 4, 6, 3, v1=True),
     "resnet101_v1": _make_bottleneck(3, 4, 23, 3, v1=True),
     "resnet152_v1": _make_bottleneck(3, 8, 36, 3, v1=True),
-    "resnet18_a": _make_basic(2, 2, 2, 2, shortcuts=OPTION_A),
-    "resnet18_c": _make_basic(2, 2, 2, 2, shortcuts=OPTION_C),
-    "resnet34_a": _make_basic(3, 4, 6, 3, shortcuts=OPTION_A),
-    "resnet34_c": _make_basic(3, 4, 6, 3, shortcuts=OPTION_C),
+    "resnet18_a": _make_basic(2, 2, 2, 2, shortcuts=specs.OPTION_A),
+    "resnet18_c": _make_basic(2, 2, 2, 2, shortcuts=specs.OPTION_C),
+    "resnet34_a": _make_basic(3, 4, 6, 3, shortcuts=specs.OPTION_A),
+    "resnet34_c": _make_basic(3, 4, 6, 3, shortcuts=specs.OPTION_C),
     "plain18": _make_basic(2, 2, 2, 2, **_PLAIN),
     "plain34": _make_basic(3, 4, 6, 3, **_PLAIN),
-    **{f"resnet{depth}": _make_cifar(depth, OPTION_A) for depth in _DEPTHS},
-    **{f"resnet{depth}_a_end": _make_cifar(depth, OPTION_A_END) for depth in _DEPTHS},
-    **{f"resnet{depth}_b": _make_cifar(depth, OPTION_B) for depth in _DEPTHS},
-    **{f"resnet{depth}_c": _make_cifar(depth, OPTION_C) for depth in _DEPTHS},
-    **{f"plain{depth}": _make_cifar(depth, NoShortcuts()) for depth in _DEPTHS if depth < 1000},
+    **{f"resnet{depth}": _make_cifar(depth, specs.OPTION_A) for depth in _DEPTHS},
+    **{f"resnet{depth}_a_end": _make_cifar(depth, specs.OPTION_A_END) for depth in _DEPTHS},
+    **{f"resnet{depth}_b": _make_cifar(depth, specs.OPTION_B) for depth in _DEPTHS},
+    **{f"resnet{depth}_c": _make_cifar(depth, specs.OPTION_C) for depth in _DEPTHS},
+    **{f"plain{depth}": _make_cifar(depth, specs.NoShortcuts()) for depth in _DEPTHS if depth < 1000},
     "resnet10t": _make_basic(1, 1, 1, 1, **_VARIANT_T),
     "resnet14t": _make_bottleneck(1, 1, 1, 1, **_VARIANT_T),
     "resnet18d": _make_basic(2, 2, 2, 2, **_VARIANT_D),
@@ -189,7 +160,7 @@ CATALOG: dict[str, Network] = {
     "resnet200d": _make_bottleneck(3, 24, 36, 3, **_VARIANT_D),
     "seresnet50": _make_bottleneck(3, 4, 6, 3, **_SE),
     "seresnext50_32x4d": _make_bottleneck(3, 4, 6, 3, width=128, groups=32, **_SE),
-    "ecaresnet50d": _make_bottleneck(3, 4, 6, 3, attention=(EfficientChannels(),), **_VARIANT_D),
+    "ecaresnet50d": _make_bottleneck(3, 4, 6, 3, attention=(specs.EfficientChannels(),), **_VARIANT_D),
     "resnetblur50": _add_blur(_make_bottleneck(3, 4, 6, 3)),
     "resnetv2_50": _make_bottleneck(3, 4, 6, 3, **_PRE_ACTIVATION),
     "resnetv2_50d": _make_bottleneck(3, 4, 6, 3, **_VARIANT_D, **_PRE_ACTIVATION),
@@ -208,7 +179,7 @@ CATALOG: dict[str, Network] = {
     "caffe_resnet101": _make_bottleneck(3, 4, 23, 3, **_CAFFE),
     "caffe_resnet152": _make_bottleneck(3, 8, 36, 3, **_CAFFE),
     **{f"vgg{depth}": _make_vgg(*blocks) for depth, blocks in _VGG.items()},
-    **{f"vgg{depth}_bn": _make_vgg(*blocks, norm=BatchNorm()) for depth, blocks in _VGG.items()},
+    **{f"vgg{depth}_bn": _make_vgg(*blocks, norm=specs.BatchNorm()) for depth, blocks in _VGG.items()},
     "cifar_resnet18": _adapt_to_cifar(_make_basic(2, 2, 2, 2)),
     "cifar_resnet34": _adapt_to_cifar(_make_basic(3, 4, 6, 3)),
     "cifar_resnet50": _adapt_to_cifar(_make_bottleneck(3, 4, 6, 3)),
@@ -218,19 +189,24 @@ CATALOG: dict[str, Network] = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that match a shell pattern, in the order of the rows; a word without a star matches inside a name."""
+    """Return the names that match a shell pattern, in the order of the catalog.
+
+    A pattern without wildcards matches any part of a name.
+    """
     glob_pattern = pattern if any(wildcard in pattern for wildcard in "*?[") else f"*{pattern}*"
     return [name for name in CATALOG if fnmatchcase(name, glob_pattern)]
 
 
 _WEIGHTS_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".safetensors", ".h5", ".keras", ".npz")
-_ALLOWED_SOURCES = "name a catalogue entry, a .toml or .json file, a model folder or a run folder"
+_ALLOWED_SOURCES = "use a name of the catalog, a .toml or .json file, a model folder or a run folder"
 
 
 def spec(source: str | Path | Network) -> Network:
-    """The spec of a name, or of a ``.toml`` or ``.json`` file; a spec is itself.
+    """Return the spec for a name of the catalog, a ``.toml`` or ``.json`` file, or a spec itself.
 
-    An unknown name raises `UsageError` with the nearest one, a faulty file `TextError` with every fault.
+    Raises:
+        UsageError: an unknown name (the error suggests a similar one), or a missing file.
+        TextError: with all faults of the file.
     """
     if isinstance(source, Network):
         return source
@@ -240,35 +216,28 @@ def spec(source: str | Path | Network) -> Network:
         return parse(Network, read_text(path, "this network"), str(path))
     if source not in CATALOG and (os.sep in str(source) or str(source).endswith(_WEIGHTS_SUFFIXES)):
         parent = Path(source).parent
-        siblings = [str(entry) for entry in parent.iterdir()] if parent.is_dir() else []
-        raise UsageError(
-            "there is no such file or folder",
-            where=str(source),
-            fix=suggest_fix(str(source), siblings, _ALLOWED_SOURCES),
-        )
+        siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        closest = find_closest(Path(source).name, siblings)  # whole paths are similar if their parents are long
+        fix = f"did you mean {parent / closest[0]}?" if closest else _ALLOWED_SOURCES
+        raise UsageError("no such file or folder", where=str(source), fix=fix)
     if source not in CATALOG:
         fix = suggest_fix(str(source), list(CATALOG), "`resnetkit models` lists every name")
-        raise UsageError(f"there is no network called {str(source)!r}", where="model", fix=fix)
+        raise UsageError(f"unknown network {str(source)!r}", where="model", fix=fix)
     return CATALOG[str(source)]
 
 
 def get_network_name(source: str | Path | Network) -> str:
-    """What to call a network: its name, its file's stem, or the row that has its spec."""
+    """Return the name of a network: the given name, the stem of its file, or the row with its spec."""
     if isinstance(source, Network):
         return next((name for name, network in CATALOG.items() if network == source), "custom")
     return Path(source).stem
 
 
 def find_catalog_name(spec: Network) -> str:
-    """The name of the catalogue's network that differs in nothing but classes and size of image; else ``custom``."""
+    """Return the name of the network that differs only in classes and image size, or ``custom``."""
     n_classes = count_classes(spec.head)
-    candidates = (
-        (
-            name,
-            replace(
-                replace_classes(network, n_classes) if n_classes else replace(network, head=spec.head), input=spec.input
-            ),
-        )
-        for name, network in CATALOG.items()
-    )
-    return next((name for name, network in candidates if network == spec), "custom")
+    for name, network in CATALOG.items():
+        resized = replace(network, input=spec.input)
+        if spec == (replace_classes(resized, n_classes) if n_classes else replace(resized, head=spec.head)):
+            return name
+    return "custom"

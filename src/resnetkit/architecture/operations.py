@@ -1,8 +1,9 @@
-"""The operations a plan is made of: plain integers, and what follows from them.
+"""The operations of a plan: plain integers, and the shapes and counts that follow from them.
 
-Every operation answers the same four questions: the shape it hands on, its params, its MACs, and its window (kernel,
-stride, dilation), from which the receptive field follows. Shapes are (C, H, W) for one image, or (C,) behind the head's
-average.
+Every operation has an output shape, params, MACs, and a window (kernel, stride, dilation), which decides the receptive
+field. Shapes are (C, H, W) for one image, or (C,) after the pooling of the head.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -15,26 +16,42 @@ from resnetkit.architecture.spec import BatchNorm, GroupNorm
 Shape = tuple[int, ...]
 Window = tuple[int, int, int]
 Edge = Literal["padded", "zeros", "ceil"]
-_POINT_WINDOW: Window = (1, 1, 1)
 
 
 def compute_output_size(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """Out = floor((in + 2*padding - dilation*(kernel-1) - 1) / stride) + 1"""
+    """Return floor((n + 2 * padding - dilation * (kernel - 1) - 1) / stride) + 1, as torch computes it.
+
+    Args:
+        n: the input size in pixels.
+        kernel: the kernel size.
+        stride: the stride.
+        padding: the padding on each side.
+        dilation: the distance between taps of the kernel.
+    """
     return (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def compute_output_size_ceil(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """The same, rounded up: the last window may hang over the end, but has to begin inside."""
+    """Return the output size rounded up (ceil mode): the last window must start inside the map.
+
+    Args:
+        n: the input size in pixels.
+        kernel: the kernel size.
+        stride: the stride.
+        padding: the padding on each side.
+        dilation: the distance between taps of the kernel.
+    """
     out = -(-(n + 2 * padding - dilation * (kernel - 1) - 1) // stride) + 1
     return out - 1 if (out - 1) * stride >= n + padding else out
 
 
 def _format_window(name: str, kernel: int, stride: int, dilation: int) -> str:
-    return f"{name} {kernel}x{kernel}" + f"/{stride}" * (stride > 1) + f", dilation {dilation}" * (dilation > 1)
+    text = f"{name} {kernel}x{kernel}" + (f"/{stride}" if stride > 1 else "")
+    return text + (f", dilation {dilation}" if dilation > 1 else "")
 
 
 class Op(Protocol):
-    """What a plan asks of an operation."""
+    """The interface of an operation."""
 
     @property
     def params(self) -> int: ...
@@ -45,7 +62,7 @@ class Op(Protocol):
 
 
 class _FreeOp:
-    """Nothing to learn, and nothing that MACs count."""
+    """An operation without params and MACs."""
 
     __slots__ = ()
 
@@ -57,14 +74,20 @@ class _FreeOp:
         return 0
 
 
-class _PointwiseOp:
-    """Every output sees one input, and the shape stays."""
+class _PointOp:
+    """An operation without a window: each output depends on one position, or on all."""
 
     __slots__ = ()
 
     @property
     def window(self) -> Window:
-        return _POINT_WINDOW
+        return 1, 1, 1
+
+
+class _PointwiseOp(_PointOp):
+    """An operation whose outputs depend on one position each; it keeps the shape."""
+
+    __slots__ = ()
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return shape
@@ -72,7 +95,7 @@ class _PointwiseOp:
 
 @dataclass(frozen=True, slots=True)
 class ConvOp:
-    """A square convolution, padded so that stride 1 keeps the size (odd kernels)."""
+    """A square convolution with an odd kernel, padded so that stride 1 keeps the size."""
 
     in_channels: int
     out_channels: int
@@ -108,7 +131,8 @@ class ConvOp:
 
     def __str__(self) -> str:
         text = _format_window("conv", self.kernel, self.stride, self.dilation)
-        return f"{text}, {self.in_channels} -> {self.out_channels}" + f", {self.groups} groups" * (self.groups > 1)
+        text += f", {self.in_channels} -> {self.out_channels}"
+        return f"{text}, {self.groups} groups" if self.groups > 1 else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +165,7 @@ class ActivationOp(_FreeOp, _PointwiseOp):
 
 @dataclass(frozen=True, slots=True)
 class AddOp(_FreeOp, _PointwiseOp):
-    """Where branch and shortcut meet."""
+    """The sum of branch and shortcut."""
 
     def __str__(self) -> str:
         return "branch + shortcut"
@@ -149,7 +173,7 @@ class AddOp(_FreeOp, _PointwiseOp):
 
 @dataclass(frozen=True, slots=True)
 class MaxPoolOp(_FreeOp):
-    """A max pool; `MaxPool` says what the edges are. Kernel 2 pads by nothing."""
+    """A max pool with an edge as in `MaxPool`; kernel 2 has no padding."""
 
     kernel: int
     stride: int
@@ -169,13 +193,13 @@ class MaxPoolOp(_FreeOp):
         return shape[0], *(compute(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
 
     def __str__(self) -> str:
-        suffix = {"padded": "", "zeros": ", zeros around", "ceil": ", over the end"}[self.edge]
+        suffix = {"padded": "", "zeros": ", zero padding", "ceil": ", ceil mode"}[self.edge]
         return _format_window("max pool", self.kernel, self.stride, self.dilation) + suffix
 
 
 @dataclass(frozen=True, slots=True)
 class BlurOp(_FreeOp):
-    """A fixed filter of binomial weights on each channel, mirrored at the edge: no weight to learn."""
+    """A fixed binomial filter on each channel with reflect padding."""
 
     channels: int
     kernel: int
@@ -191,7 +215,7 @@ class BlurOp(_FreeOp):
         return self.kernel, self.stride, self.dilation
 
     def compute_output_shape(self, shape: Shape) -> Shape:
-        """A map too small to be mirrored has nothing left."""
+        """Return the output shape, with sizes of 0 if the map is too small for reflect padding."""
         sizes = (compute_output_size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
         return shape[0], *(out if n > self.padding else 0 for n, out in zip(shape[1:], sizes, strict=True))
 
@@ -201,7 +225,7 @@ class BlurOp(_FreeOp):
 
 @dataclass(frozen=True, slots=True)
 class AvgPoolOp(_FreeOp):
-    """An average over what lies inside the map: windows may hang over the end, and count only what they see."""
+    """An average pool in ceil mode that counts only the pixels inside the map."""
 
     kernel: int
     stride: int
@@ -220,7 +244,7 @@ class AvgPoolOp(_FreeOp):
 
 @dataclass(frozen=True, slots=True)
 class ZeroPadOp(_FreeOp):
-    """Every stride-th pixel, with channels of zeros before and after."""
+    """Every stride-th pixel, with channels of zeros before and after the channels."""
 
     before: int
     after: int
@@ -239,12 +263,8 @@ class ZeroPadOp(_FreeOp):
 
 
 @dataclass(frozen=True, slots=True)
-class GlobalAvgPoolOp(_FreeOp):
-    """The average over the whole map."""
-
-    @property
-    def window(self) -> Window:
-        return _POINT_WINDOW
+class GlobalAvgPoolOp(_FreeOp, _PointOp):
+    """The average over the whole feature map."""
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return shape[:1]
@@ -254,14 +274,10 @@ class GlobalAvgPoolOp(_FreeOp):
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptiveAvgPoolOp(_FreeOp):
-    """Averages over ``side`` x ``side`` windows, however large the map is, as one vector."""
+class AdaptiveAvgPoolOp(_FreeOp, _PointOp):
+    """Adaptive average pooling to ``side`` x ``side``, flattened to one vector."""
 
     side: int
-
-    @property
-    def window(self) -> Window:
-        return _POINT_WINDOW
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return (shape[0] * self.side**2,)
@@ -272,7 +288,7 @@ class AdaptiveAvgPoolOp(_FreeOp):
 
 @dataclass(frozen=True, slots=True)
 class DropoutOp(_FreeOp, _PointwiseOp):
-    """In training, each number is left out this often; nothing in evaluation."""
+    """Dropout at this rate in training; the identity in evaluation."""
 
     rate: float
 
@@ -282,17 +298,17 @@ class DropoutOp(_FreeOp, _PointwiseOp):
 
 @dataclass(frozen=True, slots=True)
 class StochasticDepthOp(_FreeOp, _PointwiseOp):
-    """In training, the branch is left out this often, image by image; nothing in evaluation."""
+    """Stochastic depth: drops the branch of single images at this rate in training."""
 
     rate: float
 
     def __str__(self) -> str:
-        return f"left out {self.rate:.3g} of the time"
+        return f"stochastic depth {self.rate:.3g}"
 
 
 @dataclass(frozen=True, slots=True)
 class SqueezeExciteOp(_PointwiseOp):
-    """Channels weighed by two layers over their averages."""
+    """Channel weights from two layers over the channel averages."""
 
     channels: int
     reduced: int
@@ -310,7 +326,7 @@ class SqueezeExciteOp(_PointwiseOp):
 
 @dataclass(frozen=True, slots=True)
 class EfficientChannelsOp(_PointwiseOp):
-    """Channels weighed by a convolution along them, over their averages."""
+    """Channel weights from a convolution along the channel averages."""
 
     channels: int
     kernel: int
@@ -323,19 +339,15 @@ class EfficientChannelsOp(_PointwiseOp):
         return self.kernel * self.channels
 
     def __str__(self) -> str:
-        return f"efficient channel attention, {self.kernel} neighbours"
+        return f"efficient channel attention, kernel {self.kernel}"
 
 
 @dataclass(frozen=True, slots=True)
-class LinearOp:
+class LinearOp(_PointOp):
     """A linear layer with a bias."""
 
     in_features: int
     out_features: int
-
-    @property
-    def window(self) -> Window:
-        return _POINT_WINDOW
 
     @property
     def params(self) -> int:
@@ -352,5 +364,5 @@ class LinearOp:
 
 
 def format_ordinal(n: int) -> str:
-    """1st, 2nd, 3rd, 4th ..., for the small numbers that strides are."""
+    """Return 1st, 2nd, 3rd, 4th ... for a small number such as a stride."""
     return {1: "1st", 2: "2nd", 3: "3rd"}.get(n, f"{n}th")

@@ -1,4 +1,4 @@
-"""Accuracies that others published, as rows. None of them was measured by us.
+"""Published accuracies of the networks in the catalog. resnetkit measured none of them.
 
 This module imports no torch.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PublishedAccuracy:
-    """Top-1 in per cent, and where it stands."""
+    """Top-1 accuracy in percent, and its source."""
 
     top1: float
     source: str

@@ -1,6 +1,6 @@
-"""What must hold in a spec. Every rule is a generator of faults; `faults` runs them all.
+"""The rules of a valid spec: each is a generator of faults, and `find_spec_faults` runs them all.
 
-What depends on the size of the image (a map that vanishes) is found by the planner, which raises the same error.
+Faults that depend on the image size (an empty feature map) are found by the planner, which raises the same error.
 
 This module imports no torch.
 """
@@ -10,50 +10,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from resnetkit.architecture.spec import (
-    MLP,
-    Adapter,
-    BatchNorm,
-    BlurredFirstBlock,
-    Chain,
-    Features,
-    FoldedNorm,
-    GroupNorm,
-    Identity,
-    LastBlock,
-    Linear,
-    Network,
-    NoNorm,
-    NoShortcuts,
-    PoolAfter,
-    PooledProjection,
-    Projection,
-    Shortcuts,
-    SqueezeExcite,
-    Stage,
-    Subsampled,
-    ZeroPadded,
-    get_stride_at,
-    list_steps,
-)
+from resnetkit.architecture import spec as specs
+from resnetkit.architecture.spec import Network, Shortcuts, Stage, get_stride_at, list_steps
 from resnetkit.errors import Fault, SpecError
 from resnetkit.serialization import find_type_faults, to_data
 
-# A text must not be able to ask for more than a machine can work out. ResNet-1202 has 600 blocks.
+# A file must not describe a network that no machine can plan. ResNet-1202 has 600 blocks.
 MAX_BLOCKS, MAX_CONVOLUTIONS = 2_000, 10_000
 MAX_CHANNELS, MAX_CLASSES, MAX_SIDE, MAX_WINDOW = 2**20, 2**24, 2**16, 255
 MAX_HIDDEN = 64
 
 
 def check_spec(spec: Network) -> None:
-    """Raise `SpecError` with every fault of the spec, if it has any."""
+    """Check a spec against all rules.
+
+    Raises:
+        SpecError: with all faults of the spec.
+    """
     spec_faults = find_spec_faults(spec)
     if spec_faults:
-        raise SpecError("this network cannot be built", spec_faults, fix="correct these places of the spec")
+        raise SpecError("this network cannot be built", spec_faults, fix="correct these fields of the spec")
 
 
 def find_spec_faults(spec: Network) -> list[Fault]:
-    """Every fault of the spec. Where a value has the wrong type, only those are told: nothing else can be asked."""
+    """Return all faults of a spec; only the wrong types if there are any, because the rules rely on types."""
     wrong_types = find_type_faults(Network, to_data(spec))
     return wrong_types or list(dict.fromkeys(fault for rule in RULES for fault in rule(spec)))
 
@@ -94,12 +74,12 @@ def _check_stages(spec: Network) -> Iterator[Fault]:
         yield from _check_range(f"stage{i}.blocks", stage.blocks, MAX_BLOCKS)
         yield from _check_range(f"stage{i}.channels", stage.channels, MAX_CHANNELS)
         yield from _check_range(f"stage{i}.reduce.stride", stage.reduce.stride, MAX_WINDOW)
-        if isinstance(stage.reduce, BlurredFirstBlock):
+        if isinstance(stage.reduce, specs.BlurredFirstBlock):
             yield from _check_odd(f"stage{i}.reduce.blur", stage.reduce.blur)
         if len(stage.attention) > 1:
-            yield Fault(f"stage{i}.attention", f"{len(stage.attention)} of them", "one or none")
+            yield Fault(f"stage{i}.attention", f"{len(stage.attention)} layers", "one or none")
         for attention in stage.attention:
-            if isinstance(attention, SqueezeExcite):
+            if isinstance(attention, specs.SqueezeExcite):
                 yield from _check_range(f"stage{i}.attention.reduction", attention.reduction, MAX_CHANNELS)
 
 
@@ -116,15 +96,14 @@ def _check_branch(path: str, stage: Stage, in_channels: int) -> Iterator[Fault]:
     if not 1 <= get_stride_at(stage.branch) <= len(chain):
         yield Fault(f"{path}.stride_at", str(get_stride_at(stage.branch)), f"1 to {len(chain)}, one of the steps")
     if chain[-1].channels != stage.channels:
-        yield Fault(
-            f"{path}.step{len(chain)}.channels", str(chain[-1].channels), f"{stage.channels}, the stage's channels"
-        )
-    if not isinstance(stage.branch, Chain):
+        allowed = f"{stage.channels}, the stage's channels"
+        yield Fault(f"{path}.step{len(chain)}.channels", str(chain[-1].channels), allowed)
+    if not isinstance(stage.branch, specs.Chain):
         yield from _check_range(f"{path}.width", stage.branch.width, MAX_CHANNELS)
     step_channels = in_channels
     for i, step in enumerate(chain, 1):
         step_path = path
-        if isinstance(stage.branch, Chain):
+        if isinstance(stage.branch, specs.Chain):
             step_path = f"{path}.step{i}"
             yield from _check_range(f"{step_path}.channels", step.channels, MAX_CHANNELS)
             yield from _check_odd(f"{step_path}.kernel", step.kernel)
@@ -134,23 +113,18 @@ def _check_branch(path: str, stage: Stage, in_channels: int) -> Iterator[Fault]:
 
 def _check_groups(path: str, groups: int, in_channels: int, out_channels: int) -> Iterator[Fault]:
     if groups < 1 or in_channels % groups or out_channels % groups:
-        channels = (
-            f"{in_channels} channels in and {out_channels} out"
-            if in_channels != out_channels
-            else f"the {in_channels} channels"
-        )
+        is_same = in_channels == out_channels
+        channels = f"the {in_channels} channels" if is_same else f"{in_channels} channels in and {out_channels} out"
         yield Fault(path, str(groups), f"a number that divides {channels}")
 
 
 def _check_shortcuts(spec: Network) -> Iterator[Fault]:
-    if isinstance(spec.shortcuts, NoShortcuts):
+    if isinstance(spec.shortcuts, specs.NoShortcuts):
         return
     for i, (stage, in_channels) in enumerate(zip(spec.stages, list_stage_input_channels(spec), strict=True), 1):
         for b, channels, stride in _list_distinct_blocks(stage, in_channels):
-            cause, adapter = (
-                find_shortcut_cause(channels, stage.channels, stride),
-                select_adapter(spec.shortcuts, channels, stage.channels, stride),
-            )
+            cause = find_shortcut_cause(channels, stage.channels, stride)
+            adapter = select_adapter(spec.shortcuts, channels, stage.channels, stride)
             allowed = _suggest_adapters(adapter, channels, stage.channels, stride)
             if allowed:
                 value = f"{type(adapter).__name__} for {_format_change(channels, stage.channels, stride)}"
@@ -158,47 +132,45 @@ def _check_shortcuts(spec: Network) -> Iterator[Fault]:
 
 
 def _list_distinct_blocks(stage: Stage, in_channels: int) -> Iterator[tuple[int, int, int]]:
-    """(number, channels received, stride) of the blocks of a stage that can differ: first, second, last."""
+    """Yield (number, input channels, stride) of the blocks that can differ: first, second, last."""
     for b in sorted({1, min(2, stage.blocks), stage.blocks}) if stage.blocks > 0 else ():
         yield b, in_channels if b == 1 else stage.channels, get_block_stride(stage, b)
 
 
-def _suggest_adapters(adapter: Adapter, in_channels: int, out_channels: int, stride: int) -> str:
-    """What could answer instead, where this adapter cannot; empty where it can."""
-    has_change = in_channels != out_channels or stride > 1
-    if isinstance(adapter, Identity) and has_change:
-        return "an adapter: projection, pooled-projection, zero-padded" + ", subsampled" * (in_channels == out_channels)
-    if isinstance(adapter, ZeroPadded) and out_channels < in_channels:
+def _suggest_adapters(adapter: specs.Adapter, in_channels: int, out_channels: int, stride: int) -> str:
+    """Return the adapters that are possible if this one is not; "" if it is."""
+    if isinstance(adapter, specs.Identity) and (in_channels != out_channels or stride > 1):
+        subsampled = ", subsampled" if in_channels == out_channels else ""
+        return f"an adapter: projection, pooled-projection, zero-padded{subsampled}"
+    if isinstance(adapter, specs.ZeroPadded) and out_channels < in_channels:
         return "projection or pooled-projection: zeros can add channels, not remove them"
-    if isinstance(adapter, Subsampled) and in_channels != out_channels:
+    if isinstance(adapter, specs.Subsampled) and in_channels != out_channels:
         return "projection, pooled-projection or zero-padded: a max pool keeps the channels"
     return ""
 
 
 def _format_change(in_channels: int, out_channels: int, stride: int) -> str:
-    return " and ".join(
-        [f"channels {in_channels} -> {out_channels}"] * (in_channels != out_channels)
-        + [f"stride {stride}"] * (stride > 1)
-    )
+    change = f"channels {in_channels} -> {out_channels}" if in_channels != out_channels else ""
+    return " and ".join(filter(None, [change, f"stride {stride}" if stride > 1 else ""]))
 
 
 def _check_adapters(spec: Network) -> Iterator[Fault]:
-    if isinstance(spec.shortcuts, NoShortcuts):
+    if isinstance(spec.shortcuts, specs.NoShortcuts):
         return
     for cause in ("wider", "smaller", "same"):
         adapter = getattr(spec.shortcuts, cause)
-        if isinstance(adapter, Subsampled):
+        if isinstance(adapter, specs.Subsampled):
             yield from _check_odd(f"shortcuts.{cause}.kernel", adapter.kernel)
 
 
 def _check_norm(spec: Network) -> Iterator[Fault]:
-    if not isinstance(spec.norm, NoNorm) and not spec.norm.eps > 0:
+    if not isinstance(spec.norm, specs.NoNorm) and not spec.norm.eps > 0:
         yield Fault("norm.eps", str(spec.norm.eps), "more than 0")
-    if isinstance(spec.norm, FoldedNorm) and spec.order == "conv-norm-act":
-        yield Fault("norm", "folded-norm", "no-norm: behind convolutions every norm can be folded")
-    if isinstance(spec.norm, BatchNorm | FoldedNorm) and not 0 <= spec.norm.momentum <= 1:
+    if isinstance(spec.norm, specs.FoldedNorm) and spec.order == "conv-norm-act":
+        yield Fault("norm", "folded-norm", "no-norm, because every norm after a convolution can be folded")
+    if isinstance(spec.norm, specs.BatchNorm | specs.FoldedNorm) and not 0 <= spec.norm.momentum <= 1:
         yield Fault("norm.momentum", str(spec.norm.momentum), "0 to 1")
-    if isinstance(spec.norm, GroupNorm):
+    if isinstance(spec.norm, specs.GroupNorm):
         yield from _check_group_norm(spec, spec.norm.groups)
 
 
@@ -215,13 +187,15 @@ def _check_group_norm(spec: Network, groups: int) -> Iterator[Fault]:
 
 
 def _check_head(spec: Network) -> Iterator[Fault]:
-    if isinstance(spec.head, Linear | MLP):
+    if isinstance(spec.head, specs.Linear | specs.MLP):
         yield from _check_range("head.classes", spec.head.classes, MAX_CLASSES)
-    if isinstance(spec.head, Features):
+    if isinstance(spec.head, specs.Features):
         n_stages, stages = len(spec.stages), spec.head.stages
         if list(stages) != sorted({i for i in stages if 1 <= i <= n_stages}) or stages[-1:] != (n_stages,):
-            yield Fault("head.stages", str(list(stages)), f"stages of 1 to {n_stages}, upwards, {n_stages} among them")
-    if isinstance(spec.head, MLP):
+            yield Fault(
+                "head.stages", str(list(stages)), f"stages of 1 to {n_stages} in ascending order, with {n_stages}"
+            )
+    if isinstance(spec.head, specs.MLP):
         yield from _check_range("head.pool", spec.head.pool, MAX_WINDOW)
         yield from _check_fraction("head.dropout", spec.head.dropout)
         for i, width in enumerate(spec.head.hidden, 1):
@@ -232,13 +206,15 @@ def _check_head(spec: Network) -> Iterator[Fault]:
 
 def _check_stochastic_depth(spec: Network) -> Iterator[Fault]:
     yield from _check_fraction("stochastic_depth", spec.stochastic_depth)
-    if spec.stochastic_depth and isinstance(spec.shortcuts, NoShortcuts):
-        yield Fault("stochastic_depth", str(spec.stochastic_depth), "0: a block without a shortcut has nothing else")
+    if spec.stochastic_depth and isinstance(spec.shortcuts, specs.NoShortcuts):
+        yield Fault(
+            "stochastic_depth", str(spec.stochastic_depth), "0, because a block without a shortcut has only its branch"
+        )
 
 
 def _check_fraction(path: str, value: float) -> Iterator[Fault]:
     if not 0 <= value < 1:
-        yield Fault(path, str(value), "0 or more, and below 1")
+        yield Fault(path, str(value), "0 to below 1")
 
 
 Rule = Callable[[Network], Iterator[Fault]]
@@ -272,40 +248,63 @@ def _check_odd(path: str, kernel: int) -> Iterator[Fault]:
 
 
 def list_stage_input_channels(spec: Network) -> list[int]:
-    """What the first block of each stage receives."""
+    """Return the input channels of the first block of each stage."""
     stem_channels = [conv.channels for conv in spec.stem.convs]
     stage_channels = [stage.channels for stage in spec.stages]
     return [stem_channels[-1] if stem_channels else spec.input[0], *stage_channels[:-1]] if stage_channels else []
 
 
 def get_block_stride(stage: Stage, block: int) -> int:
-    """The written stride of a block, counted from 1; an a trous stage keeps it written."""
-    strided_block = {LastBlock: stage.blocks, PoolAfter: 0}.get(type(stage.reduce), 1)
+    """Return the stride of a block in the spec, which an atrous stage turns into dilation.
+
+    Args:
+        stage: the stage of the block.
+        block: the number of the block, from 1.
+    """
+    strided_block = {specs.LastBlock: stage.blocks, specs.PoolAfter: 0}.get(type(stage.reduce), 1)
     return stage.reduce.stride if block == strided_block else 1
 
 
 def find_shortcut_cause(in_channels: int, out_channels: int, stride: int) -> str:
-    """Which field of `Shortcuts` answers."""
+    """Return the field of `Shortcuts` that applies to a block.
+
+    Args:
+        in_channels: the input channels of the block.
+        out_channels: the output channels of the block.
+        stride: the stride of the block in the spec.
+    """
     return "wider" if in_channels != out_channels else "smaller" if stride > 1 else "same"
 
 
-def select_adapter(shortcuts: Shortcuts, in_channels: int, out_channels: int, stride: int) -> Adapter:
-    """The adapter of a block that receives ``inputs`` channels and hands on ``outputs``."""
-    adapter: Adapter = getattr(shortcuts, find_shortcut_cause(in_channels, out_channels, stride))
+def select_adapter(shortcuts: Shortcuts, in_channels: int, out_channels: int, stride: int) -> specs.Adapter:
+    """Return the adapter of a block.
+
+    Args:
+        shortcuts: the adapter for each cause.
+        in_channels: the input channels of the block.
+        out_channels: the output channels of the block.
+        stride: the stride of the block in the spec.
+    """
+    adapter: specs.Adapter = getattr(shortcuts, find_shortcut_cause(in_channels, out_channels, stride))
     return adapter
 
 
-def has_weights(adapter: Adapter) -> bool:
-    """Whether a shortcut learns; of a pre-activation block it then sees the activated map, else the input itself."""
-    return isinstance(adapter, Projection | PooledProjection)
+def has_weights(adapter: specs.Adapter) -> bool:
+    """Return True if a shortcut has weights; in a pre-activation block it then gets the activated map."""
+    return isinstance(adapter, specs.Projection | specs.PooledProjection)
 
 
 def compute_reduced_channels(channels: int, reduction: int) -> int:
-    """What squeeze and excite goes through: the nearest multiple of 8, at least 8 (timm's rule)."""
+    """Return the hidden units of squeeze and excite: the nearest multiple of 8, at least 8 (timm's rule).
+
+    Args:
+        channels: the channels of the branch.
+        reduction: divide the channels by this number.
+    """
     return max(8, (channels // reduction + 4) // 8 * 8) if reduction else 8
 
 
 def compute_eca_kernel(channels: int) -> int:
-    """The odd kernel of efficient channel attention (arXiv 1910.03151, equation 12)."""
+    """Return the odd kernel of efficient channel attention (arXiv 1910.03151, equation 12)."""
     kernel = int(abs(math.log2(channels) + 1) / 2)
     return max(kernel + (kernel + 1) % 2, 3)

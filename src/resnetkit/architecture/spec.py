@@ -1,15 +1,19 @@
-"""What the author of a network decides, and nothing that follows from it.
+"""The spec of a network: every decision of its author, and nothing that follows from them.
 
     network = stem, stages, head
     stage   = blocks that share a branch and a number of channels
     block   = activation(branch(x) + shortcut(x)), or with the activation first: branch(activation(x)) + shortcut(x)
 
-A shortcut is an answer to a cause: `Shortcuts` says which adapter answers when a block changes the number of channels
-(``wider``), when it only makes the map smaller (``smaller``), and when it changes neither (``same``). The options of
-the ResNet paper (arXiv 1512.03385, section 3.3) are `OPTION_A`, `OPTION_B`, `OPTION_C`; that of ResNet-D
-(arXiv 1812.01187) is `OPTION_D`.
+`Shortcuts` names one adapter for each cause:
 
-Sizes are pixels, ``input`` is (channels, height, width). Everything is frozen: edit with `dataclasses.replace`.
+    wider     the block changes the number of channels
+    smaller   the block only makes the feature map smaller
+    same      the block changes neither
+
+The options of the ResNet paper (arXiv 1512.03385, section 3.3) are `OPTION_A`, `OPTION_B` and `OPTION_C`. ResNet-D
+(arXiv 1812.01187) uses `OPTION_D`.
+
+Sizes are pixels; ``input`` is (channels, height, width). All classes are frozen: edit with `dataclasses.replace`.
 
 This module imports no torch.
 """
@@ -26,7 +30,7 @@ Activation = Literal["relu", "leaky_relu", "elu", "silu", "gelu", "mish", "hards
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution of the stem; a norm and an activation follow it. The padding is (kernel - 1) / 2."""
+    """A convolution of the stem with padding (kernel - 1) / 2; a norm and an activation follow it."""
 
     channels: int
     kernel: int = 3
@@ -35,10 +39,11 @@ class Conv:
 
 @dataclass(frozen=True, slots=True)
 class MaxPool:
-    """A max pool. What happens at the edge of the map differs between libraries, and shapes do not tell it.
+    """A max pool. Libraries treat the edge of the feature map differently, and shapes do not show it.
 
-    ``padded`` by (kernel - 1) // 2 pixels that never win (torch); ``zeros`` are that many pixels of 0 (Keras: the same
-    behind a ReLU, not before one); ``ceil`` pads nothing, and the last windows may hang over the end (Caffe).
+    - ``padded``: (kernel - 1) // 2 pixels of minus infinity (torch).
+    - ``zeros``: as many pixels of 0 (Keras). The result is the same after a ReLU, but not before one.
+    - ``ceil``: no padding; the last windows may extend beyond the edge (Caffe).
     """
 
     kernel: int = 3
@@ -48,7 +53,7 @@ class MaxPool:
 
 @dataclass(frozen=True, slots=True)
 class Blur:
-    """A fixed binomial filter with a stride: the map is smoothed before it is thinned out (arXiv 1904.11486)."""
+    """A fixed binomial filter with a stride, against aliasing (arXiv 1904.11486)."""
 
     kernel: int = 3
     stride: int = 2
@@ -56,7 +61,7 @@ class Blur:
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """From the image to the first stage: convolutions, then at most one pool, then at most one blur."""
+    """The layers before the first stage: convolutions, then at most one pool, then at most one blur."""
 
     convs: tuple[Conv, ...] = (Conv(64, 7, 2),)
     pool: tuple[MaxPool, ...] = (MaxPool(3, 2),)
@@ -68,7 +73,7 @@ class Stem:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A convolution of a branch; a norm follows it, and an activation unless it is the last."""
+    """A convolution of a branch; a norm follows it, and an activation unless it is the last step."""
 
     channels: int
     kernel: int = 3
@@ -77,16 +82,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Basic:
-    """Two 3x3 convolutions; the first has the stride. ``width`` is what lies between them."""
+    """Two 3x3 convolutions with ``width`` channels between them; the first has the stride."""
 
     width: int
 
 
 @dataclass(frozen=True, slots=True)
 class Bottleneck:
-    """1x1 to ``width``, 3x3 in ``groups``, 1x1 to the channels of the stage.
+    """A 1x1 convolution to ``width`` channels, a 3x3 in ``groups``, and a 1x1 to the channels of the stage.
 
-    ``stride_at`` is 1 in the paper's network (v1: the first 1x1 has the stride) and 2 in torchvision's (v1.5: the 3x3).
+    ``stride_at`` is 1 in the paper (v1: the first 1x1 has the stride) and 2 in torchvision (v1.5: the 3x3 has it).
     """
 
     width: int
@@ -96,7 +101,7 @@ class Bottleneck:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Any convolutions in a row, the ``stride_at``-th of which (from 1) has the stride."""
+    """Any sequence of convolutions; number ``stride_at`` (from 1) has the stride."""
 
     steps: tuple[Step, ...]
     stride_at: int = 1
@@ -106,7 +111,12 @@ Branch = Basic | Bottleneck | Chain
 
 
 def list_steps(branch: Branch, channels: int) -> tuple[Step, ...]:
-    """The convolutions of a branch that hands on ``channels``."""
+    """Return the convolutions of a branch.
+
+    Args:
+        branch: the branch.
+        channels: the output channels of its stage.
+    """
     match branch:
         case Basic(width):
             return (Step(width), Step(channels))
@@ -117,7 +127,7 @@ def list_steps(branch: Branch, channels: int) -> tuple[Step, ...]:
 
 
 def get_stride_at(branch: Branch) -> int:
-    """Which convolution of the branch, from 1, has the stride."""
+    """Return the number (from 1) of the convolution that has the stride."""
     return 1 if isinstance(branch, Basic) else branch.stride_at
 
 
@@ -126,12 +136,12 @@ def get_stride_at(branch: Branch) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The input itself: no operation, no weight."""
+    """The input itself, without operations or weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroPadded:
-    """The input, every stride-th pixel of it, with channels of zeros: on both sides (He's CIFAR code) or at the end."""
+    """Every stride-th pixel of the input, plus channels of zeros on both sides (He's CIFAR code) or at the end."""
 
     side: Literal["both", "end"] = "both"
 
@@ -143,12 +153,12 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class PooledProjection:
-    """An average pool as large as the stride (none where the stride is 1), a 1x1 convolution, and a norm."""
+    """An average pool as large as the stride (none if it is 1), a 1x1 convolution, and a norm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subsampled:
-    """A max pool with the stride; the channels stay. With kernel 1 it picks every stride-th pixel."""
+    """A max pool with the stride that keeps the channels; kernel 1 takes every stride-th pixel."""
 
     kernel: int = 1
 
@@ -158,7 +168,7 @@ Adapter = Identity | ZeroPadded | Projection | PooledProjection | Subsampled
 
 @dataclass(frozen=True, slots=True)
 class Shortcuts:
-    """Which adapter answers which cause; ``wider`` answers when both hold."""
+    """The adapter for each cause; ``wider`` also applies if the block changes channels and size."""
 
     wider: Adapter = Projection()
     smaller: Adapter = Projection()
@@ -167,7 +177,7 @@ class Shortcuts:
 
 @dataclass(frozen=True, slots=True)
 class NoShortcuts:
-    """A plain network: a block is its branch and an activation."""
+    """No shortcuts: a block is its branch and an activation (a plain network)."""
 
 
 OPTION_A = Shortcuts(ZeroPadded(), ZeroPadded(), Identity())
@@ -181,7 +191,7 @@ OPTION_D = Shortcuts(PooledProjection(), PooledProjection(), Identity())
 
 @dataclass(frozen=True, slots=True)
 class FirstBlock:
-    """The first block of the stage has the stride; ``atrous`` keeps the map large and dilates instead."""
+    """The first block of the stage has the stride; ``atrous`` keeps the map size and dilates instead."""
 
     stride: int = 1
     atrous: bool = False
@@ -197,7 +207,7 @@ class LastBlock:
 
 @dataclass(frozen=True, slots=True)
 class BlurredFirstBlock:
-    """As `FirstBlock`, but the convolution keeps the map, and a blur with the stride follows it (arXiv 1904.11486)."""
+    """The same as `FirstBlock`, but a blur after the convolution has the stride (arXiv 1904.11486)."""
 
     stride: int = 2
     atrous: bool = False
@@ -206,7 +216,7 @@ class BlurredFirstBlock:
 
 @dataclass(frozen=True, slots=True)
 class PoolAfter:
-    """A max pool as large as the stride behind the last block, as in VGG; ``atrous`` as in `FirstBlock`."""
+    """A max pool as large as the stride after the last block, as in VGG; ``atrous`` as in `FirstBlock`."""
 
     stride: int = 2
     atrous: bool = False
@@ -217,9 +227,9 @@ Reduce = FirstBlock | LastBlock | BlurredFirstBlock | PoolAfter
 
 @dataclass(frozen=True, slots=True)
 class SqueezeExcite:
-    """Weighs the channels of a branch: averages over the map go through two layers (arXiv 1709.01507).
+    """Channel weights from two layers over the averages of the map (arXiv 1709.01507).
 
-    Between the two stand 1 / ``reduction`` of the channels, rounded to 8s as timm does.
+    The hidden layer has channels / ``reduction`` units, rounded to a multiple of 8 as in timm.
     """
 
     reduction: int = 16
@@ -227,8 +237,9 @@ class SqueezeExcite:
 
 @dataclass(frozen=True, slots=True)
 class EfficientChannels:
-    """Weighs each channel by the averages of its neighbours (ECA, arXiv 1910.03151); their number follows from the
-    channels.
+    """Channel weights from a convolution over the averages of neighboring channels (ECA, arXiv 1910.03151).
+
+    The kernel follows from the number of channels.
     """
 
 
@@ -237,7 +248,7 @@ Attention = SqueezeExcite | EfficientChannels
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``blocks`` blocks, each of which hands on ``channels`` channels; ``attention``, if any, ends each branch."""
+    """A sequence of ``blocks`` blocks with ``channels`` output channels; ``attention`` ends each branch."""
 
     blocks: int
     channels: int
@@ -248,14 +259,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """The average over the map, then one fully connected layer."""
+    """Global average pooling, then one fully connected layer."""
 
     classes: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class MLP:
-    """The average over ``pool`` x ``pool`` windows of the map, then hidden layers with dropout, as in VGG."""
+    """Average pooling to ``pool`` x ``pool``, then hidden layers with dropout, as in VGG."""
 
     classes: int = 1000
     hidden: tuple[int, ...] = (4096, 4096)
@@ -265,17 +276,17 @@ class MLP:
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """The average over the map: a vector of features."""
+    """Global average pooling: a feature vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoHead:
-    """The map of the last stage itself."""
+    """No head: the output is the feature map of the last stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The maps of some stages (counted from 1, the last among them), each under its name: a backbone."""
+    """A backbone: the feature maps of these stages (from 1, the last one included), each under its name."""
 
     stages: tuple[int, ...]
 
@@ -287,7 +298,7 @@ Head = Linear | MLP | Pooled | NoHead | Features
 
 @dataclass(frozen=True, slots=True)
 class BatchNorm:
-    """``momentum`` in torch's sense: the weight of the new batch."""
+    """Batch norm; ``momentum`` is the weight of the new batch, as in torch."""
 
     eps: float = 1e-5
     momentum: float = 0.1
@@ -295,7 +306,7 @@ class BatchNorm:
 
 @dataclass(frozen=True, slots=True)
 class GroupNorm:
-    """Statistics per image over groups of channels."""
+    """Group norm: statistics per image over groups of channels."""
 
     groups: int = 32
     eps: float = 1e-5
@@ -308,8 +319,9 @@ class NoNorm:
 
 @dataclass(frozen=True, slots=True)
 class FoldedNorm:
-    """Batch norms that became part of the convolutions before them. Those of pre-activation that have none before them
-    stand; elsewhere all are gone, and that is `NoNorm`.
+    """Batch norms folded into the convolutions before them, in a network with pre-activation.
+
+    The norms without a convolution before them stay. In other networks all norms can be folded: use `NoNorm`.
     """
 
     eps: float = 1e-5
@@ -321,12 +333,13 @@ Norm = BatchNorm | GroupNorm | NoNorm | FoldedNorm
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A residual network. Two networks that compute the same have equal specs; a name is not part of one.
+    """A residual network. Networks that compute the same have equal specs, because a spec has no name.
 
-    ``order`` is that of the paper, or pre-activation (arXiv 1603.05027): a norm and an activation before each
-    convolution, and a last pair before the head. ``bias``: convolutions have one where no norm follows them, or always
-    (Keras, VGG), or never (timm's pre-activation). ``stochastic_depth`` (arXiv 1603.09382) is how often the last branch
-    is left out in training; from the first one on the rate grows evenly.
+    - ``order``: as in the paper, or pre-activation (arXiv 1603.05027): a norm and an activation before each
+      convolution, and a last pair before the head.
+    - ``bias``: convolutions have one if no norm follows them, or always (Keras, VGG), or never (timm's pre-activation).
+    - ``stochastic_depth``: the rate at which training drops the last branch (arXiv 1603.09382); the rate grows
+      linearly from 0 at the first branch.
     """
 
     stages: tuple[Stage, ...]
@@ -342,11 +355,16 @@ class Network:
 
 
 def count_classes(head: Head) -> int:
-    """How many classes a head tells apart; 0 where it has no classifier."""
+    """Return the number of classes of a head; 0 without a classifier."""
     return head.classes if isinstance(head, Linear | MLP) else 0
 
 
 def replace_classes(network: Network, classes: int) -> Network:
-    """The same network for so many classes; one without a classifier gets a linear one."""
+    """Return the network with another number of classes.
+
+    Args:
+        network: the spec; without a classifier it gets a linear one.
+        classes: the number of classes.
+    """
     head = replace(network.head, classes=classes) if isinstance(network.head, Linear | MLP) else Linear(classes)
     return replace(network, head=head)

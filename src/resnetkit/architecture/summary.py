@@ -1,4 +1,4 @@
-"""A plan as rows of plain values, and as aligned text: what `print(plan)` shows.
+"""The summary of a plan: rows of plain values, and the table that `print(plan)` shows.
 
 This module imports no torch.
 """
@@ -8,26 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
+from resnetkit.architecture import spec as specs
 from resnetkit.architecture.operations import Shape
 from resnetkit.architecture.plan import Node, Plan, Section, parse_stage_number
-from resnetkit.architecture.spec import (
-    Basic,
-    BlurredFirstBlock,
-    Bottleneck,
-    Branch,
-    EfficientChannels,
-    Features,
-    NoShortcuts,
-    SqueezeExcite,
-    Stage,
-)
+from resnetkit.architecture.spec import Branch, Stage
 from resnetkit.errors import UsageError
-from resnetkit.formatting import align_table
+from resnetkit.formatting import align_table, pluralize
 
 
 @dataclass(frozen=True, slots=True)
 class SummaryRow:
-    """A part of the network, as a table shows it. ``share`` is its part of all MACs, 0 to 1."""
+    """One row of the table; ``macs_share`` is the share of all MACs, 0 to 1."""
 
     path: str
     description: str
@@ -39,35 +30,43 @@ class SummaryRow:
     stride: int
 
 
-N_TEXT_COLUMNS = 3  # columns of words; the rest are numbers
-HEADINGS = ("path", "what", "output", "params", "MACs", "share", "field", "stride")
+N_TEXT_COLUMNS = 3  # the other columns hold numbers
+HEADINGS = ("path", "description", "output", "params", "MACs", "share", "field", "stride")
 
 
 def list_summary_rows(plan: Plan, depth: int = 1) -> list[SummaryRow]:
-    """``depth`` 1 shows stem, stages and head; 2 the blocks; 3 branch and shortcut; 4 every operation."""
+    """Return the rows of the table.
+
+    Args:
+        plan: the plan.
+        depth: 1 lists stem, stages and head; 2 the blocks; 3 branches and shortcuts; 4 all operations.
+
+    Raises:
+        UsageError: another depth.
+    """
     if depth not in (1, 2, 3, 4):
         fix = "1 stages, 2 blocks, 3 branches and shortcuts, 4 operations"
-        raise UsageError(f"there is no depth {depth}", where="depth", fix=fix)
+        raise UsageError(f"depth {depth} does not exist", where="depth", fix=fix)
     return [_make_row(plan, part) for child in plan.root.children for part in _collect_parts(child, depth)]
 
 
 def format_summary_row(row: SummaryRow) -> tuple[str, ...]:
-    """A row as the texts of a table."""
-    shape = "x".join(map(str, row.output))
-    share = f"{row.macs_share:.1%}" if row.macs else ""
+    """Return the cells of a row."""
+    is_map = len(row.output) > 1
     return (
         row.path,
         row.description,
-        shape,
+        "x".join(map(str, row.output)),
         f"{row.params:,}" if row.params else "",
         f"{row.macs:,}" if row.macs else "",
-        share,
-        *((str(row.receptive_field), str(row.stride)) if len(row.output) > 1 else ("", "")),
+        f"{row.macs_share:.1%}" if row.macs else "",
+        str(row.receptive_field) if is_map else "",
+        str(row.stride) if is_map else "",
     )
 
 
 def format_summary_total(plan: Plan) -> str:
-    """The last line of a table."""
+    """Return the last line of the table: all counts for one image."""
     size = "x".join(map(str, plan.input))
     return (
         f"{plan.params:,} params, {plan.macs:,} MACs and {plan.activations * 4 / 2**20:.1f} MiB of activations "
@@ -76,34 +75,38 @@ def format_summary_total(plan: Plan) -> str:
 
 
 def _format_feature_maps(plan: Plan) -> str:
-    """What a backbone hands on."""
+    """Return the outputs of a backbone."""
     head = plan.spec.head
-    return f"; hands on the maps of {', '.join(f'stage{i}' for i in head.stages)}" if isinstance(head, Features) else ""
+    return (
+        f"; outputs the maps of {', '.join(f'stage{i}' for i in head.stages)}"
+        if isinstance(head, specs.Features)
+        else ""
+    )
 
 
 def format_summary(plan: Plan, depth: int = 1) -> str:
-    """The table in aligned plain text."""
-    return (
-        align_table(
-            [HEADINGS, *(format_summary_row(row) for row in list_summary_rows(plan, depth))],
-            n_text_columns=N_TEXT_COLUMNS,
-        )
-        + "\n"
-        + format_summary_total(plan)
-    )
+    """Return the table as aligned text.
+
+    Args:
+        plan: the plan.
+        depth: as in `list_summary_rows`.
+    """
+    table = [HEADINGS, *map(format_summary_row, list_summary_rows(plan, depth))]
+    return f"{align_table(table, N_TEXT_COLUMNS)}\n{format_summary_total(plan)}"
 
 
 def format_summary_html(plan: Plan, depth: int = 2) -> str:
-    """The table for a notebook."""
+    """Return the table as HTML, for a notebook.
+
+    Args:
+        plan: the plan.
+        depth: as in `list_summary_rows`.
+    """
     head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
-    lines = (
-        "".join(f"<td>{escape(cell)}</td>" for cell in format_summary_row(row))
-        for row in list_summary_rows(plan, depth)
-    )
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{escape(format_summary_total(plan))}</p>"
-    )
+    rows = map(format_summary_row, list_summary_rows(plan, depth))
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    total = escape(format_summary_total(plan))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{total}</p>"
 
 
 def _collect_parts(part: Section | Node, depth: int) -> list[Section | Node]:
@@ -113,15 +116,18 @@ def _collect_parts(part: Section | Node, depth: int) -> list[Section | Node]:
 
 
 def _make_row(plan: Plan, part: Section | Node) -> SummaryRow:
-    macs_share = part.macs / plan.macs if plan.macs else 0.0
-    description = describe_part(plan, part)
-    return SummaryRow(
-        part.path, description, part.output, part.params, part.macs, macs_share, part.receptive_field, part.stride
-    )
+    share = part.macs / plan.macs if plan.macs else 0.0
+    text = describe_part(plan, part)
+    return SummaryRow(part.path, text, part.output, part.params, part.macs, share, part.receptive_field, part.stride)
 
 
 def describe_part(plan: Plan, part: Section | Node) -> str:
-    """What a part is, in a few words."""
+    """Return a short description of a section or node.
+
+    Args:
+        plan: the plan of the network.
+        part: a section or node of that plan.
+    """
     if isinstance(part, Node):
         return str(part.op)
     if part.role == "stage":
@@ -132,7 +138,7 @@ def describe_part(plan: Plan, part: Section | Node) -> str:
 
 
 def describe_shortcut(section: Section) -> str:
-    """Which adapter a shortcut is."""
+    """Return the name of the adapter of a shortcut."""
     roles = {child.role for child in section.children}
     if "projection" in roles:
         return "pooled projection" if "shortcut-pool" in roles else "projection"
@@ -141,28 +147,30 @@ def describe_shortcut(section: Section) -> str:
 
 
 def _describe_operations(section: Section) -> str:
-    """The operations that have a window or weights, norms aside."""
+    """List the operations of a section except norms and activations."""
     return ", ".join(str(node.op).split(",")[0] for node in section.nodes if not node.role.endswith(("norm", "act")))
 
 
 def _describe_stage(stage: Stage, plan: Plan) -> str:
-    blocks = f"{stage.blocks} {_format_branch(stage.branch)} block" + "s" * (stage.blocks != 1)
-    no_shortcuts = ", no shortcuts" if isinstance(plan.spec.shortcuts, NoShortcuts) else ""
-    labels = {SqueezeExcite: ", squeeze and excite", EfficientChannels: ", channel attention"}
-    attention = "".join(labels[type(layer)] for layer in stage.attention)
-    dilated = f", stride {stage.reduce.stride} kept as dilation" * (stage.reduce.atrous and stage.reduce.stride > 1)
-    blurred = ", blurred" * (isinstance(stage.reduce, BlurredFirstBlock) and stage.reduce.stride > 1)
-    return blocks + _format_branch_details(stage.branch) + attention + blurred + dilated + no_shortcuts
+    kind = type(stage.branch).__name__.lower()
+    details = [pluralize(stage.blocks, f"{kind} block"), *_list_branch_details(stage.branch)]
+    labels = {specs.SqueezeExcite: "squeeze and excite", specs.EfficientChannels: "channel attention"}
+    details += [labels[type(layer)] for layer in stage.attention]
+    if stage.reduce.stride > 1 and isinstance(stage.reduce, specs.BlurredFirstBlock):
+        details.append("blurred")
+    if stage.reduce.stride > 1 and stage.reduce.atrous:
+        details.append(f"stride {stage.reduce.stride} kept as dilation")
+    if isinstance(plan.spec.shortcuts, specs.NoShortcuts):
+        details.append("no shortcuts")
+    return ", ".join(details)
 
 
-def _format_branch(branch: Branch) -> str:
-    return type(branch).__name__.lower()
-
-
-def _format_branch_details(branch: Branch) -> str:
-    match branch:
-        case Basic(width):
-            return f", width {width}"
-        case Bottleneck(width, groups, stride_at):
-            return f", width {width}" + f", {groups} groups" * (groups > 1) + ", v1" * (stride_at == 1)
-    return ""
+def _list_branch_details(branch: Branch) -> list[str]:
+    if isinstance(branch, specs.Chain):
+        return []
+    details = [f"width {branch.width}"]
+    if isinstance(branch, specs.Bottleneck) and branch.groups > 1:
+        details.append(f"{branch.groups} groups")
+    if isinstance(branch, specs.Bottleneck) and branch.stride_at == 1:
+        details.append("v1")
+    return details

@@ -1,1 +1,1 @@
-"""The verbs: what each takes (``Options``) and what it does (``run``, which returns the exit code)."""
+"""The commands: each module has a dataclass ``Options`` and a function ``run`` that returns the exit code."""

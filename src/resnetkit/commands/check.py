@@ -9,53 +9,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
+from resnetkit.commands.arguments import Argument
 from resnetkit.commands.output import (
     check_output_file,
-    log,
     print_json,
     print_table,
     print_text,
     progress_bar,
     suggest_next,
+    write_output,
 )
+from resnetkit.commands.records import build_file_errors
 from resnetkit.data.check import CheckResult, DuplicateGroup, check
 from resnetkit.errors import DataError
-from resnetkit.files import write_text
 from resnetkit.formatting import escape_control, pluralize
+
+_MAX_EXAMPLES = 5
+_MAX_CLASSES = 40
 
 
 @dataclass(frozen=True)
 class Options:
-    """Look at every picture: which cannot be read, are there twice, or are in train and val as well. Changes nothing.
+    """Find unreadable, duplicate and leaking images in a dataset. Nothing is changed.
 
-    The exit code is 3 where something was found. Examples: resnetkit check flowers/; resnetkit check flowers/ --page
+    If there are findings, the exit code is 3. Examples: resnetkit check flowers/; resnetkit check flowers/ --page
     check.html; resnetkit check labels.csv --json
     """
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Annotated[str, Argument("DATA", is_positional=True)]
     """A folder, a table (.csv), Parquet or an archive as train takes it, or digits."""
-    page: str = ""
-    """An .html file to write, with the pictures that are meant."""
-    write_list: str = ""
-    """A .txt file to write: the pictures that cannot be read, one a line."""
+    page: Annotated[str, Argument("FILE")] = ""
+    """An .html file to write: the findings with their images."""
+    write_list: Annotated[str, Argument("FILE")] = ""
+    """A .txt file to write: the unreadable images, one per line."""
     json: bool = False
-    """One JSON document instead of a table."""
+    """Print one JSON document instead of a table."""
 
 
 def run(options: Options) -> int:
+    """Run the command and return its exit code."""
     if options.page:
         check_output_file(options.page, ".html")
     if options.write_list:
         check_output_file(options.write_list, ".txt")
-    with progress_bar("looking at pictures") as on_progress:
+    with progress_bar("checking images") as on_progress:
         result = check(options.data, on_progress=on_progress)
     if options.json:
         print_json("check", data=options.data, **_build_record(result))
     else:
         _show(result)
-    _write(options, result)
+    _write_files(options, result)
     if not result.findings:
         suggest_next("resnetkit train", options.data, "--model", "resnet18")
     elif not options.page:
@@ -69,7 +72,7 @@ def _show(result: CheckResult) -> None:
     if len(rows) <= _MAX_CLASSES:
         print_table(("class", *counts), rows)
     sizes = ", ".join(f"{name} {width}x{height}" for name, width, height in result.summarize_sizes())
-    print_text(f"{pluralize(len(result.images), 'picture')} in {pluralize(len(rows), 'class')}; {sizes}")
+    print_text(f"{pluralize(len(result.images), 'image')} in {pluralize(len(rows), 'class')}; {sizes}")
     for note in result.notes:
         print_text(f"note: {note}")
     for finding in result.findings:
@@ -79,48 +82,41 @@ def _show(result: CheckResult) -> None:
         if finding.count > _MAX_EXAMPLES:
             print_text(f"  ... and {finding.count - _MAX_EXAMPLES:,} more")
     if not result.findings:
-        print_text("nothing was found that is wrong")
+        print_text("no problems found")
 
 
-_MAX_EXAMPLES = 5
-_MAX_CLASSES = 40
-
-
-def _write(options: Options, result: CheckResult) -> None:
+def _write_files(options: Options, result: CheckResult) -> None:
     if options.page:
         from resnetkit.data.check_page import build_check_page
 
-        write_text(Path(options.page), build_check_page(result))
-        log(f"wrote {options.page}")
+        write_output(Path(options.page), build_check_page(result))
     if options.write_list:
-        lines = [image.location.replace("\n", "\\n") for image in result.unreadable]
-        write_text(Path(options.write_list), "".join(f"{line}\n" for line in lines))
-        log(f"wrote {options.write_list}: {len(lines)} pictures")
+        lines = [image.location.replace("\n", "\\n") + "\n" for image in result.unreadable]
+        write_output(Path(options.write_list), "".join(lines), f": {pluralize(len(lines), 'image')}")
 
 
 def _build_record(result: CheckResult) -> dict[str, object]:
+    sizes = [{"name": name, "width": width, "height": height} for name, width, height in result.summarize_sizes()]
     return {
         "n": len(result.images),
         "classes": result.dataset.classes,
         "counts": result.counts,
-        "sizes": [
-            {"which": name, "width": width, "height": height} for name, width, height in result.summarize_sizes()
-        ],
+        "sizes": sizes,
         "findings": [{"kind": f.kind, "count": f.count, "examples": f.examples} for f in result.findings],
-        "unreadable": [{"file": image.location, "error": image.error} for image in result.unreadable],
-        "twins": [_build_duplicates_record(result, duplicates) for duplicates in result.duplicates],
+        "unreadable": build_file_errors([(image.location, image.error) for image in result.unreadable]),
+        "duplicates": [_build_duplicates_record(result, duplicates) for duplicates in result.duplicates],
         "notes": result.notes,
     }
 
 
 def _build_duplicates_record(result: CheckResult, duplicates: DuplicateGroup) -> dict[str, object]:
     files = [
-        {"file": image.location, "part": image.split, "class": result.dataset.classes[image.label]}
+        {"file": image.location, "split": image.split, "class": result.dataset.classes[image.label]}
         for image in duplicates.images
     ]
     return {
         "leak": duplicates.is_leak,
-        "contradiction": duplicates.has_conflicting_labels,
+        "conflicting_labels": duplicates.has_conflicting_labels,
         "same_bytes": duplicates.same_bytes,
         "files": files,
     }

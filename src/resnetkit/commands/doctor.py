@@ -9,37 +9,31 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-import tyro
-
+from resnetkit.commands.arguments import Argument
 from resnetkit.commands.output import log, print_json, suggest_next
-from resnetkit.errors import MachineError, ResnetkitError, VerificationError
+from resnetkit.errors import MachineError, ResnetkitError, VerificationError, format_install_command
 from resnetkit.formatting import align_table, escape_control
-from resnetkit.runtime.environment import (
-    MatmulCheck,
-    collect_environment,
-    list_extras,
-    run_matmul_checks,
-    select_decodable_formats,
-)
+from resnetkit.runtime import environment
 
 
 @dataclass(frozen=True)
 class Options:
-    """Versions, processor, devices, extras and folders, in a form to paste into a report of a fault.
+    """Describe versions, processor, devices, extras and folders, in a form to paste into a bug report.
 
     Examples: resnetkit doctor; resnetkit doctor --device auto; resnetkit doctor --json
     """
 
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    """Try this device out as well: cpu, cuda, cuda:1 or auto."""
+    device: Annotated[str, Argument("NAME")] = ""
+    """Also check that this device computes correctly: cpu, cuda, cuda:1 or auto."""
     json: bool = False
-    """One JSON document instead of lines."""
+    """Print one JSON document instead of lines."""
 
 
 def run(options: Options) -> int:
-    info = collect_environment() | _collect_install_info()
-    if options.device and "fault" not in info:
-        info["trial"] = _try_device(options.device)
+    """Run the command and return its exit code."""
+    info = environment.collect_environment() | _collect_install_info()
+    if options.device and "error" not in info:
+        info["device_check"] = _check_device(options.device)
     if options.json:
         print_json("doctor", **info)
     else:
@@ -54,67 +48,70 @@ def run(options: Options) -> int:
 
 
 def _collect_install_info() -> dict[str, Any]:
-    """What is no part of the record of a run: extras, formats, and a path, which is private."""
+    """Return what a run does not record: extras, image formats, and the cache folder, which is private."""
     from resnetkit.files import get_cache_folder
     from resnetkit.images.decode import FORMATS
 
-    missing = list_extras()
+    extras = {
+        name: {"missing": packages, "install": format_install_command(name)}
+        for name, packages in environment.list_extras().items()
+    }
     return {
-        "extras": {
-            name: {"missing": packages, "install": _format_install_command(name)} for name, packages in missing.items()
-        },
-        "pictures": select_decodable_formats(FORMATS),
+        "extras": extras,
+        "image_formats": environment.select_decodable_formats(FORMATS),
         "cache": str(get_cache_folder()),
     }
 
 
-def _format_install_command(extra: str) -> str:
-    return f"pip install 'resnetkit[{extra}]'"
-
-
-def _try_device(name: str) -> dict[str, Any]:
+def _check_device(name: str) -> dict[str, Any]:
     from resnetkit.runtime.device import select_device
 
     device = select_device(name)
     try:
-        return {"device": str(device), "products": [asdict(trial) for trial in run_matmul_checks(device)]}
+        return {"device": str(device), "matmuls": [asdict(check) for check in environment.run_matmul_checks(device)]}
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise MachineError(
-            f"{device} is there and does not compute: {reason}", fix="check its driver, and what else runs on it"
+            f"{device} exists but does not compute: {reason}", fix="check its driver, and other programs that use it"
         ) from error
 
 
 def _format_lines(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    memory = info["gpu_memory"]
     for name in ("python", "system", "machine", "processor", "cores", "threads"):
         yield name, str(info[name] or "unknown")
     yield "features", ", ".join(info["features"]) or "none"
-    gpus = [f"cuda:{i} {name}, {memory[i] / 2**30:.1f} GiB" for i, name in enumerate(info["gpus"])]
+    gpus = [
+        f"cuda:{i} {name}, {memory / 2**30:.1f} GiB"
+        for i, (name, memory) in enumerate(zip(info["gpus"], info["gpu_memory"], strict=True))
+    ]
     yield from [("gpu", gpu) for gpu in gpus or ["none"]]
     yield from info["packages"].items()
     for name, extra in info["extras"].items():
         missing = ", ".join(extra["missing"])
-        yield f"extra {name}", f"lacks {missing}: {extra['install']}" if missing else "present"
-    yield "pictures", ", ".join(info["pictures"])
+        yield f"extra {name}", f"lacks {missing}: {extra['install']}" if missing else "installed"
+    yield "image formats", ", ".join(info["image_formats"])
     yield "cache", info["cache"]
-    if "trial" in info:
-        for product in info["trial"]["products"]:
-            yield info["trial"]["device"], _format_trial(MatmulCheck(**product))
+    for matmul in _list_matmuls(info):
+        yield info["device_check"]["device"], _format_matmul(environment.MatmulCheck(**matmul))
 
 
-def _format_trial(trial: MatmulCheck) -> str:
-    verdict = "right" if trial.correct else "WRONG"
-    return f"a product of 256x256 matrices in {trial.precision} is {verdict}, {trial.milliseconds:.2f} ms"
+def _list_matmuls(info: dict[str, Any]) -> list[dict[str, Any]]:
+    matmuls: list[dict[str, Any]] = info.get("device_check", {}).get("matmuls", [])
+    return matmuls
+
+
+def _format_matmul(matmul: environment.MatmulCheck) -> str:
+    verdict = "correct" if matmul.correct else "WRONG"
+    return f"256x256 matrix multiplication in {matmul.precision} is {verdict}, {matmul.milliseconds:.2f} ms"
 
 
 def _find_error(info: dict[str, Any]) -> ResnetkitError | None:
-    if "fault" in info:
-        return MachineError(f"torch cannot be imported: {info['fault']}", fix="install torch anew")
-    trial = info.get("trial", {"products": []})
-    wrong_precisions = [product["precision"] for product in trial["products"] if not product["correct"]]
+    if "error" in info:
+        return MachineError(f"torch cannot be imported: {info['error']}", fix="reinstall torch")
+    wrong_precisions = [matmul["precision"] for matmul in _list_matmuls(info) if not matmul["correct"]]
     if wrong_precisions:
-        return VerificationError(f"{trial['device']} multiplies wrongly in {' and '.join(wrong_precisions)}")
+        device = info["device_check"]["device"]
+        return VerificationError(f"{device} multiplies matrices wrongly in {' and '.join(wrong_precisions)}")
     return None
 
 

@@ -8,42 +8,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
-from resnetkit.commands.output import check_output_file, log, print_json, progress_bar, suggest_next, truncate
+from resnetkit.commands.arguments import Argument
+from resnetkit.commands.output import check_output_file, log, print_json, progress_bar, sanitize_line, suggest_next
+from resnetkit.commands.records import build_file_errors
 from resnetkit.commands.stdin import read_file_arguments
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.errors import DataError
+from resnetkit.formatting import pluralize
 from resnetkit.prediction.formats import check_parquet_installed
 from resnetkit.prediction.inputs import describe_skipped_files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """Pictures to vectors: what a place of the network makes of each. For search, clusters, a classifier of your own.
+    """Compute feature vectors of images: the outputs of a layer. Use them for search, clustering or a new classifier.
 
-    Examples: resnetkit embed inbox/ --model runs/pets-resnet18-1; resnetkit embed inbox/ --model my-model/ --place
+    Examples: resnetkit embed inbox/ --model runs/pets-resnet18-1; resnetkit embed inbox/ --model my-model/ --layer
     stage3 --out vectors.parquet
     """
 
-    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
-    """Pictures, folders, patterns in quotes; - reads names (one a line) or one picture from standard input."""
-    model: str
+    files: Annotated[tuple[str, ...], Argument("FILES", is_positional=True)] = ()
+    """Images, folders, patterns in quotes; - reads names (one per line) or one image from standard input."""
+    model: Annotated[str, Argument("MODEL")]
     """A run folder, a model folder, or a weights file of any library."""
-    out: str = "vectors.npz"
+    out: Annotated[str, Argument("FILE")] = "vectors.npz"
     """The .npz or .parquet file to write."""
-    layer: str = ""
-    """stage3, stage2.block1, head.pool ...; what the classifier sees, if it is left out. Of a map the mean is taken."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 or auto."""
-    precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16")] = "fp32"
-    """In what the network computes."""
+    layer: Annotated[str, Argument("PATH")] = ""
+    """The layer: stage3, stage2.block1, head.pool ...; by default the input of the classifier. Feature maps are
+    averaged over their positions."""
+    device: Annotated[str, Argument("NAME")] = "auto"
+    """The device: cpu, cuda, cuda:1 or auto."""
+    precision: Annotated[str, Argument("auto|fp32|bf16")] = "fp32"
+    """The precision in which the network computes."""
     json: bool = False
-    """One JSON document that says what was written."""
+    """Print one JSON document about the written file."""
     weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
 def run(options: Options) -> int:
+    """Run the command and return its exit code."""
     out = check_output_file(options.out, ".npz", ".parquet")
     if out.suffix == ".parquet":
         check_parquet_installed()
@@ -53,29 +56,28 @@ def run(options: Options) -> int:
 
     model = load_with_options(options.model, options.weights)
     precision = parse_precision(options.precision)
-    with progress_bar("looking at pictures") as on_progress:
+    with progress_bar("embedding images") as on_progress:
         embeddings = embed(
             files,
             model,
-            place=options.layer or None,
+            layer=options.layer or None,
             device=options.device,
             precision=precision,
             on_progress=on_progress,
         )
     embeddings.write(out)
-    errors = [
-        {"file": name, "error": error} for name, error in zip(embeddings.files, embeddings.errors, strict=True) if error
-    ]
-    count, size = embeddings.vectors.shape[0], embeddings.vectors.shape[-1]
+    errors = [(name, error) for name, error in zip(embeddings.files, embeddings.errors, strict=True) if error]
+    count, size, layer = embeddings.vectors.shape[0], embeddings.vectors.shape[-1], embeddings.layer
     if options.json:
-        print_json("embed", model=options.model, out=str(out), place=embeddings.place, n=count, size=size, bad=errors)
+        values = {"layer": layer, "n": count, "size": size, "errors": build_file_errors(errors)}
+        print_json("embed", model=options.model, out=str(out), **values)
     else:
-        print(f"wrote {count} vectors of {size} numbers ({embeddings.place}) to {out}")
-        for row in errors:
-            print(f"{row['file']}: ({row['error']})")
+        print(f"wrote {pluralize(count, 'vector')} of {pluralize(size, 'number')} ({layer}) to {out}")
+        for name, error in errors:
+            print(f"{name}: ({error})")
     for note in describe_skipped_files(options.files):
-        log(f"note: {truncate(note)}")
+        log(f"note: {sanitize_line(note)}")
     if errors:
-        log(str(DataError(f"{len(errors)} of {count} files could not be read; their vectors are NaN")))
-    suggest_next("resnetkit explain", options.weights.network or options.model, "--why", embeddings.place)
+        log(str(DataError(f"{len(errors)} of {pluralize(count, 'file')} could not be read; their vectors are NaN")))
+    suggest_next("resnetkit explain", options.weights.network or options.model, "--why", layer)
     return DataError.exit_code if errors else 0

@@ -11,27 +11,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from resnetkit.architecture.card import Card, resolve_card
+from resnetkit.architecture import summary
+from resnetkit.architecture.card import Card
 from resnetkit.architecture.plan import Plan, plan
-from resnetkit.architecture.summary import (
-    HEADINGS,
-    N_TEXT_COLUMNS,
-    format_summary_row,
-    format_summary_total,
-    list_summary_rows,
-)
-from resnetkit.commands.output import check_output_file, log, print_json, print_table, print_text, suggest_next
+from resnetkit.commands.arguments import Argument
+from resnetkit.commands.output import check_output_file, print_json, print_table, print_text, suggest_next, write_output
+from resnetkit.commands.records import build_plan_record
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.errors import UsageError
 from resnetkit.serialization import to_data, to_toml
-from resnetkit.training.recipe import is_weights_file
+from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, load_card, resolve_model
 
 
 @dataclass(frozen=True)
 class Options:
-    """A network as a table, and why each part of it is there.
+    """Show a network as a table, and explain why each part is there.
 
     Examples: resnetkit explain resnet50; resnetkit explain resnet50 --why stage2.block1.shortcut; resnetkit explain
     resnet50 --why layer1.0.downsample --why conv2_block1_0_conv; resnetkit explain resnet50 --html resnet50.html;
@@ -39,51 +33,40 @@ class Options:
     resnetkit explain resnet18 --toml > mine.toml
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[str, Argument("MODEL", is_positional=True)]
     """A name, a .toml or .json file, a model folder, a run folder, or a weights file of any library."""
-    why: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
-    """A path to explain in words, such as stage2.block1.shortcut, or what another library calls it; may be given more
-    than once."""
+    why: Annotated[tuple[str, ...], Argument("PATH", is_repeatable=True)] = ()
+    """A path to explain in words, such as stage2.block1.shortcut, or another library's name for it."""
     depth: int = 1
-    """1 stages, 2 blocks, 3 branches and shortcuts, 4 operations."""
-    size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIZE")] = ()
-    """Another size of image: a side, or height and width."""
-    names: Annotated[str, tyro.conf.arg(metavar="LIBRARY")] = ""
-    """A column with what torchvision, timm, hf, keras, caffe or kuangliu calls each part."""
-    compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL")] = ()
-    """Other networks: what differs, block by block."""
-    picture: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
-    """An .svg file to draw the network to, or those that are compared beside each other."""
-    html: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
-    """An .html file to write: the network drawn to scale, every block of it on a click, for any size of image."""
-    image: Annotated[str, tyro.conf.arg(metavar="PICTURE")] = ""
-    """What a trained network sees in a picture, as a page: --html names it."""
+    """The detail of the table: 1 stages, 2 blocks, 3 branches and shortcuts, 4 operations."""
+    size: Annotated[tuple[int, ...], Argument("SIZE")] = ()
+    """Another image size in pixels: one side, or height and width."""
+    names: Annotated[str, Argument("LIBRARY")] = ""
+    """Add a column with the names of torchvision, timm, hf, keras, caffe or kuangliu."""
+    compare: Annotated[tuple[str, ...], Argument("MODEL")] = ()
+    """Other networks to compare with, block by block."""
+    picture: Annotated[str, Argument("FILE")] = ""
+    """An .svg file to write: a drawing of the network, or of the compared networks side by side."""
+    html: Annotated[str, Argument("FILE")] = ""
+    """An .html file to write: an interactive drawing to scale, for any image size."""
+    image: Annotated[str, Argument("FILE")] = ""
+    """An image to explain with Grad-CAM by a trained network; --html names the page."""
     toml: bool = False
-    """The spec itself, as TOML to edit."""
+    """Print the spec as TOML, to edit."""
     json: bool = False
-    """One JSON document instead of a table."""
+    """Print one JSON document instead of a table."""
     weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
-_CONFLICTS = {  # what each of these does not go together with
+_CONFLICTS = {  # option -> the options that have no meaning beside it
     "image": ("compare", "why", "names", "picture", "size", "toml"),
     "toml": ("compare", "why", "names", "picture", "size", "html", "json"),
     "compare": ("why", "names", "html"),
 }
 
 
-def _check_conflicts(options: Options) -> None:
-    """Raise `UsageError` for options of which one would not be heeded."""
-    for name, conflicts in _CONFLICTS.items():
-        for conflict in conflicts:
-            if getattr(options, name) and getattr(options, conflict):
-                message = f"--{name} and --{conflict} do not go together"
-                raise UsageError(
-                    message, where="resnetkit explain", fix=f"one command with --{name}, one with --{conflict}"
-                )
-
-
 def run(options: Options) -> int:
+    """Run the command and return its exit code."""
     _check_conflicts(options)
     if options.image:
         return _explain_image(options)
@@ -95,55 +78,67 @@ def run(options: Options) -> int:
     if options.compare:
         return _compare(network_plan, card.name, options)
     if options.picture:
-        _draw(network_plan, card.name, check_output_file(options.picture, ".svg"))
+        from resnetkit.explain.drawings.overview import draw_overview
+
+        write_output(check_output_file(options.picture, ".svg"), draw_overview(network_plan, card.name))
     if options.html:
-        _write_page(network_plan, card.name, check_output_file(options.html, ".html"))
+        from resnetkit.explain.page import render_network_page
+
+        write_output(check_output_file(options.html, ".html"), render_network_page(card.name, network_plan.spec))
     if options.json:
         print_json("explain", **_build_record(network_plan, card.name, options))
     elif options.why:
         print_text("\n\n".join(_explain_paths(network_plan, options.why)))
     elif not options.picture and not options.html:
         _show(network_plan, options)
-        suggest_next(
-            "resnetkit explain", options.model, *options.weights.to_args(), "--why", _select_shortcut_path(network_plan)
-        )
+        args = [*options.weights.to_args(), "--why", _select_shortcut_path(network_plan)]
+        suggest_next("resnetkit explain", options.model, *args)
     return 0
 
 
+def _check_conflicts(options: Options) -> None:
+    for name, conflicts in _CONFLICTS.items():
+        for conflict in conflicts:
+            if getattr(options, name) and getattr(options, conflict):
+                fix = f"one command with --{name}, one with --{conflict}"
+                message = f"--{name} and --{conflict} cannot be combined"
+                raise UsageError(message, where="resnetkit explain", fix=fix)
+
+
 def _load_card(model: str, weights: WeightsOptions) -> Card:
-    """Of a weights file, or a folder of transformers, the card that reading it comes to."""
-    if is_weights_file(model):
+    """Return the card of a model; for a weights file or a Hugging Face folder, read the weights."""
+    source = resolve_model(model)
+    if isinstance(source, WeightsFile | HuggingFaceFolder):
         return load_with_options(model, weights).card
     weights.check_unset(model)
-    return resolve_card(model)
+    return load_card(source)
 
 
 def _parse_size(size: tuple[int, ...]) -> tuple[int, int] | None:
     if len(size) > 2:
-        raise UsageError(f"an image has a side, or height and width, not {len(size)} numbers", where="--size")
+        message = f"--size takes one side, or height and width; got {len(size)} numbers"
+        raise UsageError(message, where="--size", fix="--size 224, or --size 320 256")
     return (size[0], size[-1]) if size else None
 
 
 def _explain_image(options: Options) -> int:
-    """A page of what a trained network sees."""
+    """Write the Grad-CAM page of an image and print its top predictions."""
     if options.image.isdecimal() and not Path(options.image).exists():
-        raise UsageError("--image names a picture", where=options.image, fix=f"--size {options.image}")
-    out = check_output_file(options.html or f"{Path(options.image).stem}-seen.html", ".html")
+        raise UsageError("--image takes an image file", where=options.image, fix=f"--size {options.image}")
+    out = check_output_file(options.html or f"{Path(options.image).stem}-grad-cam.html", ".html")
     from resnetkit.explain.grad_cam import explain_image
     from resnetkit.explain.grad_cam_page import render_grad_cam_page
 
     model = load_with_options(options.model, options.weights)
     result = explain_image(model, Path(options.image))
-    _write(out, render_grad_cam_page(result, model.card.name, Path(options.image).name))
+    write_output(out, render_grad_cam_page(result, model.card.name, Path(options.image).name))
+    predictions = [(prediction.label, prediction.probability) for prediction in result.predictions]
     if options.json:
-        predictions = [
-            {"label": prediction.label, "share": prediction.probability} for prediction in result.predictions
-        ]
-        print_json("look", model=options.model, image=options.image, answers=predictions, page=str(out))
+        records = [{"label": label, "probability": probability} for label, probability in predictions]
+        print_json("grad-cam", model=options.model, image=options.image, predictions=records, page=str(out))
     else:
         print_table(
-            ("answer", "share"),
-            [(prediction.label, f"{prediction.probability:.1%}") for prediction in result.predictions],
+            ("top prediction", "probability"), [(label, f"{probability:.1%}") for label, probability in predictions]
         )
     suggest_next("resnetkit predict", options.image, "--model", options.model, *options.weights.to_args())
     return 0
@@ -160,7 +155,7 @@ def _compare(network_plan: Plan, name: str, options: Options) -> int:
     if options.picture:
         from resnetkit.explain.drawings.side_by_side import draw_side_by_side
 
-        _write(check_output_file(options.picture, ".svg"), draw_side_by_side(plans))
+        write_output(check_output_file(options.picture, ".svg"), draw_side_by_side(plans))
     if options.json:
         print_json("compare", **compare.serialize_comparison(comparison))
     elif not options.picture:
@@ -174,14 +169,13 @@ def _compare(network_plan: Plan, name: str, options: Options) -> int:
 
 
 def _make_unique_name(name: str, existing: Container[str]) -> str:
-    """The name, numbered where another network has it already."""
-    return next(
-        candidate for i in itertools.count(1) if (candidate := name if i == 1 else f"{name} ({i})") not in existing
-    )
+    """Return the name, numbered if another network has it already."""
+    candidates = itertools.chain([name], (f"{name} ({i})" for i in itertools.count(2)))
+    return next(candidate for candidate in candidates if candidate not in existing)
 
 
 def _explain_paths(network_plan: Plan, queries: tuple[str, ...]) -> list[str]:
-    """A path, or another library's name and the path that it means here; then the answer."""
+    """Explain each path; for another library's name, also give the path."""
     from resnetkit.explain.why import why
     from resnetkit.weights.layer_aliases import resolve_path
 
@@ -191,48 +185,34 @@ def _explain_paths(network_plan: Plan, queries: tuple[str, ...]) -> list[str]:
 
 def _show(network_plan: Plan, options: Options) -> None:
     lines = [
-        (row.path, *_build_name_column(network_plan, row.path, options.names).values(), *format_summary_row(row)[1:])
-        for row in list_summary_rows(network_plan, options.depth)
+        (
+            row.path,
+            *_build_name_column(network_plan, row.path, options.names).values(),
+            *summary.format_summary_row(row)[1:],
+        )
+        for row in summary.list_summary_rows(network_plan, options.depth)
     ]
-    headings = (HEADINGS[0], *([options.names] if options.names else []), *HEADINGS[1:])
-    n_text_columns = N_TEXT_COLUMNS + bool(options.names)
-    print_table(headings, lines, n_text_columns, drop=("stride", "field", "share"), drop_last=("output",))
-    print_text(format_summary_total(network_plan))
+    headings = (summary.HEADINGS[0], *([options.names] if options.names else []), *summary.HEADINGS[1:])
+    n_text_columns = summary.N_TEXT_COLUMNS + (1 if options.names else 0)
+    # a narrow terminal drops the last three columns, and the output only if nothing else helps
+    print_table(headings, lines, n_text_columns, drop=summary.HEADINGS[:4:-1], drop_last=summary.HEADINGS[2:3])
+    print_text(summary.format_summary_total(network_plan))
 
 
 def _build_name_column(network_plan: Plan, path: str, library: str) -> dict[str, str]:
-    """What a library calls a part, if one was asked for."""
+    """Return the library and its name for a part, if a library is given."""
     from resnetkit.weights.layer_aliases import translate_path
 
     return {library: translate_path(network_plan, path, library)} if library else {}
 
 
 def _select_shortcut_path(network_plan: Plan) -> str:
-    """The shortcut that most people ask about: the first one with an adapter."""
+    """Return the path for the ``next:`` line: the first shortcut with an adapter."""
     shortcuts = [part for part in network_plan.parts.values() if part.role == "shortcut"]
     shortcut = next((part for part in shortcuts if part.nodes), None) or next(
         iter(shortcuts), network_plan.root.children[0]
     )
     return shortcut.path
-
-
-def _draw(network_plan: Plan, name: str, path: Path) -> None:
-    from resnetkit.explain.drawings.overview import draw_overview
-
-    _write(path, draw_overview(network_plan, name))
-
-
-def _write_page(network_plan: Plan, name: str, path: Path) -> None:
-    from resnetkit.explain.page import render_network_page
-
-    _write(path, render_network_page(name, network_plan.spec))
-
-
-def _write(path: Path, text: str) -> None:
-    from resnetkit.files import write_text
-
-    write_text(path, text)
-    log(f"wrote {path}")
 
 
 def _build_record(network_plan: Plan, name: str, options: Options) -> dict[str, object]:
@@ -243,15 +223,11 @@ def _build_record(network_plan: Plan, name: str, options: Options) -> dict[str, 
     return {
         "model": name,
         "spec": to_data(network_plan.spec),
-        "input": network_plan.input,
-        "params": network_plan.params,
-        "macs": network_plan.macs,
+        **build_plan_record(network_plan),
         "activations": network_plan.activations,
-        "depth": network_plan.depth,
-        "receptive_field": network_plan.receptive_field,
         "rows": [
             asdict(row) | _build_name_column(network_plan, row.path, options.names)
-            for row in list_summary_rows(network_plan, options.depth)
+            for row in summary.list_summary_rows(network_plan, options.depth)
         ],
         "why": {
             query: {"path": path, "reason": network_plan[path].reason, "text": why(network_plan, path)}

@@ -1,6 +1,4 @@
-"""What ``--help`` says of a verb: its sentences, its commands to copy, what an option takes and what it has unless set.
-
-All of it is read from the dataclass of the verb's options, in one place, so that no verb has a manner of its own.
+"""The help of resnetkit and of each command, from the docstrings of its ``Options`` dataclass.
 
 This module imports no torch.
 """
@@ -10,115 +8,134 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import os
 import re
 import shutil
+import sys
 import textwrap
-from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 
-import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from resnetkit.commands.arguments import Parameter, list_parameters
 
-_METAVARS = {  # what stands behind an option whose value is text; else it is told by the sentence, or by the type
-    "model": "MODEL",
-    "data": "DIR",
-    "config": "FILE",
-    "device": "NAME",
-    "network": "NAME",
-    "dialect": "NAME",
-    "engines": "NAME",
-    "precisions": "NAME",
-    "place": "PATH",
-    "max_bad": "SHARE",
-    "set": "KEY=VALUE",
-    "minutes": "MINUTES",
-}
-_OUTPUT_PATTERN = re.compile(r"^[^;:]*?\b(file|folder) to write\b")
-_OUTPUT_METAVARS = {"file": "FILE", "folder": "DIR"}
+_COLUMN = 26  # at which the text of an option begins
+_NARROW = 6  # the same on a terminal of less than 70 columns
+_EXAMPLES = (
+    "resnetkit explain resnet50 --why stage2.block1.shortcut",
+    "resnetkit train flowers/ --model resnet18",
+    "resnetkit predict cat.jpg --model runs/flowers-resnet18-1",
+)
 
 
-def format_description(options_type: type) -> str:
-    """What a verb does: each paragraph a line, the commands to copy on a line of their own."""
-    paragraphs = inspect.cleandoc(options_type.__doc__ or "").split("\n\n")
-    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    return re.sub(r"(?<=\S) Examples: ", "\n\nExamples: ", text)
-
-
-def format_examples(examples: str) -> list[str]:
-    """The line of examples as commands that a shell takes as they stand, where they need several lines, too."""
-    return [line for example in examples.split("; ") for line in _wrap_command(example)]
-
-
-def _wrap_command(command: str) -> list[str]:
-    """An option stays with its value; a line that goes on ends as a shell wants it, and what follows is indented."""
-    unbreakable = re.sub(r"(?<= )(--?[a-z-]+|[>|]) (?=[^- ])", "\\1\N{NO-BREAK SPACE}", command)
-    width = shutil.get_terminal_size().columns
-    wrapped = textwrap.wrap(
-        unbreakable,
-        width - 2,
-        initial_indent="  ",
-        subsequent_indent=" " * 6,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in wrapped]
-    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
-
-
-def build_option_registry() -> ConstructorRegistry:
-    """For the parser: how the fields of a verb's options become options."""
-    registry = ConstructorRegistry()
-
-    @registry.struct_rule
-    def build_struct_spec(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if not is_dataclass(info.type):
-            return None
-        docs, hints = _parse_field_docs(info.type), get_type_hints(info.type, include_extras=True)
-        defaults = info.default if isinstance(info.default, info.type) else None
-        field_specs = [
-            _build_field_spec(field, hints[field.name], docs.get(field.name), defaults) for field in fields(info.type)
+def format_overview(commands: Mapping[str, str]) -> str:
+    """Format the help of resnetkit itself: each command and its purpose."""
+    return "\n\n".join(
+        [
+            "usage: resnetkit COMMAND ...",
+            _wrap("Residual networks, explained, trained and used."),
+            _format_section("commands", [_format_row(name, text, 12) for name, text in commands.items()]),
+            _format_section("examples", [line for command in _EXAMPLES for line in _wrap_command(command)]),
+            _wrap("`resnetkit COMMAND --help` lists the options of a command."),
         ]
-        return StructConstructorSpec(instantiate=info.type, fields=tuple(field_specs))
-
-    return registry
+    )
 
 
-def _parse_field_docs(options_type: type) -> dict[str, str]:
-    """Of each field what stands below it, whatever the lines it is written on."""
+def format_command_help(options_type: type, prog: str) -> str:
+    """Format the help of a command.
+
+    Args:
+        options_type: The dataclass of the command's options.
+        prog: The command as it is typed, such as ``resnetkit train``.
+    """
+    text, _, examples = (inspect.getdoc(options_type) or "").partition("Examples: ")
+    paragraphs = [_wrap(" ".join(paragraph.split())) for paragraph in text.strip().split("\n\n")]
+    parameters, docs = list_parameters(options_type), _read_field_docs(options_type)
+    positional = [parameter for parameter in parameters if parameter.argument.is_positional]
+    options = [parameter for parameter in parameters if not parameter.argument.is_positional]
+    commands = " ".join(examples.split()).split("; ")
+    usage = " ".join(["usage:", prog, *(parameter.metavar for parameter in positional), "[OPTIONS]"])
+    argument_rows = [_format_parameter(parameter, docs) for parameter in positional]
+    return "\n\n".join(
+        [
+            _wrap(usage, "  "),
+            *paragraphs,
+            _format_section("examples", [line for command in commands for line in _wrap_command(command)]),
+            *([_format_section("arguments", argument_rows)] if argument_rows else []),
+            _format_section("options", [_format_parameter(parameter, docs) for parameter in options]),
+        ]
+    )
+
+
+def _read_field_docs(options_type: type) -> dict[str, str]:
+    """Return the docstring below each field; Python itself does not keep them."""
     body = ast.parse(textwrap.dedent(inspect.getsource(options_type))).body[0].body  # type: ignore[attr-defined]
-    return {
+    docs = {
         field.target.id: " ".join(str(doc.value.value).split())
         for field, doc in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
     }
+    for field in fields(options_type):
+        if is_dataclass(field.default):
+            docs |= _read_field_docs(type(field.default))
+    return docs
 
 
-def _build_field_spec(field: Field[Any], hint: Any, doc: str | None, defaults: Any) -> StructFieldSpec:
-    default = field.default if defaults is None else getattr(defaults, field.name)
-    value_type, metadata = (get_args(hint)[0], hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
-    is_repeated = tyro.conf.UseAppendAction in metadata
-    metavar = _choose_metavar(field.name, value_type, doc or "", is_list=not is_repeated)
-    arg_config = tyro.conf.arg(metavar=metavar, help_behavior_hint=None if is_repeated else _format_default)
-    # those of the field itself come later, and are stronger
-    annotated_type: Any = value_type if is_dataclass(value_type) else Annotated[(value_type, arg_config, *metadata)]
-    return StructFieldSpec(field.name, annotated_type, tyro.MISSING if default is MISSING else default, doc)
+def _format_parameter(parameter: Parameter, docs: Mapping[str, str]) -> str:
+    metavar, argument = parameter.metavar, parameter.argument
+    if argument.is_positional:
+        return _format_row(metavar, docs[parameter.name], _COLUMN)
+    if parameter.is_list and not argument.is_repeatable:
+        metavar = f"{metavar} [{metavar} ...]"
+    text = f"{docs[parameter.name]} {_format_default(parameter)}".strip()
+    return _format_row(f"{parameter.option} {metavar}".strip(), text, _COLUMN)
 
 
-def _choose_metavar(name: str, value_type: Any, doc: str, is_list: bool) -> str | None:
-    """What stands for the value of an option; None where its type says it best."""
-    for member in get_args(value_type):
-        if get_origin(member) is Literal:  # or None, which nobody can type
-            return f"{{{','.join(get_args(member))}}}"
-    item_type = get_args(value_type)[0] if get_origin(value_type) is tuple else value_type
-    if item_type not in (str, int, float):
-        return None
-    match = _OUTPUT_PATTERN.search(doc)
-    metavar = _METAVARS.get(name) or (_OUTPUT_METAVARS[match[1]] if match else "TEXT" if item_type is str else "NUMBER")
-    return f"{metavar} [{metavar} ...]" if is_list and item_type is not value_type else metavar
+def _format_default(parameter: Parameter) -> str:
+    """Format what holds if an option is not given; nothing for a default that is empty."""
+    if parameter.argument.is_repeatable:
+        return "(repeatable)"
+    if parameter.default is MISSING:
+        return "(required)"
+    if parameter.argument.default_text:
+        return f"(default: {parameter.argument.default_text})"
+    is_empty = parameter.default is None or parameter.default in ("", (), False)
+    return "" if is_empty else f"(default: {str(parameter.default).removesuffix('.0')})"
 
 
-def _format_default(default: str) -> str:
-    """What an option is unless it is set; nothing where that is nothing."""
-    is_empty = default in ("", "''", "None", "False")
-    return "" if is_empty else f"(default: {default.removesuffix('.0')})"
+def _format_section(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([_highlight(f"{title}:"), *lines])
+
+
+def _format_row(head: str, text: str, column: int) -> str:
+    """Format a name and its text beside it, or below it if there is little room."""
+    column = column if _get_width() >= 70 else _NARROW
+    is_beside = len(head) + 4 <= column
+    lines = _wrap(f"{'':{column}}{text}", " " * column)
+    if is_beside:
+        return f"  {_highlight(head)}{lines[len(head) + 2 :]}"
+    return f"  {_highlight(head)}\n{lines}"
+
+
+def _wrap_command(command: str) -> list[str]:
+    r"""Wrap a command so that it can be copied; options stay with their values, continued lines end in \."""
+    unbreakable = re.sub(r"(?<= )(--?[a-z-]+|[>|]) (?=[^- ])", "\\1\N{NO-BREAK SPACE}", command)
+    lines = _wrap(f"  {unbreakable}", " " * 6, margin=2).replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
+
+
+def _wrap(line: str, indent: str = "", margin: int = 0) -> str:
+    """Wrap a line to the terminal, between words only."""
+    return textwrap.fill(
+        line, _get_width() - margin, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _get_width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _highlight(text: str) -> str:
+    """Make a text bold on a terminal that shows it, unless NO_COLOR is set (no-color.org)."""
+    is_plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") in (None, "", "dumb")
+    return text if is_plain else f"\x1b[1m{text}\x1b[0m"

@@ -1,31 +1,40 @@
-"""What the verbs share: results go to stdout, everything else to stderr."""
+"""Output that the commands share: results go to stdout, everything else to stderr.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from resnetkit.errors import UsageError
-from resnetkit.files import file_exists_error
+from resnetkit.files import file_exists_error, write_text
 from resnetkit.formatting import align_table, escape_control, fit_table
 from resnetkit.html.page import is_resnetkit_page
+from resnetkit.runtime.progress import ProgressCallback
+
+_MAX_CHARACTERS = 600
 
 
 def print_json(schema: str, **values: Any) -> None:
-    """One JSON document, with its schema, and nothing else."""
-    print(
-        json.dumps(
-            {"schema": f"resnetkit.{schema}/1", **values}, indent=2, ensure_ascii=is_ascii_stdout(), allow_nan=False
-        )
-    )
+    """Print one JSON document.
+
+    Args:
+        schema: The name of its schema, without the package and the version.
+        values: Its other keys.
+    """
+    document = {"schema": f"resnetkit.{schema}/1", **values}
+    print(json.dumps(document, indent=2, ensure_ascii=not is_unicode_stdout(), allow_nan=False))
 
 
 def print_table(
@@ -35,51 +44,61 @@ def print_table(
     drop: Sequence[str] = (),
     drop_last: Sequence[str] = (),
 ) -> None:
-    """Aligned lines: of any length where the output is piped, made to fit where it is a terminal.
+    """Print an aligned table; on a terminal, fit it to the width.
 
-    The first ``left`` columns are words. ``drop`` names the columns that a narrow terminal does without, first to last,
-    ``last`` those that go where cutting words is not enough.
+    Args:
+        headings: The heading of each column.
+        rows: The cells of each row.
+        n_text_columns: The number of leading columns that hold words; the others hold numbers.
+        drop: The headings of columns that a narrow terminal drops, first to last.
+        drop_last: The headings of columns that are dropped only if shorter words are not enough.
     """
     cells: list[Sequence[str]] = [headings, *([escape_control(text) for text in row] for row in rows)]
     if sys.stdout.isatty():
-        ellipsis = "…" if _is_unicode_stdout() else "~"
+        ellipsis = "…" if is_unicode_stdout() else "~"
         cells = list(fit_table(cells, shutil.get_terminal_size().columns, drop, drop_last, ellipsis))
         n_text_columns -= sum(name not in cells[0] for name in headings[:n_text_columns])
     print(align_table(cells, n_text_columns))
 
 
 def print_text(text: str) -> None:
-    """Sentences: a line each where the output is piped, cut between words where it is a terminal."""
+    """Print sentences, one per line; on a terminal, wrap them between words."""
     if sys.stdout.isatty():
-        wrapper = textwrap.TextWrapper(
-            shutil.get_terminal_size().columns, break_on_hyphens=False, break_long_words=False
-        )
+        width = shutil.get_terminal_size().columns
+        wrapper = textwrap.TextWrapper(width, break_on_hyphens=False, break_long_words=False)
         text = "\n".join(map(wrapper.fill, text.splitlines()))
     print(text)
 
 
 def log(line: str = "") -> None:
-    """A line for the person who watches; where nobody does any more, the work goes on."""
+    """Print a line to stderr; if nobody reads it any more, the work continues."""
     with contextlib.suppress(OSError):
         print(escape_control(line, keep="\n"), file=sys.stderr)
 
 
-def truncate(text: str) -> str:
-    """What comes from a file, as a part of a line: no lines of its own, and some hundred letters."""
+def open_devnull() -> io.TextIOWrapper:
+    """Open the null device for writing."""
+    return Path(os.devnull).open("w")
+
+
+def sanitize_line(text: str) -> str:
+    """Escape control characters and shorten a text from a file, so that it stays part of its line."""
     escaped = escape_control(text)
     return escaped if len(escaped) <= _MAX_CHARACTERS else f"{escaped[:_MAX_CHARACTERS]}..."
 
 
-_MAX_CHARACTERS = 600
-
-
 def suggest_next(command: str, *args: str) -> None:
-    """What one would do next: a command, and the words after it that a shell has to take as they are."""
+    """Log the ``next:`` line.
+
+    Args:
+        command: The command that is a natural next step, already quoted.
+        args: The words after it, which are quoted for a shell.
+    """
     log(" ".join([f"next: {command}", *map(quote_argument, args)]))
 
 
 def quote_argument(argument: str) -> str:
-    """A word as a shell has to take it; what cannot be shown stands as its bytes, which bash, zsh and ksh read."""
+    """Quote a word for a shell; unprintable characters become bytes, which bash, zsh and ksh read."""
     if argument.isprintable():
         return shlex.quote(argument)
     characters = (
@@ -89,36 +108,61 @@ def quote_argument(argument: str) -> str:
 
 
 def check_output_file(name: str, *suffixes: str) -> Path:
-    """A file to write, with one of its own endings; of what exists only a page that was made here is replaced."""
+    """Check that an output file can be written, and return its path. Only a page of resnetkit is replaced.
+
+    Args:
+        name: The file as the user named it.
+        suffixes: The allowed suffixes, the usual one first.
+
+    Raises:
+        UsageError: The suffix is another, the folder is missing, or the file exists.
+    """
     path = Path(name)
     if path.suffix not in suffixes:
         fix = f"call it {shlex.quote(str(path.with_suffix(suffixes[0])) if path.name else 'out' + suffixes[0])}"
-        raise UsageError(f"what is written here is {' or '.join(suffixes)}", where=name or "''", fix=fix)
-    if path.is_dir() or not path.parent.is_dir():
-        message = "this is a folder" if path.is_dir() else "there is no such folder to write into"
-        raise UsageError(message, where=str(path if path.is_dir() else path.parent))
+        raise UsageError(f"the output file must end in {' or '.join(suffixes)}", where=name or "''", fix=fix)
+    if path.is_dir():
+        raise UsageError("the output file is a folder", where=str(path), fix="name a file")
+    if not path.parent.is_dir():
+        raise UsageError("the folder of the output file does not exist", where=str(path.parent), fix="create it first")
     if os.path.lexists(path) and not is_resnetkit_page(path):
         raise file_exists_error(path)
     return path
 
 
+def write_output(path: Path, text: str, note: str = "") -> None:
+    """Write a text file and log its name.
+
+    Args:
+        path: The file.
+        text: Its content.
+        note: A text to add to the line.
+    """
+    write_text(path, text)
+    log(f"wrote {path}{note}")
+
+
 def can_rewrite_lines() -> bool:
-    """Whether what is shown on stderr can move: a terminal, and not a dumb one."""
+    """Return whether stderr is a terminal on which a line can be rewritten."""
     return sys.stderr.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
-def is_ascii_stdout() -> bool:
-    """Whether JSON has to do with ASCII."""
-    return not _is_unicode_stdout()
-
-
-def _is_unicode_stdout() -> bool:
+def is_unicode_stdout() -> bool:
+    """Return whether stdout takes any character."""
     return "utf" in (sys.stdout.encoding or "utf").lower()
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, *, is_shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, all) that shows a bar on a terminal, and nothing elsewhere or where it is not to be shown."""
+def progress_bar(description: str, *, is_shown: bool = True) -> Iterator[ProgressCallback]:
+    """Show a progress bar on a terminal, and nothing elsewhere.
+
+    Args:
+        description: The text before the bar.
+        is_shown: Whether to show it on a terminal.
+
+    Yields:
+        A function of the number done and the total.
+    """
     if not is_shown or not can_rewrite_lines():
         yield lambda done, total: None
         return
@@ -127,7 +171,7 @@ def progress_bar(description: str, *, is_shown: bool = True) -> Iterator[Callabl
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    # rich would take stdout along, and with it the results of `resnetkit predict ... > labels.csv`
+    # by default rich also redirects stdout, and with it the results of `resnetkit predict ... > labels.csv`
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

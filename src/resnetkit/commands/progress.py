@@ -1,4 +1,4 @@
-"""How a training run is shown while it goes on."""
+"""The progress of a training run on stderr: a live line on a terminal, a line per epoch in a log."""
 
 from __future__ import annotations
 
@@ -8,47 +8,52 @@ from rich.text import Text
 
 from resnetkit.architecture.summary import format_summary_total
 from resnetkit.commands.output import log
+from resnetkit.formatting import format_duration, pluralize
 from resnetkit.serialization import tag_of
+from resnetkit.training.events import EpochMetrics, PreparedRun, StepMetrics
 from resnetkit.training.recipe import EMA, NoMix, Recipe
-from resnetkit.training.run_folder import EpochMetrics, RunSetup, StepMetrics
+
+_RESUME_EXACT = "exact, bit for bit, on this kind of processor with these versions and threads"
+_RESUME_APPROXIMATE = "from the last checkpoint; bit for bit on a CPU only"
 
 
 class LogProgress:
-    """A line for each epoch, for logs."""
+    """Progress for logs: the header of the run, then a line per epoch."""
 
     def __init__(self) -> None:
         self.epochs = 0
 
-    def __call__(self, event: RunSetup | StepMetrics | EpochMetrics) -> None:
-        if isinstance(event, RunSetup):
+    def __call__(self, event: PreparedRun | StepMetrics | EpochMetrics) -> None:
+        if isinstance(event, PreparedRun):
             self.epochs = event.recipe.epochs
             log(format_run_header(event))
         elif isinstance(event, EpochMetrics):
             log(format_epoch(event, self.epochs))
 
     def on_progress(self, done: int, total: int) -> None:
-        """Pictures that have been read: nothing for a log."""
+        """Ignore the number of images that were read.
+
+        Args:
+            done: The number of images read.
+            total: The number of all images.
+        """
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: a log needs no end."""
 
 
 class LiveProgress:
-    """A line that is written anew with each step, and a line for each epoch above it."""
+    """Progress for terminals: one line that each step rewrites, and a line per epoch above it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self.live = Line(
-            console=self.console,
-            refresh_per_second=5,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
+            console=self.console, refresh_per_second=5, transient=True, redirect_stdout=False, redirect_stderr=False
         )
         self.epochs = self.batch_size = 0
 
-    def __call__(self, event: RunSetup | StepMetrics | EpochMetrics) -> None:
-        if isinstance(event, RunSetup):
+    def __call__(self, event: PreparedRun | StepMetrics | EpochMetrics) -> None:
+        if isinstance(event, PreparedRun):
             self.epochs, self.batch_size = event.recipe.epochs, event.recipe.batch_size
             self.console.print(format_run_header(event), markup=False)
         elif isinstance(event, EpochMetrics):
@@ -57,18 +62,23 @@ class LiveProgress:
             self.show(self.format_step(event))
 
     def on_progress(self, done: int, total: int) -> None:
-        """Pictures that have been read."""
+        """Show how many images were read.
+
+        Args:
+            done: The number of images read.
+            total: The number of all images.
+        """
         if done % 50 == 0 or done == total:
-            self.show(f"reading pictures  {done:,}/{total:,}")
+            self.show(f"reading images  {done:,}/{total:,}")
 
     def show(self, line: str) -> None:
-        """The live line, begun when it is first needed."""
+        """Show a live line; the first call starts the display."""
         if not self.live.is_started:
             self.live.start()
         self.live.update(Text(line))
 
     def format_step(self, event: StepMetrics) -> str:
-        """The live line."""
+        """Format the live line of a step."""
         remaining_steps = (self.epochs - event.epoch) * event.steps_per_epoch + event.steps_per_epoch - event.step
         throughput = event.images_per_second
         remaining_time = f"{format_duration(remaining_steps * self.batch_size / throughput)} left" if throughput else ""
@@ -78,19 +88,20 @@ class LiveProgress:
         )
 
     def close(self) -> None:
+        """Stop the live line."""
         self.live.stop()
 
 
-def format_run_header(event: RunSetup) -> str:
-    """What is about to happen."""
+def format_run_header(event: PreparedRun) -> str:
+    """Format the data, model, recipe, device and memory of a run, and how exactly it resumes."""
     recipe, card = event.recipe, event.card
     splits = ", ".join(f"{len(dataset):,} {split}" for split, dataset in event.dataset.splits.items())
     optimizer = f"{tag_of(type(recipe.optimizer))} at {recipe.optimizer.lr:g}"
     notes = "".join(f"\nnote   {note}" for note in (*event.notes, *event.resume_notes))
     return (
-        f"data   {recipe.data}: {len(card.classes)} classes; pictures: {splits}\n"
+        f"data   {recipe.data}: {len(card.classes)} classes; images: {splits}\n"
         f"model  {card.name}: {format_summary_total(event.plan)}{_format_input_change(event)}\n"
-        f"recipe {recipe.epochs} epoch{'s' * (recipe.epochs > 1)} in batches of {recipe.batch_size}; {optimizer}, "
+        f"recipe {pluralize(recipe.epochs, 'epoch')} in batches of {recipe.batch_size}; {optimizer}, "
         f"{tag_of(type(recipe.schedule))}; {_format_augmentation(recipe)}; seed {recipe.seed}\n"
         f"device {event.device}, {event.precision}{_format_processes(event)}; writing to {event.out}\n"
         f"memory {event.memory_line}\n"
@@ -98,40 +109,32 @@ def format_run_header(event: RunSetup) -> str:
     )
 
 
-_RESUME_EXACT = "exact, bit for bit, on this kind of processor with these versions and threads"
-_RESUME_APPROXIMATE = "after the last checkpoint; bit for bit on a CPU only"
-
-
 def _format_augmentation(recipe: Recipe) -> str:
-    """What is done with pictures, and with the model over the steps."""
-    transforms = [recipe.augment, *recipe.transforms, *[recipe.mix] * (recipe.mix != NoMix())]
+    transforms = (recipe.augment, *recipe.transforms, *(() if recipe.mix == NoMix() else (recipe.mix,)))
     names = ", ".join(tag_of(type(transform)) for transform in transforms)
     return f"{names}; ema of {recipe.ema.decay:g}" if isinstance(recipe.ema, EMA) else names
 
 
-def _format_processes(event: RunSetup) -> str:
-    """Where there are several."""
-    micro_batches = f" in {event.recipe.accumulate} parts" * (event.recipe.accumulate > 1)
-    return f"; {event.world_size} processes" * (event.world_size > 1) + micro_batches
+def _format_processes(event: PreparedRun) -> str:
+    processes = f"; {event.world_size} processes" if event.world_size > 1 else ""
+    micro_batches = f" in {event.recipe.accumulate} micro-batches" if event.recipe.accumulate > 1 else ""
+    return processes + micro_batches
 
 
-def _format_input_change(event: RunSetup) -> str:
-    """That the network sees other images than its spec says, where it does."""
-    original, current = event.spec_input, event.card.spec.input
-    return f"; its input changed from {'x'.join(map(str, original))} to {'x'.join(map(str, current))}" * (
-        original != current
-    )
+def _format_input_change(event: PreparedRun) -> str:
+    """Format how the input differs from the one that the spec gives, if it does."""
+    original, current = ("x".join(map(str, size)) for size in (event.spec_input, event.card.spec.input))
+    return f"; its input changed from {original} to {current}" if original != current else ""
 
 
 def format_epoch(event: EpochMetrics, epochs: int) -> str:
-    """An epoch in a line."""
+    """Format the metrics of an epoch on one line.
+
+    Args:
+        event: The metrics.
+        epochs: The number of all epochs.
+    """
     return (
         f"epoch {event.epoch}/{epochs}  loss {event.loss:.3f}  train {event.accuracy:.2%}  "
         f"val {event.val_accuracy:.2%}  {event.images_per_second:,.0f} images/s  {format_duration(event.seconds)}"
     )
-
-
-def format_duration(seconds: float) -> str:
-    """1:05 for 65 seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

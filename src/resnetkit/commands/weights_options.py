@@ -1,13 +1,15 @@
-"""Where the weights of a verb come from, and what may be said of them."""
+"""Options about a weights file, and loading a model with them.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
-from resnetkit.commands.output import log, truncate
+from resnetkit.commands.arguments import Argument, format_options
+from resnetkit.commands.output import log, sanitize_line
 from resnetkit.errors import UsageError
 from resnetkit.formatting import escape_control
 
@@ -17,36 +19,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightsOptions:
-    """What is stronger than what a weights file tells of itself."""
+    """Statements about a weights file; they take precedence over those of the file."""
 
-    network: str = ""
-    """Which network the weights are of."""
-    dialect: str = ""
-    """How its tensors are called."""
-    reset_head: Annotated[int | None, tyro.conf.arg(metavar="CLASSES")] = None
-    """Take the body alone, whatever the file has behind it, and start a new classifier."""
-    input_channels: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """Adapt the first convolution to so many channels."""
+    network: Annotated[str, Argument("NAME")] = ""
+    """The network of the weights, if the file does not tell."""
+    dialect: Annotated[str, Argument("NAME")] = ""
+    """The library whose tensor names the weights use, if the file does not tell."""
+    reset_head: Annotated[int | None, Argument("CLASSES")] = None
+    """Replace the classifier by a new one with this number of classes."""
+    input_channels: int | None = None
+    """Adapt the first convolution to this number of channels."""
 
     def to_args(self) -> list[str]:
-        """The options that say the same again."""
-        values = {"--network": self.network, "--dialect": self.dialect, "--reset-head": self.reset_head,
-                 "--input-channels": self.input_channels}  # fmt: skip
-        return [str(arg) for option, value in values.items() if value not in ("", None) for arg in (option, value)]
+        """Return the command-line options that give these values."""
+        return format_options(self)
 
     def check_unset(self, model: str) -> None:
-        """Raise `UsageError` where something is said of weights and there are none to be read."""
+        """Check that no option is given for a model without a weights file.
+
+        Raises:
+            UsageError: An option is given.
+        """
         if self.to_args():
-            message = "there is no weights file here that this could be about"
-            raise UsageError(message, where=[model, " ".join(self.to_args())], fix="leave it out")
+            message = "these options are about a weights file, and the model is not one"
+            raise UsageError(
+                message, where=[model, " ".join(self.to_args())], fix="remove them, or name a weights file"
+            )
 
 
 DEFAULT_WEIGHTS = WeightsOptions()
 
 
 def load_with_options(model: str, weights: WeightsOptions) -> NetworkModule:
-    """The model; of a weights file it is told what it was taken for, what became of its tensors, what was assumed."""
-    from resnetkit.weights.load import load
+    """Load a model; for a weights file, log how it was read and what was assumed.
+
+    Args:
+        model: A run folder, a model folder, or a weights file.
+        weights: The options about the weights file.
+    """
+    from resnetkit.surgery.load import load
 
     network = load(
         model,
@@ -56,7 +67,7 @@ def load_with_options(model: str, weights: WeightsOptions) -> NetworkModule:
         input_channels=weights.input_channels,
     )
     if network.card.assumed:
-        log(f"read: {truncate(network.card.origin)}")
+        log(f"read: {sanitize_line(network.card.origin)}")
         log(f"tensors: {network.report.tensor_summary}")
         log(f"assumed: {escape_control('; '.join(network.card.assumed))}")
     return network

@@ -1,1 +1,1 @@
-"""Pictures and their classes: what DATA can be, who reads it, and what is wrong with it. No torch."""
+"""Images and their classes: open, split, load and check a dataset. Only `loader` imports torch."""

@@ -1,4 +1,4 @@
-"""What `check` found, as a page with thumbnails.
+"""Show the result of `check` as a web page with thumbnails.
 
 This module imports no torch.
 """
@@ -9,62 +9,52 @@ from collections.abc import Iterator, Sequence
 
 from resnetkit.data.check import CheckResult, DuplicateGroup, ImageInfo
 from resnetkit.errors import ImageError
+from resnetkit.formatting import pluralize
 from resnetkit.html import page as html
 from resnetkit.images.decode import try_read
-from resnetkit.images.thumbnail import encode_thumbnail
+from resnetkit.images.prepare import encode_thumbnail
 
 _MAX_GROUPS, _MAX_LINES, _MAX_CLASSES, _N_SAMPLES = 30, 200, 24, 6
+_HEADINGS = {
+    "leaks between splits": "Leaks between splits: training images that also measure the accuracy",
+    "conflicting labels": "Conflicting labels: the same image in several classes",
+    "duplicates": "Duplicates",
+}
 
 
 def build_check_page(result: CheckResult) -> str:
-    """The whole page; every name in it is text, never markup."""
-    findings = result.findings
-    lead = f"{len(result.images):,} pictures in {len(result.dataset.classes):,} classes: "
-    lead += f"{len(findings)} kinds of findings." if findings else "nothing was found that is wrong."
-    duplicate_sections = (
-        (
-            "In several parts: what is learnt from is also measured on",
-            [group for group in result.duplicates if group.is_leak],
-        ),
-        (
-            "In several classes: the same picture under two names",
-            [group for group in result.duplicates if group.has_conflicting_labels],
-        ),
-        (
-            "Duplicates",
-            [group for group in result.duplicates if not group.is_leak and not group.has_conflicting_labels],
-        ),
-    )
+    """Build the whole page; every name on it is escaped."""
+    lead = f"{pluralize(len(result.images), 'image')} in {pluralize(len(result.dataset.classes), 'class')}: "
+    lead += f"{pluralize(len(result.findings), 'kind')} of problems." if result.findings else "no problems."
+    findings = [f"{finding.kind}: {finding.count:,}; first: {finding.examples[0]}" for finding in result.findings]
     sections = [
-        ("Findings", _build_findings(result)),
-        *[("Unreadable", _build_unreadable(result.unreadable))] * bool(result.unreadable),
-        *[(title, _build_duplicates(result, duplicates)) for title, duplicates in duplicate_sections if duplicates],
+        ("Problems", html.render_html_list(findings) if findings else html.render_note("None.")),
+        ("Unreadable images", _build_unreadable(result.unreadable)),
+        *((_HEADINGS[kind], _build_duplicates(result, groups)) for kind, groups in result.duplicates_by_kind.items()),
         ("Classes", _build_class_table(result)),
-        ("Sizes", html.render_html_table(("", "width", "height"), result.summarize_sizes())),
-        *[("To know", html.render_html_list(result.notes))] * bool(result.notes),
-        ("A few of each class", "".join(_iter_samples(result))),
+        ("Sizes in pixels", html.render_html_table(("", "width", "height"), result.summarize_sizes())),
+        ("Notes", html.render_html_list(result.notes) if result.notes else ""),
+        ("Examples of each class", "".join(_iter_samples(result))),
     ]
-    return html.render_html(f"check of {result.dataset.name}", lead, sections)
-
-
-def _build_findings(result: CheckResult) -> str:
-    lines = [f"{finding.kind}: {finding.count:,}; the first is {finding.examples[0]}" for finding in result.findings]
-    return html.render_html_list(lines) if lines else html.render_note("None.")
+    return html.render_html(f"check of {result.dataset.name}", lead, [section for section in sections if section[1]])
 
 
 def _build_unreadable(images: Sequence[ImageInfo]) -> str:
-    remainder = html.render_note(f"... and {len(images) - _MAX_LINES:,} more") if len(images) > _MAX_LINES else ""
-    return html.render_html_list(f"{image.location}: {image.error}" for image in images[:_MAX_LINES]) + remainder
+    lines = [f"{image.location}: {image.error}" for image in images[:_MAX_LINES]]
+    return html.render_html_list(lines) + _note_rest(images, _MAX_LINES) if lines else ""
 
 
 def _build_duplicates(result: CheckResult, groups: Sequence[DuplicateGroup]) -> str:
     galleries = [html.render_gallery(_iter_figures(result, group.images[:6])) for group in groups[:_MAX_GROUPS]]
-    remainder = html.render_note(f"... and {len(groups) - _MAX_GROUPS:,} more") if len(groups) > _MAX_GROUPS else ""
-    return "<hr>".join(galleries) + remainder
+    return "<hr>".join(galleries) + _note_rest(groups, _MAX_GROUPS)
 
 
-def _iter_figures(result: CheckResult, image_infos: Sequence[ImageInfo]) -> Iterator[tuple[str, str, str]]:
-    for info in image_infos:
+def _note_rest(items: Sequence[object], limit: int) -> str:
+    return html.render_note(f"... and {len(items) - limit:,} more") if len(items) > limit else ""
+
+
+def _iter_figures(result: CheckResult, images: Sequence[ImageInfo]) -> Iterator[tuple[str, str, str]]:
+    for info in images:
         image = try_read(result.dataset.splits[info.split].load_image, info.index)
         if not isinstance(image, ImageError):
             caption = f"{info.split}: {result.dataset.classes[info.label]}"
@@ -73,14 +63,13 @@ def _iter_figures(result: CheckResult, image_infos: Sequence[ImageInfo]) -> Iter
 
 def _build_class_table(result: CheckResult) -> str:
     rows = [
-        (name, *(f"{counts[label]:,}" for counts in result.counts.values()))
-        for label, name in enumerate(result.dataset.classes)
+        (name, *(f"{n:,}" for n in row))
+        for name, *row in zip(result.dataset.classes, *result.counts.values(), strict=True)
     ]
     return html.render_html_table(("class", *result.counts), rows)
 
 
 def _iter_samples(result: CheckResult) -> Iterator[str]:
-    """The first pictures of the first classes."""
     for label in range(min(_MAX_CLASSES, len(result.dataset.classes))):
         samples = [image for image in result.images if image.label == label and not image.error][:_N_SAMPLES]
         yield html.render_gallery(_iter_figures(result, samples)) + "<hr>"

@@ -1,7 +1,8 @@
-"""Pictures and their classes, and which part of them is for what.
+"""Images with class labels, and their division into splits.
 
-``val`` selects the best epoch, ``test`` only measures. Of data without parts a fifth is held out as ``test``; where
-``val`` is missing, a tenth of what is there for training becomes it. The draw depends on the seed and the names alone.
+The ``val`` split selects the best epoch; the ``test`` split is only used for the final measurement. If the data have no
+splits, a fifth of the images becomes ``test``. If there is no ``val``, a tenth of the training images becomes ``val``.
+The choice depends only on the seed and on the names of the images.
 
 This module imports no torch.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,22 +21,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnetkit.data.readers.row_index import ImageRows, concatenate_rows
-from resnetkit.errors import DataError, ImageError, UsageError
+from resnetkit.data.readers.row_index import Indices as Indices  # noqa: PLC0414  defined there, public here
+from resnetkit.errors import DataError, ImageError, UsageError, find_closest
+from resnetkit.formatting import join_names
 from resnetkit.images.decode import decode
 
-Indices = NDArray[np.int64]
-SPLIT_ALIASES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+SPLIT_ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 ALIAS_TO_SPLIT = {alias: split for split, aliases in SPLIT_ALIASES.items() for alias in aliases}
+COPY_AGAIN = "copy or download it again"
 _TEST_FRACTION, _VAL_FRACTION = 0.2, 0.1
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Pictures in files, with the number of their class."""
+    """N images in files, with their names relative to the dataset and their labels, an int64 array (N,)."""
 
     paths: tuple[Path, ...]
     names: tuple[str, ...]
@@ -45,24 +44,32 @@ class ImageFiles:
         return len(self.paths)
 
     def load_image(self, i: int, color_mode: str = "RGB", shorter_side: int = 0) -> Image.Image:
-        """The ``i``-th picture, reduced where ``shorter`` allows it as in `decode`; raises `PictureError`."""
+        """Decode an image.
+
+        Args:
+            i: The index of the image.
+            color_mode: ``RGB`` or ``L``.
+            shorter_side: The size to which the caller resizes, as in `decode`.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
         return decode(self.paths[i], color_mode, shorter_side)
 
     def format_location(self, i: int) -> str:
-        """Where the ``i``-th picture stands."""
+        """Return the path of image ``i``, for messages."""
         return str(self.paths[i])
 
     def take(self, indices: Indices) -> ImageFiles:
-        """Some of them."""
-        index_list = indices.tolist()
-        return ImageFiles(
-            tuple(self.paths[i] for i in index_list), tuple(self.names[i] for i in index_list), self.labels[indices]
-        )
+        """Select images by index, in that order."""
+        selected = indices.tolist()
+        paths, names = tuple(self.paths[i] for i in selected), tuple(self.names[i] for i in selected)
+        return ImageFiles(paths, names, self.labels[indices])
 
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """Pictures that are in memory already: N H W (grey) or N H W 3, 8 bits."""
+    """N images in memory: 8-bit pixels (N, H, W) for grayscale or (N, H, W, 3), names, and int64 labels (N,)."""
 
     pixels: NDArray[np.uint8]
     names: tuple[str, ...]
@@ -72,15 +79,21 @@ class ImageArrays:
         return len(self.pixels)
 
     def load_image(self, i: int, color_mode: str = "RGB", shorter_side: int = 0) -> Image.Image:
-        """The ``i``-th picture, whole, as it is there already."""
+        """Convert an image to Pillow's format.
+
+        Args:
+            i: The index of the image.
+            color_mode: ``RGB`` or ``L``.
+            shorter_side: Unused; the image is returned at full size.
+        """
         return Image.fromarray(self.pixels[i]).convert(color_mode)
 
     def format_location(self, i: int) -> str:
-        """What the ``i``-th picture is called."""
+        """Return the name of image ``i``, for messages."""
         return self.names[i]
 
     def take(self, indices: Indices) -> ImageArrays:
-        """Some of them."""
+        """Select images by index, in that order."""
         return ImageArrays(self.pixels[indices], tuple(self.names[i] for i in indices.tolist()), self.labels[indices])
 
 
@@ -89,9 +102,13 @@ Images = ImageFiles | ImageArrays | ImageRows
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its classes, in the order of their numbers, and its parts by name.
+    """The images of each split, and what their labels mean.
 
-    ``notes`` are sentences about what was found that is no fault and should be known.
+    Attributes:
+        name: The source as the user wrote it.
+        classes: The class names; label ``k`` means ``classes[k]``.
+        splits: The images of ``train``, ``val`` and ``test`` in this order, or of ``all`` if the data have no splits.
+        notes: Sentences that the user should read, such as skipped files. None of them is an error.
     """
 
     name: str
@@ -101,29 +118,33 @@ class Dataset:
 
     @property
     def train_split(self) -> Images:
-        """The part to learn from: ``train``, or all."""
+        """The images to train on: those of ``train``, or of ``all``."""
         return next(iter(self.splits.values()))
 
     def find_missing_classes(self) -> dict[str, list[str]]:
-        """Part -> the classes of which it has no picture; without the parts that have all."""
-        labels_of_split = {split: set(np.unique(images.labels).tolist()) for split, images in self.splits.items()}
-        missing = {
-            split: [name for i, name in enumerate(self.classes) if i not in labels]
-            for split, labels in labels_of_split.items()
-        }
+        """Find the classes without an image in each split; splits with all classes are omitted."""
+        missing = {}
+        for split, images in self.splits.items():
+            labels = set(images.labels.tolist())
+            missing[split] = [name for i, name in enumerate(self.classes) if i not in labels]
         return {split: names for split, names in missing.items() if names}
 
     def get_split(self, name: str) -> Images:
-        """A part, or ``all`` of them; raises `UsageError` where there is none of this name."""
+        """Return the images of a split; ``all`` joins every split.
+
+        Raises:
+            UsageError: no split has this name.
+        """
         if name == "all" and name not in self.splits:
             return concatenate_images(tuple(self.splits.values()))
         if name not in self.splits:
-            raise UsageError(f"there is no part {name!r} here", where=self.name, fix="one of " + ", ".join(self.splits))
+            fix = f"one of {', '.join(self.splits)}"
+            raise UsageError(f"the data have no split {name!r}", where=self.name, fix=fix)
         return self.splits[name]
 
 
 def concatenate_images(splits: Sequence[Images]) -> Images:
-    """Several parts of one data set as one."""
+    """Join several splits of one dataset."""
     rows = [split for split in splits if isinstance(split, ImageRows)]
     if rows:
         return concatenate_rows(rows)
@@ -132,39 +153,77 @@ def concatenate_images(splits: Sequence[Images]) -> Images:
     arrays = [split.pixels for split in splits if isinstance(split, ImageArrays)]
     if arrays:
         return ImageArrays(np.concatenate(arrays), names, labels)
-    return ImageFiles(
-        tuple(path for split in splits if isinstance(split, ImageFiles) for path in split.paths), names, labels
-    )
+    paths = (path for split in splits if isinstance(split, ImageFiles) for path in split.paths)
+    return ImageFiles(tuple(paths), names, labels)
+
+
+# --------------------------------------------------------------------------------------------------------- class names
 
 
 def is_text(name: str) -> bool:
-    """Whether a class may be called so: it goes into cards, tables and pages."""
+    """Return whether a class name is printable text, as cards, tables and web pages need it."""
     return name.isprintable() and not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def join_names(names: Sequence[str], limit: int = 5) -> str:
-    """``a, b, c and 7 more``."""
-    return ", ".join(names[:limit]) + f" and {len(names) - limit:,} more" * (len(names) > limit)
+def describe_extra_classes(split: str, train_split: str, classes: Sequence[str]) -> str:
+    """Describe classes that the model cannot learn.
+
+    Args:
+        split: The split that has them.
+        train_split: The split to train on, which lacks them.
+        classes: Their names.
+    """
+    return f"{split} has a class that {train_split} lacks: {join_names(classes)}"
+
+
+def check_extra_classes(classes_of_split: Mapping[str, Iterable[str]], location: str) -> None:
+    """Check that every class of any split also occurs in the first split.
+
+    Args:
+        classes_of_split: Split -> the names of its classes.
+        location: The dataset, for the error.
+
+    Raises:
+        DataError: a split has a class that cannot be learned; the error suggests a similar name.
+    """
+    train_split = next(iter(classes_of_split))
+    known = sorted(classes_of_split[train_split])
+    for split, classes in classes_of_split.items():
+        extra = sorted(set(classes) - set(known))
+        if extra:
+            matches = find_closest(extra[0], known)
+            hint = f"did you mean {matches[0]}? Otherwise " if matches else ""
+            fix = f"{hint}add it to {train_split}, or remove it from {split}"
+            raise DataError(describe_extra_classes(split, train_split, extra), where=location, fix=fix)
+
+
+# -------------------------------------------------------------------------------------------------------------- splits
 
 
 def split_dataset(dataset: Dataset, seed: int) -> Dataset:
-    """``train``, ``val`` and, where there are enough folders or one folder to draw from, ``test``."""
+    """Divide a dataset into ``train``, ``val`` and ``test`` as far as it has no splits of its own.
+
+    Args:
+        dataset: The dataset.
+        seed: The seed of the random choice.
+
+    Raises:
+        DataError: there is no ``train`` split, or there are too few images.
+    """
     splits = dict(dataset.splits)
     if "all" in splits:
         splits["train"], splits["test"] = _hold_out(splits.pop("all"), _TEST_FRACTION, f"{seed}/test")
     if "train" not in splits:
-        raise DataError("there is no train folder beside the others", where=dataset.name, fix="name one: train/CLASS/")
+        raise DataError("the data have no train split", where=dataset.name, fix="add a folder train/CLASS/")
     if "val" not in splits:
         splits["train"], splits["val"] = _hold_out(splits["train"], _VAL_FRACTION, f"{seed}/val")
-    empty = [split for split in splits if not len(splits[split])]
-    if empty or len(splits["train"]) < 2:
-        what = "there are too few pictures to hold some out"
-        raise DataError(what, where=dataset.name, fix=f"add pictures: {len(dataset.train_split)} are too few")
+    if not all(map(len, splits.values())) or len(splits["train"]) < 2:
+        raise DataError(f"too few images to split: {len(dataset.train_split)}", where=dataset.name, fix="add images")
     return replace(dataset, splits={split: splits[split] for split in SPLIT_ALIASES if split in splits})
 
 
 def compute_fingerprint(dataset: Dataset) -> str:
-    """A hash of the names of all pictures and of their parts: the same data, wherever it lies."""
+    """Hash the names, labels and splits of all images; the location of the data does not matter."""
     digest = hashlib.blake2b(digest_size=16)
     for split, images in sorted(dataset.splits.items()):
         for name, label in zip(images.names, images.labels.tolist(), strict=True):
@@ -173,51 +232,46 @@ def compute_fingerprint(dataset: Dataset) -> str:
 
 
 def _hold_out(images: Images, fraction: float, seed: str) -> tuple[Images, Images]:
-    """(rest, drawn): of each class the ``share`` whose names hash lowest; every class keeps one picture at least."""
+    """Return (rest, held out): a fraction of each class, by the hashes of names; the rest keeps an image."""
     hashes = [hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest() for name in images.names]
-    held_out: list[int] = []
+    is_held_out = np.zeros(len(images), dtype=bool)
     for label in np.unique(images.labels):
         members = sorted(np.flatnonzero(images.labels == label).tolist(), key=hashes.__getitem__)
-        count = max(round(fraction * len(members)), min(1, len(members) - 1))
-        held_out += members[:count]
-    mask = np.zeros(len(images), dtype=bool)
-    mask[held_out] = True
-    return images.take(np.flatnonzero(~mask)), images.take(np.flatnonzero(mask))
+        is_held_out[members[: max(round(fraction * len(members)), min(1, len(members) - 1))]] = True
+    return images.take(np.flatnonzero(~is_held_out)), images.take(np.flatnonzero(is_held_out))
 
 
-# ------------------------------------------------------------------------------------------------------------- leaks
+# --------------------------------------------------------------------------------------------------------------- leaks
 
 
 def find_leaks(dataset: Dataset) -> list[tuple[str, str]]:
-    """(picture, its twin in another part): files of the same bytes, or arrays of the same pixels.
+    """Find equal images in different splits: files with the same bytes, or arrays with the same pixels.
 
-    Only files whose size occurs in several parts are read, so that large photographs cost next to nothing.
+    Only files whose size occurs in several splits are read, so that large photographs cost almost nothing.
+
+    Returns:
+        (location, location in another split) of each pair.
     """
     groups: dict[tuple[int, bytes], list[tuple[str, str]]] = defaultdict(list)
     for split, i, size in _find_shared_sizes(dataset):
         images = dataset.splits[split]
         groups[size, hash_content(images, i)].append((split, images.format_location(i)))
-    return [
-        (members[0][1], location)
-        for members in groups.values()
-        for split, location in members
-        if split != members[0][0]
-    ]
+    return [(group[0][1], location) for group in groups.values() for split, location in group if split != group[0][0]]
 
 
 def _find_shared_sizes(dataset: Dataset) -> list[tuple[str, int, int]]:
-    """(part, number, size) of every picture whose size in bytes is found in more than one part."""
-    entries = [
+    """Find (split, index, size) of each image whose size in bytes occurs in more than one split."""
+    sizes = [
         (split, i, _get_byte_size(images, i)) for split, images in dataset.splits.items() for i in range(len(images))
     ]
     splits_of_size: dict[int, set[str]] = defaultdict(set)
-    for split, _, size in entries:
+    for split, _, size in sizes:
         splits_of_size[size].add(split)
-    return [entry for entry in entries if entry[2] >= 0 and len(splits_of_size[entry[2]]) > 1]
+    return [entry for entry in sizes if entry[2] >= 0 and len(splits_of_size[entry[2]]) > 1]
 
 
 def _get_byte_size(images: Images, i: int) -> int:
-    """In bytes; -1 for a file that cannot be asked, which whoever decodes it will tell."""
+    """Return the size of an image in bytes; -1 for an unreadable file, which the decoder reports later."""
     if isinstance(images, ImageArrays):
         return int(images.pixels[i].nbytes)
     if isinstance(images, ImageRows):
@@ -230,7 +284,12 @@ def _get_byte_size(images: Images, i: int) -> int:
 
 
 def hash_content(images: Images, i: int) -> bytes:
-    """Of the bytes of a file or a row, or the pixels of an array."""
+    """Hash the bytes of an image in a file or a row, or the pixels of an array.
+
+    Args:
+        images: The images.
+        i: The index of the image. An unreadable one gets a hash of its own.
+    """
     if isinstance(images, ImageArrays):
         return hashlib.blake2b(np.ascontiguousarray(images.pixels[i]).data, digest_size=16).digest()
     try:
@@ -238,5 +297,5 @@ def hash_content(images: Images, i: int) -> bytes:
             return hashlib.blake2b(images.read_content(i)).digest()
         with images.paths[i].open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()
-    except (OSError, ImageError):  # what cannot be read is like nothing else
+    except (OSError, ImageError):
         return images.format_location(i).encode("utf-8", "surrogateescape")

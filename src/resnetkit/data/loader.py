@@ -1,7 +1,7 @@
-"""From pictures to batches of pixels: N H W C, 8 bits.
+"""Load batches of pixels (N, H, W, C), 8 bits.
 
-What fits is prepared once and kept in memory; the rest is read as it is needed, by workers, one batch ahead. A
-picture that cannot be read is left out of its batch, named and counted, and never replaced by another one.
+If the prepared images fit into memory, they are read once and cached. Otherwise worker threads read them batch by
+batch, one batch ahead. Unreadable images are skipped, listed and counted; they are never replaced by other images.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup, count_co
 from resnetkit.runtime.progress import ProgressCallback
 from resnetkit.runtime.threads import MAX_WORKERS, map_ordered, prefetch
 
-EVAL_BATCH_SIZE = 128  # pictures in a batch of an evaluation: several processes share few, too
+EVAL_BATCH_SIZE = 128  # small enough that several processes can share a small dataset
 
 T = TypeVar("T")
 
 
 def get_cache_limit() -> int:
-    """What prepared pictures may take in memory: 2 GiB, or the part of a process of a quarter of the machine."""
+    """Return the largest cache in bytes: 2 GiB, or this process's share of a quarter of the memory."""
     if not hasattr(os, "sysconf"):
         return 2 * 2**30
     launch_info = read_launch_info()
@@ -40,17 +40,30 @@ def get_cache_limit() -> int:
 
 
 def resolve_workers(workers: int | None) -> int:
-    """How many threads read pictures: as told, or one for each core; raises `UsageError`."""
+    """Return the number of reader threads; None means one per core.
+
+    Raises:
+        UsageError: the number is out of range.
+    """
     if workers is None:
         return count_cores()
     if not 0 <= workers <= MAX_WORKERS:
-        fix = f"0 (the loop itself) to {MAX_WORKERS:,}; leave it out for one on each core"
-        raise UsageError(f"there cannot be {workers:,} workers", where="--workers", fix=fix)
+        fix = f"use 0 (no threads) to {MAX_WORKERS:,}, or omit it for one thread per core"
+        raise UsageError(f"the number of workers is out of range: {workers:,}", where="--workers", fix=fix)
     return workers
 
 
 class ImageLoader:
-    """The prepared pictures of a part, by number."""
+    """Load the prepared images of one split by index.
+
+    Args:
+        images: The N images of the split.
+        preparation: The sizes and the color mode.
+        skipped: Collects the unreadable images of all splits.
+        cache: Whether to read all images now and keep their pixels in memory.
+        on_progress: Called with (images done, all images) while the cache is filled.
+        workers: The number of reader threads, 0 for none, None for one per core.
+    """
 
     def __init__(
         self,
@@ -63,61 +76,77 @@ class ImageLoader:
         workers: int | None = None,
     ) -> None:
         self.workers = resolve_workers(workers)
-        self.images = images
-        self.preparation = preparation
+        self.images, self.preparation, self.skipped = images, preparation, skipped
         self.labels = torch.from_numpy(images.labels)
-        self.skipped = skipped
         self._is_unreadable = np.zeros(len(images), dtype=bool)
-        self._cached_pixels = self._read_all(on_progress) if cache else None
+        self._cached_pixels: Tensor | None = None
+        if cache:  # the pixels at the index of an unreadable image are never used
+            pixels, _ = self._read_batch(self._load_eval_image, np.arange(len(self)), on_progress)
+            self._cached_pixels = torch.from_numpy(pixels)
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def is_cached(self) -> bool:
-        """Whether reading them again costs nothing."""
+        """Whether the pixels are in memory."""
         return self._cached_pixels is not None
 
     def mark_unreadable(self, reasons: Mapping[str, str]) -> None:
-        """Those that could not be read before, with the reasons: what failed once stays out of a run."""
+        """Skip these images (location -> reason) from now on, so that all epochs of a run use the same images."""
         self.skipped.reasons = {**reasons, **self.skipped.reasons}
-        self._is_unreadable |= np.array(
-            [self.images.format_location(i) in reasons for i in range(len(self))], dtype=bool
-        )
+        is_listed = [self.images.format_location(i) in reasons for i in range(len(self))]
+        self._is_unreadable |= np.array(is_listed, dtype=bool)
 
     def select_readable(self, indices: Indices) -> Indices:
-        """Those that are not known to be unreadable."""
+        """Remove the indices of images that are known to be unreadable."""
         return indices[~self._is_unreadable[indices]]
 
     def load_eval_pixels(self, indices: Indices) -> tuple[Tensor, Indices]:
-        """The pictures as evaluation sees them, and which of ``indices`` they are."""
+        """Load images as evaluation uses them: resized and center-cropped.
+
+        Returns:
+            The pixels (M, H, W, C) of the readable images, and their indices (M,).
+        """
+        readable = self.select_readable(indices)
         if self._cached_pixels is not None:
-            readable = self.select_readable(indices)
             return self._cached_pixels[torch.from_numpy(readable)], readable
-        return self._read_readable(self._load_eval_image, self.select_readable(indices))
+        return self._read_readable(self._load_eval_image, readable)
 
     def load_random_crops(self, indices: Indices, area: float, seed: Sequence[int]) -> tuple[Tensor, Indices]:
-        """Random windows; what is drawn for a picture depends on ``seed`` and its number alone."""
+        """Load a random window of each image; it depends only on the seed and the image's index.
+
+        Args:
+            indices: The images to load.
+            area: The smallest area of a window, as a fraction of the image.
+            seed: The seed; the index of the image is appended to it.
+
+        Returns:
+            The pixels (M, H, W, C) of the readable images, and their indices (M,).
+        """
         return self._read_readable(partial(self._load_random_crop, area, tuple(seed)), self.select_readable(indices))
 
     def iter_batches(
         self, *, dist: ProcessGroup = SINGLE_PROCESS, batch_size: int | None = None
     ) -> Iterator[tuple[Tensor, Indices]]:
-        """All of them in order: (pixels, numbers). Of W processes process r gets the batches r, r + W, r + 2 W ...
+        """Yield the evaluation pixels and indices of all images in order.
 
-        So a batch holds the same pictures whatever W is. All get as many batches; the last ones may be empty.
+        Process ``rank`` gets the batches rank, rank + world_size, and so on. A batch thus holds the same images for any
+        number of processes. All processes get equally many batches; the last ones may be empty.
+
+        Args:
+            dist: The processes that share the images.
+            batch_size: The number of images per batch, by default 128.
         """
         batch_size = batch_size or EVAL_BATCH_SIZE
-        round_starts, offset = range(0, len(self), batch_size * dist.world_size), dist.rank * batch_size
-        chunks = [np.arange(start + offset, min(start + offset + batch_size, len(self))) for start in round_starts]
-        return (
-            map(self.load_eval_pixels, chunks)
-            if self.is_cached
-            else self.prefetch([partial(self.load_eval_pixels, chunk) for chunk in chunks])
-        )
+        starts = range(dist.rank * batch_size, len(self) + dist.rank * batch_size, batch_size * dist.world_size)
+        chunks = [np.arange(start, min(start + batch_size, len(self))) for start in starts]
+        if self.is_cached:
+            return map(self.load_eval_pixels, chunks)
+        return self.prefetch([partial(self.load_eval_pixels, chunk) for chunk in chunks])
 
     def prefetch(self, tasks: Sequence[Callable[[], T]]) -> Iterator[T]:
-        """Batches in order, one read while the one before it is in use, where there are workers."""
+        """Run the tasks in order; with workers, the next one runs while the caller uses the previous result."""
         return prefetch(tasks, self.workers)
 
     def _load_eval_image(self, i: int) -> Pixels:
@@ -129,17 +158,18 @@ class ImageLoader:
         return random_resized_crop(self.images.load_image(i, self.preparation.color_mode), self.preparation, area, rng)
 
     def _read_readable(self, read: Callable[[int], Pixels], indices: Indices) -> tuple[Tensor, Indices]:
-        """``read`` of each on all cores, in order, without those that cannot be read; what failed once stays out."""
         pixels, readable = self._read_batch(read, indices)
         return torch.from_numpy(pixels if len(readable) == len(indices) else pixels[readable]), indices[readable]
 
     def _read_batch(
         self, read: Callable[[int], Pixels], indices: Indices, on_progress: ProgressCallback | None = None
     ) -> tuple[Pixels, Indices]:
-        """A place for each, and the places that hold a picture."""
+        """Read images with all workers; return pixels for all of them, and the positions of the readable ones."""
         pixels = np.empty((len(indices), *self.preparation.crop, len(self.preparation.mean)), np.uint8)
         errors: dict[int, ImageError] = {}
-        for position, result in enumerate(self._attempt_reads(read, indices.tolist())):
+        describe = self.images.format_location
+        read_named = partial(try_read_named, read, describe)
+        for position, result in enumerate(map_ordered(read_named, indices.tolist(), self.workers, describe)):
             if isinstance(result, ImageError):
                 errors[position] = result
             else:
@@ -150,18 +180,14 @@ class ImageLoader:
         self.skipped.add_errors(errors.values())
         return pixels, np.delete(np.arange(len(indices)), list(errors))
 
-    def _attempt_reads(self, read: Callable[[int], Pixels], indices: list[int]) -> Iterator[Pixels | ImageError]:
-        """In order; what no picture should cause is an error that names the picture."""
-        describe = self.images.format_location
-        yield from map_ordered(partial(try_read_named, read, describe), indices, self.workers, describe)
-
-    def _read_all(self, on_progress: ProgressCallback | None) -> Tensor:
-        """Every picture at its number; what stands at the number of an unreadable one is never used."""
-        return torch.from_numpy(self._read_batch(self._load_eval_image, np.arange(len(self)), on_progress)[0])
-
 
 def sync_unreadable(loaders: Collection[ImageLoader], dist: ProcessGroup) -> None:
-    """What one process could not read stays out in all of them. They call this at the same places."""
+    """Skip in every process what any process could not read; all processes must call this together.
+
+    Args:
+        loaders: The loaders of the run, which share one `SkippedFiles`.
+        dist: The processes.
+    """
     skipped = next(iter(loaders)).skipped
     if dist.world_size == 1 or not dist.all_reduce_any(len(skipped.reasons) > skipped.n_synced):
         return

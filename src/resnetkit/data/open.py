@@ -1,4 +1,4 @@
-"""What DATA can be, and who reads it.
+"""Recognize what kind of dataset DATA is, and open it with the right reader.
 
 This module imports no torch.
 """
@@ -22,23 +22,26 @@ _TABLE_SUFFIXES, _ARCHIVE_SUFFIXES = (".csv", ".tsv"), (".tar.gz", ".tgz", ".tar
 
 
 def open_dataset(source: str | Path, on_progress: ProgressCallback | None = None) -> Dataset:
-    """A folder of classes or of parts, a table of labels (.csv), CIFAR's binary archive, Parquet, or: digits.
+    """Open a dataset; its splits are ``train``, ``val`` and ``test``, or only ``all``.
 
-    Also a folder that ``save_to_disk`` of Hugging Face's datasets wrote. ``tell`` hears (done, all) while pictures of
-    Parquet are copied to where any of them can be read.
+    Args:
+        source: A folder of class folders or of splits, a CSV table, CIFAR's binary archive, or Parquet. Also a folder
+            written by ``save_to_disk`` of Hugging Face datasets, or the word ``digits``.
+        on_progress: Called with (rows done, all rows) while Parquet is copied for random access.
 
-    The parts are ``train``, ``val`` and ``test``, or ``all`` where there are none. Raises `UsageError` for what is not
-    there, `DataError` for what holds no pictures in classes.
+    Raises:
+        UsageError: the source does not exist, or its type is unknown.
+        DataError: the source holds no images in classes.
     """
     path, name = Path(source), str(source)
-    if name == "digits":  # a folder of this name is ./digits
+    if name == "digits":  # a folder with this name is ./digits
         return _open_digits()
     if path.is_dir():
         return _open_folder(path, name, on_progress)
     if path.is_file():
         return _open_file(path, name, on_progress)
-    fix = suggest_fix(name, ["digits"], "name a folder with a folder of pictures for each class, or: digits")
-    raise UsageError("there is no such folder", where=name, fix=fix)
+    fix = suggest_fix(name, ["digits"], "pass a folder with one folder of images per class, or: digits")
+    raise UsageError("the folder does not exist", where=name, fix=fix)
 
 
 def _open_folder(path: Path, name: str, on_progress: ProgressCallback | None) -> Dataset:
@@ -50,24 +53,22 @@ def _open_folder(path: Path, name: str, on_progress: ProgressCallback | None) ->
 
 
 def _open_file(path: Path, name: str, on_progress: ProgressCallback | None) -> Dataset:
-    if path.name.lower().endswith(SUFFIX):
+    file_name = path.name.lower()
+    if file_name.endswith(SUFFIX):
         return open_parquet(path, name, on_progress)
-    if path.name.lower().endswith(_TABLE_SUFFIXES):
+    if file_name.endswith(_TABLE_SUFFIXES):
         return open_csv_table(path, name)
-    if path.name.lower().endswith(_ARCHIVE_SUFFIXES):
+    if file_name.endswith(_ARCHIVE_SUFFIXES):
         return open_cifar(path, name)
-    raise UsageError(
-        "this file is no data that is read here",
-        where=name,
-        fix="name a folder of class folders, a table (.csv), a .parquet file, or CIFAR's binary archive (.tar.gz)",
-    )
+    fix = "pass a folder of class folders, a table (.csv), a .parquet file, or CIFAR's binary archive (.tar.gz)"
+    raise UsageError("the file is not a dataset of a supported type", where=name, fix=fix)
 
 
 def _open_digits() -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise missing_extra_error("scikit-learn, which brings the digits,", "demo") from None
+        raise missing_extra_error("scikit-learn, which contains the digits,", "demo") from None
     digits = load_digits()
     pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
     names = tuple(f"digit {i}" for i in range(len(pixels)))

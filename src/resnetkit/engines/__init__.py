@@ -1,1 +1,1 @@
-"""What computes the logits: PyTorch, OpenVINO, ONNX Runtime."""
+"""Inference engines: PyTorch eager and compiled, OpenVINO, ONNX Runtime."""

@@ -1,6 +1,6 @@
-"""What computes: one small protocol, and a row for each library behind it.
+"""The engine protocol, and the table of engines.
 
-Shapes: pixels are N H W C, 8 bits, as `images.prepare` makes them; logits are N K, fp32.
+An engine computes logits (N, K) in fp32 from pixels (N, H, W, C) in uint8, as `images.prepare` makes them.
 
 This module imports no torch.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetkit.errors import missing_extra_error
+from resnetkit.errors import MachineError, missing_extra_error
 from resnetkit.images.prepare import Pixels
 from resnetkit.runtime.distributed import count_cores
 from resnetkit.runtime.threads import WorkerPool, wait_for_result
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from resnetkit.network.layers import NetworkModule
 
 Logits = NDArray[np.float32]
+MAX_BATCH_OR_STREAMS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """One way to compute: by which engine, in what it multiplies, and how its work is cut.
+    """An engine with its precision, device and layout.
 
-    ``batch`` pictures are a call; ``streams`` calls run beside each other, each on its share of the cores.
+    A call computes ``batch_size`` images; ``streams`` calls run in parallel, each on its share of the cores.
     """
 
     engine: str
@@ -46,50 +47,66 @@ class EngineConfig:
 
     @property
     def name(self) -> str:
-        """Engine, precision, and the device where it is not the processor: what has an artefact of its own."""
-        return "-".join([self.engine, self.precision, *[self.device] * (self.device != "cpu")])
+        """Engine, precision, and the device unless it is the CPU; each name has its own exported files."""
+        return f"{self.engine}-{self.precision}{'' if self.device == 'cpu' else f'-{self.device}'}"
 
     @property
     def threads(self) -> int:
-        """Of each stream."""
+        """The number of threads of each stream."""
         return max(1, count_cores() // self.streams)
 
     def __str__(self) -> str:
-        suffix = "" if self.device == "cpu" else f" on {self.device}"
         label = f"{self.engine}-{self.precision}" if self.engine in ENGINE_SPECS else f"{self.engine} {self.precision}"
+        suffix = "" if self.device == "cpu" else f" on {self.device}"
         return f"{label}, batch {self.batch_size} x {self.streams}{suffix}"
 
 
 class Engine(Protocol):
-    """At most ``choice.batch`` pictures to their logits; ``choice.streams`` threads may ask at once."""
+    """Compute logits of at most ``config.batch_size`` images; ``config.streams`` threads may call it at once."""
 
     @property
     def config(self) -> EngineConfig:
-        """How it was opened."""
+        """The configuration it was loaded with."""
 
     def __call__(self, pixels: Pixels) -> Logits:
-        """The answers, in the order of the pictures."""
+        """Return logits (N, K) of pixels (N, H, W, C), in the same order."""
 
 
 class Backend(Protocol):
-    """What a module of `resnetkit.engines` has."""
+    """The functions that each engine module of `resnetkit.engines` has."""
 
     def export_artifact(self, network: NetworkModule, artifact: Path, precision: str, pixels: Pixels | None) -> None:
-        """Fill the new folder ``artefact`` with what `open` needs beside the model folder; int8 measures ``pixels``."""
+        """Write the files that `load_engine` needs beside the model folder.
+
+        Args:
+            network: the network to export.
+            artifact: a new, empty folder.
+            precision: a precision that the engine supports.
+            pixels: images for int8 calibration (N, H, W, C); other precisions ignore them.
+        """
 
     def load_engine(self, folder: Path, artifact: Path, config: EngineConfig) -> Engine:
-        """The engine of a model folder, from its artefact."""
+        """Load the engine of a model folder.
+
+        Args:
+            folder: the model folder.
+            artifact: the folder that `export_artifact` filled.
+            config: the configuration to load.
+        """
 
 
-# (pictures in a call, cores that work on it; None: all of them), what helps most often first
+# (images per call, cores per call; None: all cores), most often the fastest first
 _LAYOUTS = ((1, None), (4, 1), (16, None), (1, 1), (8, 1), (8, 4), (32, None), (32, 1), (4, None))
 _GPU_BATCH_SIZES = (1, 32, 256)
-MAX_BATCH_OR_STREAMS = 1024  # pictures in a call, and calls beside each other
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """A row: which module runs it, what that needs installed to run and to ``make``, what is worth trying."""
+    """An entry of the table of engines.
+
+    ``packages`` are needed to run it and ``export_packages`` to export for it; ``extra`` installs both.
+    ``layouts`` are the combinations of batch size and cores per call that `optimize` measures.
+    """
 
     module: str
     packages: tuple[str, ...]
@@ -100,71 +117,80 @@ class EngineSpec:
     devices: tuple[str, ...] = ("cpu",)
 
     def check_packages(self, for_export: bool = False) -> None:
-        """Raise `MachineError` with the exact command where a package is missing."""
-        for package in (*self.packages, *(self.export_packages if for_export else ())):
-            if importlib.util.find_spec(package) is None:
-                raise missing_extra_error(package, self.extra)
+        """Check that the packages are installed, also those for export if ``for_export``.
+
+        Raises:
+            MachineError: a package is missing; the fix is the command that installs it.
+        """
+        missing = (
+            missing_extra_error(package, self.extra)
+            for package in (*self.packages, *(self.export_packages if for_export else ()))
+            if importlib.util.find_spec(package) is None
+        )
+        if error := next(missing, None):
+            raise error
 
     def get_versions(self) -> tuple[str, ...]:
-        """``openvino 2026.4.1``, of what runs it."""
+        """Return the packages that run it with their versions, such as ``openvino 2026.4.1``."""
         return tuple(f"{package} {_get_version(package)}" for package in self.packages)
 
     def import_backend(self) -> Backend:
-        """Its module, imported now."""
+        """Import and return the engine's module."""
         return cast(Backend, importlib.import_module(self.module))
 
     def list_variants(self, config: EngineConfig) -> list[EngineConfig]:
-        """How its work can be cut on this machine."""
+        """Return the configurations of this engine, precision and device that `optimize` measures."""
         if config.device != "cpu":
             return [replace(config, batch_size=batch_size) for batch_size in _GPU_BATCH_SIZES]
         n_cores = count_cores()
-        variants = [
-            replace(config, batch_size=batch_size, streams=max(1, n_cores // (stream_cores or n_cores)))
-            for batch_size, stream_cores in self.layouts
-        ]
-        return list(dict.fromkeys(variants))
+        layouts = [(batch_size, max(1, n_cores // (cores or n_cores))) for batch_size, cores in self.layouts]
+        return [replace(config, batch_size=batch_size, streams=n) for batch_size, n in dict.fromkeys(layouts)]
 
 
 def _get_version(package: str) -> str:
-    """Of a module, which may come with a distribution of another name (onnxruntime-gpu)."""
+    """Return the version of a module, whose distribution may have another name (onnxruntime-gpu)."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return str(getattr(importlib.import_module(package), "__version__", "of no version"))
+        return str(getattr(importlib.import_module(package), "__version__", "of unknown version"))
 
 
-_BACKENDS_PACKAGE = "resnetkit.engines"
-ENGINE_SPECS: dict[str, EngineSpec] = {  # what others are compared with, then the most promising first
+_ON_ANY_DEVICE = ("cpu", "cuda")
+ENGINE_SPECS: dict[str, EngineSpec] = {  # the baseline, then the others, most promising first
     "eager": EngineSpec(
-        f"{_BACKENDS_PACKAGE}.torch_eager",
+        "resnetkit.engines.torch_eager",
         ("torch",),
         ("fp32", "bf16"),
         layouts=((1, None), (16, None), (4, 1)),
-        devices=("cpu", "cuda"),
+        devices=_ON_ANY_DEVICE,
     ),
     "openvino": EngineSpec(
-        f"{_BACKENDS_PACKAGE}.openvino", ("openvino",), ("int8", "int8-body", "bf16", "fp32"), "openvino", ("nncf",)
+        "resnetkit.engines.openvino", ("openvino",), ("int8", "int8-body", "bf16", "fp32"), "openvino", ("nncf",)
     ),
     "compiled": EngineSpec(
-        f"{_BACKENDS_PACKAGE}.torch_compile",
+        "resnetkit.engines.torch_compile",
         ("torch",),
         ("bf16", "fp32"),
         layouts=((1, None), (16, None)),
-        devices=("cpu", "cuda"),
+        devices=_ON_ANY_DEVICE,
     ),
     "onnxruntime": EngineSpec(
-        f"{_BACKENDS_PACKAGE}.onnxruntime",
-        ("onnxruntime",),
-        ("int8", "int8-body", "fp32"),
-        "onnx",
-        ("onnx", "onnxscript"),
+        "resnetkit.engines.onnxruntime", ("onnxruntime",), ("int8", "int8-body", "fp32"), "onnx", ("onnx", "onnxscript")
     ),
 }
 
 
+def bf16_unsupported_error() -> MachineError:
+    """Return the error for bf16 on a processor that would only emulate it."""
+    return MachineError("this processor has no bf16 instructions", fix="use an engine in fp32 or int8")
+
+
 @contextlib.contextmanager
 def batch_calls(engine: Engine) -> Iterator[Callable[[Pixels], Logits]]:
-    """An engine for any number of pictures at once, whose calls all its streams share; the same threads for all."""
+    """Yield a function that splits any number of images into batches and runs them on all streams.
+
+    The same threads call the engine for as long as the body runs.
+    """
     batch_size, pool = engine.config.batch_size, WorkerPool(engine.config.streams)
 
     def infer(pixels: Pixels) -> Logits:
@@ -180,7 +206,15 @@ def batch_calls(engine: Engine) -> Iterator[Callable[[Pixels], Logits]]:
 
 
 def pad_batch(pixels: Pixels, batch_size: int) -> Pixels:
-    """``batch`` pictures: behind those given there are black ones, whose answers nobody reads."""
+    """Append black images up to a batch; the caller drops their logits.
+
+    Args:
+        pixels: (N, H, W, C), N at most ``batch_size``.
+        batch_size: the number of images of a full batch.
+
+    Returns:
+        (batch_size, H, W, C); ``pixels`` itself if it is full.
+    """
     if len(pixels) == batch_size:
         return pixels
     return np.concatenate([pixels, np.zeros((batch_size - len(pixels), *pixels.shape[1:]), pixels.dtype)])

@@ -1,6 +1,6 @@
-"""The module that every engine is made of: pixels in, logits out.
+"""The module that every engine is exported from: pixels in, logits out.
 
-Shapes: pixels are N H W C, 8 bits; the network sees N C H W; logits are N K, fp32.
+Shapes: pixels (N, H, W, C) uint8, network input (N, C, H, W), logits (N, K) fp32.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 from resnetkit.architecture.card import Card
 from resnetkit.engines.base import MAX_BATCH_OR_STREAMS
-from resnetkit.images.prepare import compute_scale_and_shift
+from resnetkit.images.prepare import Pixels, compute_scale_and_shift
 from resnetkit.network.layers import NetworkModule
 from resnetkit.surgery.norms import fold_for_inference
 
 
 class ExportModule(nn.Module):
-    """A network with its norms folded, and before it what `images.prepare` leaves to the network.
+    """A network with folded norms, preceded by the normalization of the pixels.
 
-    Pixels are scaled and shifted in fp32 whatever ``dtype`` the network has. It cannot be folded into the first
-    convolution, whose padding is of zeros after the shift. A row of the picture is one row of numbers until then, with
-    a scale and a shift for each: three numbers at a time are what no vector unit is made for, and where a library
-    computes in channels-last order, as most do, what comes behind is no work.
+    Pixels are normalized in fp32, whatever ``dtype`` the network has. The normalization cannot be folded into the
+    first convolution, because that pads with zeros after the shift. It works on whole rows of an image (W * C
+    numbers), because vector units are slow on groups of three. In channels-last order the rest needs no copy.
     """
 
     def __init__(self, network: NetworkModule, dtype: torch.dtype = torch.float32) -> None:
@@ -40,16 +39,24 @@ class ExportModule(nn.Module):
         return self.network(x).float()  # type: ignore[no-any-return]
 
 
+def pixels_to_tensor(pixels: Pixels) -> Tensor:
+    """Return the pixels as a tensor; copy them only if they are read-only or not contiguous."""
+    return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+
+
 def make_example_input(card: Card, batch_size: int) -> Tensor:
-    """Pixels of this shape, all black."""
+    """Return a batch of black images of the model's input size.
+
+    Args:
+        card: the model's card.
+        batch_size: the number of images.
+    """
     return torch.zeros(batch_size, *card.preparation.crop, len(card.preparation.mean), dtype=torch.uint8)
 
 
 def export_program(network: NetworkModule) -> torch.export.ExportedProgram:
-    """The graph for every batch of 1 to `MOST` pictures, with the weights in fp32."""
+    """Export the graph for batches of 1 to `MAX_BATCH_OR_STREAMS` images, with weights in fp32."""
     batch_dim = torch.export.Dim("batch", min=1, max=MAX_BATCH_OR_STREAMS)
-    module = ExportModule(network).eval()
+    module, example = ExportModule(network).eval(), make_example_input(network.card, 2)
     with torch.no_grad():
-        return torch.export.export(
-            module, (make_example_input(network.card, 2),), dynamic_shapes=({0: batch_dim},), strict=False
-        )
+        return torch.export.export(module, (example,), dynamic_shapes=({0: batch_dim},), strict=False)

@@ -1,6 +1,6 @@
-"""ONNX Runtime on the processor. Opening needs neither torch nor onnx.
+"""ONNX Runtime on the CPU. Loading an engine needs neither torch nor onnx.
 
-Shapes: pixels are N H W C, 8 bits; logits are N K, fp32.
+Shapes: pixels (N, H, W, C) uint8, logits (N, K) fp32.
 
 This module imports no torch.
 """
@@ -20,11 +20,21 @@ if TYPE_CHECKING:
     from resnetkit.network.layers import NetworkModule
 
 _MODEL, _INPUT = "model.onnx", "pixels"
-_MATMUL_OPS = ("Gemm", "MatMul")
 
 
 def export_artifact(network: NetworkModule, artifact: Path, precision: str, pixels: Pixels | None) -> None:
-    """``model.onnx``; weights are fp32, or int8 measured on the first of ``pixels``."""
+    """Write ``model.onnx`` with weights in fp32, or quantized to int8.
+
+    Args:
+        network: the network to export.
+        artifact: the folder to write into.
+        precision: fp32, int8, or int8-body, which keeps the first convolution and the classifier in fp32.
+        pixels: images for int8 calibration (N, H, W, C).
+
+    Raises:
+        UsageError: int8 without images.
+        MachineError: onnx or onnxscript is not installed.
+    """
     calibration = select_calibration_pixels(precision, pixels)
     for package in ("onnx", "onnxscript"):
         import_without_telemetry(package)
@@ -44,9 +54,13 @@ def _export(network: NetworkModule, path: Path) -> None:
 
 
 def _quantize(path: Path, precision: str, pixels: Pixels) -> None:
-    """In place. Unsigned activations and signed weights are what VNNI multiplies, without a step between."""
+    """Quantize the file in place; VNNI multiplies unsigned activations by signed weights directly."""
     onnx, quantization = import_without_telemetry("onnx"), import_without_telemetry("onnxruntime.quantization")
     model = onnx.load(path)
+    # onnxruntime fails at the weights of group norms, which the graph holds as instance norms of ones and zeros
+    excluded = _list_nodes(model, "InstanceNormalization")
+    if precision == "int8-body":
+        excluded += _list_nodes(model, "Conv")[:1] + _list_nodes(model, "Gemm", "MatMul")[-1:]
     with silence():
         quantization.quantize_static(
             model,
@@ -56,35 +70,27 @@ def _quantize(path: Path, precision: str, pixels: Pixels) -> None:
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=[*_find_group_norms(model), *(_find_end_nodes(model) if precision == "int8-body" else [])],
+            nodes_to_exclude=excluded,
         )
 
 
-def _find_end_nodes(model: Any) -> list[str]:
-    """The first convolution and the last matrix product, where there is one."""
-    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    products = [node.name for node in model.graph.node if node.op_type in _MATMUL_OPS]
-    return convolutions[:1] + products[-1:]
-
-
-def _find_group_norms(model: Any) -> list[str]:
-    """Group norms, as they stand in the graph: onnxruntime fails at their weights, which are ones and zeros there."""
-    return [node.name for node in model.graph.node if node.op_type == "InstanceNormalization"]
+def _list_nodes(model: Any, *op_types: str) -> list[str]:
+    return [node.name for node in model.graph.node if node.op_type in op_types]
 
 
 class _CalibrationReader:
-    """Pictures one by one, as ``quantize_static`` reads them."""
+    """Images one by one, as ``quantize_static`` reads them."""
 
     def __init__(self, pixels: Pixels) -> None:
         self._batches: Iterator[dict[str, Pixels]] = ({_INPUT: pixels[i : i + 1]} for i in range(len(pixels)))
 
     def get_next(self) -> dict[str, Pixels] | None:
-        """None behind the last."""
+        """Return the next input, or None after the last."""
         return next(self._batches, None)
 
 
 class OnnxRuntimeEngine:
-    """A session, which any number of threads may ask."""
+    """A session, which any number of threads may call."""
 
     def __init__(self, config: EngineConfig, session: Any) -> None:
         self.config = config
@@ -96,13 +102,19 @@ class OnnxRuntimeEngine:
 
 
 def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
-    """Its batch may be of any size."""
+    """Load ``model.onnx`` as a session, which accepts batches of any size.
+
+    Args:
+        folder: the model folder; not used.
+        artifact: the folder with ``model.onnx``.
+        config: the configuration to load.
+    """
     runtime = import_without_telemetry("onnxruntime")
     session_options = runtime.SessionOptions()
-    session_options.log_severity_level = 4  # what is fatal is raised
+    session_options.log_severity_level = 4  # fatal; errors are raised as well
     session_options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     session_options.intra_op_num_threads, session_options.inter_op_num_threads = config.threads, 1
-    if config.streams > 1:  # a thread that waits by spinning takes its core from the other stream
+    if config.streams > 1:  # a spinning thread takes its core from another stream
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = runtime.InferenceSession(artifact / _MODEL, session_options, providers=["CPUExecutionProvider"])
     return OnnxRuntimeEngine(config, session)

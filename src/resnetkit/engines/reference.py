@@ -1,4 +1,4 @@
-"""The network itself, by torch, as an engine: what every other one is measured by."""
+"""The network itself in PyTorch, as an engine."""
 
 from __future__ import annotations
 
@@ -6,29 +6,26 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from resnetkit.engines.base import Engine, EngineConfig, batch_calls
+from resnetkit.engines.base import Engine, EngineConfig, Logits, batch_calls
+from resnetkit.engines.export import pixels_to_tensor
 from resnetkit.images.prepare import Pixels
 from resnetkit.network.inference import LogitsFunction, inference
 from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.device import Precision, select_device, select_precision
 
-TORCH_ENGINE = "torch"
-
 
 @dataclass(frozen=True)
 class TorchEngine:
-    """`answering` as an engine. One thread asks, and always the same: torch keeps a team of threads for each."""
+    """The network as an engine with one stream; torch keeps a thread pool for every thread that calls it."""
 
     config: EngineConfig
     infer: LogitsFunction
 
-    def __call__(self, pixels: Pixels) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self.infer(torch.from_numpy(pixels)).numpy()
+    def __call__(self, pixels: Pixels) -> Logits:
+        logits: Logits = self.infer(pixels_to_tensor(pixels)).numpy()
         return logits
 
 
@@ -40,15 +37,23 @@ def open_torch_engine(
     batch_size: int,
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[TorchEngine]:
-    """The engine of a network, for as long as the body runs. ``ask`` is another question than for its answer."""
+    """Yield an engine that calls the network, for as long as the body runs.
+
+    Args:
+        network: the network to call.
+        device: cpu, cuda, cuda:1 or auto.
+        precision: fp32, bf16 or auto.
+        batch_size: the number of images per call.
+        forward: the function of the input to compute; the network itself by default.
+    """
     torch_device = select_device(device)
     resolved_precision = select_precision(precision, torch_device)
     with inference(network, torch_device, resolved_precision, forward) as infer:
-        yield TorchEngine(EngineConfig(TORCH_ENGINE, resolved_precision, batch_size, 1, torch_device.type), infer)
+        yield TorchEngine(EngineConfig("torch", resolved_precision, batch_size, 1, torch_device.type), infer)
 
 
 @contextlib.contextmanager
 def open_tensor_inference(engine: Engine) -> Iterator[LogitsFunction]:
-    """An engine as evaluation asks: tensors in and out."""
+    """Yield an engine as evaluation calls it: any number of images, tensors in and out."""
     with batch_calls(engine) as infer:
         yield lambda pixels: torch.from_numpy(infer(pixels.numpy()))

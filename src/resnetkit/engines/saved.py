@@ -1,7 +1,7 @@
-"""What `optimize` found, as it stands in a model folder, and which of it serves best here and now.
+"""The engines that `optimize` saves in a model folder, and which of them are usable on this machine.
 
-``engines/engines.json`` says everything; what the engines need lies in
-``engines/FOLDER/ENGINE-PRECISION/``. The file is the last to be written, so a folder that it does not name is nothing.
+``engines/engines.json`` lists measurements and saved engines; ``engines/FOLDER/ENGINE-PRECISION/`` holds the exported
+files. `optimize` writes the list last, so a folder that the list does not name is not in use.
 
 This module imports no torch.
 """
@@ -26,32 +26,60 @@ from resnetkit.runtime.distributed import count_cores
 from resnetkit.runtime.environment import get_cpu_features, get_processor_name
 from resnetkit.serialization import from_data, parse_json, read_text, to_json
 
-Purpose = Literal["latency", "throughput", "start"]
+Purpose = Literal["latency", "throughput", "startup"]
 ENGINES_FOLDER, ENGINES_FILE, REPORT_FILE = "engines", "engines.json", "report.html"
+_MAX_MESSAGE_LENGTH = 300
+
+
+@dataclass(frozen=True, slots=True)
+class EngineComparison:
+    """How far an engine's predictions are from those in fp32; a number that was not measured is None.
+
+    ``logit_error`` is the largest difference of a logit, divided by the largest logit. ``match_rate`` is the fraction
+    of images with the same prediction. ``accuracy_change`` is in percentage points, on images with labels. ``reason``
+    says why the predictions do not match fp32.
+    """
+
+    logit_error: float | None = None
+    match_rate: float | None = None
+    accuracy_change: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What was found of one way to compute: speed, and how far its answers are from those of fp32.
+    """Speed of an engine configuration and its comparison with fp32; a number that was not measured is None.
 
-    ``error`` is the largest difference of a logit, as a share of the largest logit; ``same`` the share of pictures with
-    the same answer; ``lost`` the points of accuracy that it costs, on labelled pictures. ``why`` says why it was left
-    out. A figure that was not taken is None.
+    Only finalists have ``startup_seconds``: they are loaded again and measured in turns. ``error`` says why the engine
+    could not be measured.
     """
 
     config: EngineConfig
     images_per_second: float | None = None
     latency_ms: float | None = None
-    seconds_to_start: float | None = None
-    logit_error: float | None = None
-    match_rate: float | None = None
-    accuracy_drop: float | None = None
-    reason: str = ""
+    startup_seconds: float | None = None
+    comparison: EngineComparison = EngineComparison()
+    error: str = ""
+
+    @property
+    def throughput(self) -> float:
+        """Images per second; 0 if not measured."""
+        return self.images_per_second or 0.0
+
+    @property
+    def is_finalist(self) -> bool:
+        """Whether it was measured again in the final round."""
+        return self.startup_seconds is not None
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot be used; empty if it can."""
+        return self.error or self.comparison.reason
 
 
 @dataclass(frozen=True, slots=True)
 class SavedEngine:
-    """A way to compute that was chosen: what for, with which versions, and the digests of its files."""
+    """An engine chosen for a purpose, with the versions of its packages and the digests of its files."""
 
     purpose: Purpose
     measurement: Measurement
@@ -59,10 +87,15 @@ class SavedEngine:
     folder: str
     files: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def config(self) -> EngineConfig:
+        """The configuration that was measured."""
+        return self.measurement.config
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizeResult:
-    """``engines.json``."""
+    """The content of ``engines.json``."""
 
     weights_digest: str
     machine: str
@@ -71,78 +104,99 @@ class OptimizeResult:
     engines: tuple[SavedEngine, ...]
     format: Literal[1] = 1
 
+    def list_purposes(self, config: EngineConfig) -> str:
+        """Return the purposes that a configuration was chosen for, separated by commas."""
+        return ", ".join(saved.purpose for saved in self.engines if saved.config == config)
+
 
 def get_machine_id() -> str:
-    """The processor and its cores: figures and choices are of it alone."""
+    """Return the processor, its cores and features; measurements and choices hold only for them."""
     return ", ".join(
         filter(None, (get_processor_name(), platform.machine(), f"{count_cores()} cores", *get_cpu_features()))
     )
 
 
 def compute_weights_digest(folder: Path) -> str:
-    """Of everything that decides the logits: the weights, the network and how pictures are prepared."""
+    """Compute a digest of all that determines the logits: weights, network and image preparation.
+
+    Raises:
+        WeightsError: the weights file cannot be read.
+    """
     card, weights_path = read_card(folder), folder / WEIGHTS_FILE
     hasher = hashlib.sha256(to_json(card.spec).encode() + to_json(card.preparation).encode())
     try:
         return hasher.hexdigest()[:16] + hash_file(weights_path)
     except OSError as error:
-        what = f"the weights cannot be read: {error.strerror}"
-        raise WeightsError(
-            what, where=str(weights_path), fix="copy the model folder here again, with all its files"
-        ) from None
+        what, fix = f"cannot read the weights: {error.strerror}", "copy the model folder again, with all its files"
+        raise WeightsError(what, where=str(weights_path), fix=fix) from None
 
 
-def select_best_per_engine(result: OptimizeResult) -> list[Measurement]:
-    """What was kept, what it is compared with, and the fastest of each other engine and precision, fastest first; then
-    those left out.
+# ------------------------------------------------------------------------------------------------------------ the table
+
+HEADINGS = (
+    "engine",
+    "throughput (images/s)",
+    "batch x streams",
+    "latency (ms)",
+    "start-up (s)",
+    "logit error",
+    "matches fp32 (%)",
+    "accuracy change (points)",
+    "chosen for",
+)
+
+
+def format_table_row(row: Measurement, result: OptimizeResult) -> tuple[str, ...]:
+    """Format a measurement as the cells under `HEADINGS`.
+
+    Args:
+        row: the measurement.
+        result: the result it belongs to, which says what the engine was chosen for.
     """
-    saved_configs, baseline = {item.measurement.config for item in result.engines}, find_baseline(result.measurements)
-    shown = {row.config: row for row in result.measurements if row.config in saved_configs or row is baseline}
-    ranked = sorted(result.measurements, key=lambda row: (not row.reason, row.images_per_second or 0.0))
-    best = {row.config.name: row for row in ranked if baseline is None or row.config.name != baseline.config.name}
-    shown |= {row.config: row for row in best.values()}
-    return sorted(shown.values(), key=lambda row: (bool(row.reason), -(row.images_per_second or 0.0)))
-
-
-def _is_remeasured(row: Measurement) -> bool:
-    """Whether it was measured in the last round."""
-    return row.seconds_to_start is not None
-
-
-def find_baseline(rows: Sequence[Measurement]) -> Measurement | None:
-    """What others are compared with: eager, in fp32, all cores on one call, at its better batch."""
-    candidates = [row for row in rows if row.config.name == "eager-fp32" and row.config.streams == 1 and not row.reason]
-    return max(candidates, key=lambda row: (_is_remeasured(row), row.images_per_second or 0.0), default=None)
-
-
-def get_throughput(result: OptimizeResult) -> float:
-    """Images per second of what was kept for many pictures; 0 where nothing was."""
-    return max(
-        (item.measurement.images_per_second or 0.0 for item in result.engines if item.purpose == "throughput"),
-        default=0.0,
-    )
-
-
-def format_table_row(row: Measurement, saved_engines: Sequence[SavedEngine]) -> tuple[str, ...]:
-    """Of a row of a table, under `HEADINGS`."""
+    comparison, match_rate = row.comparison, row.comparison.match_rate
     return (
         row.config.name,
         _format_value(row.images_per_second, ",.1f"),
         f"{row.config.batch_size} x {row.config.streams}",
         _format_value(row.latency_ms, ",.2f"),
-        _format_value(row.seconds_to_start, ".2f"),
-        _format_value(row.logit_error, ".1e"),
-        _format_value(row.match_rate, ".2%"),
-        _format_value(None if row.accuracy_drop is None else -row.accuracy_drop, "+z.2f"),
-        ", ".join(item.purpose for item in saved_engines if item.measurement.config == row.config),
+        _format_value(row.startup_seconds, ".2f"),
+        _format_value(comparison.logit_error, ".1e"),
+        _format_value(None if match_rate is None else 100 * match_rate, ".2f"),
+        _format_value(comparison.accuracy_change, "+z.2f"),
+        result.list_purposes(row.config),
     )
 
 
-HEADINGS = ("engine", "images/s", "batch x streams", "ms a call", "s to start", "logits", "same", "points", "kept for")
+def _format_value(value: float | None, format_spec: str) -> str:
+    return "" if value is None else format(value, format_spec)
+
+
+def find_baseline(rows: Sequence[Measurement]) -> Measurement | None:
+    """Return the measurement to compare with: eager in fp32, one stream, the faster batch size."""
+    candidates = [row for row in rows if row.config.name == "eager-fp32" and row.config.streams == 1 and not row.reason]
+    return max(candidates, key=lambda row: (row.is_finalist, row.throughput), default=None)
+
+
+def select_best_per_engine(result: OptimizeResult) -> list[Measurement]:
+    """Return the rows of the summary table, fastest first, and those that cannot be used last.
+
+    They are the saved engines, the baseline and the fastest of each other engine and precision.
+    """
+    saved_configs, baseline = {saved.config for saved in result.engines}, find_baseline(result.measurements)
+    shown = {row.config: row for row in result.measurements if row.config in saved_configs or row is baseline}
+    ranked = sorted(result.measurements, key=lambda row: (not row.reason, row.throughput))
+    best = {row.config.name: row for row in ranked if baseline is None or row.config.name != baseline.config.name}
+    shown |= {row.config: row for row in best.values()}
+    return sorted(shown.values(), key=lambda row: (bool(row.reason), -row.throughput))
+
+
+def get_throughput(result: OptimizeResult) -> float:
+    """Return the images per second of the engine chosen for throughput; 0 if there is none."""
+    return max((s.measurement.throughput for s in result.engines if s.purpose == "throughput"), default=0.0)
 
 
 def group_skip_reasons(rows: Sequence[Measurement]) -> list[str]:
-    """The reasons why ways to compute were left out, each with those that it is true of."""
+    """Return each reason why engines cannot be used, with the names of those engines."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row.reason:
@@ -150,26 +204,32 @@ def group_skip_reasons(rows: Sequence[Measurement]) -> list[str]:
     return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
-def _format_value(value: float | None, format_spec: str) -> str:
-    return "" if value is None else format(value, format_spec)
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_engines_file(folder: Path) -> OptimizeResult | None:
-    """What stands in a model folder; None where it was never optimized. Raises `WeightsError` where it is damaged."""
-    path = folder / ENGINES_FOLDER / ENGINES_FILE
-    if not os.path.lexists(path) and not os.path.lexists(folder / ENGINES_FOLDER):
-        return None
-    if not os.path.lexists(path) and (folder / ENGINES_FOLDER).is_dir():
+    """Read ``engines.json`` of a model folder; None if the model was never optimized.
+
+    Raises:
+        WeightsError: the file is damaged or not a regular file.
+    """
+    engines_folder = folder / ENGINES_FOLDER
+    path = engines_folder / ENGINES_FILE
+    if not os.path.lexists(path) and (engines_folder.is_dir() or not os.path.lexists(engines_folder)):
         return None
     try:
-        if not path.is_file():
-            raise UsageError("this is no file that can be read")
-        result = from_data(OptimizeResult, parse_json(read_text(path, "this file"), str(path)), str(path))
-        faults = [fault for i, saved in enumerate(result.engines) for fault in _find_faults(f"engines.{i}", saved)]
-        if faults:
-            raise TextError(f"{path} is damaged", faults)
+        return _parse_engines_file(path)
     except UsageError as error:
         raise WeightsError(error.what, where=[str(path), *error.where], fix=format_optimize_command(folder)) from None
+
+
+def _parse_engines_file(path: Path) -> OptimizeResult:
+    if not path.is_file():
+        raise UsageError("not a regular file")
+    result = from_data(OptimizeResult, parse_json(read_text(path, "this file"), str(path)), str(path))
+    faults = [fault for i, saved in enumerate(result.engines) for fault in _find_faults(f"engines.{i}", saved)]
+    if faults:
+        raise TextError(f"{path} is damaged", faults)
     return result
 
 
@@ -177,127 +237,155 @@ _SAFE_NAME = re.compile(r"(?=.{1,100}$)[0-9a-z]+([._][0-9a-z]+)*")
 
 
 def _find_faults(location: str, saved: SavedEngine) -> Iterator[Fault]:
-    """What `optimize` would not have written: names that lead elsewhere, numbers that nobody can compute by."""
+    """Yield values that `optimize` does not write: names that leave the folder, impossible numbers."""
     row = saved.measurement
     for name in (saved.folder, *dict(saved.files)):
         if not _SAFE_NAME.fullmatch(name):
             yield Fault(location, repr(name), "plain names of folder and files")
-    for name, value in (("batch_size", row.config.batch_size), ("streams", row.config.streams)):
-        if not 1 <= value <= MAX_BATCH_OR_STREAMS:
+    for name in ("batch_size", "streams"):
+        if not 1 <= (value := getattr(row.config, name)) <= MAX_BATCH_OR_STREAMS:
             yield Fault(f"{location}.measurement.config.{name}", repr(value), f"1 to {MAX_BATCH_OR_STREAMS}")
-    for name in ("images_per_second", "latency_ms", "seconds_to_start"):
+    for name in ("images_per_second", "latency_ms", "startup_seconds"):
         if (getattr(row, name) or 0.0) < 0:
             yield Fault(f"{location}.measurement.{name}", repr(getattr(row, name)), "0 or more")
 
 
-def find_usable_engines(folder: Path, n_images: int, engine_name: str = "auto") -> tuple[list[SavedEngine], str]:
-    """What was kept and still holds, that which is done with so many pictures the soonest first; and a sentence why
-    another is not among them. The files of an engine are looked at when it is `opened`.
+# ------------------------------------------------------------------------------------------------------- usable engines
 
-    Nothing to say of a model that was never optimized. With a ``wanted`` name (``openvino-int8``) it is that one, or an
-    error: `UsageError` for one that was not kept, `MachineError` for one that cannot run here any more.
+
+def find_usable_engines(folder: Path, n_images: int, engine_name: str = "auto") -> tuple[list[SavedEngine], str]:
+    """Find the saved engines that are usable here, the one that finishes ``n_images`` soonest first.
+
+    `open_engine` checks the engine's files.
+
+    Args:
+        folder: the model folder.
+        n_images: the number of images to predict.
+        engine_name: the name of one engine (``openvino-int8``), or ``auto`` for any.
+
+    Returns:
+        The engines, and why another one is not usable (empty if there is nothing to say).
+
+    Raises:
+        UsageError: the named engine was never saved.
+        MachineError: the named engine is not usable on this machine.
     """
+    is_auto, hint = engine_name == "auto", format_optimize_command(folder)
     result = read_engines_file(folder)
     if result is None or not result.engines:
-        if engine_name == "auto":
-            return [], "" if result is None else f"nothing was kept; {format_optimize_command(folder)}"
-        raise UsageError("this model was never optimized", where=str(folder), fix=format_optimize_command(folder))
-    candidates = [saved for saved in result.engines if engine_name in ("auto", saved.measurement.config.name)]
+        if is_auto:
+            return [], "" if result is None else f"no engine was saved; {hint}"
+        raise UsageError("the model was never optimized", where=str(folder), fix=hint)
+    candidates = [saved for saved in result.engines if is_auto or saved.config.name == engine_name]
     if not candidates:
         raise _build_not_saved_error(folder, result, engine_name)
-    reason = _find_stale_reason(folder, result)
-    usable = []
-    for saved in () if reason else sorted(candidates, key=lambda saved: estimate_seconds(saved.measurement, n_images)):
-        problem = _find_unusable_reason(saved)
-        if not problem:
-            usable.append(saved)
-        reason = reason or problem
-    if not usable and engine_name != "auto":
+    candidates.sort(key=lambda saved: estimate_seconds(saved.measurement, n_images))
+    stale_reason = _find_stale_reason(folder, result)
+    reasons = [stale_reason or find_unusable_reason(saved) for saved in candidates]
+    usable = [saved for saved, reason in zip(candidates, reasons, strict=True) if not reason]
+    reason = next(filter(None, reasons), "")
+    if not usable and not is_auto:
         for saved in candidates:
-            if saved.measurement.config.engine in ENGINE_SPECS:
-                ENGINE_SPECS[saved.measurement.config.engine].check_packages()  # what is missing has a fix of its own
-        raise MachineError(reason, where=str(folder), fix=format_optimize_command(folder))
-    return usable, f"{reason}; {format_optimize_command(folder)}" if reason else ""
+            if saved.config.engine in ENGINE_SPECS:
+                ENGINE_SPECS[saved.config.engine].check_packages()  # its error has a better fix
+        raise MachineError(reason, where=str(folder), fix=hint)
+    return usable, f"{reason}; {hint}" if reason else ""
 
 
 def _build_not_saved_error(folder: Path, result: OptimizeResult, engine_name: str) -> UsageError:
-    """What became of an engine that somebody names."""
-    names = [*dict.fromkeys(saved.measurement.config.name for saved in result.engines), "torch", "auto"]
-    rows = [row for row in result.measurements if row.config.name == engine_name]
-    if not rows:
-        what = f"there is no engine {engine_name!r} here"
-        return UsageError(what, where=str(folder), fix=suggest_fix(engine_name, names))
-    reason = f"was left out: {rows[0].reason}" if rows[0].reason else "agrees, but others that were kept are faster"
-    return UsageError(
-        f"{engine_name} {reason}", where=str(folder), fix=f"--engine {', '.join(names[:-1])} or {names[-1]}"
-    )
+    names = [*dict.fromkeys(saved.config.name for saved in result.engines), "torch", "auto"]
+    row = next((row for row in result.measurements if row.config.name == engine_name), None)
+    if row is None:
+        fix = suggest_fix(engine_name, names)
+        return UsageError(f"the model has no engine {engine_name!r}", where=str(folder), fix=fix)
+    reason = f"was skipped: {row.reason}" if row.reason else "matches fp32, but the saved engines are faster"
+    fix = f"--engine {', '.join(names[:-1])} or {names[-1]}"
+    return UsageError(f"{engine_name} {reason}", where=str(folder), fix=fix)
 
 
 def format_optimize_command(folder: Path) -> str:
-    """The command that makes what is missing."""
-    return f"resnetkit optimize {shlex.quote(str(folder))} --data PICTURES"
+    """Return the command that optimizes a model folder."""
+    return f"resnetkit optimize {shlex.quote(str(folder))} --data IMAGES"
 
 
 def estimate_seconds(row: Measurement, n_images: int) -> float:
-    """How long a way to compute takes for so many pictures, from nothing: full calls, one on each stream at once."""
+    """Estimate the time from start-up to the last of ``n_images``, in full batches on all streams.
+
+    Args:
+        row: the measured configuration.
+        n_images: the number of images.
+
+    Returns:
+        Seconds.
+    """
     n_calls = -(-n_images // (row.config.batch_size * row.config.streams))
-    return (row.seconds_to_start or 0.0) + n_calls * (row.latency_ms or 0.0) / 1000
+    return (row.startup_seconds or 0.0) + n_calls * (row.latency_ms or 0.0) / 1000
 
 
 def _find_stale_reason(folder: Path, result: OptimizeResult) -> str:
-    """Why nothing that was measured holds here and now; empty where it does."""
+    """Return why no measurement holds any more; empty if they hold."""
     if result.machine != get_machine_id():
-        return f"it was optimized for another machine ({result.machine}; this is {get_machine_id()})"
-    return "its weights have changed since it was optimized" * (result.weights_digest != compute_weights_digest(folder))
+        return f"the engines were optimized on another machine ({result.machine}; this is {get_machine_id()})"
+    changed = result.weights_digest != compute_weights_digest(folder)
+    return "the weights have changed since they were optimized" if changed else ""
 
 
-def _find_unusable_reason(saved: SavedEngine) -> str:
-    """Why one of them cannot be used; empty where it can, as far as can be told without its files."""
-    config = saved.measurement.config
+def find_unusable_reason(saved: SavedEngine) -> str:
+    """Return why an engine is not usable on this machine, without a look at its files; empty if it is."""
+    config = saved.config
     spec = ENGINE_SPECS.get(config.engine)
-    if spec is None or config.precision not in spec.precisions or config.device not in spec.devices:  # a folder's name
-        return f"{config.name!r} is no engine that is known here"
+    # these names become the name of a folder
+    if spec is None or config.precision not in spec.precisions or config.device not in spec.devices:
+        return f"{config.name!r} is not a known engine"
     try:
         spec.check_packages()
     except MachineError as error:
         return f"{error.what}: {error.fix}"
     if spec.get_versions() != saved.versions:
-        return f"it was optimized with {' '.join(saved.versions)}, and there is {' '.join(spec.get_versions())}"
+        return f"it was optimized with {' '.join(saved.versions)}, and {' '.join(spec.get_versions())} is installed"
     return ""
 
 
-def _has_digest(path: Path, expected: str) -> bool:
-    """Whether a file can be read and has this digest."""
-    try:
-        return path.is_file() and hash_file(path) == expected
-    except OSError:
-        return False
-
-
 def get_artifact_folder(folder: Path, name: str, config: EngineConfig) -> Path:
-    """Where the artefact of a choice lies."""
+    """Return the folder of an engine's exported files.
+
+    Args:
+        folder: the model folder.
+        name: the folder of one `optimize` run inside ``engines/``.
+        config: the engine's configuration.
+    """
     return folder / ENGINES_FOLDER / name / config.name
 
 
 def open_engine(folder: Path, saved: SavedEngine) -> Engine:
-    """The engine of what `serving` gave. Raises `MachineError` where its files are not those that were kept, and where
-    it cannot be opened, whatever its library says.
+    """Check the files of a saved engine and load it.
+
+    Args:
+        folder: the model folder.
+        saved: an engine that `find_usable_engines` returned.
+
+    Raises:
+        MachineError: a file is missing or damaged, or the engine's library fails to load it.
     """
-    config = saved.measurement.config
+    config, fix = saved.config, format_optimize_command(folder)
     artifact = get_artifact_folder(folder, saved.folder, config)
     for name, expected in saved.files:
         if not _has_digest(artifact / name, expected):
             what = f"a file of {config.name} is missing or damaged: {name}"
-            raise MachineError(what, where=str(folder), fix=format_optimize_command(folder))
+            raise MachineError(what, where=str(folder), fix=fix)
     try:
         return ENGINE_SPECS[config.engine].import_backend().load_engine(folder, artifact, config)
-    except Exception as error:  # libraries raise what they like, and what they read may be damaged
-        message = (
-            error.what if isinstance(error, MachineError) else str(error).strip().split("\n")[0][:_MAX_MESSAGE_LENGTH]
-        )
-        fix = (isinstance(error, MachineError) and error.fix) or format_optimize_command(folder)
-        what = f"{config.name} cannot be opened: {message or type(error).__name__}"
-        raise MachineError(what, where=str(folder), fix=fix) from error
+    except MachineError as error:
+        raise MachineError(
+            f"cannot load {config.name}: {error.what}", where=str(folder), fix=error.fix or fix
+        ) from error
+    except Exception as error:  # libraries raise errors of any type
+        message = str(error).strip().split("\n")[0][:_MAX_MESSAGE_LENGTH] or type(error).__name__
+        raise MachineError(f"cannot load {config.name}: {message}", where=str(folder), fix=fix) from error
 
 
-_MAX_MESSAGE_LENGTH = 300
+def _has_digest(path: Path, expected: str) -> bool:
+    try:
+        return path.is_file() and hash_file(path) == expected
+    except OSError:
+        return False

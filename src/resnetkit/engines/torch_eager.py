@@ -1,32 +1,36 @@
-"""torch itself, operation by operation: nothing to make, and the soonest to start.
+"""PyTorch in eager mode: nothing to export, and the shortest start-up.
 
-Shapes: pixels are N H W C, 8 bits; logits are N K, fp32.
+Shapes: pixels (N, H, W, C) uint8, logits (N, K) fp32.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
-from resnetkit.engines.base import Engine, EngineConfig, Logits
+from resnetkit.engines.base import Engine, EngineConfig, Logits, bf16_unsupported_error
+from resnetkit.engines.export import ExportModule, pixels_to_tensor
 from resnetkit.images.prepare import Pixels
+from resnetkit.network.layers import NetworkModule
+from resnetkit.runtime import device as devices
 from resnetkit.runtime.torch_settings import disable_tf32
-
-if TYPE_CHECKING:
-    import torch
-
-    from resnetkit.engines.export import ExportModule
-    from resnetkit.network.layers import NetworkModule
+from resnetkit.weights.load import load_network
 
 
 def export_artifact(network: NetworkModule, artifact: Path, precision: str, pixels: Pixels | None) -> None:
-    """Nothing: the model folder has all it needs."""
+    """Do nothing: the model folder has all that this engine needs.
+
+    Args:
+        network: not used.
+        artifact: not used.
+        precision: not used.
+        pixels: not used.
+    """
 
 
 class EagerEngine:
-    """The network in torch, in channels-last order."""
+    """The network in PyTorch, in channels-last order."""
 
     def __init__(self, config: EngineConfig, module: ExportModule, device: torch.device) -> None:
         self.config = config
@@ -34,41 +38,41 @@ class EagerEngine:
         self._device = device
 
     def __call__(self, pixels: Pixels) -> Logits:
-        import torch
-
         with torch.inference_mode():
-            logits: Logits = self._module(as_tensor(pixels).to(self._device)).cpu().numpy()
+            logits: Logits = self._module(pixels_to_tensor(pixels).to(self._device)).cpu().numpy()
         return logits
 
 
-def as_tensor(pixels: Pixels) -> torch.Tensor:
-    """Without a copy where that can be: torch takes no array that it must not write."""
-    import torch
-
-    return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
-
-
 def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
-    """Raises `MachineError` where the processor does not multiply in bf16 and was asked to."""
+    """Load the network of a model folder.
+
+    Args:
+        folder: the model folder.
+        artifact: not used.
+        config: the configuration to load.
+
+    Raises:
+        MachineError: bf16 on a processor without bf16 instructions.
+    """
     return EagerEngine(config, *load_export_module(folder, config))
 
 
 def load_export_module(folder: Path, config: EngineConfig) -> tuple[ExportModule, torch.device]:
-    """The network of a model folder on its device, in its precision; torch has the threads of the choice from now on.
+    """Load a network for export, on its device and in its precision, and set torch's number of threads.
 
-    What learns and what was there before folding is gone; an engine in bf16 keeps no fp32 but scale and shift.
+    In bf16 only scale and shift stay in fp32.
+
+    Args:
+        folder: the model folder.
+        config: the device, precision and streams.
+
+    Raises:
+        MachineError: bf16 on a processor without bf16 instructions.
     """
-    import torch
-
-    from resnetkit.engines.export import ExportModule
-    from resnetkit.errors import MachineError
-    from resnetkit.runtime.device import has_fast_bf16, select_device
-    from resnetkit.weights.load import load
-
-    device = select_device(config.device)
-    if config.precision == "bf16" and not has_fast_bf16(device):
-        raise MachineError("this processor does not multiply in bf16", fix="an engine in fp32 or int8")
+    device, is_bf16 = devices.select_device(config.device), config.precision == "bf16"
+    if is_bf16 and not devices.has_fast_bf16(device):
+        raise bf16_unsupported_error()
     torch.set_num_threads(config.threads)
     disable_tf32(config.precision, config.device)
-    module = ExportModule(load(folder), torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    module = ExportModule(load_network(folder), torch.bfloat16 if is_bf16 else torch.float32)
     return module.to(device).to(memory_format=torch.channels_last).eval(), device

@@ -1,1 +1,1 @@
-"""Measure how often a model is right."""
+"""Measure the accuracy and the calibration of a model."""

@@ -1,4 +1,4 @@
-"""How often a model is right, as the network itself answers or an engine that `optimize` has kept."""
+"""Evaluate a model with its network, or with an engine that `optimize` has saved."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.device import Precision, parse_precision, select_device
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from resnetkit.runtime.progress import ProgressCallback
-from resnetkit.weights.load import load
+from resnetkit.weights.load import load_network
 
-_MANY_IMAGES = 10_000  # pictures: what counts is how many in a second, not how soon the first
+_MANY_IMAGES = 10_000  # select the engine by its throughput and not by its start-up time
 
 
 def evaluate(
@@ -35,34 +35,47 @@ def evaluate(
     max_bad: str | float | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> Evaluation:
-    """Count how often ``model`` is right about ``data``, or about one ``part`` of it.
+    """Measure the accuracy of a model on one split of a dataset; classes are matched by name.
 
-    Without ``part``: if the model was trained on this very data, what was held out from it; else ``test`` where the
-    data has it, or ``val``, or all of it. Classes are matched by name. A picture that cannot be read is an error, or
-    with ``bad_files="skip"`` it is left out and named, up to the share ``max_bad`` (0.01). ``engine`` is the network
-    itself (``torch``, in ``precision`` on ``device``), the fastest of those that `optimize` has kept (``auto``), or one
-    of them by its name (``openvino-int8``); ``notes`` of what comes back name it. ``tell`` hears of pictures read
-    (done, all).
+    Args:
+        model: a network, a run folder, a model folder or a weights file.
+        data: a dataset.
+        split: train, val, test or all. By default, if the model was trained on this dataset, the split that was held
+            out from training; else the first of test, val and all that the dataset has.
+        engine: ``torch`` runs the network itself; ``auto`` the fastest engine that `optimize` has saved; a name such as
+            ``openvino-int8`` that engine. ``notes`` of the result name the engine.
+        device: cpu, cuda or auto; for ``torch``.
+        precision: fp32, bf16 or auto; for ``torch``.
+        bad_files: ``error`` or ``skip`` for unreadable images; ``skip`` lists them in the result.
+        max_bad: the largest share of images to skip; 0.01 by default.
+        on_progress: called with (images read, images in all).
 
-    Raises `DataError` where the data has a class that the model has not, and `UsageError` or `MachineError` for an
-    engine that is not there.
+    Raises:
+        DataError: the dataset has a class that the model does not have, or an unreadable image.
+        UsageError: the engine was never saved, or an option is not valid.
+        MachineError: the engine cannot run on this machine.
     """
-    bad_files_policy, candidates = (
-        parse_bad_files_policy(bad_files, max_bad),
-        select_eval_engine(model, EngineChoice(engine, device, parse_precision(precision))),
-    )
-    network = model if isinstance(model, NetworkModule) else load(model)
-    prepared = prepare_evaluation(network, data, split, bad_files_policy, on_progress=on_progress)
-    with open_inference(candidates, network, device, precision) as (infer, note):
-        evaluation = prepared.run(infer, on_progress)
-    return replace(evaluation, notes=(*evaluation.notes, *[f"engine: {note}"] * bool(note)))
+    policy = parse_bad_files_policy(bad_files, max_bad)
+    candidates = select_eval_engine(model, EngineChoice(engine, device, parse_precision(precision)))
+    network = model if isinstance(model, NetworkModule) else load_network(model)
+    prepared = prepare_evaluation(network, data, split, policy, on_progress=on_progress)
+    with open_inference(candidates, network, device, precision) as (compute_logits, note):
+        evaluation = prepared.run(compute_logits, on_progress)
+    return replace(evaluation, notes=(*evaluation.notes, f"engine: {note}")) if note else evaluation
 
 
 def select_eval_engine(
     model: object, choice: EngineChoice, weights_options: Sequence[str] = (), dist: ProcessGroup = SINGLE_PROCESS
 ) -> EngineCandidates:
-    """Who is asked; ``words`` say how weights are to be read. fp32 is what is meant where nothing else is said."""
-    explicit_choice = replace(choice, precision="" if choice.precision == "fp32" else choice.precision)
+    """Select the engine for an evaluation.
+
+    Args:
+        model: a network, or the path of a model.
+        choice: the engine, device and precision that the user selects; fp32 is the default precision.
+        weights_options: command-line options about the weights file.
+        dist: the process group.
+    """
+    explicit_choice = replace(choice, precision="") if choice.precision == "fp32" else choice
     return select_engine(model, _MANY_IMAGES, explicit_choice.apply_weights_options(weights_options), dist)
 
 
@@ -70,14 +83,22 @@ def select_eval_engine(
 def open_inference(
     candidates: EngineCandidates, network: NetworkModule, device: str, precision: Precision
 ) -> Iterator[tuple[LogitsFunction, str]]:
-    """What answers for ``network``, as evaluation asks, and a sentence where there is something to say of it."""
+    """Open the selected engine, or the network itself, for the duration of the body.
+
+    Args:
+        candidates: the result of `select_eval_engine`.
+        network: the network of the same model.
+        device: cpu, cuda or auto.
+        precision: fp32, bf16 or auto.
+
+    Returns:
+        A function from pixels to logits, and a note about the engine; the note is empty for the network itself.
+    """
     with candidates.open_saved_engine() as (engine, _, reason):
         if engine:
             context, description = open_tensor_inference(engine), str(engine.config)
         else:
-            context, description = (
-                inference(network, select_device(device), precision),
-                f"torch {precision}" * bool(reason),
-            )
-        with context as infer:
-            yield infer, f"{description}{f', as {reason}' if reason else ''}"
+            context = inference(network, select_device(device), precision)
+            description = f"torch {precision}" if reason else ""
+        with context as compute_logits:
+            yield compute_logits, f"{description}, as {reason}" if reason else description

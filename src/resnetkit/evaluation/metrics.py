@@ -1,4 +1,4 @@
-"""How often a network is right: integers, the same for every size of batch and any number of processes."""
+"""Count correct predictions, with the same result for any batch size and any number of processes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,31 @@ from torch.nn import functional as F
 
 from resnetkit.architecture.card import Card
 from resnetkit.data.bad_files import BadFiles, SkippedFiles
-from resnetkit.data.dataset import Dataset, Indices, compute_fingerprint, join_names, split_dataset
+from resnetkit.data.dataset import Dataset, Indices, compute_fingerprint, split_dataset
 from resnetkit.data.loader import ImageLoader, sync_unreadable
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, suggest_fix
-from resnetkit.evaluation.result import Evaluation, Predictions
+from resnetkit.evaluation.result import Evaluation, Predictions, count_equal
+from resnetkit.formatting import join_names
 from resnetkit.network.inference import LogitsFunction, compute_network_digest, count_network_classes
 from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup, check_same_on_all_ranks
 from resnetkit.runtime.progress import ProgressCallback
 
-NON_FINITE_LOSS = 1e9  # stands for one that is no number
+NON_FINITE_LOSS = 1e9  # stands for NaN and infinity, which JSON cannot represent
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What is counted: an entry for each picture in every column.
+    """One entry per image in every column.
 
-    ``which`` are their numbers, in order, ``among_five`` says whether the truth is, ``losses`` are cross entropies.
+    Attributes:
+        indices: indices into the split, ascending after `gather`.
+        labels: true classes, as indices.
+        predicted: predicted classes, as indices.
+        confidence: probability of the predicted class, 0 to 1.
+        in_top5: whether the true class is among the five most probable ones.
+        losses: cross entropies in nats.
     """
 
     indices: tuple[int, ...]
@@ -43,36 +50,35 @@ class Counts:
 
     @property
     def n(self) -> int:
-        """How many pictures."""
+        """The number of images."""
         return len(self.labels)
 
     @property
     def correct(self) -> int:
-        """How many of them were named rightly."""
-        return sum(a == b for a, b in zip(self.labels, self.predicted, strict=True))
+        """The number of correct top-1 predictions."""
+        return count_equal(self.labels, self.predicted)
 
     @property
     def top5_correct(self) -> int:
-        """Of how many the truth was among the first five."""
+        """The number of images whose true class is among the five most probable ones."""
         return sum(self.in_top5)
 
     @property
     def loss(self) -> float:
-        """The mean; the sum is exact, so that no order of the pictures tells."""
+        """The mean cross entropy; `math.fsum` makes it independent of the order of the images."""
         mean = math.fsum(self.losses) / max(self.n, 1)
         return mean if mean < NON_FINITE_LOSS else NON_FINITE_LOSS
 
     def gather(self, dist: ProcessGroup) -> Counts:
-        """With what the other processes have counted, in the order of the numbers."""
-        local_columns = [getattr(self, column.name) for column in fields(self)]
-        rows_by_rank = [list(zip(*columns, strict=True)) for columns in dist.all_gather(local_columns)]
-        rows = sorted(row for rows in rows_by_rank for row in rows)
+        """Return the counts of all ranks, sorted by image index."""
+        columns_by_rank = dist.all_gather([getattr(self, column.name) for column in fields(self)])
+        rows = sorted(row for columns in columns_by_rank for row in zip(*columns, strict=True))
         return Counts(*map(tuple, zip(*rows, strict=True))) if rows else self
 
 
 @dataclass(frozen=True)
 class PreparedEvaluation:
-    """Labelled pictures, each of a class that the network has: ``numbers`` of the data's classes are its own."""
+    """A split whose classes are matched with those of a network, ready to be evaluated."""
 
     card: Card
     data: str
@@ -85,19 +91,25 @@ class PreparedEvaluation:
     notes: tuple[str, ...]
 
     def run(self, logits_function: LogitsFunction, on_progress: ProgressCallback | None = None) -> Evaluation:
-        """How often ``logits`` are right, which take pixels (N H W C, 8 bits) and give N classes, fp32.
+        """Evaluate a function; all ranks share the batches and return the whole result.
 
-        Of several processes each counts its part and gets the whole.
+        Args:
+            logits_function: maps pixels (N, H, W, C), 8 bits, to logits (N, classes), fp32.
+            on_progress: called with (images done, images in all).
         """
-        loader, class_indices = self.loader, self.class_indices
-        batches = (
-            (pixels, class_indices[loader.labels[indices]], indices)
-            for pixels, indices in _iter_with_progress(loader, on_progress, self.dist)
-        )
-        counts = count_predictions(logits_function, batches, self.n_classes).gather(self.dist)
-        sync_unreadable([loader], self.dist)
-        evaluation = build_evaluation(self.card, self.data, self.split, counts, loader, classes=self.classes)
+        counts = count_predictions(logits_function, self._iter_batches(on_progress), self.n_classes).gather(self.dist)
+        sync_unreadable([self.loader], self.dist)
+        evaluation = build_evaluation(self.card, self.data, self.split, counts, self.loader, classes=self.classes)
         return replace(evaluation, notes=self.notes)
+
+    def _iter_batches(self, on_progress: ProgressCallback | None) -> Iterator[tuple[Tensor, Tensor, Indices]]:
+        """Yield (pixels, labels, indices) of the batches of this rank; labels are the model's class indices."""
+        n_images, n_done = len(self.loader), 0
+        for pixels, indices in self.loader.iter_batches(dist=self.dist):
+            yield pixels, self.class_indices[self.loader.labels[indices]], indices
+            n_done += len(indices) * self.dist.world_size
+            if on_progress:
+                on_progress(min(n_done, n_images), n_images)
 
 
 def prepare_evaluation(
@@ -109,30 +121,47 @@ def prepare_evaluation(
     on_progress: ProgressCallback | None = None,
     dist: ProcessGroup = SINGLE_PROCESS,
 ) -> PreparedEvaluation:
-    """What a network is asked: all that can be wrong with it is told here, before anything computes.
+    """Open a split and match its classes with those of a network, before anything is computed.
 
-    ``part`` is as `resnetkit.evaluate` says, and ``tell`` hears of pictures listed (done, all).
+    Args:
+        network: a network with a classifier.
+        data: a dataset.
+        split: as in `resnetkit.evaluate`.
+        bad_files: what to do with unreadable images.
+        on_progress: called with (images listed, images in all).
+        dist: the process group.
     """
-    dataset = open_dataset(data, on_progress)
-    split_dataset, chosen_split = choose_split(dataset, network.card, split)
+    card, dataset = network.card, open_dataset(data, on_progress)
+    split_dataset, chosen_split = choose_split(dataset, card, split)
     n_classes = count_network_classes(network)
-    class_indices = match_classes(split_dataset.classes, network.card.classes or n_classes)
+    class_indices = match_classes(split_dataset.classes, card.classes or n_classes)
     selected = replace(split_dataset, splits={chosen_split: split_dataset.get_split(chosen_split)})
     if dist.world_size > 1:
-        check_same_on_all_ranks(dist, pictures=compute_fingerprint(selected), model=compute_network_digest(network))
-    loader = ImageLoader(selected.train_split, network.card.preparation, SkippedFiles(selected, bad_files), cache=False)
-    names, notes = network.card.classes or split_dataset.classes, _make_notes(dataset, network.card, split)
-    return PreparedEvaluation(
-        network.card, str(data), chosen_split, names, n_classes, class_indices, loader, dist, notes
-    )
+        check_same_on_all_ranks(dist, images=compute_fingerprint(selected), model=compute_network_digest(network))
+    loader = ImageLoader(selected.train_split, card.preparation, SkippedFiles(selected, bad_files), cache=False)
+    names, notes = card.classes or split_dataset.classes, _make_notes(dataset, card, split)
+    return PreparedEvaluation(card, str(data), chosen_split, names, n_classes, class_indices, loader, dist, notes)
 
 
 def build_evaluation(
     card: Card, data: str, split: str, counts: Counts, loader: ImageLoader, *, classes: tuple[str, ...]
 ) -> Evaluation:
-    """An `Evaluation` of what `count` gives for a source that has been read to its end."""
+    """Build the result of an evaluation whose loader has read all images.
+
+    Args:
+        card: the card of the model.
+        data: path or name of the dataset.
+        split: the name of the split.
+        counts: the gathered counts.
+        loader: the loader of the split.
+        classes: class names.
+
+    Raises:
+        DataError: every image was unreadable.
+    """
     if not counts.n:
-        raise DataError(f"no picture of {split} can be read", where=data, fix=f"resnetkit check {data} names every one")
+        what = f"the {split} split has no readable image"
+        raise DataError(what, where=data, fix=f"run resnetkit check {data}, which lists every unreadable image")
     names = tuple(loader.images.names[i] for i in counts.indices)
     confidence = tuple(round(value, 5) for value in counts.confidence)
     predictions = Predictions(names, counts.labels, counts.predicted, confidence)
@@ -143,7 +172,13 @@ def build_evaluation(
 def count_predictions(
     logits_function: LogitsFunction, batches: Iterable[tuple[Tensor, Tensor, Indices]], n_classes: int
 ) -> Counts:
-    """From (pixels, labels, numbers)."""
+    """Run a function on batches and count its predictions.
+
+    Args:
+        logits_function: maps pixels (N, H, W, C), 8 bits, to logits (N, classes), fp32.
+        batches: (pixels, labels, indices of the images).
+        n_classes: the number of classes.
+    """
     columns: list[list[Any]] = [[] for _ in fields(Counts)]
     for pixels, labels, indices in batches:
         if not len(labels):
@@ -158,25 +193,40 @@ def count_predictions(
 
 
 def match_classes(names: tuple[str, ...], model_classes: tuple[str, ...] | int) -> Tensor:
-    """For each class of the data its number in the model, by name; by order where the model's are only counted."""
+    """Return the model's index of each class of a dataset, as a tensor of shape (classes,).
+
+    Args:
+        names: the classes of the dataset.
+        model_classes: the classes of the model; if they have no names, their number, and the order decides.
+
+    Raises:
+        DataError: the model does not have a class of the dataset, or has another number of unnamed classes.
+    """
     if isinstance(model_classes, int):
         if model_classes != len(names):
-            fix = "evaluate data with as many folders, in the order of the model's classes"
-            raise DataError(f"the model has {model_classes} classes without names, the data has {len(names)}", fix=fix)
+            what = f"the model has {model_classes} unnamed classes, but the dataset has {len(names)} classes"
+            raise DataError(what, fix=f"use a dataset with {model_classes} classes in the order of the model's classes")
         return torch.arange(len(names))
     index_by_name = {name: index for index, name in enumerate(model_classes)}
-    unknown = [name for name in names if name not in index_by_name]
-    if unknown:
+    if unknown := [name for name in names if name not in index_by_name]:
         raise DataError(
-            f"the data has {len(unknown)} of {len(names)} classes that the model has not: {join_names(unknown)}",
+            f"the model does not have {len(unknown)} of {len(names)} classes of the dataset: {join_names(unknown)}",
             where=f"the model's classes: {join_names(model_classes, 10)}",
-            fix=suggest_fix(unknown[0], model_classes, "evaluate data whose folders are named as the model's classes"),
+            fix=suggest_fix(unknown[0], model_classes, "use a dataset whose class names are those of the model"),
         )
     return torch.tensor([index_by_name[name] for name in names])
 
 
 def choose_split(dataset: Dataset, card: Card, split: str | None) -> tuple[Dataset, str]:
-    """The data with its parts, drawn as for training if the model was trained on it, and the part that is meant."""
+    """Return the dataset with its splits, and the name of the split to evaluate.
+
+    If the model was trained on this dataset, the splits are those of its training.
+
+    Args:
+        dataset: the dataset as it was opened.
+        card: the card of the model.
+        split: the requested split; None selects one as `resnetkit.evaluate` documents it.
+    """
     available = [name for name in ("test", "val", "all", "train") if name in dataset.splits]
     if not _is_training_data(dataset, card):
         return dataset, split or available[0]
@@ -187,28 +237,17 @@ def choose_split(dataset: Dataset, card: Card, split: str | None) -> tuple[Datas
 
 
 def _is_training_data(dataset: Dataset, card: Card) -> bool:
-    """Whether these are the very pictures, by their names."""
+    """Check whether the model was trained on this dataset, by its fingerprint."""
     return card.training is not None and card.training.fingerprint == compute_fingerprint(dataset)
 
 
 def _make_notes(dataset: Dataset, card: Card, split: str | None) -> tuple[str, ...]:
-    """What makes a measurement kinder than it looks. ``data`` is as it was opened, ``part`` as it was asked for."""
+    """Return the reasons why the accuracy may be too high."""
     if card.training is None:
         return ()
     if _is_training_data(dataset, card):
-        return ("the model has learnt from these very pictures",) if split in ("train", "all") else ()
+        return ("the model was trained on these images",) if split in ("train", "all") else ()
     if card.training.data == Path(dataset.name).name:
-        message = f"these are not, or no longer, the pictures of {card.training.data} that the model was trained with"
-        return (f"{message}: it may have learnt from some of them",)
+        changed = f"the files of {card.training.data} are not those that the model was trained on"
+        return (f"{changed}: it may have been trained on some of these images",)
     return ()
-
-
-def _iter_with_progress(
-    loader: ImageLoader, on_progress: ProgressCallback | None, dist: ProcessGroup
-) -> Iterator[tuple[Tensor, Indices]]:
-    n_done = 0
-    for pixels, indices in loader.iter_batches(dist=dist):
-        yield pixels, indices
-        n_done += len(indices) * dist.world_size
-        if on_progress:
-            on_progress(min(n_done, len(loader)), len(loader))

@@ -1,4 +1,4 @@
-"""What came out of an evaluation: an answer for each picture, and the counts that follow from them.
+"""The result of an evaluation: the prediction for each image, and the metrics that follow from them.
 
 This module imports no torch.
 """
@@ -13,12 +13,29 @@ from functools import cached_property
 
 from resnetkit.errors import Fault
 
-_Z_95 = 1.959963984540054  # of the normal distribution, 95 % within
+_Z_95 = 1.959963984540054  # 95% of a normal distribution lie within this many standard deviations
+
+
+def count_equal(labels: Sequence[int], predicted: Sequence[int]) -> int:
+    """Return how many predictions equal their label.
+
+    Args:
+        labels: true classes, as indices.
+        predicted: predicted classes, as indices.
+    """
+    return sum(label == prediction for label, prediction in zip(labels, predicted, strict=True))
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """An entry for each picture in every column, in the order of the data. Classes are numbers."""
+    """One entry per image in every column, in the order of the dataset.
+
+    Attributes:
+        names: file names, relative to the dataset.
+        labels: true classes, as indices into the classes of the evaluation.
+        predicted: predicted classes, as indices.
+        confidence: probability of the predicted class, 0 to 1.
+    """
 
     names: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
@@ -31,7 +48,15 @@ class Predictions:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """The pictures whose confidence lies between two bounds: how sure the network was, how often it was right."""
+    """The images whose confidence lies in an interval.
+
+    Attributes:
+        low: lower bound of the confidence.
+        high: upper bound of the confidence.
+        n: number of images.
+        confidence: mean confidence, 0 to 1.
+        accuracy: top-1 accuracy, 0 to 1.
+    """
 
     low: float
     high: float
@@ -42,10 +67,18 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``top5`` counts the true class among the first five, ``loss`` is the mean cross entropy.
+    """The result of evaluating a model on one split.
 
-    ``skipped`` holds (picture, reason) of those that could not be read; nothing is counted for them. ``notes`` say what
-    makes the figures kinder than they look.
+    Attributes:
+        model: name of the model.
+        data: path or name of the dataset.
+        split: train, val, test or all.
+        classes: class names; predictions hold indices into them.
+        predictions: label, predicted class and confidence of each image.
+        top5_correct: number of images whose true class is among the five most probable ones.
+        loss: mean cross entropy in nats.
+        skipped: (file, reason) of each unreadable image; no metric includes them.
+        notes: reasons why the accuracy may be too high, and the engine that was used.
     """
 
     model: str
@@ -60,89 +93,88 @@ class Evaluation:
 
     @property
     def n(self) -> int:
-        """How many pictures."""
+        """The number of images."""
         return len(self.predictions)
 
     @cached_property
     def correct(self) -> int:
-        """How many of them were named rightly."""
-        return sum(a == b for a, b in zip(self.predictions.labels, self.predictions.predicted, strict=True))
+        """The number of correct top-1 predictions."""
+        return count_equal(self.predictions.labels, self.predictions.predicted)
 
     @property
     def top1(self) -> float:
-        """The share that was right, 0 to 1."""
+        """The top-1 accuracy, 0 to 1."""
         return self.correct / self.n if self.n else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the share lies that one would find on any number of such pictures: 95 %, see `interval`."""
+        """The 95% confidence interval of the top-1 accuracy, as two numbers from 0 to 1."""
         return compute_wilson_interval(self.correct, self.n)
 
     @cached_property
     def confusion(self) -> tuple[tuple[int, ...], ...]:
-        """``confusion[true][answer]``."""
-        counts = [[0] * len(self.classes) for _ in self.classes]
-        for label, predicted in zip(self.predictions.labels, self.predictions.predicted, strict=True):
-            counts[label][predicted] += 1
-        return tuple(map(tuple, counts))
+        """The confusion matrix: ``confusion[label][prediction]`` is a number of images."""
+        counts = Counter(zip(self.predictions.labels, self.predictions.predicted, strict=True))
+        indices = range(len(self.classes))
+        return tuple(tuple(counts[label, prediction] for prediction in indices) for label in indices)
 
     def count_per_class(self) -> list[tuple[str, int, int]]:
-        """(class, pictures, correct) of every class that has pictures."""
-        pairs = zip(self.predictions.labels, self.predictions.predicted, strict=True)
-        n_images, n_correct = (
-            Counter(self.predictions.labels),
-            Counter(label for label, predicted in pairs if label == predicted),
-        )
-        return [(name, n_images[i], n_correct[i]) for i, name in enumerate(self.classes) if n_images[i]]
+        """Return (class, images, correct predictions) of every class that has images."""
+        counts = [
+            (name, sum(row), row[i]) for i, (name, row) in enumerate(zip(self.classes, self.confusion, strict=True))
+        ]
+        return [row for row in counts if row[1]]
 
     def find_mistakes(self, limit: int) -> list[int]:
-        """Numbers of the pictures that were named wrongly, the most confident first."""
+        """Return the indices of up to ``limit`` wrong predictions, the most confident first."""
         wrong = [i for i in range(self.n) if self.predictions.labels[i] != self.predictions.predicted[i]]
         return sorted(wrong, key=lambda i: -self.predictions.confidence[i])[:limit]
 
     def find_least_confident(self, limit: int) -> list[int]:
-        """Numbers of the pictures with the least confident answers."""
+        """Return the indices of up to ``limit`` images, the least confident prediction first."""
         return sorted(range(self.n), key=lambda i: self.predictions.confidence[i])[:limit]
 
     def compute_calibration(self, n_bins: int = 10) -> list[CalibrationBin]:
-        """Bins of equal width, those without pictures left out (Guo et al., arXiv 1706.04599, section 2)."""
+        """Divide the images into bins of equal confidence width, and omit empty bins.
+
+        Source: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, section 2.
+        """
         members: list[list[int]] = [[] for _ in range(n_bins)]
         for i, confidence in enumerate(self.predictions.confidence):
             members[min(n_bins - 1, int(confidence * n_bins))].append(i)
         return [self._make_bin(k / n_bins, (k + 1) / n_bins, indices) for k, indices in enumerate(members) if indices]
 
     def compute_calibration_error(self, n_bins: int = 10) -> float:
-        """The mean distance of confidence and accuracy, over the same bins."""
+        """Return the expected calibration error, 0 to 1: the mean distance of confidence and accuracy."""
         return sum(b.n * abs(b.confidence - b.accuracy) for b in self.compute_calibration(n_bins)) / max(self.n, 1)
 
     def find_faults(self) -> list[Fault]:
-        """What contradicts itself, in an evaluation that was read from a file."""
-        predictions, class_indices = self.predictions, range(len(self.classes))
-        columns = (predictions.names, predictions.labels, predictions.predicted, predictions.confidence)
-        checks = [
-            ("answers", "columns of other lengths", len(set(map(len, columns))) == 1, "as many of each"),
-            (
-                "answers",
-                "a class of no name",
-                all(i in class_indices for i in (*predictions.labels, *predictions.predicted)),
-                "its number",
-            ),
-            ("answers.confidence", "a share out of range", all(0 <= c <= 1 for c in predictions.confidence), "0 to 1"),
-            ("top5", str(self.top5_correct), 0 <= self.top5_correct <= self.n, f"0 to {self.n}"),
-        ]
-        return [
-            Fault(f"evaluation.{path}", value, allowed) for path, value, is_valid, allowed in checks if not is_valid
-        ]
+        """Return the contradictions in an evaluation that was read from a file."""
+        p, n_classes = self.predictions, len(self.classes)
+        lengths = {len(column) for column in (p.names, p.labels, p.predicted, p.confidence)}
+        has_valid_classes = all(0 <= i < n_classes for i in (*p.labels, *p.predicted))
+        has_valid_confidence = all(0 <= c <= 1 for c in p.confidence)
+        checks = (
+            (len(lengths) == 1, "predictions", "columns of different lengths", "one entry per image in each column"),
+            (has_valid_classes, "predictions", "an index without a class", f"0 to {n_classes - 1}"),
+            (has_valid_confidence, "predictions.confidence", "a value out of range", "0 to 1"),
+            (0 <= self.top5_correct <= self.n, "top5_correct", str(self.top5_correct), f"0 to {self.n}"),
+        )
+        return [Fault(f"evaluation.{path}", value, allowed) for ok, path, value, allowed in checks if not ok]
 
     def _make_bin(self, low: float, high: float, indices: Sequence[int]) -> CalibrationBin:
-        predictions = self.predictions
-        confidence = sum(predictions.confidence[i] for i in indices) / len(indices)
-        accuracy = sum(predictions.labels[i] == predictions.predicted[i] for i in indices) / len(indices)
-        return CalibrationBin(low, high, len(indices), confidence, accuracy)
+        p, n = self.predictions, len(indices)
+        n_correct = sum(p.labels[i] == p.predicted[i] for i in indices)
+        return CalibrationBin(low, high, n, sum(p.confidence[i] for i in indices) / n, n_correct / n)
 
 
 def compute_wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """Bounds that hold the true share in 95 of 100 such samples (Wilson, JASA 22, 1927)."""
+    """Return the 95% confidence interval of a proportion (Wilson, JASA 22, 1927).
+
+    Args:
+        correct: the number of correct predictions.
+        n: the number of predictions.
+    """
     if n == 0:
         return 0.0, 1.0
     proportion, z_squared = correct / n, _Z_95**2
@@ -152,6 +184,11 @@ def compute_wilson_interval(correct: int, n: int) -> tuple[float, float]:
 
 
 def format_accuracy(correct: int, n: int) -> str:
-    """``93.50% (95% interval 89.2% to 96.2%)``."""
+    """Return text such as ``93.50% (95% interval 89.2% to 96.2%)``.
+
+    Args:
+        correct: the number of correct predictions.
+        n: the number of predictions.
+    """
     low, high = compute_wilson_interval(correct, n)
-    return f"{correct / n:.2%} (95% interval {low:.1%} to {high:.1%})" if n else "no pictures"
+    return f"{correct / n:.2%} (95% interval {low:.1%} to {high:.1%})" if n else "no images"

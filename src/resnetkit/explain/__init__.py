@@ -1,1 +1,1 @@
-"""A network that explains itself: why each part is there, how it looks, what it sees. No torch but in `inside`."""
+"""Explain networks: why each part exists, how it looks, and Grad-CAM. Only `grad_cam` imports torch."""

@@ -1,12 +1,12 @@
-"""Networks side by side: their totals, their blocks, and what differs between them in plain words.
+"""Compare networks: their totals, their blocks, and their differences in words.
 
-    comparison = compare({"resnet50": plan(spec("resnet50")), "resnet50_v1": plan(spec("resnet50_v1"))})
-    sentences(comparison)                  what differs, a sentence each
-    totals_table(comparison)               headings and cells, for a table; so has rows_table
-    record(comparison)                     the same as plain values, for JSON
+    comparison = compare_plans({"resnet50": plan(spec("resnet50")), "resnet50_v1": plan(spec("resnet50_v1"))})
+    describe_differences(comparison)       one sentence for each difference
+    build_totals_table(comparison)         headings and cells; so does build_rows_table
+    serialize_comparison(comparison)       everything as plain values, for JSON
 
-The first network is the one that the others are held against. Places are aligned by their paths, so that networks of
-any kind can stand beside each other: a place that one of them lacks is shown as lacking.
+The first network is the baseline of the others. Parts are aligned by their paths, so networks of any kind can be
+compared; a part that a network lacks is shown as missing.
 
 This module imports no torch.
 """
@@ -21,13 +21,13 @@ from typing import Any
 from resnetkit.architecture.operations import Shape
 from resnetkit.architecture.plan import Node, Plan, Section
 from resnetkit.errors import UsageError
-from resnetkit.explain import describe as words
+from resnetkit.explain import describe
 from resnetkit.explain.differences import Difference, find_differences
 
 
 @dataclass(frozen=True, slots=True)
 class RelativeCount:
-    """A count, and how many times that of the first network it is."""
+    """A count, and its ratio to that of the first network."""
 
     value: int
     ratio: float
@@ -35,7 +35,7 @@ class RelativeCount:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """A whole network. ``activations`` and ``macs`` are for one image of ``input``."""
+    """The totals of a network; ``activations`` and ``macs`` are for one image of shape ``input``."""
 
     name: str
     input: Shape
@@ -48,7 +48,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonCell:
-    """What one network has at a place. ``params`` and ``macs`` are those of all the places of the row together."""
+    """The parts of one network in a row; ``params`` and ``macs`` are sums over them."""
 
     branch: str
     shortcut: str
@@ -59,9 +59,9 @@ class ComparisonCell:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """A place, or ``count`` equal ones in a row, in every network; ``None`` where a network lacks it.
+    """One part, or ``count`` equal consecutive ones, in every network; a cell is None if a network lacks it.
 
-    ``like`` holds, for each network, the number (from 0) of the first network that has exactly the same there.
+    ``same_as`` holds, for each network, the index of the first network that is equal in this row.
     """
 
     path: str
@@ -71,13 +71,13 @@ class ComparisonRow:
 
     @property
     def is_different(self) -> bool:
-        """Whether any two networks do not have the same there."""
+        """Whether any two networks differ in this row."""
         return len(set(self.same_as)) > 1
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Networks side by side, in plain values. ``differences`` hold each network against the first."""
+    """A comparison in plain values; ``differences`` compares each network with the first."""
 
     totals: tuple[Totals, ...]
     rows: tuple[ComparisonRow, ...]
@@ -89,23 +89,26 @@ class Comparison:
 
 
 def compare_plans(plans: Mapping[str, Plan]) -> Comparison:
-    """Hold networks, by their names, against the first of them. Fewer than two raise `UsageError`."""
+    """Compare networks, given by name, with the first of them.
+
+    Raises:
+        UsageError: there are fewer than two networks.
+    """
     if len(plans) < 2:
-        raise UsageError("one network cannot be compared", where="compare", fix="name two networks or more")
+        raise UsageError("a comparison needs at least two networks", where="compare", fix="name another network")
     (base_name, base), *compared = plans.items()
     totals = tuple(_build_totals(name, plan, base) for name, plan in plans.items())
-    network_differences = tuple(
-        difference for name, plan in compared for difference in find_differences(name, plan, base_name, base)
-    )
-    return Comparison(totals, tuple(_group_rows(tuple(plans.values()))), network_differences)
+    differences = [item for name, plan in compared for item in find_differences(name, plan, base_name, base)]
+    return Comparison(totals, tuple(_group_rows(tuple(plans.values()))), tuple(differences))
 
 
 def _build_totals(name: str, plan: Plan, base: Plan) -> Totals:
-    amounts = {key: RelativeCount(getattr(plan, key), getattr(plan, key) / getattr(base, key)) for key in _COUNTS}
-    return Totals(name, plan.input, **amounts)
+    counts = {key: (getattr(plan, key), getattr(base, key)) for key in _TOTAL_LABELS}
+    return Totals(name, plan.input, **{key: RelativeCount(n, n / base_n) for key, (n, base_n) in counts.items()})
 
 
-_COUNTS = ("params", "macs", "depth", "receptive_field", "activations")
+_TOTAL_LABELS = {"params": "params", "macs": "MACs", "depth": "depth", "receptive_field": "receptive field",
+                 "activations": "activations"}  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------- rows
 
@@ -113,14 +116,12 @@ _AlignedParts = tuple[Section | Node | None, ...]
 
 
 def _group_rows(plans: tuple[Plan, ...]) -> Iterator[ComparisonRow]:
-    """Equal neighbours are one row."""
+    """Align the parts of all networks by path; equal consecutive blocks form one row."""
     run: list[_AlignedParts] = []
-    parts_by_network = [_collect_parts(plan) for plan in plans]
-    for path in sorted(
-        dict.fromkeys(path for network_parts in parts_by_network for path in network_parts), key=_get_sort_key
-    ):
-        aligned = tuple(network_parts.get(path) for network_parts in parts_by_network)
-        if run and not _is_repeat(run[-1], aligned):
+    networks = [_collect_parts(plan) for plan in plans]
+    for path in sorted(dict.fromkeys(path for parts in networks for path in parts), key=_get_sort_key):
+        aligned = tuple(parts.get(path) for parts in networks)
+        if run and not all(_is_repeat(a, b) for a, b in zip(run[-1], aligned, strict=True)):
             yield _build_row(run)
             run = []
         run.append(aligned)
@@ -129,16 +130,12 @@ def _group_rows(plans: tuple[Plan, ...]) -> Iterator[ComparisonRow]:
 
 
 def _collect_parts(plan: Plan) -> dict[str, Section | Node]:
-    """What is compared, by path: blocks, whatever else stands in a stage, and the other parts whole."""
-    parts: dict[str, Section | Node] = {}
-    for child in plan.root.children:
-        is_single = isinstance(child, Node) or child.role != "stage"
-        parts |= {part.path: part for part in ([child] if is_single else getattr(child, "children", ()))}
-    return parts
+    """Return the children of stages and the other parts whole, by path."""
+    return {part.path: part for child in plan.root.children for part in describe.split_into_boxes(child)}
 
 
 def _get_sort_key(path: str) -> tuple[float, ...]:
-    """The stem, the blocks of each stage, what follows them in the stage, the rest in the order of the networks."""
+    """Sort the stem first and the head last; in a stage, blocks come before other children."""
     stage = re.match(r"stage(\d+)", path)
     if stage is None:
         return (-1.0,) if path == "stem" else (float("inf"), float(path == "head"))
@@ -146,70 +143,49 @@ def _get_sort_key(path: str) -> tuple[float, ...]:
     return float(stage[1]), float(block[1] if block else "inf")
 
 
-def _is_repeat(previous: _AlignedParts, current: _AlignedParts) -> bool:
-    """Whether every network has the same at both: a block equals its neighbour, or both are lacking."""
-    return all(
-        (a is None and b is None)
-        or (
-            a is not None
-            and b is not None
-            and a.role == b.role == "block"
-            and _is_equal(a, b)
-            and _get_stage_name(a) == _get_stage_name(b)
-        )
-        for a, b in zip(previous, current, strict=True)
-    )
-
-
-def _is_equal(a: Section | Node, b: Section | Node) -> bool:
-    return words.compute_signature(a) == words.compute_signature(b)
-
-
-def _get_stage_name(part: Section | Node) -> str:
-    return part.path.partition(".")[0]
+def _is_repeat(previous: Section | Node | None, current: Section | Node | None) -> bool:
+    """Return whether a block equals the one before it in the same stage, or both are missing."""
+    if previous is None or current is None:
+        return previous is current
+    in_one_stage = previous.path.partition(".")[0] == current.path.partition(".")[0]
+    are_equal = describe.compute_signature(previous) == describe.compute_signature(current)
+    return previous.role == current.role == "block" and in_one_stage and are_equal
 
 
 def _build_row(run: list[_AlignedParts]) -> ComparisonRow:
-    parts = run[0]
-    signatures = [part and words.compute_signature(part) for part in parts]
+    signatures = [part and describe.compute_signature(part) for part in run[0]]
     same_as = tuple(signatures.index(signature) for signature in signatures)
     paths = [next(part.path for part in aligned if part) for aligned in run]
-    return ComparisonRow(
-        words.format_path_range(paths), len(run), tuple(_build_cell(part, len(run)) for part in parts), same_as
-    )
+    cells = tuple(_build_cell(part, len(run)) if part else None for part in run[0])
+    return ComparisonRow(describe.format_path_range(paths), len(run), cells, same_as)
 
 
-def _build_cell(part: Section | Node | None, count: int) -> ComparisonCell | None:
-    if part is None:
-        return None
-    if isinstance(part, Node) or part.role != "block":
-        return ComparisonCell(words.format_chain(part.nodes), "", part.output, part.params * count, part.macs * count)
-    shortcut_part = words.find_shortcut(part)
-    shortcut = words.format_shortcut(shortcut_part) if shortcut_part else "none"
-    return ComparisonCell(
-        words.format_chain(words.select_main_path(part)), shortcut, part.output, part.params * count, part.macs * count
-    )
+def _build_cell(part: Section | Node, count: int) -> ComparisonCell:
+    shortcut = ""
+    if part.role == "block":
+        section = describe.find_shortcut(part)
+        shortcut = describe.format_shortcut(section) if section else "none"
+    branch = describe.format_chain(describe.select_main_path(part))
+    return ComparisonCell(branch, shortcut, part.output, part.params * count, part.macs * count)
 
 
 # ------------------------------------------------------------------------------------------------------------- words
 
 
 def describe_differences(comparison: Comparison) -> list[str]:
-    """What differs, each network held against the first; one that differs in nothing is called identical."""
+    """Describe how each network differs from the first; equal networks are called identical."""
     base = comparison.totals[0]
     return [sentence for total in comparison.totals[1:] for sentence in _describe_network(comparison, total, base)]
 
 
 def _describe_network(comparison: Comparison, total: Totals, base: Totals) -> list[str]:
-    network_differences = [difference for difference in comparison.differences if difference.name == total.name]
-    if not network_differences:
+    differences = [difference for difference in comparison.differences if difference.name == total.name]
+    if not differences:
         return [f"{total.name} and {base.name} are identical"]
-    lines = [
-        _format_difference(difference, is_only=len(network_differences) == 1) for difference in network_differences
-    ]
-    return lines + [
-        line for line in [_format_total_changes(total, base, with_costs=len(network_differences) > 1)] if line
-    ]
+    is_only = len(differences) == 1
+    changes = _list_total_changes(total, base, with_costs=not is_only)
+    summary = [f"In total, {total.name} has " + ", ".join(changes)] if changes else []
+    return [_format_difference(difference, is_only=is_only) for difference in differences] + summary
 
 
 def _format_difference(difference: Difference, *, is_only: bool) -> str:
@@ -220,19 +196,15 @@ def _format_difference(difference: Difference, *, is_only: bool) -> str:
 
 
 def _format_cost_change(params: int, macs: int) -> str:
-    """``231,211,008 MACs fewer, the same params``."""
+    """Return ``231,211,008 fewer MACs, the same params``."""
     counts = {"params": params, "MACs": macs}
-    same = [name for name, count in counts.items() if count == 0]
-    if len(same) == 2:
-        return "the same params and MACs"
-    changes = [f"{abs(count):,} {name} {'more' if count > 0 else 'fewer'}" for name, count in counts.items() if count]
-    if len(changes) == 2 and (params > 0) == (macs > 0):
-        changes = [changes[0].rpartition(" ")[0] + " and " + changes[1]]
-    return ", ".join(changes + [f"the same {name}" for name in same])
+    changed = [f"{abs(count):,} {'more' if count > 0 else 'fewer'} {name}" for name, count in counts.items() if count]
+    same = " and ".join(name for name, count in counts.items() if count == 0)
+    return ", ".join(filter(None, [" and ".join(changed), f"the same {same}" if same else ""]))
 
 
-def _format_total_changes(total: Totals, base: Totals, *, with_costs: bool) -> str:
-    """The totals that differ, and those of params and MACs where no sentence has told them."""
+def _list_total_changes(total: Totals, base: Totals, *, with_costs: bool) -> list[str]:
+    """List the totals that differ; params and MACs only if no other sentence contains them."""
     changes = []
     if with_costs:
         changes += [
@@ -242,70 +214,63 @@ def _format_total_changes(total: Totals, base: Totals, *, with_costs: bool) -> s
     if total.depth != base.depth:
         changes.append(f"depth {total.depth.value:,} instead of {base.depth.value:,}")
     if total.receptive_field != base.receptive_field:
-        prefix = f"a receptive field of {total.receptive_field.value:,} pixels instead of "
-        changes.append(f"{prefix}{base.receptive_field.value:,}")
-    return f"In all {total.name} has " + ", ".join(changes) if changes else ""
+        fields = f"{total.receptive_field.value:,} pixels instead of {base.receptive_field.value:,}"
+        changes.append(f"a receptive field of {fields}")
+    return changes
 
 
-def _format_times(amount: RelativeCount) -> str:
-    return "the same" if amount.ratio == 1 else f"{_format_ratio(amount)} times"
+def _format_times(count: RelativeCount) -> str:
+    return "the same" if count.ratio == 1 else f"{_format_ratio(count)} times"
 
 
-def _format_ratio(amount: RelativeCount) -> str:
-    """Three digits, and more where they would round to 1."""
-    if amount.ratio >= 100:
-        return f"{amount.ratio:,.0f}"
-    return f"{amount.ratio:.3g}" if f"{amount.ratio:.3g}" != "1" else f"{amount.ratio:.6g}"
+def _format_ratio(count: RelativeCount) -> str:
+    """Return the ratio with three digits, and with more if it would round to 1."""
+    if count.ratio >= 100:
+        return f"{count.ratio:,.0f}"
+    return f"{count.ratio:.3g}" if f"{count.ratio:.3g}" != "1" else f"{count.ratio:.6g}"
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
 
 TableData = tuple[tuple[str, ...], list[tuple[str, ...]]]
-ROWS_TEXT_COLUMNS, TOTALS_TEXT_COLUMNS = 4, 1  # columns of words; the rest are numbers
-_TOTAL_LABELS = {"params": "params", "macs": "MACs", "depth": "depth", "receptive_field": "field",
-           "activations": "activations"}  # fmt: skip
+ROWS_TEXT_COLUMNS, TOTALS_TEXT_COLUMNS = 4, 1  # columns of text; the rest are numbers
 
 
 def build_totals_table(comparison: Comparison) -> TableData:
-    """A column for each network, a row for each total, with its ratio to the first network."""
-    inputs = ("input", *(words.format_shape(total.input) for total in comparison.totals))
+    """Return headings and cells: a column for each network, a row for each total with its ratio."""
+    inputs = ("input", *(describe.format_shape(total.input) for total in comparison.totals))
     return ("total", *comparison.names), [inputs, *(_format_total(comparison, key) for key in _TOTAL_LABELS)]
 
 
 def _format_total(comparison: Comparison, key: str) -> tuple[str, ...]:
     base, *compared = (getattr(total, key) for total in comparison.totals)
-    ratios = [f" ({_format_ratio(amount)}x)" if amount.ratio != 1 else " (same)" for amount in compared]
-    return _TOTAL_LABELS[key], f"{base.value:,}", *(f"{a.value:,}{r}" for a, r in zip(compared, ratios, strict=True))
+    ratios = [f"{_format_ratio(count)}x" if count.ratio != 1 else "same" for count in compared]
+    cells = [f"{count.value:,} ({ratio})" for count, ratio in zip(compared, ratios, strict=True)]
+    return _TOTAL_LABELS[key], f"{base.value:,}", *cells
 
 
 def build_rows_table(comparison: Comparison) -> TableData:
-    """A line for each place where all networks have the same, else one for each kind of what they have there."""
-    headings = ("place", "network", "branch", "shortcut", "output", "params", "MACs")
+    """Return headings and cells: one line for each group of networks that are equal in a row."""
+    headings = ("path", "network", "branch", "shortcut", "output", "params", "MACs")
     return headings, [line for row in comparison.rows for line in _format_row(comparison, row)]
 
 
 def _format_row(comparison: Comparison, row: ComparisonRow) -> Iterator[tuple[str, ...]]:
-    for i, group in enumerate(sorted(set(row.same_as))):
-        names = [name for name, same_as in zip(comparison.names, row.same_as, strict=True) if same_as == group]
-        path = row.path if i == 0 else ""
-        yield (
-            path,
-            ", ".join(names) if row.is_different else _ALL_LABELS.get(len(names), "all"),
-            *_format_cell(row.cells[group]),
-        )
-
-
-_ALL_LABELS = {2: "both"}
+    all_label = "both" if len(comparison.names) == 2 else "all"
+    for i, first in enumerate(sorted(set(row.same_as))):
+        names = [name for name, same_as in zip(comparison.names, row.same_as, strict=True) if same_as == first]
+        label = ", ".join(names) if row.is_different else all_label
+        yield "" if i else row.path, label, *_format_cell(row.cells[first])
 
 
 def _format_cell(cell: ComparisonCell | None) -> Sequence[str]:
     if cell is None:
         return ("-", "", "", "", "")
     params, macs = (f"{n:,}" if n else "" for n in (cell.params, cell.macs))
-    return cell.branch, cell.shortcut, words.format_shape(cell.output), params, macs
+    return cell.branch, cell.shortcut, describe.format_shape(cell.output), params, macs
 
 
 def serialize_comparison(comparison: Comparison) -> dict[str, Any]:
-    """Everything as dictionaries, lists and numbers, with the sentences."""
+    """Convert a comparison, with its sentences, into dictionaries, lists and numbers."""
     rows = [asdict(row) | {"differs": row.is_different} for row in comparison.rows]
     return asdict(comparison) | {"rows": rows, "sentences": describe_differences(comparison)}

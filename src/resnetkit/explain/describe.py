@@ -1,4 +1,4 @@
-"""Parts of a network in a few words, as tables, sentences and pictures show them.
+"""Describe parts of a network in a few words, for tables, sentences and drawings.
 
 This module imports no torch.
 """
@@ -11,69 +11,81 @@ from resnetkit.architecture.operations import ActivationOp, AddOp, ConvOp, Linea
 from resnetkit.architecture.plan import Node, Plan, Section
 from resnetkit.architecture.summary import describe_shortcut
 
-MINOR_OPS = (NormOp, ActivationOp, AddOp)  # stand behind nearly every operation, and are told apart from the others
+MINOR_OPS = (NormOp, ActivationOp, AddOp)  # follow nearly every operation, so lists of operations omit them
 
 
 def format_shape(shape: Shape) -> str:
-    """``64x56x56``, or ``1000`` for a vector."""
+    """Return ``64x56x56``, or ``1000`` for a vector."""
     return "x".join(map(str, shape))
 
 
+def format_costs(part: Section | Node) -> str:
+    """Return ``256x56x56, 75,008 params, 231,211,008 MACs``."""
+    return f"{format_shape(part.output)}, {part.params:,} params, {part.macs:,} MACs"
+
+
 def format_convolution(op: ConvOp) -> str:
-    """``3x3/2 128``, with groups and dilation where there are any."""
-    text = f"{op.kernel}x{op.kernel}" + f"/{op.stride}" * (op.stride > 1) + f" {op.out_channels}"
-    return text + f" in {op.groups} groups" * (op.groups > 1) + f", dilation {op.dilation}" * (op.dilation > 1)
+    """Return ``3x3/2 128``, with groups and dilation if they differ from 1."""
+    stride = f"/{op.stride}" if op.stride > 1 else ""
+    groups = f" in {op.groups} groups" if op.groups > 1 else ""
+    dilation = f", dilation {op.dilation}" if op.dilation > 1 else ""
+    return f"{op.kernel}x{op.kernel}{stride} {op.out_channels}{groups}{dilation}"
 
 
 def format_operation(node: Node) -> str:
-    """One operation."""
+    """Describe an operation without its input channels."""
     if isinstance(node.op, ConvOp):
         return format_convolution(node.op)
     return f"linear {node.op.out_features}" if isinstance(node.op, LinearOp) else str(node.op)
 
 
 def format_chain(nodes: Iterable[Node]) -> str:
-    """Operations in a row; norms, activations and additions aside."""
+    """Describe a sequence of operations without norms, activations and additions."""
     return ", ".join(format_operation(node) for node in nodes if not isinstance(node.op, MINOR_OPS))
 
 
 def find_shortcut(block: Section | Node) -> Section | None:
-    """The shortcut of a block, if it has one."""
+    """Return the shortcut of a block, or None."""
     children = block.children if isinstance(block, Section) else ()
     return next((child for child in children if isinstance(child, Section) and child.role == "shortcut"), None)
 
 
 def format_shortcut(part: Section) -> str:
-    """Which adapter a shortcut is, and where its zeros and strides lie."""
+    """Describe the adapter of a shortcut with its strides and channels of zeros."""
     ops = [node.op for node in part.nodes]
-    pads = [f", {op.before} + {op.after} zeros" for op in ops if isinstance(op, ZeroPadOp)]
     strides = [f"/{op.window[1]}" for op in ops if op.window[1] > 1]
-    return describe_shortcut(part) + "".join(strides) + "".join(pads)
+    pads = [f", {op.before} + {op.after} zeros" for op in ops if isinstance(op, ZeroPadOp)]
+    return "".join([describe_shortcut(part), *strides, *pads])
 
 
 def select_main_path(block: Section | Node) -> tuple[Node, ...]:
-    """The operations of a block outside its shortcut."""
-    shortcut_part = find_shortcut(block)
-    skipped = {id(node) for node in shortcut_part.nodes} if shortcut_part else set()
+    """Return the operations of a block outside its shortcut."""
+    shortcut = find_shortcut(block)
+    skipped = {id(node) for node in shortcut.nodes} if shortcut else set()
     return tuple(node for node in block.nodes if id(node) not in skipped)
 
 
 def list_stages(plan: Plan) -> list[Section]:
-    """The stages of a network."""
+    """Return the stages of a network."""
     return [child for child in plan.root.children if isinstance(child, Section) and child.role == "stage"]
 
 
 def list_blocks(stage: Section) -> list[Section]:
-    """The blocks of a stage."""
+    """Return the blocks of a stage."""
     return [child for child in stage.children if isinstance(child, Section) and child.role == "block"]
 
 
+def split_into_boxes(part: Section | Node) -> tuple[Section | Node, ...]:
+    """Return the parts that are drawn as one box each: the children of a stage, or the whole part."""
+    return part.children if isinstance(part, Section) and part.role == "stage" else (part,)
+
+
 def compute_signature(part: Section | Node) -> tuple[object, ...]:
-    """What a part computes, wherever it stands: equal for two parts that differ in nothing but their path."""
+    """Return a key that is equal for two parts that differ only in their path."""
     return tuple((node.path[len(part.path) :], node.op, node.input, node.output) for node in part.nodes)
 
 
-def format_path_range(names: Sequence[str]) -> str:
-    """``stage3.block2`` to ``stage3.block6`` as ``stage3.block2 to block6``."""
-    first, last = names[0], names[-1]
+def format_path_range(paths: Sequence[str]) -> str:
+    """Return ``stage3.block2 to block6`` for the paths from ``stage3.block2`` to ``stage3.block6``."""
+    first, last = paths[0], paths[-1]
     return first if first == last else f"{first} to {last.rpartition('.')[2]}"

@@ -1,7 +1,7 @@
-"""What a trained network sees in a picture: its answers, where the evidence for each lies, and its strongest maps.
+"""Explain the predictions of a trained network for one image: Grad-CAM maps and the strongest channels of each stage.
 
-Where the evidence lies is Grad-CAM (Selvaraju et al., arXiv 1610.02391): the gradient of a class's logit, averaged over
-the last stage's map, weighs each channel; what is above 0 in the weighted sum of the channels speaks for the class.
+Grad-CAM (Selvaraju et al., arXiv 1610.02391) weights each channel of the last stage by the gradient of a class's logit,
+averaged over the map. The positive part of the weighted sum of the channels is the evidence for the class.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from resnetkit.errors import UsageError
-from resnetkit.images.prepare import Pixels, compute_scale_and_shift, load_pixels
-from resnetkit.network.inference import eval_mode
+from resnetkit.images.prepare import Pixels, load_pixels
+from resnetkit.network.inference import PixelNormalizer, eval_mode
 from resnetkit.network.layers import NetworkModule
 
 FloatArray = NDArray[np.float32]
@@ -25,7 +25,7 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PredictedClass:
-    """A class, its probability, and the Grad-CAM map of its logit: H W of the last stage, nowhere below 0."""
+    """A class, its probability, and the Grad-CAM map of its logit (H W of the last stage, not negative)."""
 
     label: str
     probability: float
@@ -34,7 +34,7 @@ class PredictedClass:
 
 @dataclass(frozen=True)
 class ChannelActivation:
-    """What one channel (from 0) of a stage hands on, H W, and its strength: the mean over the map."""
+    """One channel of a stage: its index from 0, its mean over the map, and its values (H W)."""
 
     index: int
     mean: float
@@ -43,7 +43,7 @@ class ChannelActivation:
 
 @dataclass(frozen=True)
 class StageActivations:
-    """A stage by its path, how many channels it hands on, and the strongest of them, first the strongest."""
+    """A stage by its path, its number of channels, and those with the highest means, in descending order."""
 
     path: str
     channels: int
@@ -52,7 +52,7 @@ class StageActivations:
 
 @dataclass(frozen=True)
 class ImageExplanation:
-    """The picture as the network gets it (H W C, 8 bits), the answers, most probable first, and the stages."""
+    """The input pixels (H W C, 8 bits), the top predictions in descending order, and the stages."""
 
     pixels: Pixels
     predictions: tuple[PredictedClass, ...]
@@ -62,10 +62,19 @@ class ImageExplanation:
 def explain_image(
     model: NetworkModule, image: str | Path | bytes, *, top: int = 3, n_maps: int = 8
 ) -> ImageExplanation:
-    """The ``top`` answers to a picture, each with its evidence, and the ``maps`` strongest maps of each stage.
+    """Compute the top predictions for an image, their Grad-CAM maps, and the strongest channels.
 
-    The picture is read and prepared as for prediction, and the network stays as it is. Raises `PictureError` for a file
-    that is no picture, and `UsageError` for a network without a classifier.
+    The image is decoded and resized as for prediction. The network is not changed.
+
+    Args:
+        model: a network with a classifier.
+        image: path or contents of an image file.
+        top: number of predictions.
+        n_maps: number of channels for each stage.
+
+    Raises:
+        ImageError: the file is not a readable image.
+        UsageError: the network has no classifier, or a count is less than 1.
     """
     _check_arguments(model, top, n_maps)
     pixels = load_pixels(image, model.card.preparation)
@@ -73,34 +82,31 @@ def explain_image(
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
         features = model.extract_features(_make_batch(model, pixels), paths)
         predictions = _predict_classes(model, features[paths[-1]], top)
-    return ImageExplanation(
-        pixels, predictions, tuple(_select_strongest_channels(path, features[path][0], n_maps) for path in paths)
-    )
+    stages = tuple(_select_strongest_channels(path, features[path][0], n_maps) for path in paths)
+    return ImageExplanation(pixels, predictions, stages)
 
 
 def _check_arguments(model: NetworkModule, top: int, n_maps: int) -> None:
     if not model.card.labels:
-        message = "this network has no classifier, so there is no answer to find evidence for"
-        fix = "look into a network that ends in one; rk.embed gives what this one hands on"
+        message, fix = "Grad-CAM needs a network with a classifier", "use one, or get the features with rk.embed"
         raise UsageError(message, where=model.card.name, fix=fix)
     for name, count in (("top", top), ("n_maps", n_maps)):
         if count < 1:
-            raise UsageError(f"{count} of them leave nothing to show", where=name, fix=f"{name} of 1 or more")
+            raise UsageError(f"{name} is {count}", where=name, fix=f"set {name} to 1 or more")
 
 
 def _make_batch(model: NetworkModule, pixels: Pixels) -> Tensor:
-    """One picture as a batch, N C H W, where the network is and in its type of number."""
-    scale, shift = compute_scale_and_shift(model.card.preparation)
-    return torch.from_numpy(pixels * scale + shift).permute(2, 0, 1)[None].to(next(model.parameters()))
+    """Normalize one image to a batch (1, C, H, W) of the network's device and dtype."""
+    parameter = next(model.parameters())
+    normalize = PixelNormalizer(model.card.preparation, parameter.device)
+    return normalize(torch.tensor(pixels)[None]).to(parameter.dtype)
 
 
 @torch.enable_grad()
 def _predict_classes(model: NetworkModule, features: Tensor, top: int) -> tuple[PredictedClass, ...]:
     if features.ndim != 4:
-        message = f"the last stage hands on {features.ndim} dimensions, and evidence is found on a map of 4 (N C H W)"
-        raise UsageError(
-            message, where=model.card.name, fix="let the last stage hand on a map, and the head average it"
-        )
+        message = f"Grad-CAM needs a map of 4 dimensions (N C H W), got {features.ndim} from the last stage"
+        raise UsageError(message, where=model.card.name, fix="flatten or average the map in the head instead")
     features = features.detach().requires_grad_()
     logits = _run_head(model, features)[0].float()
     top_classes = logits.detach().softmax(0).topk(min(top, len(logits)))
@@ -112,9 +118,9 @@ def _predict_classes(model: NetworkModule, features: Tensor, top: int) -> tuple[
 
 
 def _run_head(model: NetworkModule, features: Tensor) -> Tensor:
-    """The logits from the last map; gradients run to the map alone, through copies of the head's parameters.
+    """Compute the logits from the last map; only the map gets gradients.
 
-    The copies also serve a model that was made in inference mode, whose own tensors autograd refuses.
+    The head runs with copies of its tensors, because autograd refuses tensors that were created in inference mode.
     """
     head = model.get_submodule("head")
     copies = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
@@ -123,14 +129,14 @@ def _run_head(model: NetworkModule, features: Tensor) -> Tensor:
 
 
 def _compute_grad_cam(logit: Tensor, features: Tensor) -> FloatArray:
-    """The formula of the paper (equations 1 and 2)."""
+    """Compute the Grad-CAM map (equations 1 and 2 of the paper)."""
     (gradient,) = torch.autograd.grad(logit, features, retain_graph=True)
     weights = gradient.mean((2, 3), keepdim=True)
     return _to_numpy((weights * features).sum(1)[0].relu())
 
 
 def _select_strongest_channels(path: str, output: Tensor, n_maps: int) -> StageActivations:
-    """Of the output of a stage, C H W."""
+    """Select the channels with the highest means from the output of a stage (C, H, W)."""
     strongest = output.float().mean((1, 2)).topk(min(n_maps, len(output)))
     pairs = zip(strongest.indices.tolist(), strongest.values.tolist(), strict=True)
     return StageActivations(
@@ -139,6 +145,6 @@ def _select_strongest_channels(path: str, output: Tensor, n_maps: int) -> StageA
 
 
 def _to_numpy(values: Tensor) -> FloatArray:
-    """A copy, which keeps nothing else of what was computed."""
+    """Copy the values, so that no larger tensor stays alive."""
     array: FloatArray = values.detach().float().cpu().numpy().copy()
     return array

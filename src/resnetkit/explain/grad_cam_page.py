@@ -1,4 +1,4 @@
-"""What a network sees in a picture, as a page.
+"""Render the Grad-CAM explanation of an image as a page.
 
 This module imports no torch.
 """
@@ -13,104 +13,95 @@ from PIL import Image
 
 from resnetkit.html import page as html
 from resnetkit.html import svg
-from resnetkit.images.thumbnail import encode_thumbnail
+from resnetkit.images.prepare import encode_thumbnail
 
 if TYPE_CHECKING:
     from resnetkit.explain.grad_cam import FloatArray, ImageExplanation, PredictedClass, StageActivations
 
-_LARGE, _SMALL = 448, 224  # pixels of a picture on the page, twice what it takes there: sharp on a fine screen too
-# From nothing to the most: lightness (in OKLab) rises evenly from 0.16 to 0.96, the hue turns from violet to yellow.
+_LARGE, _SMALL = 448, 224  # pixels of an image; twice its size on the page, so that it is sharp on dense screens
+# From low to high values, lightness (OKLab) rises evenly from 0.16 to 0.96, and the hue goes from violet to yellow.
 _COLORMAP = np.array(
     [(13, 1, 49), (68, 4, 91), (138, 9, 103), (200, 52, 86), (247, 108, 48), (253, 182, 92), (254, 244, 179)],
     np.float32,
 )
-_MIN_ALPHA, _MAX_ALPHA = (
-    0.2,
-    0.75,
-)  # how much of the colour covers the picture, where there is nothing and where there is most
+_MIN_ALPHA, _MAX_ALPHA = 0.2, 0.75  # opacity of the heatmap over the image, at its lowest and highest value
 
 
 def render_grad_cam_page(explanation: ImageExplanation, name: str, file: str) -> str:
-    """The whole page for the network ``name`` and the picture ``file``; both are text, never markup."""
+    """Render the explanation of an image as an HTML document.
+
+    Args:
+        explanation: predictions and maps of the image.
+        name: name of the network; text, never markup.
+        file: name of the image file; text, never markup.
+    """
     best = explanation.predictions[0]
-    lead = f"Its first answer is {best.label}, with a probability of {best.probability:.1%}."
+    lead = f"Top prediction: {best.label}, with probability {best.probability:.1%}."
     sections = [
-        ("Where the evidence lies", _render_heatmaps(explanation)),
-        ("The strongest maps of each stage", html.render_note(_CHANNELS_NOTE)),
+        ("Grad-CAM of the top predictions", _render_heatmaps(explanation)),
+        ("Strongest channels of each stage", html.render_note(_CHANNELS_NOTE)),
         *((_format_heading(stage), html.render_gallery(_list_thumbnails(stage))) for stage in explanation.stages),
     ]
-    return html.render_html(f"what {name} sees in {file}", lead, sections)
+    return html.render_html(f"{name}: Grad-CAM of {file}", lead, sections)
 
 
 _CHANNELS_NOTE = (
-    "A channel of a stage answers to one pattern, wherever that stands in the picture. Shown are the channels with the "
-    "highest mean over the map. Each map has the whole scale for itself, from 0 (or its lowest value below 0) up."
+    "A channel of a stage responds to one pattern, wherever it is in the image. These are the channels with the "
+    "highest mean over the map. Each map has its own color scale, from 0 (or its lowest negative value) to its maximum."
 )
 
 
 def _render_heatmaps(explanation: ImageExplanation) -> str:
     height, width, _ = explanation.pixels.shape
     image = _make_input_image(explanation)
-    images = [(encode_thumbnail(image, _LARGE), "the picture", f"{width}x{height} pixels, as the network gets it")]
+    images = [(encode_thumbnail(image, _LARGE), "input", f"{width}x{height} pixels, as the network receives it")]
     images += [
         (_overlay_heatmap(image, prediction), prediction.label, _format_prediction(prediction))
         for prediction in explanation.predictions
     ]
-    return (
-        html.render_note(_describe_grad_cam(explanation))
-        + _draw_color_scale()
-        + html.render_gallery(images, large=True)
-    )
+    note = html.render_note(_describe_grad_cam(explanation))
+    return note + _draw_color_scale() + html.render_gallery(images, large=True)
 
 
 def _describe_grad_cam(explanation: ImageExplanation) -> str:
-    """What Grad-CAM shows of this picture, and what it does not."""
+    """Describe what Grad-CAM shows for this image, and what it does not show."""
     (rows, columns), (height, width, _) = explanation.predictions[0].heatmap.shape, explanation.pixels.shape
+    size = f"{width / columns:.0f}x{height / rows:.0f}"
     return (
-        "Grad-CAM (arXiv 1610.02391) shows where the last map holds evidence for an answer; it does not show why that "
-        f"is evidence, nor whether it is good evidence. It is coarse: the last map is {columns}x{rows}, so that one "
-        f"pixel of it stands for about {width / columns:.0f}x{height / rows:.0f} of the picture. Each answer has the "
-        "whole scale for itself, so that brightness compares places and never answers."
+        "Grad-CAM (arXiv 1610.02391) shows which regions of the last map support a prediction. It does not explain "
+        f"why. It is coarse: the last map is {columns}x{rows}, so one of its pixels covers about {size} pixels of the "
+        "image. Each prediction has its own color scale: compare colors within a heatmap, not between predictions."
     )
 
 
 def _format_prediction(prediction: PredictedClass) -> str:
-    return f"{prediction.probability:.1%}" + ", and no place speaks for it" * (not prediction.heatmap.any())
+    note = "" if prediction.heatmap.any() else ", no region supports it"
+    return f"probability {prediction.probability:.1%}{note}"
 
 
 def _draw_color_scale() -> str:
-    """The scale of colours with its two ends."""
     width, height, count = 240.0, 12.0, 48
     step = width / count
-    colors = _apply_colormap(np.linspace(0, 1, count)).round().astype(int)
-    boxes = [
-        svg.build_element(
-            "rect",
-            x=i * step,
-            y=0,
-            width=step + 0.5,
-            height=height,
-            fill="rgb({},{},{})".format(*color),
-            shape_rendering="crispEdges",
-        )
-        for i, color in enumerate(colors.tolist())
-    ]
+    colors = [f"rgb({r},{g},{b})" for r, g, b in apply_colormap(np.linspace(0, 1, count)).round().astype(int)]
+    size = {"y": 0, "width": step + 0.5, "height": height, "shape_rendering": "crispEdges"}
+    boxes = [svg.build_element("rect", x=i * step, fill=color, **size) for i, color in enumerate(colors)]
+    style = {"fill": "var(--soft, #5d6b7a)"}
     labels = [
-        svg.build_text("nothing", 0, height + 16, fill="var(--soft, #5d6b7a)"),
-        svg.build_text("most", width, height + 16, fill="var(--soft, #5d6b7a)", text_anchor="end"),
+        svg.build_text("none", 0, height + 16, **style),
+        svg.build_text("maximum", width, height + 16, text_anchor="end", **style),
     ]
-    return svg.build_svg(width, height + 32, "The scale of colours, from nothing to the most", *boxes, *labels)
+    return svg.build_svg(width, height + 32, "Color scale from none to the maximum", *boxes, *labels)
 
 
 def _format_heading(stage: StageActivations) -> str:
     height, width = stage.strongest[0].values.shape
-    return f"{stage.path}: {len(stage.strongest)} of {stage.channels} maps, {width}x{height}"
+    return f"{stage.path}: {len(stage.strongest)} of {stage.channels} channels, {width}x{height}"
 
 
 def _list_thumbnails(stage: StageActivations) -> list[tuple[str, str, str]]:
     return [
         (
-            encode_thumbnail(_make_image(_apply_colormap(_normalize_map(channel.values))), _SMALL),
+            encode_thumbnail(_make_image(apply_colormap(_normalize_map(channel.values))), _SMALL),
             f"{stage.path}, channel {channel.index}",
             f"mean {channel.mean:.3g}",
         )
@@ -118,7 +109,7 @@ def _list_thumbnails(stage: StageActivations) -> list[tuple[str, str, str]]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------ images
 
 
 def _make_input_image(explanation: ImageExplanation) -> Image.Image:
@@ -126,26 +117,26 @@ def _make_input_image(explanation: ImageExplanation) -> Image.Image:
 
 
 def _overlay_heatmap(image: Image.Image, prediction: PredictedClass) -> str:
-    """The evidence, stretched to the size of the picture, over it in grey: every colour is one of the scale."""
+    """Blend the resized heatmap with the image in gray, so that every color is one of the scale."""
     factor = max(1, _LARGE // max(image.size))
     size = (image.width * factor, image.height * factor)
     background = np.asarray(image.convert("L").resize(size, Image.Resampling.NEAREST), np.float32)[..., None]
     resized = Image.fromarray(_normalize_map(prediction.heatmap)).resize(size, Image.Resampling.BICUBIC)
     values = np.asarray(resized).clip(0, 1)
     alpha = (_MIN_ALPHA + (_MAX_ALPHA - _MIN_ALPHA) * values)[..., None]
-    return encode_thumbnail(_make_image(background * (1 - alpha) + _apply_colormap(values) * alpha), _LARGE)
+    return encode_thumbnail(_make_image(background * (1 - alpha) + apply_colormap(values) * alpha), _LARGE)
 
 
 def _normalize_map(values: FloatArray) -> FloatArray:
-    """From 0 to 1: 0, or what lies lowest below it, becomes 0, and the highest 1; what is no number counts as 0."""
-    finite = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)  # fp64: no difference is too large for it
+    """Scale a map to the range from 0 to 1; NaN and infinite values count as 0."""
+    finite = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)  # fp64, so that differences do not overflow
     low, high = min(finite.min(), 0), max(finite.max(), 0)
     normalized: FloatArray = ((finite - low) / (high - low or 1)).astype(np.float32)
     return normalized
 
 
-def _apply_colormap(values: NDArray[np.floating[Any]]) -> FloatArray:
-    """From 0 to 1 to red, green and blue, 0 to 255, in a new last dimension."""
+def apply_colormap(values: NDArray[np.floating[Any]]) -> FloatArray:
+    """Map values from 0 to 1 to red, green and blue from 0 to 255, in a new last dimension."""
     steps = np.linspace(0, 1, len(_COLORMAP))
     return np.stack([np.interp(values, steps, channel) for channel in _COLORMAP.T], -1).astype(np.float32)
 

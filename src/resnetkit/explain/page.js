@@ -1,25 +1,31 @@
 "use strict";
 
-// The page of one network. Python decided everything: #facts holds the geometry of each operation and each sentence.
-// This script folds the one size formula over that geometry and shows what follows. Texts go in as texts only.
+// The page of one network. Python decided everything: #network-data holds the geometry of each operation and each
+// sentence. This script applies the size formula to that geometry and shows the result. All text is set as text only.
 
-const facts = JSON.parse(document.getElementById("facts").textContent);
-const find = (id) => document.getElementById(id);
-const state = { stride: 0, sides: facts.input.slice(1), chosen: "", measured: null };
+const network = JSON.parse(document.getElementById("network-data").textContent);
+const byId = (id) => document.getElementById(id);
+const state = { variant: 0, sides: network.input.slice(1), selectedPath: "", measured: null };
 
 // ---------------------------------------------------------------------------------------------------- the size formula
 
-const steps = (n, op) => (n + 2 * op.padding - op.dilation * (op.kernel - 1) - 1) / op.stride;
+const windowSteps = (n, op) => (n + 2 * op.padding - op.dilation * (op.kernel - 1) - 1) / op.stride;
 
-const RULES = {
-  window: (n, op) => Math.floor(steps(n, op)) + 1,
-  over: (n, op) => Math.ceil(steps(n, op)) + (Math.ceil(steps(n, op)) * op.stride >= n + op.padding ? 0 : 1),
-  mirror: (n, op) => (n > op.padding ? RULES.window(n, op) : 0),
-  ceil: (n, op) => Math.ceil(n / op.stride),
+// As torch: a window that extends beyond the map must not start in the padding after it.
+function windowCeil(n, op) {
+  const steps = Math.ceil(windowSteps(n, op));
+  return steps + (steps * op.stride >= n + op.padding ? 0 : 1);
+}
+
+const SIZE_RULES = {
+  window: (n, op) => Math.floor(windowSteps(n, op)) + 1,
+  "window-ceil": windowCeil,
+  "window-reflect": (n, op) => (n > op.padding ? SIZE_RULES.window(n, op) : 0),
+  "divide-ceil": (n, op) => Math.ceil(n / op.stride),
   same: (n) => n,
 };
 
-class Vanished extends Error {
+class EmptyMapError extends Error {
   constructor(path, sides) {
     super(path);
     this.path = path;
@@ -28,531 +34,540 @@ class Vanished extends Error {
 }
 
 const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
-const sum = (items, key) => items.reduce((total, item) => total + item[key], 0);
+const sumOf = (items, key) => items.reduce((total, item) => total + item[key], 0);
 
-// A position is the shape of a map (channels, then sides; a vector has none), its receptive field and its stride.
+// The input and output of a part are {shape, field, stride}: the shape of a map (channels, then sides; a vector has no
+// sides), its receptive field and its stride, both in pixels of the image.
 
-function run(tree, root, at) {
-  return tree.children ? place(tree, root, at) : operation(tree, root, at);
+function measureTree(tree, boxPath, input) {
+  return tree.children ? measureSection(tree, boxPath, input) : measureOperation(tree, boxPath, input);
 }
 
-function operation(tree, root, at) {
-  const op = facts.operations[tree.operation];
-  const sides = op.rule === "vector" ? [] : at.shape.slice(1).map((n) => RULES[op.rule](n, op));
-  if (sides.some((n) => n < 1)) throw new Vanished(root + tree.path, at.shape.slice(1));
-  const behind = {
+function measureOperation(tree, boxPath, input) {
+  const op = network.operations[tree.operation];
+  const sides = op.rule === "vector" ? [] : input.shape.slice(1).map((n) => SIZE_RULES[op.rule](n, op));
+  const path = boxPath + tree.path;
+  if (sides.some((n) => n < 1)) throw new EmptyMapError(path, input.shape.slice(1));
+  const output = {
     shape: [op.channels, ...sides],
-    field: at.field + op.dilation * (op.kernel - 1) * at.stride,
-    stride: at.stride * op.stride,
+    field: input.field + op.dilation * (op.kernel - 1) * input.stride,
+    stride: input.stride * op.stride,
   };
-  const macs = op.pixel * product(sides) + op.once;
-  return { tree, path: root + tree.path, op, at, behind, params: op.params, macs, activations: product(behind.shape) };
+  const macs = op.macs_per_pixel * product(sides) + op.macs_fixed;
+  return { tree, path, op, input, output, params: op.params, macs, activations: product(output.shape) };
 }
 
-function place(tree, root, at) {
+function measureSection(tree, boxPath, input) {
   const parts = [];
-  let now = at;
+  let current = input;
   for (const child of tree.children) {
-    const done = run(child, root, child.forks ? at : now);
-    parts.push(done);
-    now = child.forks ? { ...now, field: Math.max(now.field, done.behind.field) } : done.behind;
+    const isShortcut = "shortcut_kind" in child; // it starts at the input of its block
+    const part = measureTree(child, boxPath, isShortcut ? input : current);
+    parts.push(part);
+    current = isShortcut ? { ...current, field: Math.max(current.field, part.output.field) } : part.output;
   }
-  return gathered({ tree, path: root + tree.path, at, behind: now, parts });
+  return withTotals({ tree, path: boxPath + tree.path, input, output: current, parts });
 }
 
-function gathered(part) {
-  const counts = ["params", "macs", "activations"].map((key) => [key, sum(part.parts, key)]);
-  return { ...part, ...Object.fromEntries(counts) };
+function withTotals(part) {
+  const totals = ["params", "macs", "activations"].map((key) => [key, sumOf(part.parts, key)]);
+  return { ...part, ...Object.fromEntries(totals) };
 }
 
-function measure(strideIndex, sides) {
-  let at = { shape: [facts.input[0], ...sides], field: 1, stride: 1 };
-  const start = at;
-  const places = facts.strides[strideIndex].parts.map((told) => {
-    const before = at;
-    const parts = told.boxes.map(([path, tree]) => {
-      const box = { ...run(facts.trees[tree], path, at), told, number: tree };
-      at = box.behind;
+function measureNetwork(variant, sides) {
+  const input = { shape: [network.input[0], ...sides], field: 1, stride: 1 };
+  let current = input;
+  const groups = network.variants[variant].parts.map((info) => {
+    const groupInput = current;
+    const parts = info.boxes.map(([path, treeIndex]) => {
+      const box = { ...measureTree(network.trees[treeIndex], path, current), treeIndex };
+      current = box.output;
       return box;
     });
-    return gathered({ told, tree: told, path: told.path, at: before, behind: at, parts });
+    return withTotals({ tree: info, path: info.path, input: groupInput, output: current, parts });
   });
-  return gathered({ path: "", at: start, behind: at, parts: places });
+  return withTotals({ path: "", input, output: current, parts: groups });
 }
 
-// --------------------------------------------------------------------------------------------------------------- words
+// ---------------------------------------------------------------------------------------------------------------- text
 
-const shape = (numbers) => numbers.join(" × ");
-const grouped = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ",");
-const told = (number) => facts.sentences[number] || "";
+const formatShape = (numbers) => numbers.join(" × ");
+const formatCount = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ",");
+const getSentence = (index) => network.sentences[index] || "";
 
-function tenth(x) {
+function formatTenths(x) {
   return x % 1 === 0.25 ? String(Math.floor(x) + 0.2) : x.toFixed(1); // a tie goes to the even digit, as in Python
 }
 
-function share(part) {
-  return part.macs ? tenth((100 * part.macs) / state.measured.macs) + "%" : "";
+function formatShare(part) {
+  return part.macs ? formatTenths((100 * part.macs) / state.measured.macs) + "%" : "";
 }
 
-const isOwn = () => state.sides.every((n, i) => n === facts.input[i + 1]);
-const saidFor = () => (isOwn() ? "" : `Said for images of ${shape(facts.input)}:`);
+const formatShareOfMacs = (part) => (part.macs ? formatShare(part) + " of MACs" : "");
+const isOriginalSize = () => state.sides.every((n, i) => n === network.input[i + 1]);
+const formatSizeNote = () => (isOriginalSize() ? "" : `For images of ${formatShape(network.input)}:`);
 
 // ------------------------------------------------------------------------------------------------------------ elements
 
-function make(tag, attributes, ...children) {
-  const element = document.createElement(tag);
+function setUp(element, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   element.append(...children);
   return element;
 }
 
-function draw(tag, attributes, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
+const createHtml = (tag, attributes, ...children) => setUp(document.createElement(tag), attributes, children);
+const createSvg = (tag, attributes, ...children) =>
+  setUp(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+function createButton(label, onClick, attributes = {}) {
+  const button = createHtml("button", { type: "button", ...attributes }, label);
+  button.addEventListener("click", onClick);
+  return button;
 }
 
-function button(label, act, attributes = {}) {
-  const made = make("button", { type: "button", ...attributes }, label);
-  made.addEventListener("click", act);
-  return made;
+function createTable(headings, rows, cssClass) {
+  const head = createHtml("tr", {}, ...headings.map((text) => createHtml("th", { scope: "col" }, text)));
+  return createHtml("div", { class: "scroll" }, createHtml("table", { class: cssClass },
+    createHtml("thead", {}, head), createHtml("tbody", {}, ...rows)));
 }
 
-function table(headings, rows, kind) {
-  const head = make("tr", {}, ...headings.map((text) => make("th", { scope: "col" }, text)));
-  return make("div", { class: "scroll" },
-    make("table", { class: kind }, make("thead", {}, head), make("tbody", {}, ...rows)));
-}
-
-const row = (cells, attributes = {}) => make("tr", attributes, ...cells.map((cell) => make("td", {}, cell)));
+const createRow = (cells, attributes = {}) =>
+  createHtml("tr", attributes, ...cells.map((cell) => createHtml("td", {}, cell)));
 
 // --------------------------------------------------------------------------------------------------------- the drawing
 
-const marks = find("marks");
-const boxes = [...marks.querySelectorAll(".box")];
-const captions = [...marks.querySelectorAll(".caption")];
-const boxOf = new Map(boxes.map((box) => [box.dataset.path, box]));
+const drawing = byId("drawing");
+const boxes = [...drawing.querySelectorAll(".box")];
+const captions = [...drawing.querySelectorAll(".caption")];
+const boxByPath = new Map(boxes.map((box) => [box.dataset.path, box]));
 
-function way(start, end, top, middle) {
-  const high = top - 14;
-  const bend = Math.min(11, (end - start) / 2);
-  return `M ${start} ${middle} V ${high + bend} Q ${start} ${high} ${start + bend} ${high} ` +
-    `H ${end - bend} Q ${end} ${high} ${end} ${high + bend} V ${middle}`;
+function buildArcPath(start, end, top, centerY) {
+  const peak = top - 14;
+  const radius = Math.min(11, (end - start) / 2);
+  return `M ${start} ${centerY} V ${peak + radius} Q ${start} ${peak} ${start + radius} ${peak} ` +
+    `H ${end - radius} Q ${end} ${peak} ${end} ${peak + radius} V ${centerY}`;
 }
 
-function stretch(box, part, most) {
-  const middle = Number(box.dataset.middle);
-  const side = Math.max(1, ...part.behind.shape.slice(1));
-  const tall = Math.max(6, marks.dataset.tallest * Math.sqrt(side / Math.max(...state.sides)));
-  const [start, end] = box.dataset.ends.split(" ").map(Number);
-  const face = box.querySelector(".face");
-  face.setAttribute("y", middle - tall / 2);
-  face.setAttribute("height", tall);
-  box.querySelector(".bar").setAttribute("height", (marks.dataset.bars * part.macs) / most);
-  for (const line of box.querySelectorAll(".way")) line.setAttribute("d", way(start, end, middle - tall / 2, middle));
+function resizeBox(box, part, maxMacs) {
+  const centerY = Number(box.dataset.centerY);
+  const side = Math.max(1, ...part.output.shape.slice(1));
+  const height = Math.max(6, drawing.dataset.maxHeight * Math.sqrt(side / Math.max(...state.sides)));
+  const top = centerY - height / 2;
+  const [start, end] = box.dataset.arcEnds.split(" ").map(Number);
+  const body = box.querySelector(".body");
+  body.setAttribute("y", top);
+  body.setAttribute("height", height);
+  box.querySelector(".bar").setAttribute("height", (drawing.dataset.maxBarHeight * part.macs) / maxMacs);
+  for (const arc of box.querySelectorAll(".arc")) arc.setAttribute("d", buildArcPath(start, end, top, centerY));
 }
 
-function name(mark, part) {
-  const cost = share(part) && share(part) + " of MACs";
-  const text = [part.path, shape(part.behind.shape), cost].filter(Boolean).join(", ");
+function setLabel(mark, part) {
+  const text = [part.path, formatShape(part.output.shape), formatShareOfMacs(part)].filter(Boolean).join(", ");
   mark.setAttribute("aria-label", text);
   const title = mark.querySelector("title");
   if (title) title.textContent = text;
 }
 
-function redraw() {
-  const drawn = state.measured.parts.flatMap((part) => part.parts);
-  const most = heaviest(drawn);
-  for (const part of drawn) {
-    const box = boxOf.get(part.path);
-    stretch(box, part, most);
-    name(box, part);
+function updateDrawing() {
+  const parts = state.measured.parts.flatMap((group) => group.parts);
+  const maxMacs = getMaxMacs(parts);
+  for (const part of parts) {
+    const box = boxByPath.get(part.path);
+    resizeBox(box, part, maxMacs);
+    setLabel(box, part);
   }
-  state.measured.parts.forEach((part, i) => {
+  state.measured.parts.forEach((group, i) => {
     const lines = captions[i].querySelectorAll("text");
-    lines[1].textContent = shape(part.behind.shape);
-    lines[2].textContent = share(part) && share(part) + " of MACs";
-    name(captions[i], part);
+    lines[1].textContent = formatShape(group.output.shape);
+    lines[2].textContent = formatShareOfMacs(group);
+    setLabel(captions[i], group);
   });
-  find("image-shape").textContent = shape(state.measured.at.shape);
+  byId("image-shape").textContent = formatShape(state.measured.input.shape);
 }
 
 // ---------------------------------------------------------------------------------------------------- totals and parts
 
-function totals() {
-  const all = state.measured;
-  find("total-params").textContent = grouped(all.params);
-  find("total-macs").textContent = grouped(all.macs);
-  find("total-field").textContent = all.behind.field;
-  find("total-activations").textContent = grouped(all.activations);
-  find("note-activations").textContent = tenth((all.activations * 4) / 2 ** 20) + " MiB in fp32";
+function updateTotals() {
+  const total = state.measured;
+  byId("total-params").textContent = formatCount(total.params);
+  byId("total-macs").textContent = formatCount(total.macs);
+  byId("total-receptive-field").textContent = total.output.field;
+  byId("total-activations").textContent = formatCount(total.activations);
+  byId("note-activations").textContent = formatTenths((total.activations * 4) / 2 ** 20) + " MiB in fp32";
 }
 
-function numbers(part) {
-  const counts = [part.params, part.macs].map((n) => (n ? grouped(n) : ""));
-  return [shape(part.behind.shape), ...counts, share(part)];
+function formatCells(part) {
+  const counts = [part.params, part.macs].map((n) => (n ? formatCount(n) : ""));
+  return [formatShape(part.output.shape), ...counts, formatShare(part)];
 }
 
-function parts() {
-  const rows = find("parts").querySelectorAll("tbody tr");
+function updateParts() {
+  const rows = byId("parts").querySelectorAll("tbody tr");
   state.measured.parts.forEach((part, i) => {
-    const seen = part.behind.shape.length > 1 ? [part.behind.field, part.behind.stride] : ["", ""];
-    const cells = [part.told.what, ...numbers(part), ...seen];
+    const position = part.output.shape.length > 1 ? [part.output.field, part.output.stride] : ["", ""];
+    const cells = [part.tree.description, ...formatCells(part), ...position];
     cells.forEach((text, j) => { rows[i].children[j + 1].textContent = text; });
   });
 }
 
-function sentences() {
-  const lines = find("whys").querySelectorAll("dd");
-  facts.strides[state.stride].parts.forEach((part, i) => { lines[i + 1].textContent = told(part.why); });
-  const stride = facts.strides[state.stride].stride;
-  const dilated = state.stride ? ` and output stride ${stride}` : "";
-  find("said").textContent = `Said for images of ${shape(facts.input)}${dilated}.`;
+function updateReasons() {
+  const lines = byId("reasons").querySelectorAll("dd");
+  const variant = network.variants[state.variant];
+  variant.parts.forEach((part, i) => { lines[i + 1].textContent = getSentence(part.why); });
+  const stride = state.variant ? ` and output stride ${variant.output_stride}` : "";
+  byId("size-note").textContent = `The sizes are for images of ${formatShape(network.input)}${stride}.`;
 }
 
-function opened(path) {
-  return button(path, () => choose(path, true), { class: "path" });
+function createPathButton(path) {
+  return createButton(path, () => selectPart(path, true), { class: "path-button" });
 }
 
 function linkParts() {
-  for (const line of find("parts").querySelectorAll("tbody tr")) {
-    line.firstChild.replaceChildren(opened(line.firstChild.textContent));
+  for (const row of byId("parts").querySelectorAll("tbody tr")) {
+    row.firstChild.replaceChildren(createPathButton(row.firstChild.textContent));
   }
 }
 
 // --------------------------------------------------------------------------------------------------------- the details
 
-function chosenPart() {
-  for (const part of state.measured.parts) {
-    if (part.path === state.chosen && part.told.role === "stage") return part;
-    const box = part.parts.find((inner) => inner.path === state.chosen);
+function getSelectedPart() {
+  for (const group of state.measured.parts) {
+    if (group.path === state.selectedPath && group.tree.role === "stage") return group;
+    const box = group.parts.find((part) => part.path === state.selectedPath);
     if (box) return box;
   }
   return state.measured.parts[0];
 }
 
-function details() {
-  const part = chosenPart();
-  const isStage = part.tree.role === "stage";
-  find("chosen").textContent = part.path;
-  find("told").textContent = summary(part);
-  const left = make("div", { class: "telling" }, figures(part), ...reasons(part));
-  const upper = make("div", { class: "upper" }, left, sight(part));
-  find("more").replaceChildren(upper, ...(isStage ? blocks(part) : operations(part)));
+function updateDetails() {
+  const part = getSelectedPart();
+  byId("selected-path").textContent = part.path;
+  byId("summary").textContent = formatSummary(part);
+  const explanation = createHtml("div", { class: "explanation" }, createStats(part), ...createReasons(part));
+  const top = createHtml("div", { class: "details-top" }, explanation, createFieldFigure(part));
+  const table = part.tree.role === "stage" ? createBlockTable(part) : createOperationTable(part);
+  byId("details-body").replaceChildren(top, ...table);
 }
 
-function summary(part) {
-  const way = shortcutOf(part);
-  const what = part.tree.role === "block" ? "block" : part.tree.what || part.tree.role;
-  return [what, way && `shortcut: ${way.tree.kind}`, share(part) && `${share(part)} of all MACs`].filter(Boolean).join(", ");
+function formatSummary(part) {
+  const shortcut = getShortcut(part);
+  const description = part.tree.role === "block" ? "block" : part.tree.description || part.tree.role;
+  const kind = shortcut && `shortcut: ${shortcut.tree.shortcut_kind}`;
+  return [description, kind, part.macs && `${formatShare(part)} of all MACs`].filter(Boolean).join(", ");
 }
 
-const shortcutOf = (part) => (part.parts || []).find((inner) => inner.tree.forks);
+const getShortcut = (part) => (part.parts || []).find((child) => "shortcut_kind" in child.tree);
 
-function figures(part) {
+function createStats(part) {
   const pairs = [
-    ["in", shape(part.at.shape)],
-    ["out", shape(part.behind.shape)],
-    ["params", grouped(part.params)],
-    ["MACs", grouped(part.macs)],
-    ["share of MACs", share(part) || "none"],
-    ["activations", grouped(part.activations)],
-    ["receptive field", `${part.behind.field} px`],
-    ["stride", `${part.behind.stride} px`],
+    ["in", formatShape(part.input.shape)],
+    ["out", formatShape(part.output.shape)],
+    ["params", formatCount(part.params)],
+    ["MACs", formatCount(part.macs)],
+    ["share of MACs", formatShare(part) || "none"],
+    ["activations", formatCount(part.activations)],
+    ["receptive field", `${part.output.field} px`],
+    ["stride", `${part.output.stride} px`],
   ];
-  return make("dl", { class: "facts" },
-    ...pairs.map(([key, value]) => make("div", { "data-key": key }, make("dt", {}, key), make("dd", {}, value))));
+  return createHtml("dl", { class: "stats" }, ...pairs.map(([key, value]) =>
+    createHtml("div", { "data-key": key }, createHtml("dt", {}, key), createHtml("dd", {}, value))));
 }
 
-function reasons(part) {
-  const way = shortcutOf(part);
-  const lines = [told(part.tree.why)];
-  if (way) lines.push(told(way.tree.why));
-  const shown = lines.filter(Boolean).map((line) => make("p", {}, line));
-  if (saidFor() && shown.length) shown.unshift(make("p", { class: "said" }, saidFor()));
-  return way ? [cause(way), ...shown] : shown;
+function createReasons(part) {
+  const shortcut = getShortcut(part);
+  const sentences = [part, shortcut].map((explained) => explained && getSentence(explained.tree.why)).filter(Boolean);
+  const lines = sentences.map((sentence) => createHtml("p", {}, sentence));
+  const note = formatSizeNote();
+  if (note && lines.length) lines.unshift(createHtml("p", { class: "size-note" }, note));
+  return shortcut ? [createCause(shortcut), ...lines] : lines;
 }
 
-function cause(way) {
-  const label = saidFor() ? `why (for ${shape(facts.input)})` : "why";
-  const words = make("span", {}, make("b", {}, way.tree.kind), " — ", told(way.tree.reason));
-  return make("p", { class: `cause ${way.tree.kind.replace(/ /g, "-")}` }, make("small", {}, label), words);
+function createCause(shortcut) {
+  const kind = shortcut.tree.shortcut_kind;
+  const label = isOriginalSize() ? "why" : `why (for ${formatShape(network.input)})`;
+  const text = createHtml("span", {}, createHtml("b", {}, kind), " — ", getSentence(shortcut.tree.reason));
+  return createHtml("p", { class: `cause ${kind.replace(/ /g, "-")}` }, createHtml("small", {}, label), text);
 }
 
 // ---------------------------------------------------------------------------------------- operations and their formula
 
-function leaves(part) {
-  return part.parts ? part.parts.flatMap(leaves) : [part];
+function listOperations(part) {
+  return part.parts ? part.parts.flatMap(listOperations) : [part];
 }
 
-function operations(part) {
-  const formula = make("div", { id: "formula" });
-  const lines = leaves(part);
-  const rows = lines.map((leaf) => operationRow(part, leaf, formula, heaviest(lines)));
-  const count = lines.length === 1 ? "1 operation" : `${lines.length} operations, in the order in which they run`;
-  const shown = table(["path", "operation", "output", "params", "MACs", "share"], rows, "operations");
-  const first = telling(lines);
-  pick(rows[first], lines[first], formula);
-  return [make("h3", {}, count), shown, formula];
+function createOperationTable(part) {
+  const formula = createHtml("div", { id: "formula" });
+  const operations = listOperations(part);
+  const maxMacs = getMaxMacs(operations);
+  const rows = operations.map((operation) => createOperationRow(part, operation, formula, maxMacs));
+  const count = operations.length === 1 ? "1 operation" : `${operations.length} operations, in the order of execution`;
+  const table = createTable(["path", "operation", "output", "params", "MACs", "share"], rows, "operations");
+  const first = findFirstToShow(operations);
+  selectOperation(rows[first], operations[first], formula);
+  return [createHtml("h3", {}, count), table, formula];
 }
 
-function telling(lines) {
-  const shrinks = lines.findIndex((leaf) => leaf.op.stride > 1);
-  const looks = lines.findIndex((leaf) => leaf.op.kernel > 1);
-  return Math.max(0, shrinks < 0 ? looks : shrinks);
+function findFirstToShow(operations) {
+  const strided = operations.findIndex((operation) => operation.op.stride > 1);
+  const windowed = operations.findIndex((operation) => operation.op.kernel > 1);
+  return Math.max(0, strided < 0 ? windowed : strided);
 }
 
-const heaviest = (parts) => Math.max(...parts.map((part) => part.macs)) || 1;
+const getMaxMacs = (parts) => Math.max(...parts.map((part) => part.macs)) || 1;
 
-function operationRow(part, leaf, formula, most) {
-  const path = leaf.path.slice(part.path.length + 1) || leaf.path;
-  const line = row(["", leaf.op.text, ...numbers(leaf)], { "data-path": leaf.path });
-  line.className = path.startsWith("shortcut") ? "on-shortcut" : "";
-  line.firstChild.append(button(path, () => pick(line, leaf, formula), { class: "path", "aria-pressed": "false" }));
-  if (leaf.macs) line.lastChild.prepend(portion(leaf, most));
-  return line;
+function createOperationRow(part, operation, formula, maxMacs) {
+  const path = operation.path.slice(part.path.length + 1) || operation.path;
+  const row = createRow(["", operation.op.text, ...formatCells(operation)], { "data-path": operation.path });
+  row.className = path.startsWith("shortcut") ? "on-shortcut" : "";
+  const attributes = { class: "path-button", "aria-pressed": "false" };
+  row.firstChild.append(createButton(path, () => selectOperation(row, operation, formula), attributes));
+  if (operation.macs) row.lastChild.prepend(createMacsBar(operation, maxMacs));
+  return row;
 }
 
-function portion(leaf, most) {
-  const width = (36 * leaf.macs) / most;
-  return draw("svg", { class: "portion", width: 36, height: 8, "aria-hidden": "true" },
-    draw("rect", { width: 36, height: 8, rx: 2, class: "whole" }), draw("rect", { width, height: 8, rx: 2 }));
+function createMacsBar(part, maxMacs) {
+  const width = (36 * part.macs) / maxMacs;
+  return createSvg("svg", { class: "macs-bar", width: 36, height: 8, "aria-hidden": "true" },
+    createSvg("rect", { width: 36, height: 8, rx: 2, class: "track" }), createSvg("rect", { width, height: 8, rx: 2 }));
 }
 
-function pick(line, leaf, formula) {
-  for (const other of line.parentNode.children) {
-    other.querySelector("button").setAttribute("aria-pressed", String(other === line));
+function selectOperation(row, operation, formula) {
+  for (const sibling of row.parentNode.children) {
+    sibling.querySelector("button").setAttribute("aria-pressed", String(sibling === row));
   }
-  const sentence = told(leaf.tree.why);
-  const why = [saidFor(), sentence].filter(Boolean).join(" ");
-  const axes = leaf.at.shape.length > 2 && leaf.at.shape[1] !== leaf.at.shape[2] ? ["height", "width"] : ["side"];
-  formula.replaceChildren(make("h3", {}, `The size behind ${leaf.path}`),
-    ...axes.map((axis, i) => sizes(leaf, i, axes.length > 1 ? axis : "")), make("p", {}, why));
+  const why = [formatSizeNote(), getSentence(operation.tree.why)].filter(Boolean).join(" ");
+  const [, height, width] = operation.input.shape;
+  const axes = height === width ? ["side"] : ["height", "width"];
+  formula.replaceChildren(createHtml("h3", {}, `Output size of ${operation.path}`),
+    ...axes.map((axis, i) => createSizeFormula(operation, i, axes.length > 1 ? axis : "")), createHtml("p", {}, why));
 }
 
-function sizes(leaf, axis, label) {
-  const [n, out] = [leaf.at.shape[axis + 1], leaf.behind.shape[axis + 1]];
-  const written = { window: windowed, mirror: windowed, over: windowed, ceil: divided }[leaf.op.rule];
-  if (!written) return make("p", { class: "plainly" }, plainly(leaf.op, n, out));
-  const columns = written(leaf.op, n, out);
-  const cell = (text, kind) => make("td", { class: kind }, String(text));
-  const line = (i) => make("tr", {}, ...columns.map((column) => cell(column[i], column[2] && `term ${column[2]}`)));
-  const names = make("tr", { class: "names" }, ...columns.map((column) => cell(column[3], column[2])));
-  const body = make("tbody", {}, line(0), line(1), names);
-  return make("div", { class: "scroll" }, make("table", { class: "formula", "aria-label": label || "size" },
-    ...(label ? [make("caption", {}, label)] : []), body));
+function createSizeFormula(operation, axis, label) {
+  const [n, out] = [operation.input.shape[axis + 1], operation.output.shape[axis + 1]];
+  const columns = listFormulaColumns(operation.op, n, out);
+  if (!columns) return createHtml("p", { class: "formula-note" }, describeSize(operation.op, n, out));
+  const createCell = (text, cssClass) => createHtml("td", { class: cssClass }, String(text));
+  const createLine = (i) => createHtml("tr", {},
+    ...columns.map((column) => createCell(column[i], column[2] && `term ${column[2]}`)));
+  const names = createHtml("tr", { class: "names" }, ...columns.map((column) => createCell(column[3], column[2])));
+  const caption = label ? [createHtml("caption", {}, label)] : [];
+  return createHtml("div", { class: "scroll" },
+    createHtml("table", { class: "formula", "aria-label": label || "size" }, ...caption,
+      createHtml("tbody", {}, createLine(0), createLine(1), names)));
 }
 
-function windowed(op, n, out) {
-  const same = (text) => [text, text, "", ""];
-  const [open, close] = op.rule === "over" ? ["⌈", "⌉"] : ["⌊", "⌋"];
-  return [["out", out, "out", "output"], same(`= ${open}(`), ["in", n, "in", "input"], same("+ 2 ×"),
-    ["p", op.padding, "p", "padding"], same("−"), ["d", op.dilation, "d", "dilation"], same("× ("),
-    ["k", op.kernel, "k", "kernel"], same("− 1) − 1) /"), ["s", op.stride, "s", "stride"], same(`${close} + 1`)];
+// Each column is [symbol, value, class, name]; signs have neither class nor name.
+function listFormulaColumns(op, n, out) {
+  const sign = (text) => [text, text, "", ""];
+  const [output, input] = [["out", out, "out", "output"], ["in", n, "in", "input"]];
+  const stride = ["s", op.stride, "s", "stride"];
+  if (op.rule === "divide-ceil") return [output, sign("= ⌈"), input, sign("/"), stride, sign("⌉")];
+  if (!op.rule.startsWith("window")) return null;
+  const [open, close] = op.rule === "window-ceil" ? ["⌈", "⌉"] : ["⌊", "⌋"];
+  return [output, sign(`= ${open}(`), input, sign("+ 2 ×"), ["p", op.padding, "p", "padding"], sign("−"),
+    ["d", op.dilation, "d", "dilation"], sign("× ("), ["k", op.kernel, "k", "kernel"], sign("− 1) − 1) /"), stride,
+    sign(`${close} + 1`)];
 }
 
-function divided(op, n, out) {
-  const same = (text) => [text, text, "", ""];
-  return [["out", out, "out", "output"], same("= ⌈"), ["in", n, "in", "input"], same("/"), ["s", op.stride, "s", "stride"],
-    same("⌉")];
-}
-
-function plainly(op, n, out) {
-  if (op.text === "branch + shortcut") return `Two maps of ${n} are added, number by number.`;
-  if (!n) return "A vector comes in and a vector goes out.";
-  if (op.rule === "vector") return "The map becomes a vector: it has no side behind this operation.";
-  return `Each output sees one input, so the size stays: ${n} → ${out}.`;
+function describeSize(op, n, out) {
+  if (op.text === "branch + shortcut") return `Two maps of ${n} are added element by element.`;
+  if (!n) return "Input and output are vectors.";
+  if (op.rule === "vector") return "The map becomes a vector, which has no side.";
+  return `Each output pixel depends on one input pixel, so the size stays: ${n} → ${out}.`;
 }
 
 // ----------------------------------------------------------------------------------------------- the blocks of a stage
 
-function runsOf(part) {
-  const runs = [];
-  for (const box of part.parts) {
-    const last = runs[runs.length - 1];
-    if (last && last[0].number === box.number) last.push(box);
-    else runs.push([box]);
+function groupEqualBlocks(stage) {
+  const groups = [];
+  for (const box of stage.parts) {
+    const last = groups[groups.length - 1];
+    if (last && last[0].treeIndex === box.treeIndex) last.push(box);
+    else groups.push([box]);
   }
-  return runs;
+  return groups;
 }
 
-function blocks(part) {
-  const rows = runsOf(part).map((alike) => {
-    const line = row(["", alike[0].tree.what, ...numbers(alike[0])]);
-    line.firstChild.append(opened(alike[0].path));
-    if (alike.length > 1) line.firstChild.append(` to ${alike[alike.length - 1].path.split(".").pop()}, each`);
-    line.lastChild.prepend(portion(alike[0], heaviest(part.parts)));
-    return line;
+function createBlockTable(stage) {
+  const maxMacs = getMaxMacs(stage.parts);
+  const rows = groupEqualBlocks(stage).map((group) => {
+    const [first, last] = [group[0], group[group.length - 1]];
+    const row = createRow(["", first.tree.description, ...formatCells(first)]);
+    row.firstChild.append(createPathButton(first.path));
+    if (group.length > 1) row.firstChild.append(` to ${last.path.split(".").pop()}, each`);
+    row.lastChild.prepend(createMacsBar(first, maxMacs));
+    return row;
   });
-  const heading = make("h3", {}, `${part.parts.length} part${part.parts.length === 1 ? "" : "s"}`);
-  return [heading, table(["path", "shortcut", "output", "params", "MACs", "share"], rows, "operations")];
+  const heading = createHtml("h3", {}, `${stage.parts.length} part${stage.parts.length === 1 ? "" : "s"}`);
+  return [heading, createTable(["path", "shortcut", "output", "params", "MACs", "share"], rows, "operations")];
 }
 
 // ------------------------------------------------------------------------------------------------- the receptive field
 
-function sight(part) {
+function createFieldFigure(part) {
   const [height, width] = state.sides;
   const scale = 240 / Math.max(height, width);
   const [w, h] = [width * scale, height * scale];
-  const half = { field: (part.behind.field * scale) / 2, stride: (part.behind.stride * scale) / 2 };
-  const seen = clipped(w, h, half.field);
-  const ground = `M0 0H${w}V${h}H0Z M${seen.x} ${seen.y}v${seen.height}h${seen.width}v${-seen.height}Z`;
-  const clearly = part.behind.field >= Math.max(height, width);
-  const frame = { class: "sight", viewBox: `-2 -2 ${w + 4} ${h + 4}`, width: w + 4, height: h + 4, role: "img" };
-  const picture = draw("svg", { ...frame, "aria-label": fieldWords(part) },
-    draw("use", { href: "#scene", width: w, height: h }),
-    draw("path", { class: "unseen", d: ground, "fill-rule": "evenodd" }),
-    draw("rect", { class: clearly ? "field beyond" : "field", ...seen }),
-    draw("rect", { class: "step", ...clipped(w, h, half.stride) }));
-  return make("figure", { class: "seeing" }, picture, make("figcaption", {}, fieldWords(part)));
+  const { field, stride } = part.output;
+  const inside = clipSquare(w, h, field * scale);
+  const outside = `M0 0H${w}V${h}H0Z M${inside.x} ${inside.y}v${inside.height}h${inside.width}v${-inside.height}Z`;
+  const fieldClass = field >= Math.max(height, width) ? "field covers-image" : "field";
+  const frame = { class: "field-image", viewBox: `-2 -2 ${w + 4} ${h + 4}`, width: w + 4, height: h + 4, role: "img" };
+  const image = createSvg("svg", { ...frame, "aria-label": describeField(part) },
+    createSvg("use", { href: "#scene", width: w, height: h }),
+    createSvg("path", { class: "outside-field", d: outside, "fill-rule": "evenodd" }),
+    createSvg("rect", { class: fieldClass, ...inside }),
+    createSvg("rect", { class: "stride", ...clipSquare(w, h, stride * scale) }));
+  return createHtml("figure", { class: "field-figure" }, image, createHtml("figcaption", {}, describeField(part)));
 }
 
-function clipped(w, h, half) {
-  const [x, y] = [Math.max(0, w / 2 - half), Math.max(0, h / 2 - half)];
+// A square in the middle of the image, cut off at its edges.
+function clipSquare(w, h, side) {
+  const [x, y] = [Math.max(0, (w - side) / 2), Math.max(0, (h - side) / 2)];
   return { x, y, width: w - 2 * x, height: h - 2 * y };
 }
 
-function fieldWords(part) {
-  const { field, stride } = part.behind;
-  if (part.behind.shape.length === 1) return "A vector has no pixels: each number of it has seen the whole image.";
+function describeField(part) {
+  const { field, stride, shape } = part.output;
+  if (shape.length === 1) return "A vector has no pixels: each of its numbers depends on the whole image.";
   const larger = field > Math.min(...state.sides) ? ", larger than the image" : "";
-  return `One pixel of this map sees ${field} × ${field} pixels${larger}. The next one looks ${stride} further.`;
+  const shift = `The field of the next pixel is shifted by ${stride}.`;
+  return `One pixel of this map sees ${field} × ${field} pixels${larger}. ${shift}`;
 }
 
-// ------------------------------------------------------------------------------------------------------------ choosing
+// ----------------------------------------------------------------------------------------------------------- selection
 
-function choose(path, scrolls) {
-  state.chosen = path;
-  const all = [...boxes, ...captions];
-  for (const mark of all) mark.toggleAttribute("aria-current", false);
-  for (const row of [boxes, captions]) {
-    const current = row.find((mark) => mark.dataset.path === path);
+function selectPart(path, scrolls) {
+  state.selectedPath = path;
+  for (const marks of [boxes, captions]) {
+    const current = marks.find((mark) => mark.dataset.path === path);
+    for (const mark of marks) {
+      mark.toggleAttribute("aria-current", false);
+      if (current) mark.setAttribute("tabindex", mark === current ? "0" : "-1");
+    }
     if (current) current.setAttribute("aria-current", "true");
-    if (current) for (const mark of row) mark.setAttribute("tabindex", mark === current ? "0" : "-1");
   }
-  const box = boxes.find((mark) => mark.dataset.path === path);
-  if (box) reveal(box);
-  if (state.measured) details();
-  if (scrolls) find("details").scrollIntoView({ block: "nearest" });
+  if (boxByPath.has(path)) scrollToBox(boxByPath.get(path));
+  if (state.measured) updateDetails();
+  if (scrolls) byId("details").scrollIntoView({ block: "nearest" });
 }
 
-function reveal(box) {
+function scrollToBox(box) {
   const frame = box.closest(".scroll");
-  const [there, here] = [frame.getBoundingClientRect(), box.getBoundingClientRect()];
-  if (here.left >= there.left && here.right <= there.right) return;
-  frame.scrollLeft += here.left - there.left - (there.width - here.width) / 2;
+  const [outer, inner] = [frame.getBoundingClientRect(), box.getBoundingClientRect()];
+  if (inner.left >= outer.left && inner.right <= outer.right) return;
+  frame.scrollLeft += inner.left - outer.left - (outer.width - inner.width) / 2;
 }
 
-function step(by) {
-  const current = boxes.findIndex((box) => box.dataset.path === state.chosen);
-  const stage = boxes.findIndex((box) => box.dataset.path.startsWith(state.chosen + "."));
-  const from = current < 0 ? stage - (by > 0 ? 1 : 0) : current;
-  const next = boxes[Math.min(boxes.length - 1, Math.max(0, from + by))];
-  choose(next.dataset.path, false);
-  return next;
+function selectNeighbor(offset) {
+  const current = boxes.findIndex((box) => box.dataset.path === state.selectedPath);
+  const firstOfStage = boxes.findIndex((box) => box.dataset.path.startsWith(state.selectedPath + "."));
+  const start = current < 0 ? firstOfStage - (offset > 0 ? 1 : 0) : current;
+  selectPart(boxes[Math.min(boxes.length - 1, Math.max(0, start + offset))].dataset.path, false);
 }
 
-const MOVES = {
-  ArrowRight: (row, i) => row[Math.min(row.length - 1, i + 1)],
-  ArrowLeft: (row, i) => row[Math.max(0, i - 1)],
-  Home: (row) => row[0],
-  End: (row) => row[row.length - 1],
-  Enter: (row, i) => row[i],
-  " ": (row, i) => row[i],
-  ArrowDown: (row, i) => captions.find((mark) => owns(mark, row[i])) || row[i],
-  ArrowUp: (row, i) => boxes.find((mark) => owns(row[i], mark)) || row[i],
+const KEY_TARGETS = {
+  ArrowRight: (marks, i) => marks[Math.min(marks.length - 1, i + 1)],
+  ArrowLeft: (marks, i) => marks[Math.max(0, i - 1)],
+  Home: (marks) => marks[0],
+  End: (marks) => marks[marks.length - 1],
+  Enter: (marks, i) => marks[i],
+  " ": (marks, i) => marks[i],
+  ArrowDown: (marks, i) => captions.find((caption) => captionHasBox(caption, marks[i])) || marks[i],
+  ArrowUp: (marks, i) => boxes.find((box) => captionHasBox(marks[i], box)) || marks[i],
 };
 
-function owns(caption, box) {
+function captionHasBox(caption, box) {
   return box.dataset.path === caption.dataset.path || box.dataset.path.startsWith(caption.dataset.path + ".");
 }
 
-function keyed(event) {
+function handleKey(event) {
   const mark = event.target.closest("[data-path]");
-  const row = boxes.includes(mark) ? boxes : captions;
-  if (!mark || !(event.key in MOVES) || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!mark || !(event.key in KEY_TARGETS) || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
-  const next = MOVES[event.key](row, row.indexOf(mark));
-  choose(next.dataset.path, false);
-  next.focus();
-  next.scrollIntoView({ block: "nearest", inline: "nearest" });
+  const marks = boxes.includes(mark) ? boxes : captions;
+  const target = KEY_TARGETS[event.key](marks, marks.indexOf(mark));
+  selectPart(target.dataset.path, false);
+  target.focus();
+  target.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
-function ready(row) {
-  row.forEach((mark, i) => {
+function makeSelectable(marks) {
+  marks.forEach((mark, i) => {
     mark.setAttribute("role", "button");
     mark.setAttribute("tabindex", i ? "-1" : "0");
-    mark.addEventListener("click", () => choose(mark.dataset.path, false));
+    mark.addEventListener("click", () => selectPart(mark.dataset.path, false));
   });
 }
 
 // ------------------------------------------------------------------------------------------------------------ controls
 
-function update() {
+function updateAll() {
   try {
-    state.measured = measure(state.stride, state.sides);
-    shown(true);
-    [totals, redraw, parts, sentences, details].forEach((show) => show());
+    state.measured = measureNetwork(state.variant, state.sides);
   } catch (error) {
-    if (!(error instanceof Vanished)) throw error;
-    vanished(error);
+    if (!(error instanceof EmptyMapError)) throw error;
+    showEmptyMap(error);
+    return;
   }
+  setSizeValid(true);
+  [updateTotals, updateDrawing, updateParts, updateReasons, updateDetails].forEach((update) => update());
 }
 
-function shown(there) {
-  document.body.classList.toggle("gone", !there);
-  find("vanished").hidden = there;
-  find("details").hidden = !there;
+function setSizeValid(isValid) {
+  document.body.classList.toggle("size-invalid", !isValid);
+  byId("size-error").hidden = isValid;
+  byId("details").hidden = !isValid;
 }
 
-function vanished(error) {
-  shown(false);
-  find("vanished").textContent = `For an image of ${shape(state.sides)} the map vanishes at ${error.path}: ` +
-    `of ${shape(error.sides)} nothing is left. Choose a larger image.`;
-  for (const key of ["macs", "field", "activations"]) find(`total-${key}`).textContent = "—";
-  find("note-activations").textContent = "";
-  for (const cell of find("parts").querySelectorAll("tbody td:nth-child(n + 3)")) cell.textContent = "—";
+function showEmptyMap(error) {
+  setSizeValid(false);
+  byId("size-error").textContent = `Images of ${formatShape(state.sides)} are too small: the input of ${error.path} ` +
+    `is ${formatShape(error.sides)}, so its output would be empty. Choose a larger image.`;
+  for (const key of ["macs", "receptive-field", "activations"]) byId(`total-${key}`).textContent = "—";
+  byId("note-activations").textContent = "";
+  for (const cell of byId("parts").querySelectorAll("tbody td:nth-child(n + 3)")) cell.textContent = "—";
 }
 
-function resize(text, from) {
+function setSize(text, source) {
   const side = Math.round(Number(text));
-  const most = Number(find("size").max);
-  if (!text || Number(text) !== side || side < 1 || side > most) {
-    find("vanished").textContent = `The size is a whole number from 1 to ${most}; what is shown is for ${shape(state.sides)}.`;
-    find("vanished").hidden = false;
+  const maxSide = Number(byId("size").max);
+  if (!text || Number(text) !== side || side < 1 || side > maxSide) {
+    byId("size-error").textContent = `The image size must be a whole number from 1 to ${maxSide}. ` +
+      `The page still shows ${formatShape(state.sides)}.`;
+    byId("size-error").hidden = false;
     return;
   }
   state.sides = [side, side];
-  for (const control of [find("slider"), find("size")]) if (control !== from) control.value = side;
-  update();
+  for (const control of [byId("slider"), byId("size")]) if (control !== source) control.value = side;
+  updateAll();
 }
 
-function own() {
-  state.sides = facts.input.slice(1);
-  find("slider").value = find("size").value = Math.max(...state.sides);
-  update();
+function resetSize() {
+  state.sides = network.input.slice(1);
+  byId("slider").value = byId("size").value = Math.max(...state.sides);
+  updateAll();
 }
 
-function begin() {
-  ready(boxes);
-  ready(captions);
-  marks.parentNode.setAttribute("role", "group");
-  marks.addEventListener("keydown", keyed);
+function setUpPage() {
+  makeSelectable(boxes);
+  makeSelectable(captions);
+  drawing.parentNode.setAttribute("role", "group");
+  drawing.addEventListener("keydown", handleKey);
   linkParts();
-  for (const control of [find("slider"), find("size")]) {
-    control.addEventListener("input", () => resize(control.value, control));
+  for (const control of [byId("slider"), byId("size")]) {
+    control.addEventListener("input", () => setSize(control.value, control));
   }
-  find("own").addEventListener("click", own);
+  byId("reset-size").addEventListener("click", resetSize);
   for (const choice of document.getElementsByName("stride")) {
-    choice.addEventListener("change", () => { state.stride = Number(choice.value); update(); });
+    choice.addEventListener("change", () => { state.variant = Number(choice.value); updateAll(); });
   }
-  find("previous").addEventListener("click", () => step(-1));
-  find("next").addEventListener("click", () => step(1));
-  for (const id of ["controls", "hint"]) find(id).hidden = false;
-  const marked = marks.querySelector(".way:not(.identity)") || marks.querySelector(".way");
-  choose((marked ? marked.closest(".box") : boxes[Math.min(1, boxes.length - 1)]).dataset.path, false);
-  update();
+  byId("previous").addEventListener("click", () => selectNeighbor(-1));
+  byId("next").addEventListener("click", () => selectNeighbor(1));
+  for (const id of ["controls", "hint"]) byId(id).hidden = false;
+  const arc = drawing.querySelector(".arc:not(.identity)") || drawing.querySelector(".arc");
+  selectPart((arc ? arc.closest(".box") : boxes[Math.min(1, boxes.length - 1)]).dataset.path, false);
+  updateAll();
 }
 
-begin();
+setUpPage();

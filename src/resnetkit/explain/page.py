@@ -1,7 +1,7 @@
-"""A network as one page that works offline: a drawing to scale, and every block of it on a click.
+"""Render a network as one page that works offline: a drawing to scale, and the details of every block on a click.
 
-Everything is decided here. The page holds the plan's geometry and its sentences as JSON, and a script that folds the
-size formula over them for other sizes of image; without scripts it shows the drawing, the table and the sentences.
+Python decides everything. The page carries the geometry and the sentences of the plan as JSON; its script applies the
+size formula to them for other image sizes. Without scripts the page shows the drawing, the table and the sentences.
 
 This module imports no torch.
 """
@@ -15,40 +15,44 @@ from importlib.resources import files
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.spec import Network
 from resnetkit.architecture.summary import HEADINGS, format_summary_row, list_summary_rows
+from resnetkit.explain import page_facts as facts
 from resnetkit.explain.drawings.interactive import draw_interactive, render_legend_items, typeset_shape
-from resnetkit.explain.page_facts import (
-    build_page_data,
-    encode_script_json,
-    explain_part,
-    plan_stride_variants,
-    typeset_arrows,
-)
+from resnetkit.formatting import pluralize
 from resnetkit.html import page as html
 
-MIN_SIZE, MAX_SIZE = 32, 1024  # the ends of the slider; a number may be typed below it
+MIN_SIZE, MAX_SIZE = 32, 1024  # range of the slider in pixels; smaller sizes can be typed
 
 
 def render_network_page(name: str, spec: Network) -> str:
-    """An HTML document."""
-    plans = plan_stride_variants(spec)
+    """Render the page of a network as an HTML document.
+
+    Args:
+        name: name of the network; text, never markup.
+        spec: the network.
+    """
+    return render_plans_page(name, facts.plan_stride_variants(spec))
+
+
+def render_plans_page(name: str, plans: Sequence[Plan]) -> str:
+    """Render the page of a network with a choice of plans.
+
+    Args:
+        name: name of the network; text, never markup.
+        plans: plans that differ only in dilation; the first one is the network as it is.
+    """
     original = plans[0]
+    drawing = html.render_scroll_box(draw_interactive(original, name))
+    data = facts.encode_script_json(facts.build_page_data(name, plans))
     sections = [
         ("", _render_totals(original)),
-        (
-            "",
-            _render_controls(plans)
-            + html.render_scroll_box(draw_interactive(original, name))
-            + _render_legend(original)
-            + _NOSCRIPT,
-        ),
+        ("", _render_controls(plans) + drawing + _render_legend(original) + _NOSCRIPT),
         ("", _DETAILS),
         ("Stem, stages, head", _render_parts_table(original)),
-        ("Why each part is there", _render_sentences(original)),
-        ("", f'<script type="application/json" id="facts">{encode_script_json(build_page_data(name, plans))}</script>'),
+        ("Why each part is there", _render_reasons(original)),
+        ("", f'<script type="application/json" id="network-data">{data}</script>'),
     ]
-    return html.render_html(
-        name, _format_lead(original), sections, script=_read_asset("page.js"), style=_read_asset("page.css")
-    )
+    script, style = _read_asset("page.js"), _read_asset("page.css")
+    return html.render_html(name, _format_lead(original), sections, script=script, style=style)
 
 
 def _read_asset(name: str) -> str:
@@ -57,24 +61,24 @@ def _read_asset(name: str) -> str:
 
 def _format_lead(plan: Plan) -> str:
     n_blocks = sum(part.role == "block" for part in plan.parts.values())
-    n_stages = len(plan.spec.stages)
     return (
-        f"{n_blocks} block{'s' * (n_blocks != 1)} in {n_stages} stage{'s' * (n_stages != 1)}, for images of "
-        f"{typeset_shape(plan.input)}. Height is the side of the map, width the number of channels, both by square roots; "
-        "the bar beneath a box is its share of the MACs."
+        f"{pluralize(n_blocks, 'block')} in {pluralize(len(plan.spec.stages), 'stage')}, for images of "
+        f"{typeset_shape(plan.input)}. The height of a box is the side of its map, its width the number of channels, "
+        "both by square roots. The bar below a box is its share of the MACs."
     )
 
 
 def _render_totals(plan: Plan) -> str:
     memory = f"{plan.activations * 4 / 2**20:.1f} MiB in fp32"
-    entries = [
-        ("params", "params", f"{plan.params:,}", "numbers that training changes"),
-        ("macs", "MACs", f"{plan.macs:,}", "multiply-adds for one image"),
-        ("depth", "depth", str(plan.depth), "convolutions and the classifier"),
-        ("field", "receptive field", str(plan.receptive_field), "pixels a side, behind the last stage"),
-        ("activations", "activations", f"{plan.activations:,}", memory),
-    ]
-    return '<dl class="totals">' + "".join(_render_total(*entry) for entry in entries) + "</dl>"
+    return (
+        '<dl class="totals">'
+        + _render_total("params", "params", f"{plan.params:,}", "trainable numbers")
+        + _render_total("macs", "MACs", f"{plan.macs:,}", "multiply-adds for one image")
+        + _render_total("depth", "depth", str(plan.depth), "convolutions and the classifier")
+        + _render_total("receptive-field", "receptive field", str(plan.receptive_field), "pixels, after the last stage")
+        + _render_total("activations", "activations", f"{plan.activations:,}", memory)
+        + "</dl>"
+    )
 
 
 def _render_total(key: str, name: str, value: str, note: str) -> str:
@@ -83,24 +87,24 @@ def _render_total(key: str, name: str, value: str, note: str) -> str:
 
 
 def _render_controls(plans: Sequence[Plan]) -> str:
-    height, width = plans[0].input[1:]
-    max_size, initial_size = max(MAX_SIZE, height, width), max(height, width)
+    initial_size = max(plans[0].input[1:])
+    max_size = max(MAX_SIZE, initial_size)
     size_control = (
         '<div class="control"><label for="slider">image size</label>'
         f'<input id="slider" type="range" min="{MIN_SIZE}" max="{max_size}" value="{initial_size}" autocomplete="off">'
         f'<input id="size" type="number" min="1" max="{max_size}" value="{initial_size}" autocomplete="off" '
         'aria-label="image size in pixels"><span class="unit">px</span>'
-        '<button type="button" id="own">own size</button></div>'
+        '<button type="button" id="reset-size">original size</button></div>'
     )
-    return f'<div id="controls" hidden>{size_control}{_render_strides(plans)}</div><p id="vanished" role="alert" hidden></p>'
+    controls = f'<div id="controls" hidden>{size_control}{_render_stride_choices(plans)}</div>'
+    return f'{controls}<p id="size-error" role="alert" hidden></p>'
 
 
-def _render_strides(plans: Sequence[Plan]) -> str:
-    """One choice is none."""
+def _render_stride_choices(plans: Sequence[Plan]) -> str:
     if len(plans) == 1:
         return ""
     choices = "".join(
-        f'<label><input type="radio" name="stride" value="{i}" autocomplete="off"{" checked" * (i == 0)}>'
+        f'<label><input type="radio" name="stride" value="{i}" autocomplete="off"{"" if i else " checked"}>'
         f"<span>{plan.root.stride}</span></label>"
         for i, plan in enumerate(plans)
     )
@@ -108,33 +112,36 @@ def _render_strides(plans: Sequence[Plan]) -> str:
 
 
 def _render_legend(plan: Plan) -> str:
-    return f'<ul class="key">{render_legend_items(plan)}<li id="hint" hidden>Choose a box; the arrow keys go on from there.</li></ul>'
+    hint = '<li id="hint" hidden>Select a box; the arrow keys move to the next one.</li>'
+    return f'<ul class="legend">{render_legend_items(plan)}{hint}</ul>'
 
 
 _NOSCRIPT = (
-    '<noscript><p class="note">Scripts are off: this is the network for its own size of image. '
-    "With scripts each box opens its operations, and other sizes can be asked for.</p></noscript>"
+    '<noscript><p class="note">Scripts are off: this page shows the network for its original image size. '
+    "With scripts, each box opens its operations, and other image sizes can be selected.</p></noscript>"
 )
 
 _DETAILS = (
-    '<div id="details" hidden><header><button type="button" id="previous" aria-label="the box before">\u2190</button>'
-    '<button type="button" id="next" aria-label="the box behind">\u2192</button>'
-    '<div aria-live="polite" aria-atomic="true"><h2 id="chosen"></h2><p id="told"></p></div></header>'
-    '<div id="more"></div></div>'
+    '<div id="details" hidden><header><button type="button" id="previous" aria-label="previous box">\u2190</button>'
+    '<button type="button" id="next" aria-label="next box">\u2192</button><div aria-live="polite" aria-atomic="true">'
+    '<h2 id="selected-path"></h2><p id="summary"></p></div></header><div id="details-body"></div></div>'
 )
 
 
 def _render_parts_table(plan: Plan) -> str:
-    """The rows of `resnetkit explain`; the script writes the same cells anew for another image."""
+    """Render the rows of `resnetkit explain`; the script updates the same cells for other image sizes."""
     table_rows = [
-        (row.path, typeset_arrows(row.description), typeset_shape(row.output), *format_summary_row(row)[3:])
+        (row.path, facts.typeset_arrows(row.description), typeset_shape(row.output), *format_summary_row(row)[3:])
         for row in list_summary_rows(plan)
     ]
     return f'<div id="parts">{html.render_html_table(HEADINGS, table_rows)}</div>'
 
 
-def _render_sentences(plan: Plan) -> str:
-    entries = [("the network", explain_part(plan, plan.root))]
-    entries += [(part.path, explain_part(plan, part)) for part in plan.root.children]
-    items = "".join(f"<div><dt>{escape(path)}</dt><dd>{escape(line)}</dd></div>" for path, line in entries)
-    return f'<p class="note" id="said">Said for images of {escape(typeset_shape(plan.input))}.</p><dl id="whys">{items}</dl>'
+def _render_reasons(plan: Plan) -> str:
+    parts = {"the network": plan.root} | {part.path: part for part in plan.root.children}
+    items = "".join(
+        f"<div><dt>{escape(label)}</dt><dd>{escape(facts.explain_part(plan, part))}</dd></div>"
+        for label, part in parts.items()
+    )
+    note = f"The sizes are for images of {escape(typeset_shape(plan.input))}."
+    return f'<p class="note" id="size-note">{note}</p><dl id="reasons">{items}</dl>'

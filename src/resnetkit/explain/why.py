@@ -1,4 +1,4 @@
-"""Why a part of a network is there, in plain words with its numbers. Every sentence stands in this one table.
+"""Explain why a part of a network exists, in sentences with its numbers; all sentences are in this module.
 
 This module imports no torch.
 """
@@ -9,45 +9,12 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
-from resnetkit.architecture.operations import (
-    AdaptiveAvgPoolOp,
-    AvgPoolOp,
-    BlurOp,
-    ConvOp,
-    DropoutOp,
-    EfficientChannelsOp,
-    MaxPoolOp,
-    NormOp,
-    SqueezeExciteOp,
-    StochasticDepthOp,
-    ZeroPadOp,
-    format_ordinal,
-)
+from resnetkit.architecture import operations as ops
+from resnetkit.architecture import spec as s
+from resnetkit.architecture.operations import format_ordinal
 from resnetkit.architecture.plan import Node, Plan, Section, parse_block_number, parse_stage_number
 from resnetkit.architecture.rules import get_block_stride
-from resnetkit.architecture.spec import (
-    MLP,
-    OPTION_A,
-    OPTION_A_END,
-    OPTION_B,
-    OPTION_C,
-    OPTION_D,
-    Adapter,
-    BatchNorm,
-    Bottleneck,
-    FoldedNorm,
-    GroupNorm,
-    Identity,
-    Linear,
-    NoNorm,
-    NoShortcuts,
-    PooledProjection,
-    Projection,
-    Shortcuts,
-    Stage,
-    Subsampled,
-    ZeroPadded,
-)
+from resnetkit.explain.describe import find_shortcut, format_shape
 from resnetkit.formatting import pluralize
 from resnetkit.weights.layer_aliases import resolve_path
 
@@ -55,50 +22,57 @@ T = TypeVar("T")
 
 
 def why(plan: Plan, path: str) -> str:
-    """The answer for one path, one sentence a line; an unknown path raises `UsageError` with the nearest ones.
+    """Explain one part of a network: why it exists, its size formula and its cost, one line each.
 
-    What another library calls the place (``layer1.0.downsample``, ``conv2_block1_0_conv``) is understood.
+    Args:
+        plan: plan of the network.
+        path: path of the part, or its name in another library (``layer1.0.downsample``, ``conv2_block1_0_conv``).
+
+    Raises:
+        UsageError: no part has this path or name; the error suggests the closest ones.
     """
     part = plan[resolve_path(plan, path)]
     sentence = SENTENCES[part.role](plan, part)
     return "\n".join(line for line in [sentence, *_format_size_formula(part), _format_cost(plan, part)] if line)
 
 
-# ----------------------------------------------------------------------------------------------------------- places
+# ---------------------------------------------------------------------------------------------------------- sections
 
 
 def _network(plan: Plan, part: Section | Node) -> str:
-    stem = "the stem counts one, " * bool(plan.spec.stem.convs)
+    stem = "the stem as one, " if plan.spec.stem.convs else ""
     return (
-        f"A network of depth {plan.depth}: {stem}each convolution of a branch and each linear layer one; shortcuts, "
-        "norms and attention count none."
+        f"The network has depth {plan.depth}. Depth counts {stem}each convolution of a branch and each linear layer. "
+        "Shortcuts, norms and attention do not count."
     )
 
 
 def _stem(plan: Plan, part: Section | Node) -> str:
-    start = f"The stem turns the image into {part.output[0]} channels"
+    start, size = f"The stem turns the image into {part.output[0]} channels", _format_map(part.output)
     if part.stride == 1:
-        note = ": a small image has no pixel to lose" * (max(part.input[1:]) <= 64)
-        return f"{start} and keeps its size, {_format_map(part.output)}{note}."
-    sizes = f"from {_format_map(part.input)} to {_format_map(part.output)}"
-    return f"{start} and shrinks it {part.stride} times, {sizes}, so that the blocks work on small maps."
+        note = " Small images need no reduction." if max(part.input[1:]) <= 64 else ""
+        return f"{start} and keeps its size, {size}.{note}"
+    return (
+        f"{start} and reduces it by a factor of {part.stride}, from {_format_map(part.input)} to {size}. "
+        "The blocks then work on smaller maps."
+    )
 
 
 def _stage(plan: Plan, part: Section | Node) -> str:
     field, blocks = part.receptive_field, pluralize(_get_stage(plan, part).blocks, "block")
     return (
-        f"{blocks} with {part.output[0]} channels: {_format_shape(part.input)} come in, {_format_shape(part.output)} go out, and one "
-        f"pixel behind it sees {field}x{field} pixels of the image."
+        f"The stage has {blocks} with {part.output[0]} channels. Its input is {_describe_shape(part.input)}, its "
+        f"output {_describe_shape(part.output)}. One output pixel sees {field}x{field} pixels of the image."
     )
 
 
 def _block(plan: Plan, part: Section | Node) -> str:
-    if isinstance(plan.spec.shortcuts, NoShortcuts):
+    if isinstance(plan.spec.shortcuts, s.NoShortcuts):
         formula = "branch(activation(x))" if _is_pre_activation(plan) else "activation(branch(x))"
-        return f"A block of a plain network: {formula}, with no way around the branch."
+        return f"A block of a plain network computes {formula}. It has no shortcut."
     if _is_pre_activation(plan):
         return _pre_activation_block(part)
-    return "A block is activation(branch(x) + shortcut(x)): the branch only has to learn what differs from its input."
+    return "A block computes activation(branch(x) + shortcut(x)). The branch only learns the difference from its input."
 
 
 def _is_pre_activation(plan: Plan) -> bool:
@@ -109,34 +83,35 @@ def _pre_activation_block(part: Section | Node) -> str:
     roles = {node.role for node in part.nodes}
     if "projection" in roles:
         return (
-            "A pre-activation block with a projection: x is normed and activated once, and branch and projection both "
-            "begin from that; nothing follows the addition."
+            "A pre-activation block with a projection normalizes and activates x once. Branch and projection both "
+            "start from the result. Nothing follows the addition."
         )
-    suffix = "" if roles & {"shortcut-pool", "shortcut-pad"} else ", and what comes in reaches the end unchanged"
-    return f"A pre-activation block is branch(activation(norm(x))) + shortcut(x): nothing follows the addition{suffix}."
+    note = "" if roles & {"shortcut-pool", "shortcut-pad"} else ", so the input reaches the end unchanged"
+    return (
+        "A pre-activation block computes branch(activation(norm(x))) + shortcut(x). "
+        f"Nothing follows the addition{note}."
+    )
 
 
 def _pre(plan: Plan, part: Section | Node) -> str:
-    suffix = (
-        "" if isinstance(plan.spec.shortcuts, NoShortcuts) else ", so that no activation has to follow the addition"
-    )
-    return f"Norm and activation come before the convolutions here{suffix}."
+    has_addition = not isinstance(plan.spec.shortcuts, s.NoShortcuts)
+    note = ", so no activation has to follow the addition" if has_addition else ""
+    return f"Norm and activation come before the convolutions{note}."
 
 
 def _branch(plan: Plan, part: Section | Node) -> str:
     stage = _get_stage(plan, part)
-    if isinstance(stage.branch, Bottleneck):
-        width, channels = stage.branch.width, stage.channels
-        groups = stage.branch.groups
-        in_groups = f" in {groups} groups" * (groups > 1)
+    if isinstance(stage.branch, s.Bottleneck):
+        width, channels, groups = stage.branch.width, stage.channels, stage.branch.groups
+        in_groups = f" in {groups} groups" if groups > 1 else ""
         return (
-            f"A bottleneck: a 1x1 convolution goes to width {width}, the 3x3 works there{in_groups}, a 1x1 goes to "
-            f"{channels}. The 3x3 has {9 * width * width // groups:,} weights instead of "
-            f"{9 * channels * channels // groups:,} on {channels} channels{in_groups}."
+            f"The branch is a bottleneck. A 1x1 maps to width {width}, the 3x3 works there{in_groups}, and "
+            f"a 1x1 maps to {channels} channels. The 3x3 has {9 * width * width // groups:,} weights. On {channels} "
+            f"channels{in_groups} it would have {9 * channels * channels // groups:,}."
         )
-    if isinstance(plan.spec.shortcuts, NoShortcuts):
-        return "The branch is the only way through a block of a plain network."
-    return "The branch computes what is added to the shortcut; no activation stands between its end and the addition."
+    if isinstance(plan.spec.shortcuts, s.NoShortcuts):
+        return "The branch is the only path through a block of a plain network."
+    return "The branch computes what is added to the shortcut. No activation stands between its end and the addition."
 
 
 def _shortcut(plan: Plan, part: Section | Node) -> str:
@@ -145,66 +120,68 @@ def _shortcut(plan: Plan, part: Section | Node) -> str:
 
 
 def _adapter_condition(plan: Plan, part: Section) -> str:
-    """When an adapter stands here, and which of the causes this network has at all."""
-    assert isinstance(plan.spec.shortcuts, Shortcuts)
-    shortcuts = [
-        shortcut for shortcut in plan.parts.values() if isinstance(shortcut, Section) and shortcut.role == "shortcut"
-    ]
-    stride_only = [
-        shortcut.path
-        for shortcut in shortcuts
-        if shortcut.input[0] == shortcut.output[0] and _get_spec_stride(plan, shortcut) > 1
-    ]
-    if part.nodes and part.input[0] == part.output[0] and _get_spec_stride(plan, part) == 1:
-        return "Where nothing differs, options A and B have the identity."
-    smaller = describe_adapter(plan.spec.shortcuts.smaller)
+    """Return when a shortcut needs an adapter, with the cases that occur in this network."""
+    assert isinstance(plan.spec.shortcuts, s.Shortcuts)
+    smaller, wider = describe_adapter(plan.spec.shortcuts.smaller), describe_adapter(plan.spec.shortcuts.wider)
     if not part.nodes:
-        wider = describe_adapter(plan.spec.shortcuts.wider)
-        text = f"Other channels would ask for {wider}, a stride alone for {smaller}."
-        return f"Other channels or a stride would ask for {smaller}." if wider == smaller else text
+        if wider == smaller:
+            return f"Different channels or a stride would need {smaller}."
+        return f"Different channels would need {wider}, a stride alone {smaller}."
+    if part.input[0] == part.output[0] and _get_spec_stride(plan, part) == 1:
+        return "Options A and B use the identity if nothing differs."
+    shortcuts = [shortcut for stage in plan.root.children for block in getattr(stage, "children", ())
+                 if (shortcut := find_shortcut(block))]  # fmt: skip
+    stride_only = [shortcut.path for shortcut in shortcuts
+                   if shortcut.input[0] == shortcut.output[0] and _get_spec_stride(plan, shortcut) > 1]  # fmt: skip
+    start = "Different channels alone are enough, and so is a stride."
     if stride_only:
-        return f"Either cause is enough; a stride alone, without other channels, is answered at {stride_only[0]} by {smaller}."
-    return f"Either cause is enough; no block of this network has a stride alone, which would ask for {smaller}."
+        return f"{start} At {stride_only[0]} a stride alone needs {smaller}."
+    return f"{start} No block of this network has a stride alone; it would need {smaller}."
 
 
-def describe_adapter(adapter: Adapter) -> str:
-    """An adapter in two or three words."""
+def describe_adapter(adapter: s.Adapter) -> str:
+    """Describe an adapter of a shortcut in two or three words."""
     return {
-        Identity: "the identity",
-        ZeroPadded: "zeros (a padded identity)",
-        Projection: "a projection",
-        PooledProjection: "a pooled projection",
-        Subsampled: "a pooled identity",
+        s.Identity: "the identity",
+        s.ZeroPadded: "zeros (a padded identity)",
+        s.Projection: "a projection",
+        s.PooledProjection: "a pooled projection",
+        s.Subsampled: "a pooled identity",
     }[type(adapter)]
 
 
 def _adapter_reason(plan: Plan, part: Section) -> str:
-    shape, causes = part.input, _causes(part, _get_spec_stride(plan, part))
     nodes_by_role = {node.role: node for node in part.nodes}
     if not nodes_by_role:
-        return f"{shape[0]} channels at {_format_map(shape)} on both ways, so the identity, which costs nothing."
+        shape = _describe_shape(part.input)
+        return f"Branch and shortcut both have {shape}, so the shortcut is the identity and costs nothing."
+    cause = _describe_cause(part, _get_spec_stride(plan, part))
     if "projection" in nodes_by_role:
-        return f"{causes}, so {_projection(plan, nodes_by_role['projection'], 'shortcut-pool' in nodes_by_role)}."
+        is_pooled = "shortcut-pool" in nodes_by_role
+        return f"{cause} {_describe_projection(plan, nodes_by_role['projection'], is_pooled=is_pooled)}"
     op = part.nodes[0].op
-    if isinstance(op, ZeroPadOp):
-        zeros = f"{op.before} channels of zeros before and {op.after} after"
-        source = f"every {format_ordinal(op.stride)} pixel of the input with " if op.stride > 1 else "the input with "
-        option = f" (option {_get_option_name(plan)})" * bool(_get_option_name(plan))
-        return f"{causes}, so {source}{zeros}: an identity that costs no weight{option}."
-    return f"{causes}, so a {op} picks from the input: an identity that costs no weight."
+    if not isinstance(op, ops.ZeroPadOp):
+        return f"{cause} The shortcut is therefore a {op} of its input. It has no weights."
+    pixels = f"every {format_ordinal(op.stride)} pixel of its input" if op.stride > 1 else "its input"
+    option = f" (option {option_name})" if (option_name := _get_option_name(plan)) else ""
+    return (
+        f"{cause} The shortcut therefore takes {pixels} and adds {op.before} channels of zeros before and {op.after} "
+        f"after. It has no weights{option}."
+    )
 
 
-def _causes(part: Section, stride: int) -> str:
-    """What differs between the two ways; ``stride`` is the written one."""
-    input_shape, output_shape = part.input, part.output
-    if input_shape[0] == output_shape[0] and stride == 1:
-        return f"{input_shape[0]} channels at {_format_map(input_shape)} on both ways, but this network asks for it in every block"
+def _describe_cause(part: Section, stride: int) -> str:
+    """Describe how input and output of a block differ; ``stride`` is that of the spec."""
+    shape, out_channels = part.input, part.output[0]
+    if shape[0] == out_channels and stride == 1:
+        return f"Input and output both have {_describe_shape(shape)}, but every block of this network has an adapter."
     if stride == 1:
-        return f"The branch hands on {output_shape[0]} channels and the block receives {input_shape[0]}, same {_format_map(input_shape)}"
-    return part.reason[0].upper() + part.reason[1:].replace(":", ",")
+        size = _format_map(shape)
+        return f"The branch outputs {out_channels} channels and the block receives {shape[0]}, both at {size}."
+    return f"Branch and input differ: {part.reason.replace(':', ',')}."
 
 
-def _get_stage(plan: Plan, part: Section | Node) -> Stage:
+def _get_stage(plan: Plan, part: Section | Node) -> s.Stage:
     return plan.spec.stages[parse_stage_number(part.path) - 1]
 
 
@@ -212,187 +189,189 @@ def _get_spec_stride(plan: Plan, part: Section | Node) -> int:
     return get_block_stride(_get_stage(plan, part), parse_block_number(part.path))
 
 
-def _projection(plan: Plan, node: Node, is_pooled: bool) -> str:
-    op = node.op
-    assert isinstance(op, ConvOp)
+def _describe_projection(plan: Plan, node: Node, *, is_pooled: bool) -> str:
+    op = _get_op(node, ops.ConvOp)
     pool = "an average pool and " if is_pooled else ""
-    has_norm = not (_is_pre_activation(plan) or isinstance(plan.spec.norm, NoNorm | FoldedNorm))
-    extras = ["a bias"] * op.bias + ["a norm"] * has_norm
+    has_norm = not (_is_pre_activation(plan) or isinstance(plan.spec.norm, s.NoNorm | s.FoldedNorm))
+    extras = " and ".join(name for name, exists in (("a bias", op.bias), ("a norm", has_norm)) if exists)
+    costs = f"{op.weights:,} weights plus {extras}" if extras else f"{op.weights:,} weights"
     option = _get_option_name(plan)
-    if plan.spec.shortcuts == OPTION_D and not is_pooled:
-        option = "D: pooled only where there is a stride"
-    cost = " and ".join([f"{op.weights:,} weights", *extras]) + f"; option {option}" * bool(option)
-    return f"{pool}a 1x1 projection {op.in_channels} -> {op.out_channels} with stride {op.stride} ({cost})"
+    if plan.spec.shortcuts == s.OPTION_D and not is_pooled:
+        option = "D: pooled only if there is a stride"
+    suffix = f" (option {option})" if option else ""
+    return (
+        f"The shortcut is therefore {pool}a 1x1 projection {op.in_channels} -> {op.out_channels} with stride "
+        f"{op.stride}. It has {costs}{suffix}."
+    )
 
 
 def _get_option_name(plan: Plan) -> str:
     return OPTION_NAMES.get(plan.spec.shortcuts, "")
 
 
-OPTION_NAMES: dict[Shortcuts | NoShortcuts, str] = {
-    OPTION_A: "A of the paper",
-    OPTION_A_END: "A of the paper, zeros at the end",
-    OPTION_B: "B of the paper",
-    OPTION_C: "C of the paper",
-    OPTION_D: "D: pooled before it is projected",
+OPTION_NAMES: dict[s.Shortcuts | s.NoShortcuts, str] = {
+    s.OPTION_A: "A of the paper",
+    s.OPTION_A_END: "A of the paper, zeros at the end",
+    s.OPTION_B: "B of the paper",
+    s.OPTION_C: "C of the paper",
+    s.OPTION_D: "D: pooled before projection",
 }
 
 
 def _head(plan: Plan, part: Section | Node) -> str:
-    start = f"The head averages each of the {part.input[0]} maps to one number"
-    if isinstance(plan.spec.head, MLP):
-        return f"The head averages over {plan.spec.head.pool}x{plan.spec.head.pool} windows; linear layers do the rest."
-    has_linear = isinstance(plan.spec.head, Linear)
-    return start + (f", and a linear layer makes {part.output[0]} answers of them." if has_linear else ".")
+    if isinstance(plan.spec.head, s.MLP):
+        return f"The head averages over {plan.spec.head.pool}x{plan.spec.head.pool} windows. Linear layers follow."
+    linear = f" A linear layer turns them into {part.output[0]} logits." if isinstance(plan.spec.head, s.Linear) else ""
+    return f"The head averages each of the {part.input[0]} maps to one number.{linear}"
 
 
-# ------------------------------------------------------------------------------------------------------- operations
+# -------------------------------------------------------------------------------------------------------- operations
 
 
 def _stem_conv(plan: Plan, part: Section | Node) -> str:
-    op = _get_op(part, ConvOp)
-    return f"A {op.kernel}x{op.kernel} convolution of the stem: {op.in_channels} -> {op.out_channels} channels. {_bias(plan, op)}"
+    op = _get_op(part, ops.ConvOp)
+    start = f"A {op.kernel}x{op.kernel} convolution of the stem"
+    return f"{start}, {op.in_channels} -> {op.out_channels} channels. {_bias(plan, op)}"
 
 
 def _branch_conv(plan: Plan, part: Section | Node) -> str:
-    op = _get_op(part, ConvOp)
-    action = (
-        f"looks at a {op.kernel}x{op.kernel} window around each pixel"
-        if op.kernel > 1
-        else "mixes channels pixel by pixel"
-    )
-    stride = f" It has the stride of its block, {op.stride}." * (op.stride > 1)
-    groups = f" Each of its {op.groups} groups sees {op.in_channels // op.groups} of the channels." * (op.groups > 1)
-    dilation = f" Its taps lie {op.dilation} apart: the stride was kept as dilation." * (op.dilation > 1)
-    return f"This convolution {action}, {op.in_channels} -> {op.out_channels} channels.{groups}{stride}{dilation} {_bias(plan, op)}"
+    op = _get_op(part, ops.ConvOp)
+    window = f"combines a {op.kernel}x{op.kernel} window around each pixel"
+    action = window if op.kernel > 1 else "mixes channels pixel by pixel"
+    sentences = [f"This convolution {action}, {op.in_channels} -> {op.out_channels} channels."]
+    if op.groups > 1:
+        sentences.append(f"Each of its {op.groups} groups sees {op.in_channels // op.groups} of the channels.")
+    if op.stride > 1:
+        sentences.append(f"It has the stride of its block, {op.stride}.")
+    if op.dilation > 1:
+        sentences.append(f"Its taps are {op.dilation} pixels apart, because a stride was kept as dilation.")
+    return " ".join([*sentences, _bias(plan, op)])
 
 
 def _projection_conv(plan: Plan, part: Section | Node) -> str:
-    op = _get_op(part, ConvOp)
+    op = _get_op(part, ops.ConvOp)
+    effect = f"maps {op.in_channels} channels to {op.out_channels}, so that branch and shortcut can be added"
     if op.in_channels == op.out_channels:
-        return f"The projection of a shortcut: it mixes the {op.in_channels} channels and keeps their number. {_bias(plan, op)}"
-    effect = f"it makes {op.out_channels} channels of {op.in_channels}, so that the ways can be added"
-    return f"The projection of a shortcut: {effect}. {_bias(plan, op)}"
+        effect = f"mixes the {op.in_channels} channels and keeps their number"
+    return f"The projection of a shortcut {effect}. {_bias(plan, op)}"
 
 
-def _bias(plan: Plan, op: ConvOp) -> str:
+def _bias(plan: Plan, op: ops.ConvOp) -> str:
     if op.bias and plan.spec.bias == "always":
-        suffix = "though a norm that follows subtracts it again" * (not isinstance(plan.spec.norm, NoNorm))
-        return f"It has a bias, as every convolution of this network{', ' * bool(suffix)}{suffix}."
+        note = "" if isinstance(plan.spec.norm, s.NoNorm) else " A norm that follows subtracts it again."
+        return f"It has a bias, like every convolution of this network.{note}"
     if op.bias:
         return "It has a bias because no norm follows it."
     if plan.spec.bias == "never":
-        return "It has no bias, as no convolution of this network."
-    if isinstance(plan.spec.norm, BatchNorm):
+        return "It has no bias, like every convolution of this network."
+    if isinstance(plan.spec.norm, s.BatchNorm):
         return "It has no bias: the norm that follows subtracts any constant and adds its own."
-    return "It has no bias: the norm that follows adds one of its own to each channel."
+    return "It has no bias: the norm that follows adds its own to each channel."
 
 
 def _norm(plan: Plan, part: Section | Node) -> str:
-    op = _get_op(part, NormOp)
-    if isinstance(op.norm, GroupNorm):
-        groups = f"{op.norm.groups} groups of the {op.channels} channels"
-        return f"A norm over {groups}, image by image; each channel then has a scale and a shift."
-    return f"A norm brings each of the {op.channels} channels to a mean and a spread that it learns."
+    op = _get_op(part, ops.NormOp)
+    over = f"each of the {op.channels} channels"
+    if isinstance(op.norm, s.GroupNorm):
+        over = f"each image in {op.norm.groups} groups of the {op.channels} channels"
+    return f"This norm normalizes {over}. A learned scale and shift of each channel follow."
 
 
 def _pre_norm(plan: Plan, part: Section | Node) -> str:
-    return f"{_norm(plan, part)} It stands before the convolutions: pre-activation."
+    return f"{_norm(plan, part)} It comes before the convolutions (pre-activation)."
 
 
 def _head_norm(plan: Plan, part: Section | Node) -> str:
-    return (
-        f"{_norm(plan, part)} Blocks that activate first leave their last sum without one, so the head begins with it."
-    )
+    return f"{_norm(plan, part)} Pre-activation blocks end without a norm, so the head starts with one."
 
 
 def _last_norm(plan: Plan, part: Section | Node) -> str:
-    if isinstance(plan.spec.shortcuts, NoShortcuts):
+    if isinstance(plan.spec.shortcuts, s.NoShortcuts):
         return _norm(plan, part)
-    reason = "a branch cut to positive values could only add"
+    reason = "a branch without negative values could only increase the sum"
     return f"{_norm(plan, part)} No activation follows before the addition: {reason}."
 
 
 def _act(plan: Plan, part: Section | Node) -> str:
-    return "An activation between two convolutions: without it both would be one linear map."
+    return "An activation between two convolutions. Without it both would be one linear map."
 
 
 def _stem_act(plan: Plan, part: Section | Node) -> str:
-    return "The activation of the stem: what follows starts from a non-linear map."
+    return "The activation of the stem. The stages start from a non-linear map."
 
 
 def _block_act(plan: Plan, part: Section | Node) -> str:
-    position = "that ends the block" if isinstance(plan.spec.shortcuts, NoShortcuts) else "behind the addition"
-    return f"The activation {position}: what follows starts from a non-linear map."
+    position = "at the end of the block" if isinstance(plan.spec.shortcuts, s.NoShortcuts) else "after the addition"
+    return f"The activation {position}. The next part starts from a non-linear map."
 
 
 def _stem_pool(plan: Plan, part: Section | Node) -> str:
-    op = _get_op(part, MaxPoolOp)
-    start = f"The pool of the stem keeps the strongest of each {op.kernel}x{op.kernel} window"
+    op = _get_op(part, ops.MaxPoolOp)
+    start = f"The pool of the stem keeps the maximum of each {op.kernel}x{op.kernel} window"
     if op.stride == 1 and plan.spec.stem.blur:
-        return f"{start}; the blur behind it makes the map smaller."
-    reduction = 1 - math.prod(part.output[1:]) / math.prod(part.input[1:])
-    sizes = f"{_format_map(part.output)} instead of {_format_map(part.input)}"
-    benefit = f" The blocks work on a map of {sizes}: {reduction:.0%} fewer MACs in them."
-    return f"{start} and has no weight.{benefit * (reduction > 0)}{_edge(op)}"
+        return f"{start}. The blur after it reduces the map."
+    reduction, benefit = 1 - math.prod(part.output[1:]) / math.prod(part.input[1:]), ""
+    if reduction > 0:
+        sizes = f"{_format_map(part.output)} instead of {_format_map(part.input)}"
+        benefit = f" The blocks work on a map of {sizes}: {reduction:.0%} fewer MACs."
+    return f"{start} and has no weights.{benefit}{_EDGE_SENTENCES[op.edge]}"
 
 
-def _edge(op: MaxPoolOp) -> str:
-    sentences = {
-        "padded": "",
-        "zeros": " Around the map it sees zeros, as Keras pads it: without a ReLU before it, that is not torch's pool.",
-        "ceil": " Its last windows hang over the end, as in Caffe: the grid lies one pixel beside torch's.",
-    }
-    return sentences[op.edge]
+_EDGE_SENTENCES = {
+    "padded": "",
+    "zeros": " It pads with zeros, as Keras does. Without a ReLU before it, the result differs from torch's pool.",
+    "ceil": " Its last windows extend beyond the map, as in Caffe. Its grid is shifted by one pixel from torch's.",
+}
 
 
 def _stage_pool(plan: Plan, part: Section | Node) -> str:
-    op = _get_op(part, MaxPoolOp)
-    return f"The stage ends with a pool that keeps the strongest of each {op.kernel}x{op.kernel} window, as in VGG."
+    op = _get_op(part, ops.MaxPoolOp)
+    return f"The stage ends with a pool that keeps the maximum of each {op.kernel}x{op.kernel} window, as in VGG."
 
 
 def _blur(plan: Plan, part: Section | Node) -> str:
-    op = _get_op(part, BlurOp)
+    op = _get_op(part, ops.BlurOp)
     return (
-        f"A fixed {op.kernel}x{op.kernel} filter smooths the map before every {format_ordinal(op.stride)} pixel is kept: what "
-        "is too fine for the smaller map would turn into false patterns, and a shifted image into other answers."
+        f"A fixed {op.kernel}x{op.kernel} filter smooths the map before every {format_ordinal(op.stride)} pixel is "
+        "kept. Otherwise fine detail would alias, and a shift of the image would change the output."
     )
 
 
 def _attention(plan: Plan, part: Section | Node) -> str:
-    if isinstance(part, Node) and isinstance(part.op, SqueezeExciteOp):
-        op = part.op
+    assert isinstance(part, Node) and isinstance(part.op, ops.SqueezeExciteOp | ops.EfficientChannelsOp)
+    start, op = f"Each of the {part.op.channels} channels is multiplied by a weight from 0 to 1.", part.op
+    if isinstance(op, ops.SqueezeExciteOp):
         return (
-            f"Each of the {op.channels} channels is weighed by 0 to 1: their averages over the map go through "
-            f"{op.reduced} numbers and back, so that the whole image decides which channels count."
+            f"{start} The channel averages go through {op.reduced} numbers and back, so the whole image decides the "
+            "weights."
         )
-    eca = _get_op(part, EfficientChannelsOp)
     return (
-        f"Each of the {eca.channels} channels is weighed by 0 to 1, decided by its average over the map and those of "
-        f"{eca.kernel - 1} channels beside it: {eca.kernel} weights in all."
+        f"{start} It depends on the average of the channel and those of {op.kernel - 1} neighbors, with {op.kernel} "
+        "weights in all."
     )
 
 
 def _drop(plan: Plan, part: Section | Node) -> str:
-    rate = _get_op(part, StochasticDepthOp).rate
-    return f"In training this branch is left out {rate:.1%} of the time (stochastic depth); in evaluation never."
+    rate = _get_op(part, ops.StochasticDepthOp).rate
+    return f"In training, stochastic depth skips this branch {rate:.1%} of the time; in evaluation never."
 
 
 def _shortcut_pool(plan: Plan, part: Section | Node) -> str:
-    if isinstance(part, Node) and isinstance(part.op, AvgPoolOp):
-        return "This pool averages the pixels that the stride would drop, so that the shortcut sees them all."
-    op = _get_op(part, MaxPoolOp)
+    if isinstance(part, Node) and isinstance(part.op, ops.AvgPoolOp):
+        return "This pool averages the pixels that the stride would drop, so the shortcut uses all of them."
+    op = _get_op(part, ops.MaxPoolOp)
+    action = f"keeps the maximum of each {op.kernel}x{op.kernel} window"
     if op.kernel == 1:
-        return f"This pool picks every {format_ordinal(_get_spec_stride(plan, part))} pixel, so that the input fits the branch."
-    return f"This pool keeps the largest of each {op.kernel}x{op.kernel} window, so that the input fits the branch."
+        action = f"picks every {format_ordinal(_get_spec_stride(plan, part))} pixel"
+    return f"This pool {action}, so that the input fits the branch."
 
 
 def _shortcut_pad(plan: Plan, part: Section | Node) -> str:
-    return "Channels of zeros make the identity as wide as the branch; they have no weight and no cost."
+    return "Channels of zeros make the identity as wide as the branch, without weights or MACs."
 
 
 def _add(plan: Plan, part: Section | Node) -> str:
-    return f"Branch and shortcut meet here: {_format_shape(part.output)} on both ways."
+    return f"Branch and shortcut are added here. Both have {_describe_shape(part.output)}."
 
 
 def _pre_act(plan: Plan, part: Section | Node) -> str:
@@ -401,32 +380,32 @@ def _pre_act(plan: Plan, part: Section | Node) -> str:
 
 def _head_act(plan: Plan, part: Section | Node) -> str:
     if len(part.output) == 1:
-        return "An activation between two linear layers: without it both would be one linear map."
-    return "What the last block hands on was not activated yet."
+        return "An activation between two linear layers. Without it both would be one linear map."
+    return "The last block ends without an activation, so the head applies one."
 
 
 def _average_to(plan: Plan, part: Section | Node) -> str:
-    side = _get_op(part, AdaptiveAvgPoolOp).side
-    return f"Averages over {side}x{side} windows make a vector of {part.output[0]} of any map, as one after the other."
+    side = _get_op(part, ops.AdaptiveAvgPoolOp).side
+    return f"An adaptive average pool reduces any map to {side}x{side} and flattens it to a vector of {part.output[0]}."
 
 
 def _hidden(plan: Plan, part: Section | Node) -> str:
-    return (
-        f"A linear layer of {part.input[0]} x {part.output[0]} weights: {part.params / plan.params:.0%} of all params "
-        "of this network. Residual networks average over the map instead."
-    )
+    share = f"{part.params / plan.params:.0%} of all params of this network"
+    start = f"A linear layer with {part.input[0]} x {part.output[0]} weights"
+    return f"{start}. It has {share}. Residual networks average over the map instead."
 
 
 def _head_drop(plan: Plan, part: Section | Node) -> str:
-    return f"In training {_get_op(part, DropoutOp).rate:.0%} of these numbers are left out; in evaluation none."
+    rate = _get_op(part, ops.DropoutOp).rate
+    return f"In training, dropout sets {rate:.0%} of these numbers to zero; in evaluation none."
 
 
 def _average(plan: Plan, part: Section | Node) -> str:
-    return f"The average over {_format_map(part.input)} makes a vector of {part.output[0]}, for any size of image."
+    return f"The average over {_format_map(part.input)} makes a vector of {part.output[0]}, for any image size."
 
 
 def _classifier(plan: Plan, part: Section | Node) -> str:
-    return f"One linear layer turns {part.input[0]} features into {part.output[0]} answers."
+    return f"One linear layer turns {part.input[0]} features into {part.output[0]} logits."
 
 
 SENTENCES: dict[str, Callable[[Plan, Section | Node], str]] = {
@@ -468,23 +447,20 @@ SENTENCES: dict[str, Callable[[Plan, Section | Node], str]] = {
     "classifier": _classifier,
 }
 
-# ------------------------------------------------------------------------------------------------------ what they share
+# ----------------------------------------------------------------------------------------------------------- helpers
 
 
 def _format_size_formula(part: Section | Node) -> list[str]:
-    """The size formula with its numbers, for an operation that moves a window."""
+    """Return the size formula with its numbers if the operation moves a window."""
     if not isinstance(part, Node) or part.op.window == (1, 1, 1) or len(part.output) == 1:
         return []
     n, out = part.input[1], part.output[1]
     width_note = f" (height; width {part.input[2]} -> {part.output[2]})" if part.input[1] != part.input[2] else ""
-    match part.op:
-        case ConvOp() | BlurOp() | MaxPoolOp():
-            op = part.op
-            rounding = "ceil" if isinstance(op, MaxPoolOp) and op.edge == "ceil" else "floor"
-            expression = f"({n} + 2*{op.padding} - {op.dilation}*({op.kernel}-1) - 1) / {op.stride}"
-            return [f"size: {rounding}({expression}) + 1 = {out}{width_note}"]
-    stride = part.op.window[1]
-    return [f"size: ceil({n} / {stride}) = {out}{width_note}"]
+    if isinstance(op := part.op, ops.ConvOp | ops.BlurOp | ops.MaxPoolOp):
+        rounding = "ceil" if isinstance(op, ops.MaxPoolOp) and op.edge == "ceil" else "floor"
+        expression = f"({n} + 2*{op.padding} - {op.dilation}*({op.kernel}-1) - 1) / {op.stride}"
+        return [f"size: {rounding}({expression}) + 1 = {out}{width_note}"]
+    return [f"size: ceil({n} / {op.window[1]}) = {out}{width_note}"]
 
 
 def _format_cost(plan: Plan, part: Section | Node) -> str:
@@ -498,9 +474,9 @@ def _get_op(part: Section | Node, op_type: type[T]) -> T:
     return part.op
 
 
-def _format_map(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape[1:])) if len(shape) == 3 else "a vector"
+def _format_map(shape: ops.Shape) -> str:
+    return format_shape(shape[1:]) or "a vector"
 
 
-def _format_shape(shape: tuple[int, ...]) -> str:
+def _describe_shape(shape: ops.Shape) -> str:
     return f"{shape[0]} channels at {_format_map(shape)}" if len(shape) == 3 else f"a vector of {shape[0]}"

@@ -1,1 +1,1 @@
-"""HTML and SVG that pages are made of. No torch."""
+"""Build web pages and SVG charts as text. Nothing here imports torch."""

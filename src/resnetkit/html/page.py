@@ -1,7 +1,6 @@
-"""One page, one file: it works offline, loads nothing, and runs at most one script of its own.
+"""Build web pages: one file per page, which works offline, loads nothing, and runs at most one script of resnetkit.
 
-The content policy forbids everything but the page's own style and, where it has one, its own script, both named by
-their digests; every text goes through `escape`.
+The content security policy allows only the page's own style and script, both by their hashes. Every text is escaped.
 
 This module imports no torch.
 """
@@ -47,13 +46,11 @@ td, dd, li, figcaption, figcaption span { unicode-bidi: isolate; }
 ul { padding-left: 1.2rem; overflow-wrap: anywhere; } p.note { color: var(--soft); max-width: 46rem; }
 pre { overflow-x: auto; font-size: .85rem; }
 """
-
-
 _GENERATOR_TAG = '<meta name="generator" content="resnetkit">'
 
 
 def is_resnetkit_page(path: Path) -> bool:
-    """Whether a file is a page that was made here."""
+    """Return whether resnetkit wrote this file as a page."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -63,9 +60,14 @@ def is_resnetkit_page(path: Path) -> bool:
 def render_html(
     title: str, lead: str, sections: Iterable[tuple[str, str]], *, script: str = "", style: str = ""
 ) -> str:
-    """A whole document; the sections are (heading, markup made here). ``style`` is put behind the common one.
+    """Render a whole document.
 
-    ``script`` and ``style`` are files of this package, never texts of a user: they stand in the page as they are.
+    Args:
+        title: The title.
+        lead: The sentence below it.
+        sections: (heading, markup) of each section; the markup must be escaped.
+        script: A script of this package, never text of a user, because it is not escaped.
+        style: CSS of this package to add to the common style; not escaped, too.
     """
     css = STYLE + style
     body = "".join(
@@ -83,7 +85,7 @@ def render_html(
 
 
 def _format_content_policy(style: str, script: str) -> str:
-    """What a browser may take from the page: this style, this script, pictures inside it, and nothing else."""
+    """Format a policy that allows this style, this script, embedded images, and nothing else."""
     script_rule = f"script-src {_format_digest(script)}; " if script else ""
     allowed = f"style-src {_format_digest(style)}; {script_rule}img-src data:"
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
@@ -94,19 +96,24 @@ def _format_digest(text: str) -> str:
 
 
 def render_html_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; the first column is a heading of its row."""
+    """Render a table whose first column is left-aligned.
+
+    Args:
+        headings: The heading of each column.
+        rows: The cells of each row.
+    """
     head = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in headings)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return render_scroll_box(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def render_stats(pairs: Iterable[tuple[str, str]]) -> str:
-    """A few large numbers with their names."""
+    """Render large numbers with their names: (name, number)."""
     return "<dl>" + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs) + "</dl>"
 
 
 def render_stat_cards(stats: Iterable[tuple[str, str, str]]) -> str:
-    """A few large numbers: (what it is, the number, what it is of, in small letters)."""
+    """Render large numbers with their names and a detail in small letters: (name, number, detail)."""
     blocks = [
         f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd><dd class="more">{escape(detail)}</dd></div>'
         for k, v, detail in stats
@@ -115,30 +122,35 @@ def render_stat_cards(stats: Iterable[tuple[str, str, str]]) -> str:
 
 
 def render_charts(charts: Iterable[tuple[str, str]]) -> str:
-    """Charts beside each other where there is room: (heading, SVG)."""
+    """Render charts side by side if the page is wide enough: (heading, SVG)."""
     return '<div class="charts">' + "".join(f"<div><h3>{escape(k)}</h3>{svg}</div>" for k, svg in charts) + "</div>"
 
 
 def render_gallery(images: Iterable[tuple[str, str, str]], *, large: bool = False) -> str:
-    """Small pictures, or ``large`` ones, two in a row on a telephone: (JPEG in base64, caption, second line)."""
+    """Render thumbnails with captions.
+
+    Args:
+        images: (JPEG in base64, caption, second line) of each image.
+        large: Whether to show large images, two per row on a phone.
+    """
     blocks = [
         f'<figure><img alt="{escape(caption)}" src="data:image/jpeg;base64,{escape(jpeg)}">'
         f"<figcaption>{escape(caption)}<span>{escape(detail)}</span></figcaption></figure>"
         for jpeg, caption, detail in images
     ]
-    return f'<div class="gallery{" large" * large}">{"".join(blocks)}</div>'
+    return f'<div class="gallery{" large" if large else ""}">{"".join(blocks)}</div>'
 
 
 def render_html_list(lines: Iterable[str]) -> str:
-    """A list of sentences."""
+    """Render a list of sentences."""
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def render_note(text: str) -> str:
-    """A paragraph that explains what stands below or above it."""
+    """Render a paragraph that explains a table or a chart."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def render_scroll_box(markup: str) -> str:
-    """What may be wider than the page."""
+    """Wrap markup that may be wider than the page."""
     return f'<div class="scroll">{markup}</div>'

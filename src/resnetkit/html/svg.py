@@ -1,4 +1,4 @@
-"""SVG as text: elements whose attributes and contents are escaped.
+"""Build SVG as text; attributes and contents are escaped.
 
 This module imports no torch.
 """
@@ -9,10 +9,17 @@ from html import escape
 from typing import Any
 
 FONT = "system-ui, 'DejaVu Sans', sans-serif"
+_NAMESPACE = "http://www.w3.org/2000/svg"
 
 
 def build_element(tag: str, /, *children: str, **attributes: Any) -> str:
-    """An element; ``children`` are markup already, ``stroke_width=2`` becomes ``stroke-width="2"``."""
+    """Build an element.
+
+    Args:
+        tag: The name of the element.
+        children: Markup, already escaped.
+        attributes: The attributes; ``stroke_width=2`` becomes ``stroke-width="2"``.
+    """
     pairs = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_format_value(value))}"' for key, value in attributes.items()
     )
@@ -20,48 +27,51 @@ def build_element(tag: str, /, *children: str, **attributes: Any) -> str:
 
 
 def build_text(text: str, x: float | str, y: float, **attributes: Any) -> str:
-    """A line of text."""
+    """Build a line of text.
+
+    Args:
+        text: The text; it is escaped.
+        x: The position in pixels, or in percent as a string.
+        y: The baseline in pixels.
+        attributes: Further attributes.
+    """
     return build_element("text", escape(text), x=x, y=y, **attributes)
 
 
 def build_title(text: str) -> str:
-    """What a pointer resting on the element shows, and a screen reader says."""
+    """Build a title, which a pointer shows as a tooltip and a screen reader reads."""
     return build_element("title", escape(text))
 
 
 def build_svg(width: float, height: float, label: str, *children: str) -> str:
-    """A whole picture; a page may shrink it to its frame. ``label`` says what it shows."""
-    return build_element(
-        "svg",
-        build_title(label),
-        *children,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {_format_value(width)} {_format_value(height)}",
-        width=width,
-        height=height,
-        role="img",
-        aria_label=label,
-        font_family=FONT,
-        font_size=13,
-    )
+    """Build an image of a fixed size; a page may shrink it to its frame.
+
+    Args:
+        width: The width in pixels.
+        height: The height in pixels.
+        label: The description for screen readers.
+        children: Markup, already escaped.
+    """
+    view_box = f"0 0 {_format_value(width)} {_format_value(height)}"
+    return _build_image(label, children, viewBox=view_box, width=width, height=height)
 
 
 def build_wide_svg(height: float, label: str, *children: str) -> str:
-    """A picture as wide as its frame, whose letters stay as they are: what is in it has places in percent.
+    """Build an image as wide as its frame; text keeps its size, and x positions are percentages.
 
-    The page's style gives ``svg.plot`` its height, too, since a rule for all pictures is stronger than an attribute.
+    The style of ``svg.plot`` must also set the height, because a rule for all images overrides the attribute.
+
+    Args:
+        height: The height in pixels.
+        label: The description for screen readers.
+        children: Markup, already escaped.
     """
-    attributes = {"role": "img", "aria_label": label, "font_family": FONT, "font_size": 13}
-    return build_element(
-        "svg",
-        build_title(label),
-        *children,
-        xmlns="http://www.w3.org/2000/svg",
-        class_="plot",
-        width="100%",
-        height=height,
-        **attributes,
-    )
+    return _build_image(label, children, class_="plot", width="100%", height=height)
+
+
+def _build_image(label: str, children: tuple[str, ...], **size: Any) -> str:
+    style = {"role": "img", "aria_label": label, "font_family": FONT, "font_size": 13}
+    return build_element("svg", build_title(label), *children, xmlns=_NAMESPACE, **size, **style)
 
 
 def _format_value(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""One decoder and one preparation of pictures, for everything that reads them. Pillow and numpy, no torch."""
+"""The one decoder and the one preparation of images that every command uses. They need Pillow and NumPy, no torch."""

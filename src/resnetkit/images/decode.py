@@ -1,10 +1,10 @@
-"""From a file to upright pixels, the same way everywhere.
+"""Decode image files to upright 8-bit pixels, in the same way for every command.
 
-Only JPEG, PNG, WebP, BMP and GIF are parsed, whatever a file is called; the number of pixels is read from the header
-before anything is decoded. The first frame of an animation is taken, the EXIF orientation is applied, 16 bits become 8,
-and what is transparent lies on white. Colour profiles (ICC) are passed over, as they were when the networks of
-the field were trained; CMYK becomes red = (1 - C)(1 - K), and so on. A JPEG without its end, or whose data stop before
-its pixels do, is damaged: none is filled up with grey.
+Only JPEG, PNG, WebP, BMP and GIF are parsed, whatever the file name says. The number of pixels is read from the header
+before anything is decoded. Only the first frame of an animation is decoded. The EXIF orientation is applied, 16 bits
+become 8, and transparent pixels are blended with white. Color profiles (ICC) are ignored, because published networks
+were trained without them. CMYK is converted as red = (1 - C)(1 - K), and so on. `jpeg` rejects truncated JPEGs instead
+of filling them with gray.
 
 This module imports no torch.
 """
@@ -24,33 +24,37 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from resnetkit import file_types as kinds
+from resnetkit import file_types
 from resnetkit.errors import DataError, ImageError, ResnetkitError
 from resnetkit.images import jpeg
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 MAX_IMAGE_PIXELS = 64_000_000
-MAX_IMAGE_BYTES = 256_000_000  # an uncompressed picture of so many pixels
-_RLE_COMPRESSIONS, _MAX_RLE_PIXELS = (1, 2), 4_000_000  # run lengths, which Pillow decodes in Python
-_TOO_LARGE = f"it has more than {MAX_IMAGE_PIXELS:,} pixels"
+MAX_IMAGE_BYTES = 256_000_000  # an uncompressed image with MAX_IMAGE_PIXELS
+TOO_MANY_BYTES = f"the file has more than {MAX_IMAGE_BYTES:,} bytes"
+_TOO_MANY_PIXELS = f"the image has more than {MAX_IMAGE_PIXELS:,} pixels"
+_RLE_COMPRESSIONS, _MAX_RLE_PIXELS = (1, 2), 4_000_000  # run lengths of BMP, which Pillow decodes in Python
 T = TypeVar("T")
 Result = TypeVar("Result")
-_WHITE = (255, 255, 255)
-# Pillow warns of large pictures and odd EXIF; both are decided here. Switching warnings off and on around each picture
-# would race between threads, as the switch belongs to the process.
+# Pillow warns about large images and odd EXIF; resnetkit decides both itself. The filter is process-wide, so switching
+# it on and off around each image would race between threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-_REPORT_BUG = "please report it, with this picture"
 _SYSTEM_FILES = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
 
 
+def has_image_suffix(name: str) -> bool:
+    """Return whether a file name ends like one of the supported image formats."""
+    return name.lower().endswith(SUFFIXES)
+
+
 def find_images(folder: Path) -> Iterator[Path]:
-    """Every file below a folder with a picture's ending, hidden ones aside."""
-    return (path for path in find_files(folder) if path.name.lower().endswith(SUFFIXES))
+    """Yield every file below a folder that has an image suffix, without hidden files."""
+    return (path for path in find_files(folder) if has_image_suffix(path.name))
 
 
 def find_files(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, hidden ones aside; each real folder is entered once."""
+    """Yield every file below a folder, without hidden files; each real folder is entered once."""
     pending, visited = [folder], set()
     while pending:
         current = pending.pop()
@@ -66,16 +70,16 @@ def find_files(folder: Path) -> Iterator[Path]:
 
 
 def note_other_files(files: Iterable[Path]) -> list[str]:
-    """A sentence that counts the files without a picture's ending, if there are any."""
-    counts = Counter(
-        path.suffix.lower() or path.name for path in files if not path.name.lower().endswith(SUFFIXES)
-    ).most_common(5)
-    summary = ", ".join(f"{count:,} {suffix}" for suffix, count in counts)
-    return [f"files of other kinds were passed over: {summary} (read are {' '.join(SUFFIXES)})"] * bool(counts)
+    """Count the files without an image suffix in one sentence; return no sentence if there are none."""
+    other_files = Counter(path.suffix.lower() or path.name for path in files if not has_image_suffix(path.name))
+    if not other_files:
+        return []
+    summary = ", ".join(f"{count:,} {suffix}" for suffix, count in other_files.most_common(5))
+    return [f"skipped files of other types: {summary} (supported: {' '.join(SUFFIXES)})"]
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or leads to one; a link in a circle leads nowhere."""
+    """Return whether an entry is a folder or a link to one; a circular link is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -83,16 +87,25 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def list_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What stands in a folder, by name, hidden entries aside; raises `DataError` where it cannot be read."""
+    """List the entries of a folder by name, without hidden entries and files of the operating system.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"cannot read this folder: {error.strerror}", where=str(folder)) from None
+        raise DataError(f"cannot read the folder: {error.strerror}", where=str(folder)) from None
     return [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _SYSTEM_FILES]
 
 
 def try_read(read: Callable[[T], Result], source: T) -> Result | ImageError:
-    """What ``read`` gives, or the error of a file that is no picture as a value."""
+    """Call ``read(source)``; return the `ImageError` of an unreadable image instead of raising it.
+
+    Args:
+        read: The function that decodes an image.
+        source: Its argument, such as a path or an index.
+    """
     try:
         return read(source)
     except ImageError as error:
@@ -100,23 +113,39 @@ def try_read(read: Callable[[T], Result], source: T) -> Result | ImageError:
 
 
 def try_read_named(read: Callable[[T], Result], get_name: Callable[[T], str], source: T) -> Result | ImageError:
-    """The same; what no picture should cause is an error that has its ``name``."""
+    """Call `try_read`, and name the image in any error that no image should cause.
+
+    Args:
+        read: The function that decodes an image.
+        get_name: A function that returns the name of ``source`` for the error.
+        source: The argument of both.
+
+    Raises:
+        ResnetkitError: ``read`` raised something else than `ImageError`, which is a bug.
+        MemoryError: the memory is full.
+    """
     try:
         return try_read(read, source)
     except MemoryError:
         raise
     except Exception as error:
-        what = f"a picture could not be prepared: {type(error).__name__}: {error}"
-        raise ResnetkitError(what, where=get_name(source), fix=_REPORT_BUG) from error
+        what = f"preparing an image failed: {type(error).__name__}: {error}"
+        raise ResnetkitError(what, where=get_name(source), fix="please report this, with the image") from error
 
 
 def decode(source: str | Path | bytes, color_mode: str = "RGB", shorter_side: int = 0) -> Image.Image:
-    """The picture in Pillow's mode ``RGB`` or ``L``; raises `PictureError` with the reason and the file.
+    """Decode an image to Pillow's mode ``RGB`` or ``L``.
 
-    Whoever will resize to ``shorter`` pixels along the shorter side says so: a JPEG may then be decoded at 1/2, 1/4 or
-    1/8 of its size, as long as the resize has something to average. What is refused is the same, whatever the size.
+    Args:
+        source: A path, or the bytes of a file.
+        color_mode: ``RGB`` or ``L``.
+        shorter_side: The shorter side in pixels to which the caller resizes later, 0 if it does not. It lets a JPEG be
+            decoded at 1/2, 1/4 or 1/8 of its size. The checks for damage are the same at every size.
+
+    Raises:
+        ImageError: the image cannot be read; the error holds the reason and the file.
     """
-    location = "the bytes given" if isinstance(source, bytes) else str(source)
+    location = "the given bytes" if isinstance(source, bytes) else str(source)
     try:
         return _decode_bytes(_read_file(source), color_mode, shorter_side)
     except ImageError as error:
@@ -126,14 +155,13 @@ def decode(source: str | Path | bytes, color_mode: str = "RGB", shorter_side: in
 
 
 def _read_file(source: str | Path | bytes) -> bytes:
-    """All of a file, if it is one and no larger than a picture can be."""
     if isinstance(source, bytes):
         return source
     status = Path(source).stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
-        raise ImageError("this is a folder" if stat.S_ISDIR(status.st_mode) else "this is no file")
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe could block forever
+        raise ImageError("this is a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
     if status.st_size > MAX_IMAGE_BYTES:
-        raise ImageError(f"it has more than {MAX_IMAGE_BYTES:,} bytes")
+        raise ImageError(TOO_MANY_BYTES)
     return Path(source).read_bytes()
 
 
@@ -142,67 +170,70 @@ def _decode_bytes(content: bytes, color_mode: str, shorter_side: int) -> Image.I
     with _open_image(content) as image:
         is_rle = image.format == "BMP" and image.info.get("compression") in _RLE_COMPRESSIONS
         if image.width * image.height > (_MAX_RLE_PIXELS if is_rle else MAX_IMAGE_PIXELS):
-            raise ImageError(_TOO_LARGE)
+            raise ImageError(_TOO_MANY_PIXELS)
         if header:
             jpeg.load_jpeg(image, content, header, shorter_side)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        return _convert_mode(color_mode, _flatten_image(image))
+        return convert_mode(_flatten_image(image), color_mode)
 
 
 def _open_image(content: bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        raise _build_format_error(content[: kinds.HEADER_SIZE]) from None
+        raise _build_format_error(content[: file_types.HEADER_SIZE]) from None
 
 
 def _build_format_error(first_bytes: bytes) -> ImageError:
-    """Why a file with these first bytes is not read."""
-    kind, allowed = kinds.detect_file_type(first_bytes), ", ".join(FORMATS)
-    if kind in FORMATS:
-        return ImageError(f"damaged, or of a rare sort: its {kind} header cannot be read")
-    if kind in kinds.IMAGE_TYPES:
-        return ImageError(f"format {kind} is not accepted; allowed: {allowed}", fix="save it as PNG or JPEG")
-    what, fix = kinds.describe_wrong_type(first_bytes, "a picture")
-    return ImageError(what or f"not a picture that is read here ({allowed})", fix=fix)
+    file_type, allowed = file_types.detect_file_type(first_bytes), ", ".join(FORMATS)
+    if file_type in FORMATS:
+        return ImageError(f"damaged, or an unusual variant: the {file_type} header cannot be read")
+    if file_type in file_types.IMAGE_TYPES:
+        return ImageError(f"format {file_type} is not supported; allowed: {allowed}", fix="save it as PNG or JPEG")
+    what, fix = file_types.describe_wrong_type(first_bytes, "an image")
+    return ImageError(what or f"not a supported image; allowed: {allowed}", fix=fix)
 
 
 def _flatten_image(image: Image.Image) -> Image.Image:
-    """Eight bits a channel and nothing transparent."""
+    """Convert to 8 bits per channel, and blend transparent pixels with white."""
     if image.mode.startswith("I"):
         return Image.fromarray(_convert_16_bit(np.asarray(image), image.info.get("transparency")))
     if image.has_transparency_data:
-        rgba, background = _convert_mode("RGBA", image), Image.new("RGB", image.size, _WHITE)
+        rgba, background = convert_mode(image, "RGBA"), Image.new("RGB", image.size, "white")
         background.paste(rgba, mask=rgba)
         return background
     return image
 
 
 def _convert_16_bit(values: NDArray[Any], transparent: int | None) -> NDArray[np.uint8]:
-    """Values of 16 bits rounded to 8, ``clear`` ones made white; row by row, as wider copies would take any memory."""
+    """Round 16 bits to 8 and make ``transparent`` values white, row by row to save memory."""
     output = np.empty(values.shape, np.uint8)
     for row, output_row in zip(values, output, strict=True):
-        clipped = row.astype(np.int64).clip(0, 65535)
-        output_row[:] = (clipped + 128) // 257
+        output_row[:] = (row.astype(np.int64).clip(0, 65535) + 128) // 257
         if transparent is not None:
             output_row[row == transparent] = 255
     return output
 
 
-def _convert_mode(mode: str, image: Image.Image) -> Image.Image:
-    """The picture in a mode, without a second copy of one that has it already."""
+def convert_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image to a mode, without a copy if it has the mode already.
+
+    Args:
+        image: The image.
+        mode: Pillow's name of the mode, such as ``RGB``.
+    """
     return image if image.mode == mode else image.convert(mode)
 
 
 def describe_read_error(error: Exception) -> str:
-    """Why a picture cannot be read, in a few words."""
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):  # Pillow's own ceilings
-        return _TOO_LARGE
+    """Describe in a few words why an image cannot be read."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):  # Pillow's own limits
+        return _TOO_MANY_PIXELS
     if isinstance(error, MemoryError):
-        return "there is not enough memory for it"
+        return "not enough memory to decode it"
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "the file does not exist"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     return f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})"

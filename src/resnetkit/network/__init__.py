@@ -1,1 +1,1 @@
-"""The plan made of tensors: layers, building, initialisation."""
+"""Build the PyTorch module of a plan: layers, initialization, inference."""

@@ -1,4 +1,4 @@
-"""From a spec to a module."""
+"""Build the module of a spec."""
 
 from __future__ import annotations
 
@@ -26,17 +26,28 @@ def build(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> NetworkModule:
-    """An `nn.Module` for a name, a ``.toml`` or ``.json`` file, or a spec; N C H W in, N classes out.
+    """Build the network of a name, a ``.toml`` or ``.json`` file, or a spec, with random weights.
 
-    ``classes`` is a number or the names. On the ``meta`` device there are shapes and no numbers. Raises `SpecError`
-    with every fault of the spec and `UsageError` for an unknown name.
+    The module takes (N, C, H, W) and returns (N, classes).
+
+    Args:
+        network: the name, file or spec.
+        classes: the number of classes, or their names.
+        seed: the seed of the random weights.
+        zero_last_norm: start every block as its shortcut, see `initialize_weights`.
+        device: the device; on ``meta`` the tensors have shapes but no data.
+        dtype: the type of the weights.
+
+    Raises:
+        SpecError: with all faults of the spec.
+        UsageError: an unknown name, or classes that the network cannot have.
     """
     network_spec = spec(network)
     names: tuple[str, ...] = ()
     if classes is not None:
         names, n_classes = parse_classes(classes)
         if not count_classes(network_spec.head):
-            raise UsageError("this network has no classifier to give classes to", where="classes")
+            raise UsageError("this network has no classifier, so it cannot have classes", where="classes")
         network_spec = replace_classes(network_spec, n_classes)
     model = build_meta_network(make_card(get_network_name(network), network_spec, names)).to(dtype)
     if torch.device(device).type == "meta":
@@ -47,20 +58,28 @@ def build(
 
 
 def parse_classes(classes: int | Sequence[str]) -> tuple[tuple[str, ...], int]:
-    """The names of classes, if they have any, and how many there are; raises `UsageError` for what are no classes."""
+    """Return the class names, if they have any, and the number of classes.
+
+    Raises:
+        UsageError: no classes, or names that are empty, repeated or not printable.
+    """
     names = tuple(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else ()
     n_classes = classes if isinstance(classes, int) and not isinstance(classes, bool) else len(names)
     is_valid = all(isinstance(name, str) and name and name.isprintable() for name in names)
     if n_classes < 1 or not is_valid or len(names) != len(set(names)):
-        what = "a classifier needs a number of classes, or a list of names, each once"
+        what = "a classifier needs a number of classes, or a list of different names"
         raise UsageError(what, where="classes", fix="1 or more")
     return names, n_classes
 
 
 def build_meta_network(card: Card, network_plan: Plan | None = None) -> NetworkModule:
-    """The module of a card on the meta device: every shape, no number, no time. ``worked_out`` is its known plan."""
+    """Build the module of a card on the meta device, which takes no memory and little time.
+
+    Args:
+        card: the card.
+        network_plan: the plan of its spec, if the caller has it.
+    """
     network_plan = network_plan or plan(card.spec)
     network_class = Backbone if isinstance(card.spec.head, Features) else NetworkModule
-    return network_class(
-        network_plan, card, [(get_child_name(part), build_module(part)) for part in network_plan.root.children]
-    )
+    children = [(get_child_name(part), build_module(part)) for part in network_plan.root.children]
+    return network_class(network_plan, card, children)

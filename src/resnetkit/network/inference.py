@@ -1,4 +1,4 @@
-"""The mode of a network, put back as it was."""
+"""Run a network on images: normalize pixels, and compute logits in evaluation mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from resnetkit.runtime.torch_settings import strict_fp32
 
 @contextlib.contextmanager
 def eval_mode(network: NetworkModule) -> Iterator[None]:
-    """Evaluation for as long as the body runs; afterwards each module is in the mode in which it was."""
+    """Set evaluation mode while the body runs; then restore the mode of each module."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -32,7 +32,14 @@ LogitsFunction = Callable[[Tensor], Tensor]
 
 
 class PixelNormalizer:
-    """From pixels (N H W C, 8 bits) to what the network takes (N C H W, fp32, channels last) on a device."""
+    """Normalizes pixels (N, H, W, C; 8 bits) to the input of a network (N, C, H, W; fp32; channels last).
+
+    Engines normalize inside their graph (`engines.export`), with the same scale and shift.
+
+    Args:
+        preparation: holds the mean and standard deviation of the channels.
+        device: the device of the result.
+    """
 
     def __init__(self, preparation: Preparation, device: torch.device) -> None:
         scale, shift = compute_scale_and_shift(preparation)
@@ -51,11 +58,16 @@ def inference(
     precision: Precision = "fp32",
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[LogitsFunction]:
-    """A function from pixels to logits (N classes, fp32, on the CPU); fp32 on a GPU is fp32, not TF32.
+    """Yield a function from pixels (N, H, W, C; 8 bits) to logits (N, classes; fp32; on the CPU).
 
-    Afterwards the network is on the device and in the modes in which it was; its weights stay in channels-last order.
+    On leaving, the network returns to its device and modes; its weights stay in channels-last order. On a GPU, fp32 is
+    strict fp32 and not TF32.
 
-    ``ask`` is another question to the network than for its answer.
+    Args:
+        network: the network.
+        device: the device to compute on.
+        precision: ``fp32``, ``bf16`` or ``auto``.
+        forward: compute another output than the logits.
     """
     run_network = forward or network
     original_device = next(network.parameters()).device
@@ -77,12 +89,16 @@ def inference(
 
 
 def count_network_classes(network: NetworkModule) -> int:
-    """How many classes a network tells apart; raises `UsageError` where it has no classifier."""
+    """Return the number of classes of a network.
+
+    Raises:
+        UsageError: the network has no classifier.
+    """
     return len(get_labels(network.card))
 
 
 def compute_network_digest(network: NetworkModule) -> str:
-    """Of the weights."""
+    """Return a digest of all weights and statistics of a network."""
     hasher = hashlib.blake2b(digest_size=16)
     for tensor in network.state_dict().values():
         hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

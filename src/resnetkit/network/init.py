@@ -1,4 +1,4 @@
-"""How weights start: by the role of each operation, from one generator."""
+"""Initialize weights by the role of each operation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,24 @@ from resnetkit.network.layers import NetworkModule
 
 
 def initialize_weights(model: NetworkModule, *, seed: int = 0, zero_last_norm: bool = False) -> None:
-    """Fill every parameter and statistic of ``model``, in place; the same seed gives the same numbers on every device.
+    """Fill all parameters and statistics of ``model`` in place.
 
-    Convolutions: normal with variance 2 / fan-out (He et al., arXiv 1502.01852, as torchvision does). Norms: 1 and 0.
-    Linear layers: uniform within 1 / sqrt(fan-in), torch's own default. ``zero_last_norm`` starts every block as its
-    shortcut (Goyal et al., arXiv 1706.02677, section 5.1).
+    - Convolutions: normal with variance 2 / fan-out (He et al., arXiv 1502.01852), as in torchvision.
+    - Norms: weight 1, bias 0.
+    - Linear layers: uniform within 1 / sqrt(fan-in), the default of torch.
+
+    Args:
+        model: the network.
+        seed: the same seed gives the same weights on every device.
+        zero_last_norm: set the last norm of every branch to zero, so that each block starts as its shortcut (Goyal et
+            al., arXiv 1706.02677, section 5.1).
+
+    Raises:
+        UsageError: ``zero_last_norm``, but the network has no shortcuts or no norm at the end of its branches.
     """
     if zero_last_norm and not {"add", "branch-last-norm"} <= {node.role for node in model.plan.nodes}:
-        what = "zero_last_norm starts blocks as their shortcuts: it needs some, and a norm at the end of branches"
-        raise UsageError(what, where=model.card.name, fix="leave zero_last_norm out")
+        what = "zero_last_norm needs shortcuts and a norm at the end of each branch"
+        raise UsageError(what, where=model.card.name, fix="do not set zero_last_norm")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for node in model.plan.nodes:

@@ -1,14 +1,14 @@
-"""The modules of a network. The plan has decided every number; what is left is the formula.
+"""The modules of a network. The plan has decided every number, so that ``forward`` reads like the formula.
 
-Shapes are N C H W. A place of the plan is a sequence of its parts, an operation is one module, and every module stands
-at its path: ``model.stage1.block1.branch.conv1``. The one node without a module is ``add``, which is the ``+`` below.
+Shapes are (N, C, H, W). A section of the plan is a sequence of its children, an operation is one module. The path of a
+module is the path of its node: ``model.stage1.block1.branch.conv1``. The node ``add`` has no module: it is the ``+``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Self
@@ -27,23 +27,23 @@ from resnetkit.network.report import TensorReport
 
 
 class StemModule(nn.Sequential):
-    """From the image to the first stage."""
+    """The layers before the first stage."""
 
 
 class PreActivation(nn.Sequential):
-    """What comes before the branch of a pre-activation block: a norm and an activation."""
+    """The norm and the activation before the branch of a pre-activation block."""
 
 
 class BranchModule(nn.Sequential):
-    """The way through the convolutions of a block."""
+    """The convolutions of a block."""
 
 
 class ShortcutModule(nn.Sequential):
-    """The way around them; an empty one is the identity."""
+    """The path around the branch; if empty, the identity."""
 
 
 class Block(nn.Module):
-    """Branch and shortcut, added, then activated (arXiv 1512.03385, equations 1 and 2)."""
+    """A block: activation(branch(x) + shortcut(x)) (arXiv 1512.03385, equations 1 and 2)."""
 
     def __init__(self, branch: BranchModule, shortcut: ShortcutModule, act: nn.Module) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Block(nn.Module):
 
 
 class PreBlock(nn.Module):
-    """Activated before the branch; the shortcut is around both (arXiv 1603.05027, figure 4 e)."""
+    """A pre-activation block: branch(pre(x)) + shortcut(x) (arXiv 1603.05027, figure 4 e)."""
 
     def __init__(self, pre: PreActivation, branch: BranchModule, shortcut: ShortcutModule) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class PreBlock(nn.Module):
 
 
 class ProjectedPreBlock(PreBlock):
-    """The same where the shortcut has weights: it sees the activated map, too."""
+    """A pre-activation block whose shortcut has weights, and so takes the activated map."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pre(x)
@@ -77,17 +77,17 @@ class ProjectedPreBlock(PreBlock):
 
 
 class PlainBlock(nn.Sequential):
-    """Branch, then activation: a block of a network without shortcuts."""
+    """A block without a shortcut: branch, then activation."""
 
 
 class StageModule(nn.Sequential):
-    """Blocks in a row."""
+    """The blocks of a stage."""
 
 
 class CheckpointedStage(StageModule):
-    """A stage that keeps its input alone for the backward pass, and runs again there: less memory for more time.
+    """A stage with activation checkpointing: it keeps only its input and runs again in the backward pass.
 
-    The second run leaves the statistics of norms as they are: they have seen this batch already.
+    The second run does not update the statistics of norms, because the first one did.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,38 +98,38 @@ class CheckpointedStage(StageModule):
 
 
 def _make_checkpoint_contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds the first run, and the second."""
+    """Return the contexts of the first run and the second run."""
     return contextlib.nullcontext(), _preserve_statistics(stage)
 
 
 @contextlib.contextmanager
 def _preserve_statistics(stage: nn.Module) -> Iterator[None]:
-    """Norms write into copies for as long as the body runs."""
+    """Let norms update copies of their statistics while the body runs."""
     norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
-    originals = [dict(norm.named_buffers()) for norm in norms]
-    for norm, buffers in zip(norms, originals, strict=True):
-        _set_buffers(norm, {name: buffer.clone() for name, buffer in buffers.items()})
+    originals = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers()]
+    for norm, name, buffer in originals:
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, originals, strict=True):
-            _set_buffers(norm, buffers)
-
-
-def _set_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    for name, buffer in buffers.items():
-        setattr(module, name, buffer)
+        for norm, name, buffer in originals:
+            setattr(norm, name, buffer)
 
 
 class HeadModule(nn.Sequential):
-    """From the last map to the answer."""
+    """The layers after the last stage."""
 
 
 class NetworkModule(nn.Module):
-    """Stem, stages and head in a row. ``plan`` is what it was built from, ``card`` what belongs to it.
+    """A network: stem, stages and head in sequence.
 
-    ``report`` says where its tensors came from, if they were loaded or changed. What is ``frozen`` (paths) stays in
-    evaluation mode, whatever `train` says.
+    ``plan`` describes its structure, ``card`` the model, and ``report`` the origin of its tensors. The modules at
+    ``frozen_paths`` stay in evaluation mode.
+
+    Args:
+        plan: the plan of the network.
+        card: the card of the model.
+        children: the name and module of stem, stages and head.
     """
 
     def __init__(self, plan: Plan, card: Card, children: Iterable[tuple[str, nn.Module]]) -> None:
@@ -147,7 +147,7 @@ class NetworkModule(nn.Module):
         return x
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, or evaluation; what is frozen stays in evaluation."""
+        """Set training or evaluation mode; frozen modules stay in evaluation mode."""
         super().train(mode)
         for path in self.frozen_paths:
             self.get_submodule(path).eval()
@@ -155,15 +155,20 @@ class NetworkModule(nn.Module):
 
     @property
     def feature_info(self) -> dict[str, Section]:
-        """What a backbone hands on: each has ``output`` (C, H, W), ``stride`` and ``receptive_field``, in pixels."""
+        """The stages whose maps a backbone returns, with their shape, stride and receptive field."""
         head = self.card.spec.head
         stages = head.stages if isinstance(head, Features) else (len(self.card.spec.stages),)
         return {f"stage{i}": section for i in stages if isinstance(section := self.plan[f"stage{i}"], Section)}
 
     def extract_features(self, x: Tensor, paths: Iterable[str]) -> dict[str, Tensor]:
-        """What the named places (``stem``, ``stage1``, ``stage2.block1`` ...) hand on for images ``x``.
+        """Return the outputs of some modules; the modules after the last of them do not run.
 
-        Nothing later runs. Raises `UsageError` for a place that is not among `places`.
+        Args:
+            x: images, (N, C, H, W).
+            paths: paths out of `list_feature_paths`, such as ``stem``, ``stage1`` or ``stage2.block1``.
+
+        Raises:
+            UsageError: an unknown path.
         """
         wanted = set(paths)
         self.check_feature_paths(wanted)
@@ -172,20 +177,24 @@ class NetworkModule(nn.Module):
         return outputs
 
     def list_feature_paths(self) -> list[str]:
-        """Every path whose output is handed on to the next: stem, stages, blocks, head, and what they are made of."""
+        """Return the paths whose output goes to the next module: stem, stages, blocks, head and their layers."""
         return list(_iterate_paths(self, ""))
 
     def check_feature_paths(self, paths: Iterable[str]) -> None:
-        """Raise `UsageError` for a path that is not among `places`."""
+        """Check that all paths are in `list_feature_paths`.
+
+        Raises:
+            UsageError: an unknown path.
+        """
         known = self.list_feature_paths()
         for path in paths:
             if path not in known:
                 fix = suggest_fix(path, known, "one of " + ", ".join(name for name in known if "." not in name))
-                raise UsageError(f"this network has no place called {path!r}", fix=fix)
+                raise UsageError(f"this network has no section {path!r}", fix=fix)
 
 
 class Backbone(NetworkModule):
-    """A network whose answer is the maps of some stages, by name: N C H W each."""
+    """A network that returns the maps of some stages by name, (N, C, H, W) each."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         outputs: dict[str, Tensor] = {}
@@ -203,7 +212,7 @@ def _iterate_paths(parent: nn.Module, path: str) -> Iterator[str]:
 
 
 def _collect_outputs(parent: nn.Module, path: str, x: Tensor, wanted: set[str], outputs: dict[str, Tensor]) -> Tensor:
-    """Run the children of a sequence until everything that is wanted has been found."""
+    """Run the children of a sequence until all wanted outputs are there."""
     for name, child in parent.named_children():
         if wanted == outputs.keys():
             break
@@ -215,11 +224,11 @@ def _collect_outputs(parent: nn.Module, path: str, x: Tensor, wanted: set[str], 
     return x
 
 
-# ------------------------------------------------------------------------------------------- operations torch lacks
+# --------------------------------------------------------------------------------------- operations that torch lacks
 
 
 class ZeroPad(nn.Module):
-    """Every stride-th pixel, with channels of zeros around (option A)."""
+    """Every stride-th pixel, with channels of zeros before and after the channels (option A)."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -233,7 +242,7 @@ class ZeroPad(nn.Module):
 
 
 class DilatedAvgPool2d(nn.Module):
-    """`nn.AvgPool2d(kernel, stride, ceil_mode=True, count_include_pad=False)` with dilation, for a trous stages."""
+    """`nn.AvgPool2d(kernel, stride, ceil_mode=True, count_include_pad=False)` with dilation."""
 
     def __init__(self, op: ops.AvgPoolOp) -> None:
         super().__init__()
@@ -256,15 +265,16 @@ class DilatedAvgPool2d(nn.Module):
 
 
 class GlobalAvgPool2d(nn.Module):
-    """N C H W -> N C."""
+    """Global average pooling: (N, C, H, W) -> (N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
 
 
 class PaddedMaxPool2d(nn.Module):
-    """A max pool whose edge is written out: zeros, as Keras pads it, or numbers that never win, where torch's own pool
-    takes no such padding (dilated ones).
+    """A max pool with explicit padding: zeros as in Keras, or minus infinity.
+
+    The pool of torch has no zero padding, and too little padding for dilation.
     """
 
     def __init__(self, op: ops.MaxPoolOp) -> None:
@@ -281,10 +291,9 @@ class PaddedMaxPool2d(nn.Module):
 
 
 class BlurPool2d(nn.Module):
-    """A binomial filter on each channel, mirrored at the edge (arXiv 1904.11486).
+    """A binomial filter on each channel with reflect padding (arXiv 1904.11486).
 
-    A dilated one mirrors each of the grids that its taps lie on by itself, so that an a trous network blurs as the
-    original does.
+    With dilation each sub-grid of the map is padded by itself, so that an atrous network blurs as the original does.
     """
 
     def __init__(self, op: ops.BlurOp) -> None:
@@ -304,7 +313,7 @@ class BlurPool2d(nn.Module):
         return x[..., rows[:, None], columns]
 
     def _compute_source_indices(self, n: int, device: torch.device) -> Tensor:
-        """For each place of a padded line of ``n`` pixels the pixel that stands there."""
+        """Return, for each position of a padded row of ``n`` pixels, the index of its source pixel."""
         position = torch.arange(-self.padding, n + self.padding, device=device)
         grid = position % self.dilation
         last_index = (n - 1 - grid) // self.dilation
@@ -316,7 +325,7 @@ class BlurPool2d(nn.Module):
 
 
 class AdaptiveAvgPoolFlatten(nn.Module):
-    """N C H W -> N (C side side)."""
+    """Adaptive average pooling, flattened: (N, C, H, W) -> (N, C * side * side)."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -330,7 +339,7 @@ class AdaptiveAvgPoolFlatten(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Each channel times a weight of 0 to 1 that two layers make of all averages (arXiv 1709.01507, equation 3)."""
+    """Multiplies each channel by a weight of 0 to 1 from two layers (arXiv 1709.01507, equation 3)."""
 
     def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
@@ -343,7 +352,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class EfficientChannelAttention(nn.Module):
-    """Each channel times a weight of 0 to 1 that a convolution along the channels makes of their averages."""
+    """Multiplies each channel by a weight of 0 to 1 from a convolution along the channel averages."""
 
     def __init__(self, kernel: int) -> None:
         super().__init__()
@@ -354,7 +363,7 @@ class EfficientChannelAttention(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """In training, zeros for some images of a batch, the others enlarged so that the mean stays (arXiv 1603.09382)."""
+    """Sets the branch of some images to zero in training, and scales the others up (arXiv 1603.09382)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -372,7 +381,7 @@ class StochasticDepth(nn.Module):
 
 # ------------------------------------------------------------------------------------------------- node -> module
 
-_META_DEVICE = "meta"  # said to each layer, as a `torch.device` context costs as much as the layers themselves
+_META_DEVICE = "meta"  # an argument of each layer, because a `torch.device` context doubles the time
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -385,17 +394,8 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def _build_convolution(op: ops.ConvOp) -> nn.Module:
-    return nn.Conv2d(
-        op.in_channels,
-        op.out_channels,
-        op.kernel,
-        op.stride,
-        op.padding,
-        op.dilation,
-        op.groups,
-        op.bias,
-        device=_META_DEVICE,
-    )
+    geometry = (op.kernel, op.stride, op.padding, op.dilation, op.groups)
+    return nn.Conv2d(op.in_channels, op.out_channels, *geometry, bias=op.bias, device=_META_DEVICE)
 
 
 def _build_norm(op: ops.NormOp) -> nn.Module:
@@ -444,7 +444,7 @@ _SECTION_MODULES: dict[str, type[nn.Sequential]] = {
 
 
 def build_module(part: Section | Node) -> nn.Module:
-    """The module of a node or a place of a plan, on the meta device: shapes, and no numbers yet."""
+    """Build the module of a node or section on the meta device, without data."""
     if isinstance(part, Node):
         return _LAYER_BUILDERS[type(part.op)](part.op)
     children = {get_child_name(child): build_module(child) for child in part.children if child.role != "add"}
@@ -464,5 +464,5 @@ def _build_block(children: dict[str, nn.Module]) -> nn.Module:
 
 
 def get_child_name(part: Section | Node) -> str:
-    """The last word of a path."""
+    """Return the last name of the path of a node or section."""
     return part.path.rpartition(".")[2]

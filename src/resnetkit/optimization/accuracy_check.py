@@ -1,4 +1,4 @@
-"""How far the answers of an engine are from those of the network in fp32, and whether that is near enough.
+"""Compare the predictions of an engine with those of the network in fp32, and decide if they match.
 
 This module imports no torch.
 """
@@ -12,35 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetkit.engines.base import Logits
+from resnetkit.engines.saved import EngineComparison
 
-# Of the largest logit. Numbers of fp32 are only added in another order; bf16 keeps 8 bits of each product's factors.
-# Eight bits for every map can change a logit by more and leave the answer as it is, so int8 is judged by answers, where
-# there are any; an untrained network has none, and 0.2 is far below what a fault makes. Where logits have a limit one
-# answer may change: of few pictures it is more than any loss that can be meant.
+# Limits of the logit error. Engines in fp32 only add in another order; bf16 keeps 8 bits of each factor. int8 rounds
+# every feature map to 8 bits, which can change logits more without changing predictions, so predictions decide. For an
+# untrained network they mean nothing; then 0.2 is far below the error that a bug causes.
 _MAX_ERROR = {"fp32": 1e-3, "bf16": 5e-2}
 _MAX_ERROR_UNTRAINED = 0.2
 _MIN_MATCH_RATE = 0.98
-MAX_LOSS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class EngineComparison:
-    """``error``: the largest difference of a logit, as a share of the largest logit. ``same``: the share of pictures
-    with the same answer. ``lost``: points of accuracy. ``why`` it is not enough, or empty. What cannot be told is None.
-    """
-
-    logit_error: float | None
-    match_rate: float | None = None
-    accuracy_drop: float | None = None
-    reason: str = ""
+MAX_LOSS = 0.2  # percentage points
 
 
 @dataclass(frozen=True)
 class Fp32Reference:
-    """What answers are compared with: logits in fp32 (N K), the names of the pictures, and their classes if known.
+    """Logits in fp32 (N, K), the names of the images, and their labels if they have any.
 
-    Where ``answers`` mean nothing, as those of a network that was not trained and those about made pictures, only the
-    logits are compared.
+    ``has_predictions`` is False if only the logits mean something: for synthetic images or an untrained network.
+    ``max_loss`` is the accuracy that an engine may lose, in percentage points.
     """
 
     logits: Logits
@@ -50,52 +38,56 @@ class Fp32Reference:
     max_loss: float = MAX_LOSS
 
     def take_first(self, n: int) -> Fp32Reference:
-        """A judge of the first ``n`` pictures alone."""
+        """Return the reference for the first ``n`` images."""
         labels = None if self.labels is None else self.labels[:n]
         return replace(self, logits=self.logits[:n], names=self.names[:n], labels=labels)
 
     def compare(self, logits: Logits, precision: str) -> EngineComparison:
-        """The verdict on the logits of the same pictures."""
+        """Compare an engine's logits with the reference.
+
+        Args:
+            logits: logits of the same images (N, K).
+            precision: the engine's precision, which sets the limit of the logit error.
+
+        Returns:
+            The comparison; its ``reason`` is empty if the predictions match fp32.
+        """
         if logits.shape != self.logits.shape:
-            return EngineComparison(
-                None, reason=f"it gives {_format_shape(logits)} logits for {_format_shape(self.logits)}"
-            )
+            reason = f"it returns {_format_shape(logits)} logits instead of {_format_shape(self.logits)}"
+            return EngineComparison(reason=reason)
         differences = np.abs(logits - self.logits).max(1)
         if not np.isfinite(differences).all():
-            return EngineComparison(None, reason="its logits are not finite")
-        logit_error = float(differences.max() / max(float(np.abs(self.logits).max()), 1e-30))
-        match_rate, n_fewer_correct = self._compare_predictions(logits) if self.has_predictions else (None, None)
-        worst_name = self.names[int(differences.argmax())]
-        accuracy_drop = None if n_fewer_correct is None else 100 * n_fewer_correct / len(logits)
-        return EngineComparison(
-            logit_error,
-            match_rate,
-            accuracy_drop,
-            "; ".join(self._find_faults(precision, logit_error, match_rate, n_fewer_correct, worst_name)),
+            return EngineComparison(reason="its logits are NaN or infinite")
+        comparison = EngineComparison(
+            float(differences.max() / max(float(np.abs(self.logits).max()), 1e-30)), *self._compare_predictions(logits)
         )
+        faults = self._find_faults(precision, comparison, self.names[int(differences.argmax())])
+        return replace(comparison, reason="; ".join(faults))
 
-    def _compare_predictions(self, logits: Logits) -> tuple[float, int | None]:
-        """(share of the same answers, how many fewer are right)."""
-        ours, theirs = self.logits.argmax(1), logits.argmax(1)
-        match_rate = float((ours == theirs).mean())
+    def _compare_predictions(self, logits: Logits) -> tuple[float | None, float | None]:
+        """Return the match rate and the change of accuracy in percentage points."""
+        if not self.has_predictions:
+            return None, None
+        expected, predicted = self.logits.argmax(1), logits.argmax(1)
+        match_rate = float((expected == predicted).mean())
         if self.labels is None:
             return match_rate, None
-        return match_rate, int((ours == self.labels).sum()) - int((theirs == self.labels).sum())
+        n_gained = int((predicted == self.labels).sum()) - int((expected == self.labels).sum())
+        return match_rate, 100 * n_gained / len(logits)
 
-    def _find_faults(
-        self, precision: str, logit_error: float, match_rate: float | None, n_fewer_correct: int | None, worst_name: str
-    ) -> list[str]:
-        limit = _MAX_ERROR.get(precision, _MAX_ERROR_UNTRAINED if match_rate is None else np.inf)
-        faults, n = [], len(self.names)
-        if logit_error > limit:
-            faults.append(f"logits differ by {logit_error:.2g} of the largest (limit {limit:g}), most at {worst_name}")
-        if n_fewer_correct is not None and n_fewer_correct > max(
-            n * self.max_loss / 100 + 1e-9, precision in _MAX_ERROR
-        ):
-            message = f"{n_fewer_correct:,} fewer of {n:,} pictures are right"
-            faults.append(f"{message}, {100 * n_fewer_correct / n:.2f} points (--max-loss {self.max_loss:g})")
-        if n_fewer_correct is None and match_rate is not None and match_rate < _MIN_MATCH_RATE:
-            faults.append(f"only {match_rate:.1%} of the answers are the same (limit {_MIN_MATCH_RATE:.0%})")
+    def _find_faults(self, precision: str, comparison: EngineComparison, worst_name: str) -> list[str]:
+        error, match_rate, change = comparison.logit_error, comparison.match_rate, comparison.accuracy_change
+        limit, n = _MAX_ERROR.get(precision, _MAX_ERROR_UNTRAINED if match_rate is None else np.inf), len(self.names)
+        faults = []
+        if error is not None and error > limit:
+            faults.append(f"logits differ by {error:.2g} of the largest (limit {limit:g}), most for {worst_name}")
+        if change is not None:
+            n_lost = round(-change * n / 100)
+            # if logits have a limit, one prediction may change: among few images it exceeds any reasonable loss
+            if n_lost > max(n * self.max_loss / 100 + 1e-9, precision in _MAX_ERROR):
+                faults.append(f"{n_lost:,} fewer of {n:,} correct, {-change:.2f} points (--max-loss {self.max_loss:g})")
+        elif match_rate is not None and match_rate < _MIN_MATCH_RATE:
+            faults.append(f"only {match_rate:.1%} of the predictions match fp32 (limit {_MIN_MATCH_RATE:.0%})")
         return faults
 
 

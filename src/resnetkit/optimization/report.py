@@ -1,4 +1,4 @@
-"""What `optimize` found, as a page: speed against agreement.
+"""The HTML report of `optimize`: throughput against logit error, and tables.
 
 This module imports no torch.
 """
@@ -23,9 +23,9 @@ from resnetkit.html import page as html
 from resnetkit.html.charts import SCATTER_STYLE, ScatterPoint, draw_scatter_plot
 
 _PURPOSES = {
-    "latency": "one picture at a time",
-    "throughput": "many pictures",
-    "start": "from nothing to the first answer",
+    "latency": "one image at a time",
+    "throughput": "many images",
+    "startup": "start-up to the first prediction",
 }
 _STYLE = (
     SCATTER_STYLE
@@ -36,67 +36,59 @@ _STYLE = (
   linear-gradient(to left, var(--soft), transparent) right / .5rem 92% no-repeat scroll; }
 """
 )
+_CHART_NOTE = (
+    "Each mark is a configuration: an engine, a precision, a batch size and a number of streams. Higher is faster. "
+    "Farther left is closer to the network in fp32. The logit error is the largest difference of a logit, divided by "
+    "the largest logit. Point at a mark to read its values."
+)
+_TABLE_NOTE = (
+    "Batch 4 x 2 means four images per call and two calls in parallel. The logit error is the largest difference from "
+    "fp32. An accuracy change of -0.10 means that a tenth of a percent fewer images are correct. "
+    "Rows with a start-up time were measured again in the final round, in turns."
+)
+_LOGITS_ONLY_NOTE = "Only logits were compared, because the network is not trained or no images were given (--data)."
+_FIRST_COLUMNS = ("engine", "throughput (images/s)", "chosen for")  # what a narrow screen shows
 
 
 def get_model_name(folder: Path) -> str:
-    """What a person calls a model folder: `model` in a run folder has the name of the run."""
+    """Return the name of a model folder; for the folder ``model`` of a run, the name of the run."""
     path = folder.absolute()
     return path.parent.name if path.name == "model" and (path.parent / "run.toml").is_file() else path.name
 
 
 def render_optimize_report(name: str, result: OptimizeResult) -> str:
-    """The whole page; every name in it is text, never markup."""
-    plotted = [row for row in result.measurements if row.logit_error is not None and row.images_per_second]
+    """Render the report as one HTML page; all text in it is escaped.
+
+    Args:
+        name: the name of the model.
+        result: what `optimize` measured and chose.
+    """
+    plotted = [row for row in result.measurements if row.comparison.logit_error is not None and row.throughput]
     best = select_best_per_engine(result)
-    reasons = group_skip_reasons(best)
+    is_logits_only = bool(plotted) and all(row.comparison.match_rate is None for row in plotted)
     sections = [
         (
             "",
             html.render_stat_cards(_build_cards(result))
-            + html.render_note(_LOGITS_ONLY_NOTE) * _is_logits_only(plotted),
-        ),
-        ("Speed against agreement", _draw_chart(result, plotted) + html.render_note(_CHART_NOTE))
-        if plotted
-        else ("", ""),
-        ("The best of each engine", _render_table(result, best) + html.render_note(_TABLE_NOTE)),
-        *[("Left out", html.render_html_list(reasons))] * bool(reasons),
-        ("Everything that was tried", _render_table(result, result.measurements)),
+            + (html.render_note(_LOGITS_ONLY_NOTE) if is_logits_only else ""),
+        )
     ]
-    lead = f"Measured on {result.machine}; answers compared on {result.comparison_data}."
-    return html.render_html(f"engines of {name}", lead, [section for section in sections if section[1]], style=_STYLE)
-
-
-_CHART_NOTE = (
-    "Each mark is a way to compute: an engine, a precision, and how many pictures go at once. Higher is faster. "
-    "Farther left is nearer to the network in fp32: the largest difference of a logit, as a share of the largest "
-    "logit. Rest a pointer on a mark to read all of it."
-)
-_TABLE_NOTE = (
-    "batch 4 x 2: four pictures in a call, two calls beside each other. logits: the largest difference from fp32. "
-    "same: the share of answers that are the same. points: accuracy compared with fp32; -0.10 is a tenth of a percent "
-    "fewer right. Only what has seconds to start was measured twice, the second time taking turns."
-)
-_LOGITS_ONLY_NOTE = (
-    "Answers were not compared, since the network was not trained or no pictures were given (--data): every engine was "
-    "judged by its logits alone."
-)
-
-
-def _is_logits_only(rows: Sequence[Measurement]) -> bool:
-    return bool(rows) and all(row.match_rate is None for row in rows)
-
-
-_FIRST_COLUMNS = ("engine", "images/s", "kept for")  # what a narrow screen shows
+    if plotted:
+        sections.append(
+            ("Throughput against logit error", _draw_chart(result, plotted) + html.render_note(_CHART_NOTE))
+        )
+    sections.append(("The best of each engine", _render_table(result, best) + html.render_note(_TABLE_NOTE)))
+    if reasons := group_skip_reasons(best):
+        sections.append(("Skipped", html.render_html_list(reasons)))
+    sections.append(("All measurements", _render_table(result, result.measurements)))
+    lead = f"Measured on {result.machine}; predictions compared on {result.comparison_data}."
+    return html.render_html(f"engines of {name}", lead, sections, style=_STYLE)
 
 
 def _render_table(result: OptimizeResult, rows: Sequence[Measurement]) -> str:
-    """Of what was measured, without a column that says nothing; the reasons stand in a list of their own."""
-    records = [
-        dict(zip(HEADINGS, format_table_row(row, result.engines), strict=True)) for row in rows if row.images_per_second
-    ]
-    ordered = sorted(
-        HEADINGS, key=lambda name: _FIRST_COLUMNS.index(name) if name in _FIRST_COLUMNS else len(_FIRST_COLUMNS)
-    )
+    """Render the measured rows, without empty columns."""
+    records = [dict(zip(HEADINGS, format_table_row(row, result), strict=True)) for row in rows if row.throughput]
+    ordered = [*_FIRST_COLUMNS, *(name for name in HEADINGS if name not in _FIRST_COLUMNS)]
     columns = [name for name in ordered if any(row[name] for row in records)]
     return html.render_html_table(columns, ([row[name] for name in columns] for row in records))
 
@@ -105,25 +97,27 @@ def _build_cards(result: OptimizeResult) -> Iterator[tuple[str, str, str]]:
     baseline = find_baseline(result.measurements)
     for saved in result.engines:
         speedup = format_speedup(saved.measurement, baseline) if saved.purpose == "throughput" else ""
-        details = ", ".join(filter(None, (_PURPOSES[saved.purpose], _format_config(saved.measurement.config), speedup)))
+        details = ", ".join(filter(None, (_PURPOSES[saved.purpose], _format_config(saved.config), speedup)))
         yield saved.purpose, format_headline(saved), details
     if baseline:
-        speed = f"{baseline.images_per_second or 0:,.1f} images/s"
-        yield "to compare", speed, f"torch with norms folded, {_format_config(baseline.config)}"
+        details = f"PyTorch with folded norms, {_format_config(baseline.config)}"
+        yield "baseline", f"{baseline.throughput:,.1f} images/s", details
 
 
 def format_speedup(row: Measurement, baseline: Measurement | None) -> str:
-    """How many times faster than the plain way, which was measured beside it; empty where that is not known."""
-    if baseline is None or not baseline.images_per_second:
+    """Return the speedup over the baseline, which was measured in the same round; empty if unknown.
+
+    Args:
+        row: the measurement.
+        baseline: the measurement to divide by.
+    """
+    if baseline is None or not baseline.throughput:
         return ""
-    return (
-        _use_nonbreaking_spaces(f"{(row.images_per_second or 0) / baseline.images_per_second:.1f} times")
-        + " eager fp32"
-    )
+    return _use_nonbreaking_spaces(f"{row.throughput / baseline.throughput:.1f} times") + " eager fp32"
 
 
 def _format_config(config: EngineConfig) -> str:
-    """A choice that breaks behind its comma alone."""
+    """Return a configuration that may break only after its comma."""
     return ", ".join(map(_use_nonbreaking_spaces, str(config).split(", ")))
 
 
@@ -132,36 +126,31 @@ def _use_nonbreaking_spaces(text: str) -> str:
 
 
 def format_headline(saved: SavedEngine) -> str:
-    """What a choice was made for, with its unit."""
+    """Return the number that a saved engine was chosen for, with its unit."""
     row = saved.measurement
     return {
         "latency": f"{row.latency_ms or 0:,.2f} ms",
-        "throughput": f"{row.images_per_second or 0:,.1f} images/s",
-        "start": f"{row.seconds_to_start or 0:.2f} s",
+        "throughput": f"{row.throughput:,.1f} images/s",
+        "startup": f"{row.startup_seconds or 0:.2f} s",
     }[saved.purpose]
 
 
 def _draw_chart(result: OptimizeResult, rows: list[Measurement]) -> str:
-    purposes = {
-        row.config: ", ".join(item.purpose for item in result.engines if item.measurement.config == row.config)
-        for row in rows
-    }
     points = [
         ScatterPoint(
-            row.config.engine,
-            row.logit_error or 0.0,
-            row.images_per_second or 0.0,
-            _format_tooltip(row),
-            bool(row.reason),
-            row.config.precision,
-            purposes[row.config],
+            color_group=row.config.engine,
+            x=row.comparison.logit_error or 0.0,
+            y=row.throughput,
+            tooltip=_format_tooltip(row),
+            is_hollow=bool(row.reason),
+            shape_group=row.config.precision,
+            label=result.list_purposes(row.config),
         )
         for row in rows
     ]
-    axes = ("largest difference of a logit from fp32", "images/s")
-    return draw_scatter_plot("images per second against the difference from fp32", axes, points)
+    return draw_scatter_plot("throughput against logit error", ("logit error", "images/s"), points)
 
 
 def _format_tooltip(row: Measurement) -> str:
-    reason = f" ({row.reason})" * bool(row.reason)
-    return f"{row.config}: {row.images_per_second or 0:,.1f} images/s, {row.logit_error or 0:.1e}{reason}"
+    reason = f" ({row.reason})" if row.reason else ""
+    return f"{row.config}: {row.throughput:,.1f} images/s, logit error {row.comparison.logit_error or 0:.1e}{reason}"

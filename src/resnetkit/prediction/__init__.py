@@ -1,1 +1,1 @@
-"""Label images, and compute their embeddings."""
+"""Predict labels of images, and compute their embeddings."""

@@ -1,4 +1,4 @@
-"""Files to labels. Torch is imported where the network itself is asked, and nowhere else.
+"""Predict the labels of images. It imports torch only if the engine is torch.
 
 This module imports no torch.
 """
@@ -40,12 +40,19 @@ def predict(
     batch_size: int = DEFAULT_BATCH_SIZE,
     on_progress: ProgressCallback | None = None,
 ) -> list[Prediction]:
-    """An `Answer` for each file, in order; a folder or a pattern stands for the pictures in it, by name.
+    """Predict the label of each image, in order; folders and patterns expand to their images by name.
 
-    A file that cannot be read is a row with its reason, never an end of the others. ``engine`` is what `optimize` has
-    kept in the model folder and is soonest done (``auto``), one of them by its name (``openvino-int8``), or ``torch``.
-    To name a ``device`` or a ``precision`` (fp32, bf16, auto) is to ask torch, ``batch_size`` pictures at once.
-    ``tell`` hears (done, all).
+    An unreadable image has a prediction with an error, and does not stop the others.
+
+    Args:
+        files: images, folders and patterns.
+        model: a path, or a network.
+        top: the number of classes per image.
+        engine: auto (the saved engine that finishes soonest), a saved engine (``openvino-int8``), or torch.
+        device: cpu, cuda, cuda:1 or auto; any but auto means torch.
+        precision: fp32, bf16 or auto; any of them means torch.
+        batch_size: the number of images per call of torch.
+        on_progress: called with the number of images done, and of all images.
     """
     inputs = expand_inputs([files] if isinstance(files, InputLike) else files)
     candidates = select_engine(model, len(inputs), EngineChoice(engine, device, precision))
@@ -54,15 +61,9 @@ def predict(
 
 
 def _load_network(model: str | os.PathLike[str] | NetworkModule) -> NetworkModule:
-    from resnetkit.weights.load import load
+    from resnetkit.weights.load import load_network
 
-    return load(model)
-
-
-# -------------------------------------------------------------------------------------------------------- who is asked
-
-
-# ----------------------------------------------------------------------------------------------------- what is answered
+    return load_network(model)
 
 
 def predict_inputs(
@@ -73,36 +74,41 @@ def predict_inputs(
     on_progress: ProgressCallback | None = None,
     dist: ProcessGroup = SINGLE_PROCESS,
 ) -> Generator[Prediction, None, None]:
-    """What `predict` gives for inputs that are expanded already, each answer as soon as it is there.
+    """Yield the prediction of each input as soon as it is known, in order.
 
-    Of W processes process r looks at the batches r, r + W ..., and each gets all answers, in order.
+    With W processes, rank r computes the batches r, r + W, ..., and every rank gets all predictions.
+
+    Args:
+        inputs: the images.
+        session: the open engine.
+        top: the number of classes per image.
+        on_progress: called with the number of images done, and of all images.
+        dist: the process group.
     """
     engine, card, batch_size = session.engine, session.card, session.engine.config.batch_size
     stride, n_done = batch_size * dist.world_size, 0
     starts = range(dist.rank * batch_size, len(inputs), stride)
     rank_inputs = inputs if dist.world_size == 1 else [item for i in starts for item in inputs[i : i + batch_size]]
-    batches = run_pipeline(
-        rank_inputs, card.preparation, add_shape_check(engine, len(card.labels)), batch_size, engine.config.streams
-    )
+    infer = add_shape_check(engine, len(card.labels))
+    batches = run_pipeline(rank_inputs, card.preparation, infer, batch_size, engine.config.streams)
     with contextlib.closing(batches):
         for _ in range(0, len(inputs), stride):
-            rows = [
-                (prediction.file, prediction.top, prediction.error)
-                for prediction in _build_predictions(next(batches, []), card.labels, top)
-            ]
-            predictions = [
-                Prediction(file, tuple(map(tuple, top_classes)), error)
-                for rank_rows in dist.all_gather(rows)
-                for file, top_classes, error in rank_rows
-            ]
-            yield from predictions
-            n_done += len(predictions)
+            rows = [(p.file, p.top, p.error) for p in _build_predictions(next(batches, []), card.labels, top)]
+            for rank_rows in dist.all_gather(rows):
+                for file, top_classes, error in rank_rows:
+                    n_done += 1
+                    yield Prediction(file, tuple(map(tuple, top_classes)), error)
             if on_progress:
                 on_progress(n_done, len(inputs))
 
 
 def expand_on_main(files: Sequence[InputLike], dist: ProcessGroup) -> list[ImageInput]:
-    """The inputs that the files stand for, as the first process finds them."""
+    """Expand the files on the main process, and return the inputs on all.
+
+    Args:
+        files: images, folders and patterns.
+        dist: the process group.
+    """
     if dist.world_size == 1:
         return expand_inputs(files)
     encoded = dist.run_on_main(lambda: [(item.name, _encode_content(item.content)) for item in expand_inputs(files)])
@@ -118,18 +124,25 @@ def _build_predictions(batch: list[InputResult], labels: Sequence[str], top: int
         if isinstance(output, ImageError):
             yield Prediction(item.name, error=output.what)
         elif not np.isfinite(output).all():
-            yield Prediction(item.name, error="its logits are not finite")
+            yield Prediction(item.name, error="the logits are NaN or infinite")
         else:
             yield Prediction(item.name, tuple((labels[i], probability) for i, probability in select_top_k(output, top)))
 
 
 def select_top_k(logits: Logits, top: int) -> list[tuple[int, float]]:
-    """(class, probability) of the first ``top`` classes of one picture; of equal ones the lower comes first."""
+    """Return the most probable classes of one image; of equal ones the lower index comes first.
+
+    Args:
+        logits: (K,).
+        top: how many classes.
+
+    Returns:
+        (class index, probability), highest first.
+    """
     logits_fp64 = logits.astype(np.float64)
     probabilities = np.exp(logits_fp64 - logits_fp64.max())
     probabilities /= probabilities.sum()
-    negated = -logits_fp64
-    threshold = np.partition(negated, min(top, len(negated)) - 1)[min(top, len(negated)) - 1]
-    candidates = np.flatnonzero(negated <= threshold)  # by class, and at least ``top`` of them
-    indices = candidates[np.argsort(negated[candidates], kind="stable")][:top]
+    negated, k = -logits_fp64, min(top, len(logits))
+    candidates = np.flatnonzero(negated <= np.partition(negated, k - 1)[k - 1])  # in order, and at least k of them
+    indices = candidates[np.argsort(negated[candidates], kind="stable")][:k]
     return [(int(i), float(probabilities[i])) for i in indices]

@@ -1,4 +1,4 @@
-"""Files to vectors: what a place of the network hands on, as one vector for each picture."""
+"""Compute embeddings of images: the output of a layer as one vector per image."""
 
 from __future__ import annotations
 
@@ -22,30 +22,34 @@ from resnetkit.prediction.inputs import expand_inputs
 from resnetkit.prediction.pipeline import run_pipeline
 from resnetkit.runtime.device import Precision
 from resnetkit.runtime.progress import ProgressCallback
-from resnetkit.weights.load import load
+from resnetkit.weights.load import load_network
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """``vectors`` has a row for each file (N D, fp32): NaN for one that could not be read, and ``errors`` says why."""
+    """A row of ``vectors`` (N, D, fp32) for each file; it is NaN if ``errors`` has a reason for the file."""
 
     files: tuple[str, ...]
     vectors: NDArray[np.float32]
     errors: tuple[str, ...]
-    place: str
+    layer: str
 
     def write(self, path: str | Path) -> Path:
-        """As ``.npz`` (files, vectors, errors, place; no pickle) or as ``.parquet`` (file, vector, error)."""
+        """Write ``.npz`` (files, vectors, errors, layer; no pickle) or ``.parquet`` (file, vector, error).
+
+        Raises:
+            UsageError: another suffix.
+        """
         path = Path(path)
         if path.suffix == ".npz":
-            files, errors, place = map(np.array, (self.files, self.errors, self.place))
+            arrays = {"files": self.files, "vectors": self.vectors, "errors": self.errors, "layer": self.layer}
             with file_utils.atomic_write(path) as temporary_path, temporary_path.open("wb") as file:
-                np.savez(file, files=files, vectors=self.vectors, errors=errors, place=place)
+                np.savez(file, **{name: np.array(values) for name, values in arrays.items()})  # type: ignore[arg-type]
         elif path.suffix == ".parquet":
             reasons = [error or None for error in self.errors]
             write_parquet(path, {"file": self.files, "vector": self.vectors, "error": reasons})
         else:
-            raise UsageError("vectors are written as .npz or .parquet", where=str(path))
+            raise UsageError(f"got {path.suffix or 'no suffix'}; allowed: .npz or .parquet", where=str(path))
         return path
 
 
@@ -53,23 +57,33 @@ def embed(
     files: InputLike | Sequence[InputLike],
     model: str | os.PathLike[str] | NetworkModule,
     *,
-    place: str | None = None,
+    layer: str | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
     batch_size: int = DEFAULT_BATCH_SIZE,
     on_progress: ProgressCallback | None = None,
 ) -> Embeddings:
-    """What ``place`` (``stage3``, ``stage2.block1``, ``head.pool`` ...) hands on; of a map the mean over it.
+    """Compute the output of a layer for each image; a feature map is averaged over its positions.
 
-    Without ``place`` it is what the classifier sees. Raises `UsageError` for a place that is not there.
+    Args:
+        files: images, folders and patterns.
+        model: a path, or a network.
+        layer: stage3, stage2.block1, head.pool, ...; the input of the classifier by default.
+        device: cpu, cuda, cuda:1 or auto.
+        precision: fp32, bf16 or auto.
+        batch_size: the number of images per call.
+        on_progress: called with the number of images done, and of all images.
+
+    Raises:
+        UsageError: the network does not have this layer.
     """
-    network = model if isinstance(model, NetworkModule) else load(model)
+    network = model if isinstance(model, NetworkModule) else load_network(model)
     inputs = expand_inputs([files] if isinstance(files, InputLike) else files)
-    place = place or find_last_place(network)
-    network.check_feature_paths([place])
+    layer = layer or find_last_layer(network)
+    network.check_feature_paths([layer])
 
     def forward(x: Tensor) -> Tensor:
-        features = network.extract_features(x, [place])[place]
+        features = network.extract_features(x, [layer])[layer]
         return features.mean((2, 3)) if features.ndim == 4 else features
 
     rows: list[NDArray[np.float32] | ImageError] = []
@@ -79,11 +93,11 @@ def embed(
             if on_progress:
                 on_progress(len(rows), len(inputs))
     errors = tuple(row.what if isinstance(row, ImageError) else "" for row in rows)
-    return Embeddings(tuple(item.name for item in inputs), _stack_vectors(rows), errors, place)
+    return Embeddings(tuple(item.name for item in inputs), _stack_vectors(rows), errors, layer)
 
 
-def find_last_place(network: NetworkModule) -> str:
-    """What the classifier sees: the pooled map, or the last stage where there is no head."""
+def find_last_layer(network: NetworkModule) -> str:
+    """Return the layer before the classifier: the pooling, or the last stage of a network without a head."""
     return "head.pool" if "head.pool" in network.list_feature_paths() else f"stage{len(network.card.spec.stages)}"
 
 

@@ -1,4 +1,4 @@
-"""Answers as rows: CSV, JSON lines, Parquet.
+"""Predictions as CSV, JSON lines and Parquet.
 
 This module imports no torch.
 """
@@ -9,20 +9,24 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from resnetkit import files
 from resnetkit.errors import missing_extra_error
 
+ROW_GROUP_SIZE = 4096  # rows of a Parquet file that are written at once
+_DEFAULT_FIELD_LIMIT = 131072  # characters of a cell that the csv module reads by default
+_LINE_END = "\r\n"
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one file: (class, probability), most probable first, or why nothing can be said."""
+    """The classes of an image with their probabilities, highest first, or the error that prevents a prediction."""
 
     file: str
     top: tuple[tuple[str, float], ...] = ()
@@ -30,55 +34,154 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The most probable class; empty where there is none."""
+        """The most probable class; empty if there is an error."""
         return self.top[0][0] if self.top else ""
 
     @property
     def probability(self) -> float | None:
-        """Of the most probable class; None where there is none."""
+        """The probability of `label`; None if there is an error."""
         return self.top[0][1] if self.top else None
 
 
 def build_record(prediction: Prediction) -> dict[str, Any]:
-    """For JSON."""
+    """Build the JSON object of a prediction."""
     top = [{"label": label, "probability": round(probability, 6)} for label, probability in prediction.top]
     best = top[0] if top else {"label": None, "probability": None}
     return {"file": prediction.file, **best, "top": top, "error": prediction.error or None}
 
 
-JSON_LINE_PREFIX = '{"file": '  # of what `json_line` gives
-JSON_FIELDS = ("file", "label", "probability", "top", "error")  # of a line of JSON
-
-
 def format_json_line(prediction: Prediction, ascii_only: bool = False) -> str:
-    """One document."""
+    """Format a prediction as one line of JSON.
+
+    Args:
+        prediction: the prediction.
+        ascii_only: whether to escape all other characters.
+    """
     return json.dumps(build_record(prediction), ensure_ascii=ascii_only)
 
 
-def list_csv_columns(top: int) -> list[str]:
-    """What the cells of a line are."""
-    other_columns = [f"{column}_{i}" for i in range(2, top + 1) for column in ("label", "probability")]
-    return ["file", "label", "probability", *other_columns, "error"]
+def escape_surrogates(text: str) -> str:
+    """Escape the bytes of a file name that are not UTF-8, so that the name can be written as text."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
-def format_csv_line(prediction: Prediction, top: int) -> str:
-    """A line; a name with a line break in it is quoted and stays one cell."""
-    cells = [cell for label, probability in prediction.top for cell in (label, f"{probability:.6f}")]
-    return format_csv_cells([prediction.file, *cells, *[""] * (2 * top - len(cells)), prediction.error])
+# --------------------------------------------------------------------------------------------------- CSV and JSON lines
 
 
-_LINE_END = "\r\n"
+@dataclass(frozen=True)
+class CsvFormat:
+    """CSV with a header; ``top`` classes per row."""
+
+    top: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        suffixes = ["", *(f"_{i}" for i in range(2, self.top + 1))]
+        return "file", *(f"{name}{suffix}" for suffix in suffixes for name in ("label", "probability")), "error"
+
+    @property
+    def header(self) -> str:
+        """The first line, without its end."""
+        return _format_cells(self.columns)
+
+    @property
+    def prefix(self) -> str:
+        """The text that a file starts with."""
+        return f"{self.header}\n"
+
+    def format_line(self, prediction: Prediction) -> str:
+        """Format a row without the line end; a name with a line break is quoted and stays one cell."""
+        cells = [cell for label, probability in prediction.top for cell in (label, f"{probability:.6f}")]
+        return _format_cells([prediction.file, *cells, *[""] * (2 * self.top - len(cells)), prediction.error])
+
+    def read_rows(self, file: BinaryIO) -> Iterator[tuple[int, str, bool]]:
+        """Yield (bytes, file name, whether it has an error) of each row before an incomplete one."""
+        for size, row in _read_complete_rows(file, has_quotes=True):
+            cells = _parse_cells(row)
+            if len(cells) != len(self.columns):
+                return
+            yield size, cells[0], bool(cells[-1])
 
 
-def format_csv_cells(cells: Sequence[str]) -> str:
-    """Cells as a line without its end."""
+@dataclass(frozen=True)
+class JsonLinesFormat:
+    """One JSON object per line, without a header."""
+
+    columns: tuple[str, ...] = tuple(build_record(Prediction("")))
+    header: str = ""
+    prefix: str = '{"file": '
+
+    def format_line(self, prediction: Prediction) -> str:
+        """Format a row without the line end."""
+        return format_json_line(prediction)
+
+    def read_rows(self, file: BinaryIO) -> Iterator[tuple[int, str, bool]]:
+        """Yield (bytes, file name, whether it has an error) of each row before an incomplete one."""
+        for size, row in _read_complete_rows(file):
+            try:
+                record = json.loads(row)
+            except (ValueError, RecursionError):
+                return
+            if not isinstance(record, dict) or tuple(record) != self.columns:
+                return
+            yield size, escape_surrogates(str(record["file"])), record["error"] is not None
+
+
+RowFormat = CsvFormat | JsonLinesFormat
+
+
+def select_row_format(suffix: str, top: int) -> RowFormat:
+    """Return the format of a file.
+
+    Args:
+        suffix: the end of its name, ``.csv`` or ``.jsonl``.
+        top: the number of classes per row.
+    """
+    return CsvFormat(top) if suffix == ".csv" else JsonLinesFormat()
+
+
+def _format_cells(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator=_LINE_END).writerow(cells)  # a name that holds a part of it is quoted
+    csv.writer(line, lineterminator=_LINE_END).writerow(cells)  # a name that holds a part of the line end is quoted
     return line.getvalue().removesuffix(_LINE_END)
 
 
+def _parse_cells(row: str) -> list[str]:
+    """Parse a row of any length; the csv module's limit is global, so it is restored."""
+    limit = csv.field_size_limit(max(len(row), _DEFAULT_FIELD_LIMIT))
+    try:
+        return next(csv.reader(io.StringIO(row, newline="")), [])
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_complete_rows(file: BinaryIO, has_quotes: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield (size in bytes, text) of rows that end with a line break outside of quotes."""
+    lines, is_quoted = [], False
+    for line in file:
+        lines.append(line)
+        is_quoted ^= has_quotes and bool(line.count(b'"') % 2)
+        if line.endswith(b"\n") and not is_quoted:
+            row = b"".join(lines)
+            if b"\0" in row:  # after a power failure, pages that were never written read as zeros
+                return
+            try:
+                yield len(row), row.decode()
+            except UnicodeDecodeError:
+                return
+            lines.clear()
+
+
+# -------------------------------------------------------------------------------------------------------------- Parquet
+
+
 def check_parquet_installed() -> None:
-    """Raise `MachineError` where pyarrow is missing, before any work is done for it."""
+    """Check that pyarrow is installed, before any work is done.
+
+    Raises:
+        MachineError: it is not.
+    """
     try:
         import pyarrow  # noqa: F401
     except ImportError:
@@ -86,7 +189,15 @@ def check_parquet_installed() -> None:
 
 
 def write_parquet(path: Path, columns: dict[str, Any]) -> None:
-    """A Parquet file, whole or not at all, of lists and of arrays (N D); raises `MachineError` without pyarrow."""
+    """Write a Parquet file atomically.
+
+    Args:
+        path: the file.
+        columns: lists, or arrays (N, D) that become lists of fixed size.
+
+    Raises:
+        MachineError: pyarrow is not installed.
+    """
     check_parquet_installed()
     import pyarrow
     from pyarrow import parquet
@@ -104,37 +215,38 @@ def _to_arrow_column(values: Any) -> Any:
     return [escape_surrogates(value) if isinstance(value, str) else value for value in values]
 
 
-_ROW_GROUP_SIZE = 4096  # rows that are written at once
-
-
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """A new Parquet file, whole or not at all, of answers as they come; raises `MachineError` without pyarrow."""
+    """Write predictions into a new Parquet file as they come; the file gets its name at the end.
+
+    Args:
+        path: the file, which must not exist.
+        predictions: the rows.
+
+    Raises:
+        MachineError: pyarrow is not installed.
+    """
     check_parquet_installed()
     import pyarrow
     from pyarrow import parquet
 
     text, number = pyarrow.string(), pyarrow.float64()
-    types = [text, text, number, pyarrow.list_(text), pyarrow.list_(number), text]
-    names = ["file", "label", "probability", "labels", "probabilities", "error"]
-    schema, rows = pyarrow.schema(list(zip(names, types, strict=True))), iter(predictions)
+    lists, rows = {"labels": pyarrow.list_(text), "probabilities": pyarrow.list_(number)}, iter(predictions)
+    schema = pyarrow.schema({"file": text, "label": text, "probability": number, **lists, "error": text})
     with (
         files.atomic_write(path, exclusive=True) as temporary_path,
         parquet.ParquetWriter(temporary_path, schema) as writer,
     ):
-        while group := list(itertools.islice(rows, _ROW_GROUP_SIZE)):
-            columns = [list(column) for column in zip(*map(_build_parquet_row, group), strict=True)]
-            writer.write_table(pyarrow.table(columns, schema=schema))
+        while group := list(itertools.islice(rows, ROW_GROUP_SIZE)):
+            writer.write_table(pyarrow.Table.from_pylist(list(map(_build_parquet_row, group)), schema))
 
 
-def _build_parquet_row(prediction: Prediction) -> tuple[Any, ...]:
-    labels, probabilities = (
-        [escape_surrogates(label) for label, _ in prediction.top],
-        [probability for _, probability in prediction.top],
-    )
-    label, error = labels[0] if labels else None, escape_surrogates(prediction.error) or None
-    return escape_surrogates(prediction.file), label, prediction.probability, labels, probabilities, error
-
-
-def escape_surrogates(text: str) -> str:
-    """Names of files need not be text, and files hold nothing else."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def _build_parquet_row(prediction: Prediction) -> dict[str, Any]:
+    labels = [escape_surrogates(label) for label, _ in prediction.top]
+    return {
+        "file": escape_surrogates(prediction.file),
+        "label": labels[0] if labels else None,
+        "probability": prediction.probability,
+        "labels": labels,
+        "probabilities": [probability for _, probability in prediction.top],
+        "error": escape_surrogates(prediction.error) or None,
+    }

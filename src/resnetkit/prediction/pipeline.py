@@ -1,4 +1,4 @@
-"""From files to what is said of each: decoded, prepared and asked about beside each other.
+"""Decode and prepare images in parallel with inference.
 
 This module imports no torch.
 """
@@ -6,6 +6,7 @@ This module imports no torch.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
@@ -29,21 +30,30 @@ from resnetkit.runtime.threads import WorkerPool, complete_future, wait_for_read
 Outputs = NDArray[Any]
 InferFn = Callable[[Pixels], Outputs]
 InputResult = tuple[ImageInput, Outputs | ImageError]
-_JOIN_TIMEOUT = 1.0  # seconds in which readers leave the pictures that nobody will see; one that hangs is left alone
+JOIN_TIMEOUT = 1.0  # seconds that readers get to finish; a reader that hangs is abandoned
 
 
 def run_pipeline(
     inputs: Sequence[ImageInput], preparation: Preparation, infer: InferFn, batch_size: int, streams: int
 ) -> Generator[list[InputResult], None, None]:
-    """What ``ask`` says of each input, or why it cannot be read, in order, ``batch`` inputs at once.
+    """Yield the output of ``infer`` for each input, or the error of reading it, in order, batch by batch.
 
-    Pictures are read one by one, so that a few large ones keep all cores busy, and a chunk of them is asked about as
-    soon as it is there, while others are read on the same cores. The same ``streams`` threads ask from the first chunk
-    to the last, as libraries keep something for each that does. A chunk without a picture asks nothing. An error of a
-    thread is raised in its turn; a picture that is not read in `workers.PATIENCE` is a `MachineError`.
+    Images are decoded one by one, so that a few large ones keep all cores busy. A batch is computed as soon as its
+    images are decoded. The same ``streams`` threads call ``infer`` from the first batch to the last, because libraries
+    keep state for each thread. A batch without a readable image is not computed.
+
+    Args:
+        inputs: the images.
+        preparation: how to prepare them.
+        infer: computes a batch (N, H, W, C).
+        batch_size: the number of inputs of a batch.
+        streams: the number of threads that call ``infer``.
+
+    Raises:
+        MachineError: reading an image takes longer than `threads.READ_TIMEOUT`.
     """
     n_readers = max(count_cores(), streams)
-    # each that asks has a chunk in hand and one to go on with, each that reads likewise a picture
+    # two batches for each stream and two images for each reader: one in work, one waiting
     max_in_flight = 2 * streams + math.ceil(2 * n_readers / batch_size)
     pools, pending = _Pools(preparation, infer, WorkerPool(n_readers), WorkerPool(streams)), deque[_Batch]()
     try:
@@ -58,28 +68,43 @@ def run_pipeline(
 
 
 def add_shape_check(engine: Engine, n_classes: int) -> InferFn:
-    """What asks an engine; raises `MachineError` where its answers are not ``classes`` numbers for each picture."""
+    """Return a function that calls the engine and checks the shape of its logits.
+
+    Args:
+        engine: the engine.
+        n_classes: the number of classes of the model.
+
+    Returns:
+        The function; it raises `MachineError` for another shape.
+    """
 
     def infer(pixels: Pixels) -> Outputs:
         outputs = engine(pixels)
-        if outputs.shape != (len(pixels), n_classes):
-            what = f"{engine.config.name} gives {_describe_shape(outputs)} for {len(pixels)} pictures and {n_classes} classes"
-            raise MachineError(what, fix="resnetkit optimize makes it again; or --engine torch")
+        expected = (len(pixels), n_classes)
+        if outputs.shape != expected:
+            what = f"{engine.config.name} returns logits of shape {outputs.shape}, expected {expected}"
+            raise MachineError(what, fix="run resnetkit optimize again, or use --engine torch")
         return outputs
 
     return infer
 
 
-def _describe_shape(outputs: Outputs) -> str:
-    if not outputs.ndim:
-        return "one number"
-    inner = " x ".join(map(str, outputs.shape[1:]))
-    return f"{len(outputs)} rows of {inner} numbers" if outputs.ndim == 2 else f"{len(outputs)} arrays of {inner}"
+def load_image(preparation: Preparation, item: ImageInput) -> Pixels:
+    """Decode and prepare an image.
+
+    Args:
+        preparation: how to prepare it.
+        item: the image.
+
+    Returns:
+        (H, W, C), uint8.
+    """
+    return load_pixels(Path(item.name) if item.content is None else item.content, preparation)
 
 
 @dataclass(frozen=True)
 class _Pools:
-    """What is done with each picture and each chunk, and by whom."""
+    """The threads that decode images and compute batches."""
 
     preparation: Preparation
     infer: InferFn
@@ -87,34 +112,37 @@ class _Pools:
     infer_pool: WorkerPool
 
     def decode(self, item: ImageInput) -> Pixels | ImageError:
-        return try_read_named(partial(_load_pixels, self.preparation), _get_name, item)
+        return try_read_named(partial(load_image, self.preparation), _get_name, item)
 
     def shut_down(self) -> None:
         for pool in (self.decode_pool, self.infer_pool):
             pool.shutdown()
-        self.decode_pool.join(_JOIN_TIMEOUT)
-        self.infer_pool.join()  # who computes comes to an end, and a process that ended before would tear its library down
+        self.decode_pool.join(JOIN_TIMEOUT)
+        self.infer_pool.join()  # a process that ends earlier would unload the library during a call
 
 
 class _Batch:
-    """Some inputs on their way. Each is read by itself; whoever reads the last one hands them to those who ask."""
+    """Inputs in progress; the thread that decodes the last of them submits the batch."""
 
     def __init__(self, inputs: Sequence[ImageInput], pools: _Pools) -> None:
         self._inputs, self._pools = inputs, pools
         self._pixels: list[Pixels | ImageError | None] = [None] * len(inputs)
-        self._unread = iter(reversed(range(len(inputs))))  # how many are unread; a step of it no thread interrupts
+        self._lock, self._n_unread = threading.Lock(), len(inputs)
         self._outputs: Future[Iterable[Outputs]] = Future()
         self._decoded = [pools.decode_pool.submit(partial(self._decode_item, index)) for index in range(len(inputs))]
 
     def _decode_item(self, index: int) -> None:
         self._pixels[index] = self._pools.decode(self._inputs[index])
-        if next(self._unread) == 0:
+        with self._lock:
+            self._n_unread -= 1
+            is_last = self._n_unread == 0
+        if is_last:
             readable = [pixels for pixels in self._pixels if isinstance(pixels, np.ndarray)]
             task = partial(self._pools.infer, np.stack(readable)) if readable else list
             self._pools.infer_pool.submit(partial(complete_future, self._outputs, task))
 
     def wait_for_results(self) -> list[InputResult]:
-        """As soon as they are there; raises what reading or asking has raised."""
+        """Return the results; raise what a thread raised."""
         for item, future in zip(self._inputs, self._decoded, strict=True):
             wait_for_read(future, item, _get_name)
         outputs = iter(wait_for_result(self._outputs))
@@ -126,7 +154,3 @@ class _Batch:
 
 def _get_name(item: ImageInput) -> str:
     return item.name
-
-
-def _load_pixels(preparation: Preparation, item: ImageInput) -> Pixels:
-    return load_pixels(Path(item.name) if item.content is None else item.content, preparation)

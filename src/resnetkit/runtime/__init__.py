@@ -1,1 +1,1 @@
-"""Devices, threads, random numbers, signals and processes: what a program runs on."""
+"""Devices, threads, random numbers, signals and processes."""

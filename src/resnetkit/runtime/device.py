@@ -1,4 +1,4 @@
-"""Where a network runs, and in which precision."""
+"""Selection of the device and the precision that a network runs in."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def select_device(device: str = "auto") -> torch.device:
-    """``auto`` is the GPU where there is one; raises `UsageError` or `MachineError` for a device that is not there."""
+    """Return the device with this name; ``auto`` is the GPU if the machine has one.
+
+    Raises:
+        UsageError: the name is not a device that resnetkit supports.
+        MachineError: this machine does not have the device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         selected = torch.device(device)
     except RuntimeError:
-        raise UsageError(f"there is no kind of device called {device!r}", fix="--device cpu, cuda or auto") from None
+        raise UsageError(f"unknown device {device!r}", fix="--device cpu, cuda or auto") from None
     if selected.type not in ("cpu", "cuda"):
-        raise UsageError(f"resnetkit does not compute on {device!r}", fix="--device cpu, cuda or auto")
+        raise UsageError(f"resnetkit does not support the device {device!r}", fix="--device cpu, cuda or auto")
     if selected.type == "cuda" and (selected.index or 0) >= torch.cuda.device_count():
-        raise MachineError(f"this machine has no {device}", fix="--device auto takes what there is")
+        raise MachineError(f"this machine does not have {device}", fix="--device auto, or --device cpu")
     return selected
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the processor multiplies in bf16 (AVX512-BF16 or AMX on a CPU), so that it is faster and not emulated."""
+    """Check whether the device multiplies bf16 natively (AVX512-BF16 or AMX on a CPU)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
@@ -36,15 +41,24 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def select_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """``auto`` decided."""
+    """Return the precision; for ``auto``, bf16 if the device is fast in it, else fp32.
+
+    Args:
+        precision: the requested precision.
+        device: the device that the network runs on.
+    """
     if precision == "auto":
         return "bf16" if has_fast_bf16(device) else "fp32"
     return precision
 
 
 def parse_precision(text: str) -> Precision:
-    """A word of the command line as a `Precision`; raises `UsageError`."""
+    """Return the value of ``--precision`` as a `Precision`.
+
+    Raises:
+        UsageError: the text is not ``auto``, ``fp32`` or ``bf16``.
+    """
     allowed = typing.get_args(Precision)
     if text not in allowed:
-        raise UsageError(f"there is no precision called {text!r}", where="--precision", fix=suggest_fix(text, allowed))
+        raise UsageError(f"unknown precision {text!r}", where="--precision", fix=suggest_fix(text, allowed))
     return typing.cast(Precision, text)

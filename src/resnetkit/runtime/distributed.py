@@ -1,6 +1,7 @@
-"""Which process of a run this is, and what all of them must decide together.
+"""Rank and world size, and the collectives that keep the processes of a run in step.
 
-One process alone is `ALONE`; those that torchrun starts are a `resnetkit.runtime.process_group.Group`.
+A single process uses `SINGLE_PROCESS`; processes that torchrun starts use
+`resnetkit.runtime.process_group.TorchProcessGroup`.
 
 This module imports no torch.
 """
@@ -20,42 +21,42 @@ if TYPE_CHECKING:
 
 
 class ProcessGroup(Protocol):
-    """What a process asks the others. All of them have to ask the same in the same order."""
+    """The collectives of a run. All ranks must call the same ones in the same order."""
 
     @property
     def rank(self) -> int:
-        """Its number, from 0."""
+        """The index of this process, from 0."""
 
     @property
     def world_size(self) -> int:
-        """How many there are."""
+        """The number of processes."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that prints, and writes what is written once."""
+        """Whether this is rank 0, which prints and writes files."""
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest that any of them says; all hear the same."""
+        """Return the largest value of all ranks."""
 
     def all_reduce_any(self, value: bool) -> bool:
-        """Whether any of them said so; all hear the same."""
+        """Return whether the value of any rank is true."""
 
     def run_on_main(self, compute: Callable[[], Any]) -> Any:
-        """What the one that writes makes (as JSON holds it), for all of them; its error ends all."""
+        """Run a function on rank 0 and return its result, which JSON can represent, on all ranks."""
 
     def all_gather(self, value: Any) -> list[Any]:
-        """What each of them says (as JSON holds it), by their numbers."""
+        """Return the values of all ranks, which JSON can represent, in the order of the ranks."""
 
     def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of the one that writes, for all of them."""
+        """Return the tensors of rank 0 on all ranks."""
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its sum over all of them, to the same bits in each."""
+        """Replace each tensor by its sum over all ranks, which has the same bits on all of them."""
 
 
 @dataclass(frozen=True)
 class SingleProcess:
-    """One process."""
+    """A `ProcessGroup` of one process."""
 
     rank: int = 0
     world_size: int = 1
@@ -77,17 +78,19 @@ class SingleProcess:
         return dict(tensors)
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Nothing is added."""
+        """Do nothing: the sum over one process is its own value."""
 
 
 SINGLE_PROCESS = SingleProcess()
 
-# ----------------------------------------------------------------------------------------- who started this process
+# ------------------------------------------------------------------------------------------- the variables of torchrun
+
+_TORCHRUN_HINT = "start the processes with torchrun, which sets them; for a single process, unset WORLD_SIZE"
 
 
 @dataclass(frozen=True)
 class LaunchInfo:
-    """What torchrun tells a process of itself: its number among all, and among those of its machine."""
+    """The position of a process among all processes, and among those of its machine."""
 
     rank: int
     world_size: int
@@ -96,30 +99,25 @@ class LaunchInfo:
 
 
 def read_launch_info() -> LaunchInfo | None:
-    """Who this is among the processes that torchrun started; None for one alone. Raises `UsageError`."""
+    """Read the environment variables that torchrun sets; return None for a single process.
+
+    Raises:
+        UsageError: a variable is missing or not a number, or the variables contradict each other.
+    """
     world_size = _read_int_variable("WORLD_SIZE", 1)
     if world_size <= 1:
         return None
-    info = LaunchInfo(
-        _read_int_variable("RANK"),
-        world_size,
-        _read_int_variable("LOCAL_RANK", 0),
-        _read_int_variable("LOCAL_WORLD_SIZE", 1),
-    )
-    if not (info.rank < world_size and info.local_rank < info.local_world_size <= world_size):
-        where = (
-            f"RANK={info.rank} of WORLD_SIZE={world_size}; {info.local_rank} of {info.local_world_size} on this machine"
-        )
-        raise UsageError("these numbers of a process contradict each other", where=where, fix=_TORCHRUN_HINT)
+    local_rank, local_world_size = _read_int_variable("LOCAL_RANK", 0), _read_int_variable("LOCAL_WORLD_SIZE", 1)
+    info = LaunchInfo(_read_int_variable("RANK"), world_size, local_rank, local_world_size)
+    if not (info.rank < world_size and local_rank < local_world_size <= world_size):
+        where = f"RANK={info.rank} WORLD_SIZE={world_size} LOCAL_RANK={local_rank} LOCAL_WORLD_SIZE={local_world_size}"
+        raise UsageError("the variables of torchrun contradict each other", where=where, fix=_TORCHRUN_HINT)
     return info
 
 
 def is_restarted() -> bool:
-    """Whether torchrun started this process again, after one of them had failed."""
+    """Check whether torchrun has restarted this process after a failure."""
     return read_launch_info() is not None and _read_int_variable("TORCHELASTIC_RESTART_COUNT", 0) > 0
-
-
-_TORCHRUN_HINT = "start it with torchrun, which sets them; unset WORLD_SIZE for one process alone"
 
 
 def _read_int_variable(name: str, default: int | None = None) -> int:
@@ -127,38 +125,52 @@ def _read_int_variable(name: str, default: int | None = None) -> int:
     if not text and default is not None:
         return default
     if not text.isdecimal():
-        raise UsageError(f"{name} is no number", where=f"{name}={text}", fix=_TORCHRUN_HINT)
+        raise UsageError(f"{name} is not a number", where=f"{name}={text}", fix=_TORCHRUN_HINT)
     return int(text)
 
 
 def count_cores() -> int:
-    """How many cores this process may keep busy: those it may use, divided among the processes of its machine."""
+    """Return how many cores this process may use: its share of those that its machine's processes may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     launch_info = read_launch_info()
     return max(1, usable // (launch_info.local_world_size if launch_info else 1))
 
 
-# ------------------------------------------------------------------------------------------------ who takes which part
+# ------------------------------------------------------------------------------------------------- work for each rank
 
 
 def get_rank_slice(n_images: int, rank: int, world_size: int, local_norms: bool) -> slice:
-    """Which of the ``window`` positions of a step are of one process: ``p mod world``.
+    """Return which images of a batch a rank processes: every ``world_size``-th one.
 
-    Where norms count in each process ``alone``, one picture is too few for them, so that a small window is divided
-    among fewer processes; the others get nothing.
+    Batch norm needs at least two images. If each process computes its own statistics, a small batch is divided among
+    fewer processes, and the others get an empty slice.
+
+    Args:
+        n_images: the number of images in the batch.
+        rank: the rank of the process.
+        world_size: the number of processes.
+        local_norms: whether batch norms use only the images of their own process.
     """
     n_active = min(world_size, max(1, n_images // 2)) if local_norms else world_size
     return slice(rank, None, n_active) if rank < n_active else slice(0, 0)
 
 
-def check_same_on_all_ranks(dist: ProcessGroup, **values: str) -> None:
-    """Raise `DataError` where what these words stand for is not the same in all processes."""
-    gathered = dist.all_gather([socket.gethostname(), values])
-    for host, theirs in gathered:
-        differing = [name for name, value in gathered[0][1].items() if theirs[name] != value]
-        if differing:
+def check_same_on_all_ranks(dist: ProcessGroup, **digests: str) -> None:
+    """Check that all ranks have the same files.
+
+    Args:
+        dist: the process group.
+        **digests: name of what is compared -> its digest on this rank.
+
+    Raises:
+        DataError: a digest differs between two ranks.
+    """
+    gathered = dist.all_gather([socket.gethostname(), digests])
+    main_host, expected = gathered[0]
+    for host, actual in gathered:
+        if differing := [name for name, digest in expected.items() if actual[name] != digest]:
             raise DataError(
-                f"not all processes have the same {' and '.join(differing)}",
-                where=f"{host} differs from {gathered[0][0]}",
-                fix="copy what one machine has to all of them, or put it on a disk that they share",
+                f"the processes do not have the same {' and '.join(differing)}",
+                where=f"{host} differs from {main_host}",
+                fix="copy the files of one machine to all others, or put them on a disk that all of them share",
             )

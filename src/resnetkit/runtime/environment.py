@@ -1,4 +1,4 @@
-"""The environment, in a form to paste into a report of a fault.
+"""Versions, hardware and settings of this machine, for bug reports and for the record of a run.
 
 This module imports no torch.
 """
@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,36 +21,24 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = (
-    "resnetkit",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pillow",
-    "safetensors",
-    "tyro",
-    "rich",
-    "scikit-learn",
-    "pyarrow",
-    "openvino",
-    "nncf",
-    "onnx",
-    "onnxruntime",
-    "tensorboard",
-    "mlflow-skinny",
-    "wandb",
-)
-_FEATURE_PREFIXES = ("avx2", "avx512_", "amx_", "neon", "sve")  # and all that begin so
+    "resnetkit", "torch", "torchvision", "numpy", "pillow", "safetensors", "rich", "scikit-learn", "pyarrow",
+    "openvino", "nncf", "onnx", "onnxruntime", "tensorboard", "mlflow-skinny", "wandb",
+)  # fmt: skip
+_FEATURE_PREFIXES = ("avx2", "avx512_", "amx_", "neon", "sve")  # of the names in torch.cpu.get_capabilities()
 _CPUINFO = Path("/proc/cpuinfo")
-_CODECS = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp"}  # parts that Pillow may be built without
+_CODECS = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp"}  # optional features of a Pillow build
 
 
 def collect_versions() -> dict[str, str]:
-    """Package -> version, ``not installed`` where there is none."""
+    """Return package -> version, or ``not installed``."""
     return {name: _get_version(name) for name in PACKAGES}
 
 
 def collect_environment() -> dict[str, Any]:
-    """Versions, processor, devices and threads; memory in bytes. Imports torch, and says why where that fails."""
+    """Return versions, processor, GPUs and number of threads; GPU memory in bytes.
+
+    If torch cannot be imported, ``error`` holds the reason.
+    """
     return {
         "python": sys.version.split()[0],
         "system": _format_platform(),
@@ -65,29 +54,25 @@ def _collect_torch_info() -> dict[str, Any]:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
-        return {"threads": None, "features": [], "gpus": [], "gpu_memory": [], "fault": str(error)}
+        return {"threads": None, "features": [], "gpus": [], "gpu_memory": [], "error": str(error)}
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    capabilities = torch.cpu.get_capabilities()
+    flags = torch.cpu.get_capabilities().items()
     return {
         "threads": torch.get_num_threads(),
-        "features": sorted(
-            name
-            for name, is_supported in capabilities.items()
-            if is_supported is True and name.startswith(_FEATURE_PREFIXES)
-        ),
+        "features": sorted(name for name, value in flags if value is True and name.startswith(_FEATURE_PREFIXES)),
         "gpus": [gpu.name for gpu in gpus],
         "gpu_memory": [gpu.total_memory for gpu in gpus],
     }
 
 
 def _format_platform() -> str:
-    """As `platform.platform` says it, which would start a process to find out what nobody asks here."""
+    """Return what `platform.platform` does, which would also start a process to read the processor's name."""
     uname = platform.uname()
     return "-".join(filter(None, (uname.system, uname.release, uname.machine, "".join(platform.libc_ver()))))
 
 
 def get_processor_name() -> str:
-    """What the processor is called. `platform.processor` would start a process, too."""
+    """Return the name of the processor; `platform.processor` would start a process."""
     return _read_cpuinfo("model name") or platform.machine()
 
 
@@ -95,13 +80,16 @@ _SPEED_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", 
 
 
 def get_cpu_features() -> tuple[str, ...]:
-    """Those that decide how fast it multiplies: a machine of the same name may be given fewer. No torch."""
+    """Return the instruction sets that decide the speed of inference, read without torch.
+
+    Two virtual machines with the same processor name may offer different ones.
+    """
     flags = _read_cpuinfo("flags").split()
     return tuple(name for name in _SPEED_FEATURES if name in flags)
 
 
 def _read_cpuinfo(key: str) -> str:
-    """What the system says of the first processor; empty where it says nothing."""
+    """Return a field of the first processor in /proc/cpuinfo, or an empty string."""
     try:
         text = _CPUINFO.read_text("utf-8", "replace")
     except OSError:
@@ -111,42 +99,42 @@ def _read_cpuinfo(key: str) -> str:
 
 
 def select_decodable_formats(formats: Sequence[str]) -> list[str]:
-    """The formats of pictures among these that Pillow can decode as it is built here."""
+    """Return the image formats that this build of Pillow can decode."""
     from PIL import features
 
     return [name for name in formats if name not in _CODECS or features.check(_CODECS[name])]
 
 
 def list_extras() -> dict[str, list[str]]:
-    """Extra -> the packages of it that are missing; none where it is present. Read from the package's own metadata."""
+    """Return extra -> its missing packages, read from the metadata of resnetkit."""
     try:
         package_metadata = metadata.metadata("resnetkit")
-    except metadata.PackageNotFoundError:  # run from its source, uninstalled
+    except metadata.PackageNotFoundError:  # run from source, without installation
         return {}
     requirements = _parse_requirements(package_metadata.get_all("Requires-Dist") or [])
-    return {
-        extra: find_missing_packages(extra, requirements) for extra in package_metadata.get_all("Provides-Extra") or []
-    }
+    extras = package_metadata.get_all("Provides-Extra") or []
+    return {extra: find_missing_packages(extra, requirements) for extra in extras}
 
 
 def find_missing_packages(extra: str, requirements: Mapping[str, Sequence[str]]) -> list[str]:
-    """What an extra needs and is not installed; an extra may name others: ``resnetkit[demo]``."""
-    packages = []
+    """Return the packages of an extra that are not installed.
+
+    Args:
+        extra: the name of the extra.
+        requirements: extra -> packages; a package ``resnetkit[demo]`` stands for the extra ``demo``.
+    """
+    packages: list[str] = []
     for requirement in requirements.get(extra, ()):
         name, _, nested_extras = requirement.rstrip("]").partition("[")
         if name == "resnetkit":
-            packages += [
-                package
-                for nested_extra in nested_extras.split(",")
-                for package in find_missing_packages(nested_extra, requirements)
-            ]
+            packages += chain.from_iterable(find_missing_packages(e, requirements) for e in nested_extras.split(","))
         elif _get_version(name) == _NOT_INSTALLED:
             packages.append(name)
     return packages
 
 
 def _parse_requirements(lines: Sequence[str]) -> dict[str, list[str]]:
-    """Extra -> its packages, from lines such as ``scikit-learn>=1.7; extra == "demo"``."""
+    """Return extra -> its packages, from lines such as ``scikit-learn>=1.7; extra == "demo"``."""
     requirements: dict[str, list[str]] = {}
     for line in lines:
         extra = re.search(r"""extra\s*==\s*['"]([\w.-]+)['"]""", line)
@@ -158,7 +146,7 @@ def _parse_requirements(lines: Sequence[str]) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class MatmulCheck:
-    """A multiplication of matrices that was tried on a device."""
+    """The duration of a matrix multiplication on a device, and whether its result was exact."""
 
     precision: str
     milliseconds: float
@@ -166,19 +154,19 @@ class MatmulCheck:
 
 
 def run_matmul_checks(device: torch.device) -> list[MatmulCheck]:
-    """Multiply two small matrices on a device, in fp32 and in bf16."""
+    """Multiply two 256 x 256 matrices on a device, in fp32 and in bf16."""
     return [_check_matmul(device, precision) for precision in ("fp32", "bf16")]
 
 
 def _check_matmul(device: torch.device, precision: str) -> MatmulCheck:
     import torch
 
-    # Every sum of products is a whole number up to 256, which both precisions hold exactly in any order of adding.
+    # Every partial sum is an integer up to 256, which fp32 and bf16 represent exactly in any order of additions.
     generator = torch.Generator().manual_seed(0)
     lhs, rhs = (torch.randint(-1, 2, (256, 256), generator=generator) for _ in range(2))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     operands = [matrix.to(device, dtype) for matrix in (lhs, rhs)]
-    (operands[0] @ operands[1]).cpu()  # the first time also loads libraries
+    (operands[0] @ operands[1]).cpu()  # the first call also loads libraries
     start = time.perf_counter()
     product = (operands[0] @ operands[1]).cpu()
     seconds = time.perf_counter() - start

@@ -1,4 +1,7 @@
-"""The processes that torchrun starts, as one run. Small things are told as JSON, and nothing as a pickle."""
+"""The processes that torchrun starts, as one process group.
+
+Objects travel between them as JSON and tensors as safetensors, never as pickles.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load as unpacked
-from safetensors.torch import save as packed
+from safetensors.torch import load as deserialize
+from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
@@ -23,11 +26,16 @@ from resnetkit.runtime.distributed import LaunchInfo, count_cores
 from resnetkit.runtime.failures import FailureReporter
 from resnetkit.runtime.rendezvous import create_prefix_store
 
-_BUCKET_NUMEL = 8 * 2**20  # numbers that are added at once
+_BUCKET_NUMEL = 8 * 2**20  # elements in one all_reduce
 
 
 class TorchProcessGroup:
-    """Several processes that ask the same questions in the same order: see `resnetkit.runtime.distributed.Ranks`."""
+    """A `resnetkit.runtime.distributed.ProcessGroup` on torch.distributed.
+
+    Args:
+        launch: rank and world size of this process.
+        failure_reporter: explains why a collective did not finish.
+    """
 
     def __init__(self, launch: LaunchInfo, failure_reporter: FailureReporter) -> None:
         self.rank, self.world_size, self.failure_reporter = launch.rank, launch.world_size, failure_reporter
@@ -38,7 +46,7 @@ class TorchProcessGroup:
 
     def all_reduce_max(self, value: int) -> int:
         tensor = torch.tensor([value])
-        with self.translate_errors():
+        with self._explain_errors():
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
@@ -46,27 +54,29 @@ class TorchProcessGroup:
         return bool(self.all_reduce_max(int(value)))
 
     def run_on_main(self, compute: Callable[[], Any]) -> Any:
-        """Where it fails, the others, which wait for it here, hear of that from the board."""
-        data = json.dumps(compute()).encode() if self.is_main else b""
-        return json.loads(self._broadcast_bytes(data))
+        """Run a function on rank 0 and broadcast its result.
+
+        The other ranks read an error of the function from the key-value store.
+        """
+        return json.loads(self._broadcast_bytes(json.dumps(compute()).encode() if self.is_main else b""))
 
     def all_gather(self, value: Any) -> list[Any]:
         data = _bytes_to_tensor(json.dumps(value).encode())
         max_size = self.all_reduce_max(len(data))
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         buffers = [torch.empty(max_size, dtype=torch.uint8) for _ in range(self.world_size)]
-        with self.translate_errors():
+        with self._explain_errors():
             dist.all_gather(sizes, torch.tensor([len(data)]))
             dist.all_gather(buffers, torch.cat([data, data.new_zeros(max_size - len(data))]))
         return [json.loads(buffer[: int(size)].numpy().tobytes()) for buffer, size in zip(buffers, sizes, strict=True)]
 
     def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         cpu_tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        return unpacked(self._broadcast_bytes(packed(cpu_tensors) if self.is_main else b""))
+        return deserialize(self._broadcast_bytes(serialize(cpu_tensors) if self.is_main else b""))
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Several tensors at once; which numbers are added in which order depends on the world alone."""
-        with self.translate_errors(), torch.no_grad():
+        """Sum in buckets; the order of the additions depends only on the world size."""
+        with self._explain_errors(), torch.no_grad():
             for bucket in _split_into_buckets(tensors):
                 flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
                 dist.all_reduce(flat)
@@ -78,13 +88,13 @@ class TorchProcessGroup:
         buffer = torch.empty(self.all_reduce_max(len(data)), dtype=torch.uint8)
         if self.is_main:
             buffer.copy_(_bytes_to_tensor(data))
-        with self.translate_errors():
+        with self._explain_errors():
             dist.broadcast(buffer, 0)
         return buffer.numpy().tobytes()
 
     @contextlib.contextmanager
-    def translate_errors(self) -> Iterator[None]:
-        """For the others. Where they do not answer, that is an error of theirs."""
+    def _explain_errors(self) -> Iterator[None]:
+        """Replace an exception of a collective by the reason that another rank has reported."""
         try:
             yield
         except RuntimeError as error:
@@ -96,12 +106,11 @@ def _bytes_to_tensor(data: bytes) -> Tensor:
 
 
 def _split_into_buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """In order, as many as are added at once; those of one are of one type."""
+    """Divide tensors into lists of one dtype; a list has one tensor or up to `_BUCKET_NUMEL` elements."""
     bucket: list[Tensor] = []
     for tensor in tensors:
-        if bucket and (
-            sum(map(Tensor.numel, bucket)) + tensor.numel() > _BUCKET_NUMEL or tensor.dtype != bucket[0].dtype
-        ):
+        numel = tensor.numel() + sum(map(Tensor.numel, bucket))
+        if bucket and (numel > _BUCKET_NUMEL or tensor.dtype != bucket[0].dtype):
             yield bucket
             bucket = []
         bucket.append(tensor)
@@ -111,9 +120,18 @@ def _split_into_buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextlib.contextmanager
 def process_group(launch: LaunchInfo, device: str, timeout: float) -> Iterator[tuple[TorchProcessGroup, str]]:
-    """All processes of the run, and the device of this one. An error of one ends all, and is told once."""
+    """Connect the processes of a run during the body; the first error of any process ends all of them.
+
+    Args:
+        launch: what torchrun says about this process.
+        device: the device that the user selects: auto, cpu or cuda.
+        timeout: the largest duration of a collective, in seconds.
+
+    Returns:
+        The process group and the name of this process's device.
+    """
     local_device = _select_local_device(device, launch)
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 where nobody has said anything
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 if the user has not set the variable
         torch.set_num_threads(count_cores())
     failure_reporter = _connect(launch, local_device, timeout)
     try:
@@ -126,21 +144,24 @@ def process_group(launch: LaunchInfo, device: str, timeout: float) -> Iterator[t
 
 
 def _select_local_device(device: str, launch: LaunchInfo) -> torch.device:
-    """A GPU for each process of a machine, or the CPU for all."""
+    """Return the CPU, or the GPU with the local rank of this process."""
     selected = select_device(device)
     if selected.type == "cpu":
         return selected
     if selected.index is not None:
-        raise UsageError("each process takes a GPU of its own", where=f"--device {device}", fix="--device cuda")
-    if launch.local_world_size > torch.cuda.device_count():
-        what = f"{launch.local_world_size} processes on this machine, and {torch.cuda.device_count()} GPUs"
-        raise MachineError(what, where="--nproc-per-node", fix="as many processes as GPUs, or --device cpu")
+        raise UsageError("torchrun assigns a GPU to each process", where=f"--device {device}", fix="--device cuda")
+    n_gpus = torch.cuda.device_count()
+    if launch.local_world_size > n_gpus:
+        what = f"{launch.local_world_size} processes on this machine, but {n_gpus} GPUs"
+        raise MachineError(
+            what, where="--nproc-per-node", fix="start at most one process per GPU, or pass --device cpu"
+        )
     torch.cuda.set_device(launch.local_rank)
     return torch.device("cuda", launch.local_rank)
 
 
 def _connect(launch: LaunchInfo, device: torch.device, timeout: float) -> FailureReporter:
-    """All processes, at the address that torchrun names."""
+    """Initialize torch.distributed at the address that torchrun has set."""
     timeout_delta = timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
@@ -150,9 +171,9 @@ def _connect(launch: LaunchInfo, device: torch.device, timeout: float) -> Failur
         )
         return FailureReporter(launch, store, timeout)
     except (ValueError, RuntimeError, TimeoutError) as error:
-        what = (
-            f"the {launch.world_size} processes of this run do not find each other: {str(error).splitlines()[0][:200]}"
-        )
-        where = f"process {launch.rank}, at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        fix = "start all of them with torchrun, with one address that every machine reaches"
-        raise MachineError(what, where=where, fix=fix) from error
+        reason = str(error).splitlines()[0][:200]
+        raise MachineError(
+            f"the {launch.world_size} processes of this run could not connect to each other: {reason}",
+            where=f"rank {launch.rank}, at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}",
+            fix="start all of them with torchrun, with a --master-addr that every machine can reach",
+        ) from error

@@ -1,4 +1,4 @@
-"""The type of a function that hears of progress.
+"""The type of a progress callback.
 
 This module imports no torch.
 """
@@ -7,4 +7,4 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-ProgressCallback = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]  # called with (items done, items in all)

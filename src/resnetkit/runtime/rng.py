@@ -1,4 +1,4 @@
-"""What is random in a step: a function of (seed, epoch, step, rank), so that no state of chance need survive."""
+"""Random numbers that depend only on (seed, epoch, step, rank), so that checkpoints need no generator state."""
 
 from __future__ import annotations
 
@@ -8,20 +8,30 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-_PURPOSES = ("also", "mix")
+_PURPOSES = ("augment", "mix")  # a position in this tuple is part of the seed
 
 
 def make_rng(purpose: str, *numbers: int) -> np.random.Generator:
-    """A generator that these numbers decide. Each purpose has its own: without one (1, 2) would draw as (1, 2, 0)."""
+    """Return a NumPy generator that is seeded by a purpose and these numbers.
+
+    Without a purpose, ``(1, 2)`` and ``(1, 2, 0)`` would give the same generator.
+
+    Args:
+        purpose: ``augment`` or ``mix``; each has a stream of its own.
+        *numbers: non-negative integers, such as seed, epoch and step.
+    """
     return np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(_PURPOSES.index(purpose),)))
 
 
 def seed_torch(device: torch.device, *numbers: int) -> None:
-    """Let torch draw, on a device and on the CPU, what these numbers decide: dropout, stochastic depth."""
+    """Seed torch's generators of the CPU and of ``device``, for dropout and stochastic depth.
+
+    Args:
+        device: the device that the network runs on.
+        *numbers: non-negative integers, such as seed, epoch, step and rank.
+    """
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
-    torch.default_generator.manual_seed(
-        seed
-    )  # torch.manual_seed asks after every kind of device, at five times the cost
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed checks every kind of device and takes 5 times as long
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
@@ -29,7 +39,7 @@ def seed_torch(device: torch.device, *numbers: int) -> None:
 
 @contextlib.contextmanager
 def preserve_rng(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn in the body, whoever draws after it gets what he would have got without it."""
+    """Restore torch's generators of the CPU and of ``device`` after the body."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         yield

@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM as a question that is asked where stopping costs nothing.
+"""SIGINT and SIGTERM as a flag that is polled at points where stopping loses nothing.
 
-Only the command line installs this: a library leaves the signals of its host alone.
+Only the command line installs the handlers: a library leaves the signals of its host program alone.
 
 This module imports no torch.
 """
@@ -20,15 +20,20 @@ StopSignal = Callable[[], int]
 
 
 class SignalHandler:
-    """Whether a signal has come. Before the question is first put, and from the second one on, a signal stops at once.
+    """A stop flag: calling it returns the number of the first signal, 0 before a signal.
 
-    ``number`` is that of the first signal, 0 before it. What comes within ``same`` seconds of it is the same: what a
-    scheduler sends to all processes, torchrun passes on to its own once more.
+    The first signal only sets the flag. It interrupts at once if nobody has polled the flag yet; so does a second
+    signal. A signal that follows the first one within ``repeat_seconds`` is ignored: torchrun forwards to its
+    processes what a scheduler has already sent to them.
+
+    Args:
+        repeat_seconds: seconds after the first signal during which more signals are ignored.
+        now: a monotonic clock, in seconds.
     """
 
-    def __init__(self, repeat_seconds: float = 0.0) -> None:
+    def __init__(self, repeat_seconds: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
         self.number = 0
-        self._is_polled, self._repeat_seconds, self._first_time = False, repeat_seconds, 0.0
+        self._is_polled, self._repeat_seconds, self._now, self._first_time = False, repeat_seconds, now, 0.0
 
     def __call__(self) -> int:
         self._is_polled = True
@@ -36,29 +41,38 @@ class SignalHandler:
 
     @property
     def exit_code(self) -> int:
-        """130 after SIGINT, 143 after SIGTERM."""
+        """The exit code: 130 after SIGINT, 143 after SIGTERM."""
         return 128 + (self.number or signal.SIGINT)
 
-    def handle(self, number: int, _frame: FrameType | None) -> None:
-        """The handler."""
-        if self.number and time.monotonic() - self._first_time < self._repeat_seconds:
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Record a signal, or interrupt at once.
+
+        Args:
+            number: the number of the signal.
+            frame: unused; `signal.signal` passes it.
+
+        Raises:
+            ResnetkitInterrupt: the flag was never polled, or this is a second signal.
+        """
+        if self.number and self._now() - self._first_time < self._repeat_seconds:
             return
         must_raise = self.number or not self._is_polled
-        self.number, self._first_time = self.number or number, self._first_time or time.monotonic()
+        self.number, self._first_time = self.number or number, self._first_time or self._now()
         if must_raise:
             raise ResnetkitInterrupt("stopped at once")
 
 
 @contextlib.contextmanager
 def handle_signals(repeat_seconds: float = 0.0) -> Iterator[SignalHandler]:
-    """Both signals ask for as long as the body runs; elsewhere than in the main thread nothing is installed."""
+    """Handle SIGINT and SIGTERM during the body; outside the main thread, install nothing.
+
+    Args:
+        repeat_seconds: as in `SignalHandler`.
+    """
     signal_handler = SignalHandler(repeat_seconds)
     is_main_thread = threading.current_thread() is threading.main_thread()
-    previous_handlers = {
-        number: signal.signal(number, signal_handler.handle)
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if is_main_thread
-    }
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main_thread else ()
+    previous_handlers = {number: signal.signal(number, signal_handler.handle) for number in numbers}
     try:
         yield signal_handler
     finally:

@@ -1,17 +1,18 @@
-"""Threads that read pictures while the network computes.
+"""Threads that read images while the network computes.
 
-Threads and no processes: they share the memory of the loop (so /dev/shm is not used, however small it is), none can be
-killed alone, and what a picture becomes depends on its number, never on who read it. Pillow decodes without the lock of
-Python, so they run beside each other. They are daemons: one that hangs in a read does not keep a process alive.
+These are threads and not processes for three reasons. They share the memory of the training loop, so that a small
+/dev/shm is enough; none of them can be killed alone; and Pillow decodes without holding the interpreter lock, so that
+they run in parallel. The result for an image depends on its index and never on the thread that read it. The threads are
+daemons: one that hangs in a read does not keep the process alive.
 
 This module imports no torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
@@ -20,142 +21,173 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from resnetkit.errors import MachineError
+from resnetkit.runtime.deadline import Deadline
 
 T = TypeVar("T")
 Result = TypeVar("Result")
 MAX_WORKERS = 1024
-READ_TIMEOUT = 120.0  # seconds for one picture: the largest that is read takes a few, also from a slow disk
-SIGNAL_POLL_SECONDS = 0.5  # seconds of a wait: Python hears of a signal that comes just before one at its end only
+READ_TIMEOUT = 120.0  # seconds for an image: the largest ones take a few seconds, even from a slow disk
+SIGNAL_POLL_SECONDS = 0.5  # the longest wait in one call: Python may handle a signal only after the call returns
 
-
-_DISK_HINT = "look after the disk or the network that it is read from; resnetkit check reads every picture once"
+_DISK_HINT = "check the disk or network drive that holds it; resnetkit check reads every image once"
 
 
 def map_ordered(
     read: Callable[[T], Result], items: Sequence[T], workers: int, describe: Callable[[T], str] = str
 ) -> Iterator[Result]:
-    """``read`` of each item, in order; with 0 workers, or where no thread can be started, by the caller itself.
+    """Apply ``read`` to every item on several threads and yield the results in the order of the items.
 
-    Raises `MachineError` for an item whose reading does not end; ``where`` names it.
+    If ``workers`` is 0, or if the system starts no thread, the calling thread reads the items itself. If the caller
+    closes the iterator, items that no thread has begun are not read.
+
+    Args:
+        read: the function; its exceptions are raised at the item's position.
+        items: the arguments of ``read``.
+        workers: the largest number of threads.
+        describe: returns the location of an item for an error message.
+
+    Raises:
+        MachineError: a read does not finish within `READ_TIMEOUT`.
     """
-    futures: list[Future[Result]] = [Future() for _ in items]
-    indices = iter(range(len(items)))
-
-    def read_items() -> None:
-        for index in indices:  # the next one that nobody has: asking is one step that no thread interrupts
-            complete_future(futures[index], partial(read, items[index]))
-
-    if not _start_threads(read_items, min(workers, len(items))):
+    pool = WorkerPool(min(workers, len(items)))
+    if not pool.threads:
         yield from map(read, items)
         return
     try:
+        futures = [pool.submit(partial(read, item)) for item in items]
         for item, future in zip(items, futures, strict=True):
             yield wait_for_read(future, item, describe)
     finally:
-        deque(indices, 0)  # what nobody waits for is not begun
+        pool.shutdown()
 
 
 def complete_future(future: Future[Result], task: Callable[[], Result]) -> None:
-    """Do it, and give ``future`` what comes of it."""
+    """Run a task and store its result or its exception in a future.
+
+    Args:
+        future: receives the result.
+        task: the function to run.
+    """
     try:
         future.set_result(task())
-    except BaseException as error:  # noqa: BLE001  whoever asks for the result gets it
+    except BaseException as error:  # noqa: BLE001  future.result() raises it
         future.set_exception(error)
 
 
 def wait_for_result(future: Future[Result], timeout: float = math.inf) -> Result:
-    """Its result; raises `TimeoutError` after so many seconds, in which signals are heard."""
-    deadline = time.monotonic() + timeout
-    while not future.done() and (remaining := deadline - time.monotonic()) > 0:
-        wait([future], min(remaining, SIGNAL_POLL_SECONDS))
+    """Return the result of a future; signals are handled during the wait.
+
+    Args:
+        future: the future.
+        timeout: seconds.
+
+    Raises:
+        TimeoutError: the future has no result after ``timeout`` seconds.
+    """
+    deadline = Deadline(timeout)
+    while not future.done() and not deadline.is_expired:
+        wait([future], min(deadline.remaining, SIGNAL_POLL_SECONDS))
     return future.result(0)
 
 
 def wait_for_read(future: Future[Result], item: T, describe: Callable[[T], str]) -> Result:
-    """What was read of an item; raises `MachineError` where that takes more than `PATIENCE` from now on."""
+    """Return the result of a read, and name the item if it does not finish.
+
+    Args:
+        future: the future of the read.
+        item: the item that is read.
+        describe: returns the location of an item for the error message.
+
+    Raises:
+        MachineError: the read does not finish within `READ_TIMEOUT`.
+    """
     try:
         return wait_for_result(future, READ_TIMEOUT)
     except TimeoutError:
-        if future.done():  # the reading itself failed so
+        if future.done():  # the read itself raised TimeoutError
             return future.result()
-        what = f"reading took more than {READ_TIMEOUT:.0f} seconds"
+        what = f"the read did not finish within {READ_TIMEOUT:g} seconds"
         raise MachineError(what, where=describe(item), fix=_DISK_HINT) from None
 
 
 def _start_threads(run: Callable[[], None], count: int) -> list[threading.Thread]:
-    """Those that run; a machine that gives fewer than asked for is slower, and the results are the same."""
+    """Start ``count`` threads, or as many as the limits of the system or container allow."""
     threads: list[threading.Thread] = []
-    for number in range(count):
-        thread = threading.Thread(target=run, name=f"reader {number + 1}", daemon=True)
-        try:
+    with contextlib.suppress(RuntimeError):
+        for number in range(count):
+            thread = threading.Thread(target=run, name=f"reader {number + 1}", daemon=True)
             thread.start()
-        except RuntimeError:  # the limit of the system or of a container
-            break
-        threads.append(thread)
+            threads.append(thread)
     return threads
 
 
 class WorkerPool:
-    """So many threads that do what is submitted, first come, first served; where none can be started, who submits."""
+    """A fixed number of daemon threads that run tasks in the order of submission.
+
+    If the system starts fewer threads, the pool is slower and the results are the same. Without any thread, `submit`
+    runs the task itself.
+
+    Args:
+        count: the number of threads.
+    """
 
     def __init__(self, count: int) -> None:
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._stopped, self._lock = threading.Event(), threading.Lock()
-        self._threads = _start_threads(self._run_tasks, count)
+        self._is_stopped, self._lock = threading.Event(), threading.Lock()
+        self.threads = _start_threads(self._run_tasks, count)
 
     def submit(self, task: Callable[[], Result]) -> Future[Result]:
-        """What will be its result."""
+        """Queue a task and return the future of its result."""
         future: Future[Result] = Future()
         run_task = partial(complete_future, future, partial(self._run_unless_stopped, task))
-        with self._lock:  # nothing comes behind the end
-            if self._threads and not self._stopped.is_set():
+        with self._lock:  # no task may be queued after the end marks of `shutdown`
+            if self.threads and not self._is_stopped.is_set():
                 self._tasks.put(run_task)
                 return future
         run_task()
         return future
 
     def shutdown(self) -> None:
-        """Begin nothing more: what waits to be begun has a `CancelledError` as its result."""
+        """Start no more tasks: a queued task gets `CancelledError` as its result."""
         with self._lock:
-            self._stopped.set()
-            for _ in self._threads:
+            self._is_stopped.set()
+            for _ in self.threads:
                 self._tasks.put(None)
 
-    def join(self, timeout: float | None = None) -> None:
-        """Wait for what was begun before the `end`, so many seconds at most."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for thread in self._threads:
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    def join(self, timeout: float = math.inf) -> None:
+        """Wait up to ``timeout`` seconds for the tasks that were started before `shutdown`."""
+        deadline = Deadline(timeout)
+        for thread in self.threads:
+            thread.join(min(deadline.remaining, threading.TIMEOUT_MAX))
 
     def _run_tasks(self) -> None:
         while task := self._tasks.get():
             task()
 
     def _run_unless_stopped(self, task: Callable[[], Result]) -> Result:
-        if self._stopped.is_set():
+        if self._is_stopped.is_set():
             raise CancelledError
         return task()
 
 
 def prefetch(tasks: Sequence[Callable[[], Result]], workers: int) -> Iterator[Result]:
-    """The results in order, each task begun while the result before it is in use; as it is asked for with 0 workers.
+    """Yield the results of tasks in order; each task runs while the caller uses the result before it.
 
-    For tasks that decode. One that computes with torch would only take the network's threads from it.
+    Tasks should decode images. A task that computes with torch would compete with the network for its threads.
+
+    Args:
+        tasks: the functions to run.
+        workers: with 0, the calling thread runs each task when its result is requested.
     """
     if not workers:
         yield from (task() for task in tasks)
         return
-    pending = [_start_task(task) for task in tasks[:1]]
-    for task in [*tasks[1:], None]:
-        next_pending = [_start_task(task)] if task else []
-        if pending:
-            yield wait_for_result(pending[0])
-        pending = next_pending
-
-
-def _start_task(task: Callable[[], Result]) -> Future[Result]:
-    """A task in a thread of its own, or done at once where none can be started."""
-    future: Future[Result] = Future()
-    if not _start_threads(partial(complete_future, future, task), 1):
-        complete_future(future, task)
-    return future
+    pool, pending = WorkerPool(2), deque[Future[Result]]()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(task))
+            if len(pending) > 1:
+                yield wait_for_result(pending.popleft())
+        yield from map(wait_for_result, pending)
+    finally:
+        pool.shutdown()

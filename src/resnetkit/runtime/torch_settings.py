@@ -1,4 +1,4 @@
-"""Switches of torch, which belong to the whole program: who asks a network turns them, and turns them back.
+"""Context managers for torch's global settings: number of threads and TF32.
 
 Torch is imported when a setting is changed.
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def restore_torch_settings() -> Iterator[None]:
-    """After the body torch has the number of threads, and multiplies fp32 in what it did, as before it."""
+    """Restore torch's number of threads and its TF32 settings after the body."""
     import torch
 
     threads, matmul_precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -28,21 +28,30 @@ def restore_torch_settings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def strict_fp32(precision: str, device: str) -> Iterator[None]:
-    """`multiply_exactly` for as long as the body runs; nothing is touched where there is nothing to turn."""
+    """Disable TF32 during the body, and restore it afterwards.
+
+    Args:
+        precision: the precision of the network; nothing changes unless it is ``fp32``.
+        device: the type of the device; nothing changes unless it is ``cuda``.
+    """
     with restore_torch_settings() if _can_use_tf32(precision, device) else contextlib.nullcontext():
         disable_tf32(precision, device)
         yield
 
 
-def _can_use_tf32(precision: str, device: str) -> bool:
-    """Whether torch would multiply in less than is asked for."""
-    return precision == "fp32" and device == "cuda"
-
-
 def disable_tf32(precision: str, device: str) -> None:
-    """Let fp32 on a GPU be fp32: by itself torch rounds what convolutions multiply to the 10 bits of TF32."""
+    """Disable TF32, which rounds the factors of a convolution to 10 bits and is torch's default on GPUs.
+
+    Args:
+        precision: the precision of the network; nothing changes unless it is ``fp32``.
+        device: the type of the device; nothing changes unless it is ``cuda``.
+    """
     if _can_use_tf32(precision, device):
         import torch
 
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
+
+
+def _can_use_tf32(precision: str, device: str) -> bool:
+    return precision == "fp32" and device == "cuda"

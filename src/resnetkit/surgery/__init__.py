@@ -1,10 +1,10 @@
-"""A trained network changed, with a report of every tensor and a proof of what holds.
+"""Edit a trained network; each edit reports every tensor and verifies what it promises.
 
     model, report = resnetkit.surgery.dilate(model, output_stride=8)
     print(report)
 
-Each function takes a network and gives a new one, of the same type, device and mode, and its `Report`; the network
-that was given stays as it is. An identity that must hold and does not is a `VerificationError`.
+Each function takes a network and returns a new one of the same type, device and mode, with its `TensorReport`. The
+network that was passed in does not change. If a promised identity does not hold, the edit raises `VerificationError`.
 """
 
 from resnetkit.surgery.blocks import deepen, insert, remove, shortcuts

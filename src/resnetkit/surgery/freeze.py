@@ -1,10 +1,10 @@
-"""What learns, and what is kept for it: frozen stages and norms, and stages that are run again for gradients."""
+"""Select what training changes: frozen stages and norms, and stages that recompute activations."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 import torch
@@ -15,26 +15,40 @@ from resnetkit.errors import UsageError
 from resnetkit.network.layers import NetworkModule
 from resnetkit.network.report import Verification
 from resnetkit.surgery.select import as_list, find_paths, select_stages
-from resnetkit.surgery.transfer import EditResult, add_notes, check_model_argument, make_recomputed_stage, transfer
+from resnetkit.surgery.transfer import EditResult, check_model_argument, make_recomputed_stage, transfer
 from resnetkit.surgery.verify import EXACT, compute_output, finish_edit, get_device, make_test_images, relative_error
 
 
 @check_model_argument
 def freeze(model: NetworkModule, stages: Iterable[int | str] | int | str, *, norms: bool = True) -> EditResult:
-    """Places that do not learn: stages by number, ``stem``, ``head``, or all up to one as ``range(1, 3)``.
+    """Return the network with parts that do not train.
 
-    Their parameters ask for no gradient; with ``norms`` their batch norms keep their statistics too, whatever
-    ``.train()`` says later, which is proved. A saved model does not tell what was frozen. Raises `UsageError`.
+    A saved model does not record what was frozen.
+
+    Args:
+        model: The network; it does not change.
+        stages: Stage numbers, ``stem``, ``head``, blocks by path; ``range(1, 3)`` for the first two stages.
+        norms: Whether the batch norms in these parts keep their statistics too, whatever ``.train()`` sets later.
+            This is verified.
+
+    Raises:
+        UsageError: nothing is selected, or a part does not exist.
     """
     paths = find_paths(model.plan, as_list(stages), ("stem", "stage", "head", "block"))
     if not paths:
-        raise UsageError("nothing is named to be frozen", where="stages", fix="stem, or numbers of stages")
+        raise UsageError("nothing is selected to freeze", where="stages", fix="stem, or numbers of stages")
     return _freeze_paths(model, paths, [path for path in _find_batch_norms(model) if norms and _is_within(path, paths)])
 
 
 @check_model_argument
 def freeze_norms(model: NetworkModule) -> EditResult:
-    """Batch norms that neither learn nor move their statistics, everywhere, whatever ``.train()`` says later."""
+    """Return the network with the weights and statistics of all batch norms frozen.
+
+    They stay frozen whatever ``.train()`` sets later.
+
+    Raises:
+        UsageError: the network has no batch norms.
+    """
     norms = _find_batch_norms(model)
     if not norms:
         raise UsageError("this network has no batch norms", where="norm", fix="freeze with stages")
@@ -51,17 +65,13 @@ def _freeze_paths(model: NetworkModule, paths: list[str], norms: list[str]) -> E
         new_model.get_submodule(path).eval()
     n_frozen = sum(p.numel() for p in new_model.parameters() if not p.requires_grad)
     norm_note = f"{len(new_model.frozen_paths)} norms keep their statistics"
-    add_notes(model, new_model, [f"{n_frozen:,} of {new_model.plan.params:,} params do not learn, {norm_note}"])
-    return finish_edit(
-        new_model,
-        _verify_statistics(
-            new_model, [key for key, _ in new_model.named_buffers() if _is_within(key, list(new_model.frozen_paths))]
-        ),
-    )
+    note = f"{n_frozen:,} of {new_model.plan.params:,} params are frozen, {norm_note}"
+    buffers = [key for key, _ in new_model.named_buffers() if _is_within(key, new_model.frozen_paths)]
+    return finish_edit(model, new_model, _verify_statistics(new_model, buffers), notes=[note])
 
 
 def _verify_statistics(model: NetworkModule, buffers: list[str]) -> Verification:
-    """Statistics after a batch in training mode, beside those before."""
+    """Compare statistics before and after a batch in training mode."""
     old, new = copy.deepcopy(model).double().train(), copy.deepcopy(model).double().train()
     with _preserve_rng(model), torch.no_grad():
         for x in _make_batches(model):
@@ -72,7 +82,6 @@ def _verify_statistics(model: NetworkModule, buffers: list[str]) -> Verification
 
 
 def _preserve_rng(model: NetworkModule) -> AbstractContextManager[None]:
-    """What is drawn inside leaves the dice of the process as they are."""
     device = get_device(model)
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
@@ -91,28 +100,28 @@ def _is_within(path: str, parents: Iterable[str]) -> bool:
 
 @check_model_argument
 def checkpoint(model: NetworkModule, stages: Iterable[int | str] | int | str) -> EditResult:
-    """Stages that keep only their input for the backward pass and run again there: less memory, more time.
+    """Return the network with stages that recompute activations in the backward pass.
 
-    Gradients are those without it, and statistics of norms move once for a batch, both of which is proved. A saved
-    model does not tell of it. Raises `UsageError`.
+    This takes less memory and more time. Gradients stay the same and the statistics of norms change once for a batch; both are verified. A saved model does
+    not record this.
+
+    Args:
+        model: The network; it does not change.
+        stages: Stage numbers or paths. Raises `UsageError` if a stage does not exist.
     """
     names = [f"stage{i}" for i in select_stages(model.plan, stages)]
     new_model = transfer(model, model.card)
     for name in names:
         setattr(new_model, name, make_recomputed_stage(new_model, name))
-    add_notes(model, new_model, list(_describe_memory(model, names)))
-    return finish_edit(new_model, _verify_gradients(model, new_model))
-
-
-def _describe_memory(model: NetworkModule, names: list[str]) -> Iterator[str]:
-    stages = [stage for name in names if isinstance(stage := model.plan[name], Section)]
-    n_recomputed = sum(stage.activations for stage in stages)
-    n_stored = sum(math.prod(stage.input) for stage in stages)
-    yield f"{', '.join(names)}: {n_stored:,} numbers are kept for each image instead of {n_recomputed:,}, and they run twice"
+    sections = [section for name in names if isinstance(section := model.plan[name], Section)]
+    n_recomputed = sum(section.activations for section in sections)
+    n_stored = sum(math.prod(section.input) for section in sections)
+    note = f"{', '.join(names)}: stores {n_stored:,} values for each image instead of {n_recomputed:,}, and runs twice"
+    return finish_edit(model, new_model, _verify_gradients(model, new_model), notes=[note])
 
 
 def _verify_gradients(model: NetworkModule, new_model: NetworkModule) -> Verification:
-    """Gradients and statistics after one step on the same batch, with and without."""
+    """Compare gradients and statistics after one step on the same batch."""
     (x,) = _make_batches(model)
     pairs = list(zip(_run_training_step(model, x), _run_training_step(new_model, x), strict=True))
     return Verification("gradients and statistics after a batch", max(relative_error(b, a) for a, b in pairs), EXACT)

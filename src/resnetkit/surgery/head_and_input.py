@@ -1,4 +1,4 @@
-"""What goes in and what comes out: channels of the image, classes, heads, and where the network ends."""
+"""Edit what goes into a network and what comes out: input channels, classes, heads, cuts and feature maps."""
 
 from __future__ import annotations
 
@@ -8,32 +8,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from resnetkit.architecture import spec as specs
 from resnetkit.architecture.card import Preparation
 from resnetkit.architecture.operations import ConvOp
 from resnetkit.architecture.plan import Section, parse_block_number, parse_stage_number
 from resnetkit.architecture.rules import check_spec, get_block_stride
-from resnetkit.architecture.spec import (
-    Features,
-    FirstBlock,
-    Head,
-    NoHead,
-    NoShortcuts,
-    PoolAfter,
-    Pooled,
-    Stage,
-    count_classes,
-    replace_classes,
-)
-from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import UsageError, suggest_fix
 from resnetkit.formatting import pluralize
 from resnetkit.network.build import parse_classes
 from resnetkit.network.layers import NetworkModule
 from resnetkit.network.report import Verification
 from resnetkit.surgery.select import find_paths, select_stages
-from resnetkit.surgery.transfer import AdaptedTensors, EditResult, add_notes, check_model_argument, edit_card, transfer
+from resnetkit.surgery.transfer import AdaptedTensors, EditResult, check_model_argument, edit, edit_card, transfer
 from resnetkit.surgery.verify import (
-    EXACT,
     OutputFunction,
     compute_output,
     finish_edit,
@@ -44,46 +31,45 @@ from resnetkit.surgery.verify import (
     verify_equal,
 )
 
-_CLASSIFIER_KEYS = ("head.linear.weight", "head.linear.bias")
+_CLASSIFIER, _CLASSIFIER_KEYS = "head.linear.", ("head.linear.weight", "head.linear.bias")
 
 # ------------------------------------------------------------------------------------------------------------ classes
 
 
 @check_model_argument
 def classes(model: NetworkModule, classes: int | Sequence[str], *, seed: int = 0) -> EditResult:
-    """Another classifier, behind the same hidden layers: a number of classes, or their names.
+    """Return the network with another classifier behind the same hidden layers.
 
-    Classes that the network knows by name keep their rows, and so their logits (proved); the others start from
-    ``seed``. Raises `UsageError` for what are no classes.
+    Classes that the network knows by name keep their rows, and so their logits (verified).
+
+    Args:
+        model: The network; it does not change.
+        classes: The number of classes, or their names. Raises `UsageError` for anything else.
+        seed: The seed for the rows of new classes.
     """
     names, n_classes = parse_classes(classes)
     card = model.card
-    new_card = edit_card(card, replace_classes(card.spec, n_classes), "with a new classifier", classes=names)
+    new_spec = specs.replace_classes(card.spec, n_classes)
+    new_card = edit_card(card, new_spec, "with a new classifier", classes=names)
     old_indices = {name: i for i, name in enumerate(card.classes)}
     index_pairs = [(new, old_indices[name]) for new, name in enumerate(names) if name in old_indices]
-    reset_model = transfer(model, new_card, reinit_prefix="head.linear.", seed=seed)
+    new_model = transfer(model, new_card, reinit_prefix=_CLASSIFIER, seed=seed)
     if not index_pairs:
-        add_notes(model, reset_model)
-        return finish_edit(reset_model)
-    new_model = transfer(
-        model, new_card, _copy_known_rows(model, reset_model, index_pairs), reinit_prefix="head.linear.", seed=seed
-    )
-    add_notes(model, new_model)
+        return finish_edit(model, new_model)
+    rows = _copy_known_rows(model, new_model, index_pairs)
+    new_model = transfer(model, new_card, rows, reinit_prefix=_CLASSIFIER, seed=seed)
     new, old = ([pair[i] for pair in index_pairs] for i in (0, 1))
     description = f"the logits of {pluralize(len(index_pairs), 'class')} that stayed"
-    return finish_edit(
-        new_model,
-        verify_equal(
-            description, model, new_model, EXACT, old_output=_select_columns(old), new_output=_select_columns(new)
-        ),
-    )
+    outputs = _select_columns(old), _select_columns(new)
+    return finish_edit(model, new_model, verify_equal(description, model, new_model, outputs=outputs))
 
 
 def _copy_known_rows(
     model: NetworkModule, reset_model: NetworkModule, index_pairs: Sequence[tuple[int, int]]
 ) -> AdaptedTensors:
-    """The new classifier with the rows of classes that are known, as (new, old) numbers."""
-    note, tensors = f"{len(index_pairs)} of {count_classes(reset_model.card.spec.head)} rows kept, by name", {}
+    """Return the new classifier with the rows of known classes, given as (new, old) indices."""
+    n_classes = specs.count_classes(reset_model.card.spec.head)
+    note, tensors = f"{len(index_pairs)} of {n_classes} rows kept, by name", {}
     new, old = ([pair[i] for pair in index_pairs] for i in (0, 1))
     old_tensors, new_tensors = model.state_dict(), reset_model.state_dict()
     for key in _CLASSIFIER_KEYS:
@@ -100,54 +86,63 @@ def _select_columns(indices: list[int]) -> OutputFunction:
 # ------------------------------------------------------------------------------------------------------ input channels
 
 _NEW_CHANNEL_METHODS = ("zero", "mean", "cyclic")
-
-
-@check_model_argument
-def input_channels(model: NetworkModule, channels: int, *, how: str = "zero") -> EditResult:
-    """The same network for images of so many channels; raises `UsageError` where that cannot be.
-
-    One channel has the sum of the weights of all: the answers are those for an image whose channels are alike. From
-    one to several each has its share. Beside several, new channels are ``zero``, so that they have no influence; or
-    ``mean``: each has the mean of the others, and all are made smaller, so that an image of equal channels is answered
-    as before; or ``cyclic``: they repeat the others in turn, which share their weights, so that an image whose
-    channels repeat in the same way is. All of that is proved.
-    """
-    card, old_channels = model.card, model.card.spec.input[0]
-    _check_channels(model, channels, how)
-    if channels == old_channels:
-        new_model = transfer(model, card)
-        return finish_edit(new_model)
-    weight_key = f"{model.plan.nodes[0].path}.weight"
-    change = f"for {pluralize(channels, 'input channel')}"
-    assumed = tuple(line for line in card.assumed if not line.startswith(("an image is ", "images are ")))
-    new_card = edit_card(card, replace(card.spec, input=(channels, *card.spec.input[1:])), change,
-                 preparation=_adapt_preparation(card.preparation, channels), assumed=assumed)  # fmt: skip
-    weight = model.state_dict()[weight_key]
-    tensor, note = _adapt_weight(weight.double(), channels, how)
-    new_model = transfer(model, new_card, {weight_key: (tensor.to(weight.dtype), note)})
-    add_notes(model, new_model, [_GRAY_NOTE] * (channels == 1))
-    return finish_edit(new_model, _verify_same_output(model, new_model, how))
-
-
-_GRAY_NOTE = (
-    "a grey picture is prepared with the mean of the channels' statistics, which no repeated one is: a little apart"
+_GRAYSCALE_NOTE = (
+    "grayscale images are normalized with the average of the channels' statistics,"
+    " so results differ slightly from repeating the channel"
 )
 
 
+@check_model_argument
+def input_channels(model: NetworkModule, channels: int, *, method: str = "zero") -> EditResult:
+    """Return the same network for images of another number of channels; the promised outputs are verified.
+
+    One channel gets the sum of all weights: outputs are those for an image of equal channels. From one channel to
+    several, each gets an equal fraction of the weights.
+
+    Args:
+        model: The network; it does not change.
+        channels: The new number of channels.
+        method: How channels are added to several. ``zero``: they have no effect. ``mean``: they get the mean of the old
+            weights and all are scaled, so an image of equal channels has the same output. ``cyclic``: they repeat the
+            old channels and share their weights, so an image that repeats its channels has the same output.
+
+    Raises:
+        UsageError: the network cannot have so many channels.
+    """
+    card, old_channels = model.card, model.card.spec.input[0]
+    _check_channels(model, channels, method)
+    if channels == old_channels:
+        return finish_edit(model, transfer(model, card))
+    weight_key = f"{model.plan.nodes[0].path}.weight"
+    weight = model.state_dict()[weight_key]
+    tensor, note = _adapt_weight(weight.double(), channels, method)
+    new_model = edit(
+        model,
+        replace(card.spec, input=(channels, *card.spec.input[1:])),
+        f"for {pluralize(channels, 'input channel')}",
+        {weight_key: (tensor.to(weight.dtype), note)},
+        preparation=_adapt_preparation(card.preparation, channels),
+        assumed=tuple(line for line in card.assumed if not line.startswith(("an image is ", "images are "))),
+    )
+    notes = [_GRAYSCALE_NOTE] if channels == 1 else []
+    return finish_edit(model, new_model, _verify_same_output(model, new_model, method), notes=notes)
+
+
 def _check_channels(model: NetworkModule, channels: int, method: str) -> None:
-    old_channels = model.card.spec.input[0]
+    spec, where = model.card.spec, "input_channels"
+    old_channels = spec.input[0]
     if method not in _NEW_CHANNEL_METHODS:
-        message = f"there is no way called {str(method)!r}"
-        raise UsageError(message, where="input_channels", fix=suggest_fix(str(method), _NEW_CHANNEL_METHODS))
+        fix = suggest_fix(str(method), _NEW_CHANNEL_METHODS)
+        raise UsageError(f"unknown method {str(method)!r}", where=where, fix=fix)
     if type(channels) is not int or channels < 1 or 1 < channels < old_channels:
-        message = f"a network for {old_channels} channels is not made one for {str(channels)[:20]}"
-        raise UsageError(message, where="input_channels", fix=f"1, or more than {old_channels}")
-    check_spec(replace(model.card.spec, input=(channels, *model.card.spec.input[1:])))
-    has_single_input_layer = model.card.spec.stem.convs or isinstance(model.card.spec.shortcuts, NoShortcuts)
+        message = f"a network for {old_channels} channels cannot be adapted to {str(channels)[:20]}"
+        raise UsageError(message, where=where, fix=f"1, or more than {old_channels}")
+    check_spec(replace(spec, input=(channels, *spec.input[1:])))
+    has_single_input_layer = spec.stem.convs or isinstance(spec.shortcuts, specs.NoShortcuts)
     op = model.plan.nodes[0].op
     if not (has_single_input_layer and isinstance(op, ConvOp) and op.groups == 1):
-        message = "this network has no convolution that alone sees the image, so there is none to adapt"
-        raise UsageError(message, where="input_channels", fix="a network with a stem")
+        message = "this network has no single convolution that reads the image"
+        raise UsageError(message, where=where, fix="use a network with a stem")
 
 
 def _adapt_weight(weight: Tensor, channels: int, method: str) -> tuple[Tensor, str]:
@@ -164,24 +159,21 @@ def _adapt_weight(weight: Tensor, channels: int, method: str) -> tuple[Tensor, s
     if method == "cyclic":
         indices = torch.arange(channels) % old_channels
         counts = torch.bincount(indices)[indices].to(weight)[:, None, None]
-        return weight[:, indices] / counts, f"{old_channels} channels in turn, which share their weights"
+        return weight[:, indices] / counts, f"{old_channels} channels repeated, which share their weights"
     zeros = weight.new_zeros(weight.shape[0], n_added, *weight.shape[2:])
     return torch.cat([weight, zeros], 1), f"zeros for {n_added} more channels"
 
 
 def _verify_same_output(model: NetworkModule, new_model: NetworkModule, method: str) -> Verification:
-    """On images for which old and new network are the same function."""
+    """Compare the outputs for images for which the old and the new network are the same function."""
     old_channels, new_channels = model.card.spec.input[0], new_model.card.spec.input[0]
     is_gray = 1 in (old_channels, new_channels) or method == "mean"
-    inputs = [x[:, :1] if is_gray else x for x in make_test_images(model.card.spec)]
-    description = (
-        "the answers for an image of equal channels" if is_gray else "the answers for an image whose channels repeat"
-    )
-    description = (
-        description
-        if is_gray or method == "cyclic"
-        else f"the answers, whatever the {new_channels - old_channels} new channels hold"
-    )
+    if is_gray:
+        description = "the outputs for an image of equal channels"
+    elif method == "cyclic":
+        description = "the outputs for an image that repeats its channels"
+    else:
+        description = f"the outputs, for any values in the {new_channels - old_channels} new channels"
     limit, reason = select_rounding_limit(model)
 
     def old_output(network: NetworkModule, x: Tensor) -> Tensor:
@@ -190,9 +182,9 @@ def _verify_same_output(model: NetworkModule, new_model: NetworkModule, method: 
     def new_output(network: NetworkModule, x: Tensor) -> Tensor:
         return compute_output(network, _expand_input(x, new_channels, method, is_gray=is_gray))
 
-    return verify_equal(
-        description, model, new_model, limit, reason=reason, old_output=old_output, new_output=new_output, inputs=inputs
-    )
+    inputs = [x[:, :1] if is_gray else x for x in make_test_images(model.card.spec)]
+    outputs = old_output, new_output
+    return verify_equal(description, model, new_model, limit, reason=reason, inputs=inputs, outputs=outputs)
 
 
 def _expand_input(x: Tensor, channels: int, method: str, *, is_gray: bool) -> Tensor:
@@ -206,82 +198,76 @@ def _expand_input(x: Tensor, channels: int, method: str, *, is_gray: bool) -> Te
 
 
 def _adapt_preparation(preparation: Preparation, channels: int) -> Preparation:
-    """For so many channels: the mean of the statistics, the same ones again, or none for what is added."""
-    n_added = channels - len(preparation.mean)
+    """Return the statistics for so many channels: averaged, repeated, or mean 0 and std 1 for new ones."""
+    mean, std = preparation.mean, preparation.std
+    n_added = channels - len(mean)
     if channels == 1:
-        return replace(
-            preparation,
-            mean=(sum(preparation.mean) / len(preparation.mean),),
-            std=(sum(preparation.std) / len(preparation.std),),
-        )
-    if len(preparation.mean) == 1:
-        return replace(preparation, mean=preparation.mean * channels, std=preparation.std * channels)
-    return replace(preparation, mean=(*preparation.mean, *(0.0,) * n_added), std=(*preparation.std, *(1.0,) * n_added))
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    elif len(mean) == 1:
+        mean, std = mean * channels, std * channels
+    else:
+        mean, std = (*mean, *(0.0,) * n_added), (*std, *(1.0,) * n_added)
+    return replace(preparation, mean=mean, std=std)
 
 
 # ------------------------------------------------------------------------------------------------ heads, cuts, features
 
-_HEADS: dict[str, Head] = {"none": NoHead(), "pooled": Pooled()}
+_HEADS: dict[str, specs.Head] = {"none": specs.NoHead(), "pooled": specs.Pooled()}
 
 
 @check_model_argument
 def head(model: NetworkModule, kind: str) -> EditResult:
-    """Without the classifier: ``pooled`` hands on the average of the last map (N C), ``none`` the map itself (N C H W).
+    """Return the network without its classifier.
 
-    What it hands on is what the whole network has there, which is proved. `classes` gives it a classifier again.
+    The output equals the values in the whole network at that place, which is verified.
+
+    Args:
+        model: The network; it does not change.
+        kind: ``pooled`` returns the average of the last map (N, C), ``none`` the map (N, C, H, W). `classes` adds a
+            classifier.
+
+    Raises:
+        UsageError: the head is unknown.
     """
     if str(kind) not in _HEADS:
-        fix = suggest_fix(str(kind), list(_HEADS), "none or pooled; classes gives a classifier")
-        raise UsageError(f"there is no head called {str(kind)!r}", where="head", fix=fix)
-    spec = replace(model.card.spec, head=_HEADS[kind])
-    new_model = transfer(model, edit_card(model.card, spec, "without its classifier", classes=()))
-    add_notes(model, new_model)
-    last_stage = f"stage{len(spec.stages)}"
+        fix = suggest_fix(str(kind), list(_HEADS), "none or pooled; classes adds a classifier")
+        raise UsageError(f"unknown head {str(kind)!r}", where="head", fix=fix)
+    new_model = edit(model, replace(model.card.spec, head=_HEADS[kind]), "without its classifier", classes=())
+    last_stage = f"stage{len(model.card.spec.stages)}"
     if kind == "none":
-        return finish_edit(
-            new_model,
-            verify_equal(
-                f"the maps of {last_stage}", model, new_model, EXACT, old_output=make_output_function(last_stage)
-            ),
-        )
+        return _finish_with_maps(model, new_model, last_stage)
     feature_path = "head.act" if new_model.card.spec.order == "norm-act-conv" else last_stage
     if feature_path not in model.plan.parts:  # the norm that ends a pre-activation network is part of its head, and new
-        return finish_edit(new_model)
-    return finish_edit(
-        new_model,
-        verify_equal(
-            "the averages of the last maps",
-            model,
-            new_model,
-            EXACT,
-            old_output=_make_pooled_output_function(feature_path),
-        ),
-    )
+        return finish_edit(model, new_model)
+
+    def old_output(network: NetworkModule, x: Tensor) -> Tensor:
+        return make_output_function(feature_path)(network, x).mean((2, 3))
+
+    verification = verify_equal("the averages of the last maps", model, new_model, outputs=(old_output, compute_output))
+    return finish_edit(model, new_model, verification)
 
 
-def _make_pooled_output_function(path: str) -> OutputFunction:
-    return lambda network, x: make_output_function(path)(network, x).mean((2, 3))
+def _finish_with_maps(model: NetworkModule, new_model: NetworkModule, path: str) -> EditResult:
+    """Verify that the output of the new network is the map that the old one has at a path."""
+    outputs = make_output_function(path), compute_output
+    return finish_edit(model, new_model, verify_equal(f"the maps of {path}", model, new_model, outputs=outputs))
 
 
 @check_model_argument
 def cut(model: NetworkModule, path: str) -> EditResult:
-    """The network up to a stage or a block, which hands on the map that it has there (proved: the same numbers)."""
+    """Return the network up to a stage or a block, with the map of that place as output (verified).
+
+    Args:
+        model: The network; it does not change.
+        path: The stage or block. Raises `UsageError` if it does not exist.
+    """
     (resolved_path,) = find_paths(model.plan, [path], ("stage", "block"))
-    spec = _truncate_spec(model.card.spec, resolved_path)
-    new_model = transfer(
-        model, edit_card(model.card, replace(spec, head=NoHead()), f"cut behind {resolved_path}", classes=())
-    )
-    add_notes(model, new_model)
-    return finish_edit(
-        new_model,
-        verify_equal(
-            f"the maps of {resolved_path}", model, new_model, EXACT, old_output=make_output_function(resolved_path)
-        ),
-    )
+    spec = replace(_truncate_spec(model.card.spec, resolved_path), head=specs.NoHead())
+    return _finish_with_maps(model, edit(model, spec, f"cut behind {resolved_path}", classes=()), resolved_path)
 
 
-def _truncate_spec(spec: Spec, path: str) -> Spec:
-    """The stages up to a place; one that is cut has neither a pool behind it nor a stride in a block that is gone."""
+def _truncate_spec(spec: specs.Network, path: str) -> specs.Network:
+    """Return the stages up to a place; a cut stage loses its pool and the stride of a removed block."""
     number = parse_stage_number(path)
     stages = list(spec.stages[:number])
     if "." in path:
@@ -289,37 +275,43 @@ def _truncate_spec(spec: Spec, path: str) -> Spec:
     return replace(spec, stages=tuple(stages))
 
 
-def shorten_stage(stage: Stage, blocks: int) -> Stage:
-    """The first ``blocks`` of a stage."""
-    is_complete = blocks == stage.blocks and not isinstance(stage.reduce, PoolAfter)
+def shorten_stage(stage: specs.Stage, blocks: int) -> specs.Stage:
+    """Return a stage with its first blocks only.
+
+    Args:
+        stage: The stage.
+        blocks: The number of blocks to keep.
+    """
+    is_complete = blocks == stage.blocks and not isinstance(stage.reduce, specs.PoolAfter)
     keeps_reduce = is_complete or get_block_stride(stage, 1) > 1
-    return replace(stage, blocks=blocks, reduce=stage.reduce if keeps_reduce else FirstBlock())
+    return replace(stage, blocks=blocks, reduce=stage.reduce if keeps_reduce else specs.FirstBlock())
 
 
 @check_model_argument
 def features(model: NetworkModule, stages: Iterable[int | str] | int | str) -> EditResult:
-    """A backbone: it hands on the maps of some stages, ``{"stage2": N C H W, ...}``, and ends behind the last of them.
+    """Return a backbone, whose output is the maps of stages: ``{"stage2": (N, C, H, W), ...}``.
 
-    ``model.maps`` tells of each its ``output`` (channels, height, width), ``stride`` and ``receptive_field``. The maps
-    are those of the whole network, which is proved. Raises `UsageError`.
+    The backbone ends behind the last of these stages. ``model.feature_info`` has the ``output`` (C, H, W), ``stride`` and ``receptive_field`` of each map. The maps equal
+    those of the whole network (verified).
+
+    Args:
+        model: The network; it does not change.
+        stages: Stages by number or path. Raises `UsageError` if one does not exist.
     """
     numbers = select_stages(model.plan, stages)
-    spec = replace(model.card.spec, stages=model.card.spec.stages[: numbers[-1]], head=Features(tuple(numbers)))
-    new_model = transfer(
-        model, edit_card(model.card, spec, f"as a backbone of {pluralize(len(numbers), 'map')}", classes=())
-    )
-    add_notes(
-        model, new_model, [_describe_map(name, feature_map) for name, feature_map in new_model.feature_info.items()]
-    )
+    spec = replace(model.card.spec, stages=model.card.spec.stages[: numbers[-1]], head=specs.Features(tuple(numbers)))
+    new_model = edit(model, spec, f"as a backbone of {pluralize(len(numbers), 'map')}", classes=())
     names = list(new_model.feature_info)
 
     def old_output(network: NetworkModule, x: Tensor) -> Tensor:
         return flatten_maps(network.extract_features(x, names))
 
-    return finish_edit(
-        new_model, verify_equal("the maps of " + ", ".join(names), model, new_model, EXACT, old_output=old_output)
-    )
+    outputs = old_output, compute_output
+    verification = verify_equal("the maps of " + ", ".join(names), model, new_model, outputs=outputs)
+    notes = [_describe_map(name, feature_map) for name, feature_map in new_model.feature_info.items()]
+    return finish_edit(model, new_model, verification, notes=notes)
 
 
 def _describe_map(name: str, feature_map: Section) -> str:
-    return f"{name}: {feature_map.output[0]} channels, stride {feature_map.stride}, each pixel sees {feature_map.receptive_field}"
+    channels, stride, field = feature_map.output[0], feature_map.stride, feature_map.receptive_field
+    return f"{name}: {channels} channels, stride {stride}, receptive field {field}"

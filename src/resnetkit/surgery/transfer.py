@@ -1,9 +1,9 @@
-"""One way to change a network: a new card, a new plan, a new module, and every tensor that still fits, by path."""
+"""The one way to edit a network: a new card, plan and module, and every tensor that still fits, by path."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Concatenate, ParamSpec
 
@@ -25,22 +25,38 @@ AdaptedTensors = Mapping[str, tuple[Tensor, str]]
 PathMap = Mapping[str, str]
 EditResult = tuple[NetworkModule, TensorReport]
 P = ParamSpec("P")
-NO_ORIGIN = ""  # where a part that is new comes from
+NO_ORIGIN = ""  # the old path of a part that is new
+_CHANGED_SUFFIX = "-changed"
 
 
 def check_model_argument(
     fn: Callable[Concatenate[NetworkModule, P], EditResult],
 ) -> Callable[Concatenate[NetworkModule, P], EditResult]:
-    """A change of a network of ours; anything else is refused in a sentence."""
+    """Decorate an edit so that it refuses anything but a network of resnetkit."""
 
     @functools.wraps(fn)
     def wrapper(model: NetworkModule, /, *args: P.args, **kwargs: P.kwargs) -> EditResult:
         if not isinstance(model, NetworkModule):
-            message = f"a {type(model).__name__} is no network of resnetkit"
-            raise UsageError(message, where="model", fix="resnetkit.load(model) makes one of it")
+            message = f"a {type(model).__name__} is not a network of resnetkit"
+            raise UsageError(message, where="model", fix="convert it with resnetkit.load(model)")
         return fn(model, *args, **kwargs)
 
     return wrapper
+
+
+def edit(
+    model: NetworkModule, spec: Spec, change: str, adapted: AdaptedTensors | None = None, **card_fields: object
+) -> NetworkModule:
+    """Return a network of another spec with the tensors that still fit.
+
+    Args:
+        model: The network to edit; it does not change.
+        spec: The new spec.
+        change: The change, for the origin on the card.
+        adapted: Tensors that do not stay as they are, and how each was made.
+        **card_fields: Other fields of the new card.
+    """
+    return transfer(model, edit_card(model.card, spec, change, **card_fields), adapted)
 
 
 def transfer(
@@ -52,17 +68,24 @@ def transfer(
     reinit_prefix: str = "",
     seed: int = 0,
 ) -> NetworkModule:
-    """A new network of this card, on the same device, in the same type and mode; ``model`` stays as it is.
+    """Return a network of a card with every tensor of another one that still fits.
 
-    Operations whose tensors have their path and shapes are kept; ``moved`` tells of places the path that they had, or
-    `NOWHERE`; ``adapted`` brings other tensors, and says how; the rest, and what begins with ``anew``, is as `build`
-    starts it from ``seed``. ``report`` accounts for each of them.
+    Device, type and modes stay. An operation keeps its tensors if its path and all their shapes are the same. ``report`` accounts for each tensor.
+
+    Args:
+        model: The old network; it does not change.
+        card: The card of the new network.
+        adapted: Tensors that do not stay as they are, and how each was made.
+        old_paths: The old path of each part that has moved, or `NO_ORIGIN`.
+        reinit_prefix: Tensors with this prefix start again as `build` starts them.
+        seed: The seed for tensors that `build` starts.
+
+    Raises:
+        UsageError: the old network is on the meta device.
     """
     parameter = next(model.parameters(), torch.empty(0))
     if parameter.is_meta:
-        raise UsageError(
-            "this network has shapes alone, and no numbers to carry over", where="meta", fix="device='cpu'"
-        )
+        raise UsageError("a network on the meta device has no weights to keep", where="meta", fix="device='cpu'")
     new_model = build(card.spec, seed=seed, device=parameter.device, dtype=parameter.dtype)
     new_model.card = card
     old_tensors, new_tensors, adapted_tensors = model.state_dict(), new_model.state_dict(), dict(adapted or {})
@@ -71,26 +94,35 @@ def transfer(
         for key in new_tensors
         if not (reinit_prefix and key.startswith(reinit_prefix))
     }
-    matches = {
-        key: origin
-        for key, origin in origins.items()
-        if key not in adapted_tensors and origin in old_tensors and old_tensors[origin].shape == new_tensors[key].shape
-    }
-    incomplete_modules = {
-        key.rpartition(".")[0] for key in new_tensors if key not in adapted_tensors and key not in matches
-    }
-    matches = {key: origin for key, origin in matches.items() if key.rpartition(".")[0] not in incomplete_modules}
+    matches = _match_tensors(old_tensors, new_tensors, adapted_tensors, origins)
+    sources = {key: old_tensors[origin] for key, origin in matches.items()}
+    sources |= {key: tensor for key, (tensor, _) in adapted_tensors.items()}
     with torch.no_grad():
-        for key, value in new_tensors.items():
-            if key in adapted_tensors or key in matches:
-                value.copy_(adapted_tensors[key][0] if key in adapted_tensors else old_tensors[matches[key]])
+        for key, tensor in sources.items():
+            new_tensors[key].copy_(tensor)
     new_model.report = _build_report(old_tensors, new_tensors, matches, adapted_tensors, origins)
     _copy_modes(model, new_model, old_paths or {}, origins)
     return new_model
 
 
+def _match_tensors(
+    old_tensors: Mapping[str, Tensor],
+    new_tensors: Mapping[str, Tensor],
+    adapted_tensors: AdaptedTensors,
+    origins: Mapping[str, str],
+) -> dict[str, str]:
+    """Return the old key of each tensor that stays; an operation keeps all of its tensors or none."""
+    matches = {
+        key: origin
+        for key, origin in origins.items()
+        if key not in adapted_tensors and origin in old_tensors and old_tensors[origin].shape == new_tensors[key].shape
+    }
+    incomplete = {key.rpartition(".")[0] for key in new_tensors if key not in adapted_tensors and key not in matches}
+    return {key: origin for key, origin in matches.items() if key.rpartition(".")[0] not in incomplete}
+
+
 def _find_origin(path: str, old_paths: PathMap) -> str:
-    """What a path was called before; `NOWHERE` for what is new."""
+    """Return the old path of a part; `NO_ORIGIN` for a new part."""
     parts = path.split(".")
     prefixes = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
     prefix = next((prefix for prefix in prefixes if prefix in old_paths), None)
@@ -109,12 +141,13 @@ def _build_report(
     initialized = [key for key in new_tensors if key not in adapted_tensors and key not in matches]
     adapted_origins = {key: origins.get(key, key) for key in adapted_tensors}
     used_keys = {*matches.values(), *adapted_origins.values()}
+    notes = {key: note for key, (_, note) in adapted_tensors.items()}
     return TensorReport(
         tuple(key for key, origin in matches.items() if key == origin),
         {key: origin for key, origin in matches.items() if key != origin},
-        {key: note for key, (_, note) in adapted_tensors.items() if adapted_origins[key] in old_tensors},
+        {key: note for key, note in notes.items() if adapted_origins[key] in old_tensors},
         {key: "of another shape" if origins.get(key) in old_tensors else "new" for key in initialized}
-        | {key: note for key, (_, note) in adapted_tensors.items() if adapted_origins[key] not in old_tensors},
+        | {key: note for key, note in notes.items() if adapted_origins[key] not in old_tensors},
         tuple(key for key in old_tensors if key not in used_keys),
     )
 
@@ -122,7 +155,7 @@ def _build_report(
 def _copy_modes(
     model: NetworkModule, new_model: NetworkModule, old_paths: PathMap, tensor_origins: Mapping[str, str]
 ) -> None:
-    """Mode, what learns, what is frozen, and what is run again for gradients: as each was before."""
+    """Copy modes, gradients, frozen norms and stages that recompute activations."""
     old_modules, old_parameters = dict(model.named_modules()), dict(model.named_parameters())
     module_origins = {path: _find_origin(path, old_paths) for path, _ in new_model.named_modules()}
     new_model.frozen_paths = frozenset(path for path, origin in module_origins.items() if origin in model.frozen_paths)
@@ -137,7 +170,12 @@ def _copy_modes(
 
 
 def make_recomputed_stage(model: NetworkModule, path: str) -> CheckpointedStage:
-    """The stage at a path, as one that is run again for gradients."""
+    """Return a stage with the blocks of an existing one that recomputes its activations.
+
+    Args:
+        model: The network.
+        path: The path of the stage.
+    """
     stage = model.get_submodule(path)
     recomputed_stage = CheckpointedStage()
     for name, block in stage.named_children():
@@ -146,21 +184,25 @@ def make_recomputed_stage(model: NetworkModule, path: str) -> CheckpointedStage:
 
 
 def edit_card(card: Card, spec: Spec, change: str, **fields: object) -> Card:
-    """The card of a changed network: checked, its origin says what was changed, and its figures are gone."""
+    """Return the checked card of an edited network: its origin tells the change, and it has no metrics.
+
+    Args:
+        card: The card of the old network.
+        spec: The new spec.
+        change: What changes.
+        **fields: Other fields of the card.
+    """
     check_spec(spec)
     origin = f"{card.origin}, {change}"
     return replace(card, name=_select_name(card, spec), spec=spec, metrics=(), origin=origin, **fields)  # type: ignore[arg-type]
 
 
 def _select_name(card: Card, spec: Spec) -> str:
-    """The name it had, as long as the blocks are the same; another row's, where it became that one."""
+    """Return the old name if the blocks are the same, or that of the catalog network it has become."""
     if _get_architecture_key(spec) == _get_architecture_key(card.spec):
         return card.name
     catalog_name = find_catalog_name(spec)
     return card.name.removesuffix(_CHANGED_SUFFIX) + _CHANGED_SUFFIX if catalog_name == "custom" else catalog_name
-
-
-_CHANGED_SUFFIX = "-changed"
 
 
 def _get_architecture_key(spec: Spec) -> tuple[object, ...]:
@@ -168,19 +210,20 @@ def _get_architecture_key(spec: Spec) -> tuple[object, ...]:
     return stages, spec.stem, spec.shortcuts, spec.order, isinstance(spec.norm, GroupNorm)
 
 
-def add_notes(model: NetworkModule, new_model: NetworkModule, notes: Iterable[str] = ()) -> None:
-    """What was changed besides the tensors, in sentences, behind what the plans of the two count."""
-    new_model.report = replace(new_model.report, notes=(*_describe_plan_changes(model.plan, new_model.plan), *notes))
+def describe_plan_changes(old_plan: Plan, new_plan: Plan) -> list[str]:
+    """Return a line for each change in parameters, MACs and output stride.
 
-
-def _describe_plan_changes(old_plan: Plan, new_plan: Plan) -> list[str]:
+    Args:
+        old_plan: The plan before the edit.
+        new_plan: The plan after it.
+    """
     counts = [("params", old_plan.params, new_plan.params), ("MACs", old_plan.macs, new_plan.macs)]
     lines = [f"{name} {a:,} -> {b:,}{_format_ratio(a, b)}" for name, a, b in counts if a != b]
     strides = old_plan.root.stride, new_plan.root.stride
-    return lines + [f"output stride {strides[0]} -> {strides[1]}"] * (strides[0] != strides[1])
+    return lines if strides[0] == strides[1] else [*lines, f"output stride {strides[0]} -> {strides[1]}"]
 
 
 def _format_ratio(old: int, new: int) -> str:
-    """Nothing where it would round to none."""
+    """Return the ratio in parentheses; nothing if it rounds to 1."""
     ratio = f"{new / old:.3g}" if old else "1"
-    return f" ({ratio} times)" * (ratio != "1")
+    return "" if ratio == "1" else f" ({ratio} times)"

@@ -1,4 +1,4 @@
-"""Training as a function: a new run, or one that goes on. The loop is in `loop`, what comes before it in `start`."""
+"""The function `train`: new runs, resumed ones, those that torchrun restarted, and finished ones."""
 
 from __future__ import annotations
 
@@ -13,28 +13,25 @@ from resnetkit.errors import ResnetkitInterrupt, suggest_fix
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup, is_restarted
 from resnetkit.runtime.progress import ProgressCallback
 from resnetkit.runtime.signals import StopSignal
-from resnetkit.training.checkpoint import (
-    LATEST_FILE,
-    STATE_FOLDER,
-)
+from resnetkit.training.checkpoint import LATEST_FILE
+from resnetkit.training.events import EpochMetrics, EventCallback, PreparedRun, StepMetrics
 from resnetkit.training.finish import finalize_run
 from resnetkit.training.memory import build_out_of_memory_error, format_memory_line, is_out_of_memory
 from resnetkit.training.overrides import TRAIN_OPTION_NAMES
 from resnetkit.training.resume import check_no_changes, is_already_finished, resume_run
 from resnetkit.training.run_folder import (
-    EpochMetrics,
-    EventCallback,
+    STATE_FOLDER,
     Run,
-    RunSetup,
-    StepMetrics,
     check_new_or_resume,
     has_run,
     is_run_finished,
     read_run,
+    remove_partial_run,
 )
-from resnetkit.training.setup import PreparedRun, prepare_run, remove_partial_run
+from resnetkit.training.session import DivergedError
+from resnetkit.training.setup import prepare_run
 from resnetkit.training.trackers.client import track
-from resnetkit.training.trainer import DivergedError, Trainer
+from resnetkit.training.trainer import Trainer
 
 
 def train(
@@ -53,64 +50,99 @@ def train(
     dist: ProcessGroup = SINGLE_PROCESS,
     **options: Any,
 ) -> Run:
-    """Train ``model`` (resnet18 if none is named) on ``data`` and write a run folder, or go on with one.
+    """Train a model on data and write a run folder, or resume a run.
 
-    A model that has weights is fine-tuned. ``settings`` are nested changes to the `Recipe` that suits the data, such as
-    ``{"schedule": {"warmup": 2}}``, and ``options`` those of the command line: recipe, epochs, batch_size, lr, seed,
-    split_seed, patience, checkpoint_steps, accumulate, track, precision, network, dialect, reset_head, input_channels,
-    bad_files, max_bad. ``watch`` is called with what happens, ``tell`` with (done, all) while pictures are read.
-    Without ``out`` the folder is ``runs/DATA-MODEL-1``, or the next number that is free. ``workers`` threads read
-    pictures (one on each core if left out; 0 is the loop itself), which changes the pace and nothing else. Raises
-    before anything is written wherever the fault can be known by then.
+    A model with weights is fine-tuned. A resumed run continues from its newest checkpoint, and on the same CPU ends
+    with the weights of an uninterrupted run. A finished run is returned unchanged. If torchrun restarted the
+    processes, an unfinished ``out`` is resumed.
 
-    ``resume`` names an unfinished run, which needs no data and no model: it goes on after its newest checkpoint, and on
-    the same CPU ends with the very weights it would have ended with. What is set otherwise than it was is refused where
-    it makes the result that of neither, unless ``override``. A finished run is handed back as it is. ``stop`` is asked
-    between two steps and two batches of an evaluation: where it says so, a checkpoint is written and
-    `resnetkit.errors.Stopped`, a KeyboardInterrupt, is raised. ``ranks`` are the processes of the run: each is told the
-    same, the first writes. Where torchrun has started them again, an unfinished ``out`` is resumed.
+    Args:
+        data: A folder of images or another dataset; not needed to resume.
+        model: A name, a file or a trained model; resnet18 if neither this nor the settings name one.
+        out: The run folder; by default ``runs/DATA-MODEL-1``, or the next free number.
+        resume: The folder of an unfinished run.
+        override: Resume although a changed setting makes the result differ from both configurations.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
+        settings: Nested changes to the recipe, such as ``{"schedule": {"warmup": 2}}``.
+        on_event: Called with a `PreparedRun`, then with `StepMetrics` and `EpochMetrics`.
+        on_progress: Called with (done, all) while images are read.
+        workers: Threads that read images; None for one on each core, 0 for the training loop itself.
+        stop: Called between steps; if it returns a true value, a checkpoint is written and training stops.
+        dist: The processes of the run; each is called with the same arguments, the first one writes.
+        **options: recipe, epochs, batch_size, lr, seed, split_seed, patience, checkpoint_steps, accumulate, track,
+            precision, network, dialect, reset_head, input_channels, bad_files, max_bad, as on the command line.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        TypeError: an option is unknown.
+        ResnetkitInterrupt: training was stopped; a KeyboardInterrupt.
+        UsageError: the arguments do not fit together, or to the run that is resumed.
+        DataError: the data cannot be trained on.
+        MachineError: memory, disk or device are missing.
     """
+    _check_option_names(options)
+    check_new_or_resume(data, out, resume)
+    if resume is None and _is_restarted_run(out, dist):
+        out, resume = None, out
+    shared: dict[str, Any] = {"device": device, "on_progress": on_progress, "workers": workers, "dist": dist, **options}
+    if resume is None:
+        run = prepare_run(data or "", model, settings or {}, out=out, **shared)
+    elif dist.run_on_main(lambda: is_already_finished(resume)):
+        return _return_finished_run(resume, (data, model, settings, *options.values()), dist)
+    else:
+        run = resume_run(resume, data, model, settings or {}, override=override, **shared)
+    return _train_run(run, on_event, stop, dist)
+
+
+def _check_option_names(options: Mapping[str, Any]) -> None:
     unknown = next((name for name in options if name not in TRAIN_OPTION_NAMES), None)
     if unknown:
         raise TypeError(f"train has no option called {unknown!r}; {suggest_fix(unknown, TRAIN_OPTION_NAMES)}")
-    check_new_or_resume(data, out, resume)
-    if resume is None and is_restarted() and dist.run_on_main(lambda: has_run(out)):
-        out, resume = None, out
-    if resume is not None and dist.run_on_main(lambda: is_already_finished(resume)):
-        check_no_changes(resume, *(() if is_restarted() else (data, model, settings, *options.values())))
-        return finalize_run(Path(resume)) if dist.is_main else read_run(resume)
-    shared: dict[str, Any] = {"device": device, "on_progress": on_progress, "workers": workers, "dist": dist, **options}
-    if resume is not None:
-        run = resume_run(resume, data, model, settings or {}, override=override, **shared)
-    else:
-        run = prepare_run(data or "", model, settings or {}, out=out, **shared)
+
+
+def _is_restarted_run(out: str | Path | None, dist: ProcessGroup) -> bool:
+    """Return whether torchrun restarted these processes and their run has begun."""
+    return is_restarted() and bool(dist.run_on_main(lambda: has_run(out)))
+
+
+def _return_finished_run(run_folder: str | Path, given: tuple[object, ...], dist: ProcessGroup) -> Run:
+    """Return a finished run; restarted processes may still name the settings that they began with."""
+    if not is_restarted():
+        check_no_changes(run_folder, *given)
+    return finalize_run(Path(run_folder)) if dist.is_main else read_run(run_folder)
+
+
+def _train_run(run: PreparedRun, on_event: EventCallback | None, stop: StopSignal | None, dist: ProcessGroup) -> Run:
+    """Train a prepared run; if that fails, remove a run folder that holds nothing to resume."""
     try:
-        run = replace(run, setup=replace(run.setup, memory_line=format_memory_line(run.setup)))
+        run = replace(run, memory_line=format_memory_line(run))
         if on_event:
-            on_event(run.setup)
+            on_event(run)
         with _track_run(run, dist) as log_event:
-            return Trainer(run, _combine_callbacks(on_event, log_event), stop or (lambda: False), dist).run()
+            return Trainer(run, _combine_callbacks(on_event, log_event), stop or (lambda: False), dist).fit()
     except BaseException as error:
         can_resume = _clean_up_failed_run(run, error)
         if isinstance(error, ResnetkitInterrupt) and can_resume:
-            raise ResnetkitInterrupt(str(error), str(run.setup.out), error.signal_number) from None
+            raise ResnetkitInterrupt(str(error), str(run.out), error.signal_number) from None
         if is_out_of_memory(error):
-            raise build_out_of_memory_error(error, run.setup, run.model, can_resume) from None
+            raise build_out_of_memory_error(error, run, can_resume) from None
         raise
 
 
 @contextlib.contextmanager
 def _track_run(run: PreparedRun, dist: ProcessGroup) -> Iterator[EventCallback]:
-    """What trackers are told by, in the one process that writes."""
+    """Start the trackers of a run, in the main process only."""
     if not dist.is_main:
         yield lambda event: None
         return
-    with track(run.setup, run.checkpoint.state.global_step if run.checkpoint else 0) as log_event:
+    with track(run, run.checkpoint.state.global_step if run.checkpoint else 0) as log_event:
         yield log_event
 
 
 def _combine_callbacks(on_event: EventCallback | None, log_event: EventCallback) -> EventCallback:
-    def call_both(event: RunSetup | StepMetrics | EpochMetrics) -> None:
+    def call_both(event: PreparedRun | StepMetrics | EpochMetrics) -> None:
         if on_event:
             on_event(event)
         log_event(event)
@@ -119,9 +151,8 @@ def _combine_callbacks(on_event: EventCallback | None, log_event: EventCallback)
 
 
 def _clean_up_failed_run(run: PreparedRun, error: BaseException) -> bool:
-    """Whether there is anything to go on with; a new run of which there is nothing leaves nothing."""
-    folder = run.setup.out
-    is_worthless = isinstance(error, DivergedError) or not (folder / STATE_FOLDER / LATEST_FILE).exists()
-    if run.created_folders and is_worthless and not is_run_finished(folder):
+    """Remove the folder of a new run that cannot be resumed; return whether the folder is left."""
+    is_worthless = isinstance(error, DivergedError) or not (run.out / STATE_FOLDER / LATEST_FILE).exists()
+    if run.created_folders and is_worthless and not is_run_finished(run.out):
         remove_partial_run(run.created_folders)
-    return folder.exists()
+    return run.out.exists()

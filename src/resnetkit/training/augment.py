@@ -1,4 +1,4 @@
-"""Pictures as training sees them: a function of (seed, epoch, step or picture), never a state."""
+"""Augmentation of training images: a function of (seed, epoch, step or image), without a state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from resnetkit.training.recipe import (
     TrivialAugment,
 )
 
-_CHUNK_SIZE = 16  # pictures in a task, as handing over each small one costs more than changing it
+_CHUNK_SIZE = 16  # images in a task, as handing over a small image costs more than transforming it
 
 ALL_POSITIONS = slice(None)
 
@@ -42,9 +42,18 @@ def load_augmented(
     *,
     local_slice: slice = ALL_POSITIONS,
 ) -> tuple[Tensor, Indices]:
-    """N H W C, 8 bits, and which pictures they are; ``seed`` is (seed of the run, epoch).
+    """Load this process's images of a step; their pixels do not depend on the number of processes.
 
-    Of a step's ``window`` the ``share`` of one process: the same pixels, however many processes there are.
+    Args:
+        loader: The training images.
+        step_indices: The indices of all images of the step.
+        augment: The augmentation.
+        seed: The seed of the run and the epoch.
+        step: The step in the epoch, from 0.
+        local_slice: The positions in ``step_indices`` that belong to this process.
+
+    Returns:
+        Pixels (N, H, W, C), 8 bits, and the indices of the readable images.
     """
     indices = step_indices[local_slice]
     match augment:
@@ -53,14 +62,9 @@ def load_augmented(
         case PadCrop(padding, flip):
             pixels, readable = loader.load_eval_pixels(indices)
             positions = np.arange(len(step_indices))[local_slice][np.isin(indices, readable)]
-            return pad_crop_flip(
-                pixels,
-                padding,
-                flip,
-                np.random.default_rng([*seed, step]),
-                n_drawn=len(step_indices),
-                positions=positions,
-            ), readable
+            rng = np.random.default_rng([*seed, step])
+            pixels = pad_crop_flip(pixels, padding, flip, rng, n_drawn=len(step_indices), positions=positions)
+            return pixels, readable
         case RandomResizedCrop(min_scale):
             return loader.load_random_crops(indices, min_scale, seed)
 
@@ -74,9 +78,15 @@ def pad_crop_flip(
     n_drawn: int = 0,
     positions: Indices | None = None,
 ) -> Tensor:
-    """Each picture of a batch (N H W C) moved by up to ``pad`` pixels over black, and perhaps mirrored.
+    """Shift each image by up to ``padding`` pixels over black borders, and flip half of them horizontally.
 
-    What is drawn is for ``among`` pictures, of which these have the ``places``; for these alone if nothing is said.
+    Args:
+        pixels: The images (N, H, W, C).
+        padding: The largest shift in pixels.
+        flip: Whether to flip.
+        rng: The random generator.
+        n_drawn: The number of images that random numbers are drawn for; N if there are no positions.
+        positions: The positions of these images among the drawn ones.
     """
     count, height, width, _ = pixels.shape
     n_drawn, positions = (count, np.arange(count)) if positions is None else (n_drawn, positions)
@@ -98,7 +108,16 @@ def apply_transforms(
     *,
     workers: int,
 ) -> Tensor:
-    """A batch (N H W C) with each step of ``also`` done to each picture; ``seed`` is (seed of the run, epoch)."""
+    """Apply every transform to every image of a batch, the same for any number of workers.
+
+    Args:
+        pixels: The images (N, H, W, C), 8 bits.
+        indices: Their indices in the split.
+        transforms: The transforms, applied one after the other.
+        preparation: The preparation, whose mean is the color of erased boxes.
+        seed: The seed of the run and the epoch.
+        workers: The number of threads.
+    """
     if not transforms or not len(indices):
         return pixels
     transform = partial(_transform_image, transforms, tuple(round(255 * mean) for mean in preparation.mean), seed)
@@ -112,14 +131,14 @@ def apply_transforms(
 def _transform_image(
     transforms: tuple[Transform, ...], fill: tuple[int, ...], seed: tuple[int, int], pixels: Pixels, index: int
 ) -> Pixels:
-    """A picture; what is drawn for it depends on ``seed`` and its number alone."""
-    rng = make_rng("also", *seed, index)
+    """Transform an image; its random numbers depend on the seed and its index alone."""
+    rng = make_rng("augment", *seed, index)
     for transform in transforms:
         match transform:
             case TrivialAugment():
                 pixels = trivial_augment(pixels, rng)
             case ColorJitter(brightness, contrast, saturation):
-                factors = (("brightness", brightness), ("contrast", contrast), ("colour", saturation))
+                factors = (("brightness", brightness), ("contrast", contrast), ("color", saturation))
                 pixels = color_jitter(pixels, factors, rng)
             case RandomErasing(p):
                 pixels = random_erasing(pixels, p, fill, rng)

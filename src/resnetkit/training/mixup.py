@@ -1,4 +1,4 @@
-"""Batches mixed in pairs, and their labels with them. Inputs are N C H W, labels N, targets N K (classes)."""
+"""MixUp and CutMix: mix the images of a batch in pairs, and their labels with them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from resnetkit.training.recipe import CutMix, Mix, MixUp, MixUpOrCutMix, NoMix
 
 
 def mix_batch(inputs: Tensor, labels: Tensor, mix: Mix, n_classes: int, *seed: int) -> tuple[Tensor, Tensor]:
-    """Inputs and what should be answered: the labels as they are, or a share for each class.
+    """Mix the images of a batch in pairs; the pairs and the weights depend on the seed alone.
 
-    Which is mixed with which, and how much, depends on ``seed`` alone: seed of the run, epoch, step, rank.
+    Args:
+        inputs: The inputs (N, C, H, W).
+        labels: The classes (N).
+        mix: The kind of mixing.
+        n_classes: The number of classes.
+        *seed: The seed: seed of the run, epoch, step, rank.
+
+    Returns:
+        The inputs, and the labels (N) or the targets (N, classes).
     """
     if isinstance(mix, NoMix):
         return inputs, labels
@@ -22,15 +30,16 @@ def mix_batch(inputs: Tensor, labels: Tensor, mix: Mix, n_classes: int, *seed: i
     alpha, is_cutmix = _choose_mix(mix, rng)
     lam, permutation = rng.beta(alpha, alpha), torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
     partner_inputs = inputs[permutation]
-    inputs, lam = (
-        _paste_box(inputs, partner_inputs, lam, rng) if is_cutmix else (inputs * lam + partner_inputs * (1 - lam), lam)
-    )
+    if is_cutmix:
+        inputs, lam = _paste_box(inputs, partner_inputs, lam, rng)
+    else:
+        inputs = inputs * lam + partner_inputs * (1 - lam)
     one_hot = F.one_hot(labels, n_classes).float()
     return inputs, one_hot * lam + one_hot[permutation] * (1 - lam)
 
 
 def _choose_mix(mix: MixUp | CutMix | MixUpOrCutMix, rng: np.random.Generator) -> tuple[float, bool]:
-    """(alpha, whether a box is cut)."""
+    """Choose alpha, and whether to paste a box."""
     if isinstance(mix, MixUpOrCutMix):
         is_cutmix = rng.random() < mix.cutmix_prob
         return (mix.cutmix_alpha if is_cutmix else mix.mixup_alpha), is_cutmix
@@ -38,7 +47,7 @@ def _choose_mix(mix: MixUp | CutMix | MixUpOrCutMix, rng: np.random.Generator) -
 
 
 def _paste_box(inputs: Tensor, partner_inputs: Tensor, lam: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-    """The same box of every other picture, cut off at the edge, and what is left then (section 3.1 of the paper)."""
+    """Paste a box of every partner, clipped at the edge; return the area left (paper, section 3.1)."""
     height, width = inputs.shape[2:]
     half = 0.5 * (1 - lam) ** 0.5
     row, column = rng.integers(height), rng.integers(width)
@@ -50,7 +59,12 @@ def _paste_box(inputs: Tensor, partner_inputs: Tensor, lam: float, rng: np.rando
 
 
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """How many answers are right, where a picture has a share of two classes the share that was named."""
+    """Count the correct predictions. A mixed image counts by the weight of the predicted class.
+
+    Args:
+        outputs: The logits (N, classes).
+        targets: The labels (N) or the targets (N, classes).
+    """
     predictions = outputs.argmax(1)
     correct = targets == predictions if targets.ndim == 1 else targets.gather(1, predictions[:, None])
     return correct.sum()

@@ -1,28 +1,38 @@
-"""What learns in an epoch, how fast each part does, and what is asked of a gradient."""
+"""The update of the weights: parameter groups, frozen layers, learning rate, gradients over all processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resnetkit.network.layers import NetworkModule
+from resnetkit.runtime.distributed import ProcessGroup
+from resnetkit.training.mixup import count_correct
 from resnetkit.training.recipe import SGD, FineTune, Recipe
+from resnetkit.training.sync_batch_norm import SyncBatchNorm2d
 
 
 def count_head_epochs(recipe: Recipe) -> int:
-    """For how many epochs the head learns alone; all of them where the body never learns."""
+    """Return for how many epochs the head trains alone; all of them if the backbone never trains."""
     if not isinstance(recipe.start, FineTune):
         return 0
     return recipe.start.head_epochs if recipe.start.backbone_lr_scale else recipe.epochs
 
 
 def set_trainable(model: NetworkModule, recipe: Recipe, epoch: int) -> None:
-    """Set what learns in an epoch: all, or when fine-tuning first the head alone, and norms as the recipe says.
+    """Set which layers train in an epoch, and which norms update their statistics.
 
-    A norm that does not learn its statistics is in evaluation mode, where it uses those it came with.
+    A norm that keeps its statistics is in evaluation mode.
+
+    Args:
+        model: The network.
+        recipe: The recipe; ``start`` says how long the head trains alone.
+        epoch: The epoch, from 1.
     """
     model.train()
     start = recipe.start
@@ -38,34 +48,137 @@ def set_trainable(model: NetworkModule, recipe: Recipe, epoch: int) -> None:
                 module.eval()
 
 
+def build_optimizer(model: NetworkModule, recipe: Recipe) -> torch.optim.Optimizer:
+    """Build the optimizer, without weight decay for norms and biases.
+
+    Args:
+        model: The network.
+        recipe: The recipe with the optimizer's settings.
+
+    Returns:
+        The optimizer. A group's ``lr_scale`` is its share of the learning rate.
+    """
+    config, start = recipe.optimizer, recipe.start
+    groups: list[dict[str, Any]] = []
+    for is_head in (False, True):
+        lr_scale = start.backbone_lr_scale if isinstance(start, FineTune) and not is_head else 1.0
+        parameters = [p for path, p in model.named_parameters() if path.startswith("head.") == is_head]
+        for has_decay, weight_decay in ((True, config.weight_decay), (False, 0.0)):
+            params = [p for p in parameters if (p.ndim > 1) == has_decay]
+            groups.append({"params": params, "weight_decay": weight_decay, "lr_scale": lr_scale})
+    if isinstance(config, SGD):
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group.
+
+    Args:
+        optimizer: An optimizer from `build_optimizer`.
+        lr: The learning rate of the head.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
 def copy_tensors(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
+    """Copy tensors in place.
+
+    Args:
+        source: The tensors to read.
+        target: The tensors to overwrite, one per tensor of ``source``.
+    """
     with torch.no_grad():
         for source_tensor, target_tensor in zip(source, target, strict=True):
             target_tensor.copy_(source_tensor)
 
 
+# ------------------------------------------------------------------------------------------------------- gradients
+
+
+@dataclass
+class StepTotals:
+    """Sums over a step: images, correct predictions, loss. First of this process, then of all processes."""
+
+    device: torch.device
+    n_images: int = 0
+    sums: Tensor = field(init=False)  # (correct, loss); read once in a step, as reading waits for a GPU
+
+    def __post_init__(self) -> None:
+        self.sums = torch.zeros(2, device=self.device)
+
+    def add(self, outputs: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
+        """Add a micro-batch.
+
+        Args:
+            outputs: The logits (N, classes).
+            targets: The labels (N) or the targets (N, classes).
+            loss_sum: The loss, summed over the images.
+        """
+        self.n_images += len(targets)
+        self.sums += torch.stack([count_correct(outputs, targets).float(), loss_sum.detach().float()])
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The result of a step over all processes; ``loss`` is the mean over the images."""
+
+    n_images: int
+    n_correct: float
+    loss: float
+
+
+def reduce_step(model: nn.Module, totals: StepTotals, step_size: int, dist: ProcessGroup) -> StepResult:
+    """Make the gradient in ``model`` that of the mean loss over the images of all processes.
+
+    Losses were divided by the step's size, so that a process with more images has more weight. If some images were
+    unreadable, the gradient is rescaled to their number.
+
+    Args:
+        model: The network with its gradients.
+        totals: The totals of this process.
+        step_size: The images of the step, unreadable ones included.
+        dist: The processes of the run.
+    """
+    counts = torch.cat([totals.sums.new_tensor([totals.n_images]), totals.sums])
+    if dist.world_size > 1:
+        _all_reduce(model, counts, dist)
+    n_images, n_correct, loss_sum = counts.tolist()
+    if n_images and n_images != step_size:
+        for gradient in _list_gradients(model):
+            gradient.mul_(step_size / n_images)
+    return StepResult(int(n_images), n_correct, loss_sum / n_images if n_images else math.nan)
+
+
+def _all_reduce(model: nn.Module, counts: Tensor, dist: ProcessGroup) -> None:
+    """Sum gradients and counts; average the statistics of norms, weighted by the images of each process."""
+    statistics, n_images = list(_iter_norm_statistics(model)), counts[0].clone()
+    with torch.no_grad():
+        for buffer in statistics:
+            buffer.mul_(n_images)
+        dist.all_reduce_sum([*_list_gradients(model), *statistics, counts])
+        for buffer in statistics:
+            buffer.div_(counts[0].clamp(min=1))
+
+
+def _list_gradients(model: nn.Module) -> list[Tensor]:
+    """List the gradients of everything that trains; zeros if this process had no image."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in trainable if parameter.grad is not None]
+
+
+def _iter_norm_statistics(model: nn.Module) -> Iterator[Tensor]:
+    """Iterate over norm statistics that each process updates by itself; synchronized norms are equal."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.training and not isinstance(norm, SyncBatchNorm2d):
+            yield from (buffer for buffer in norm.buffers() if buffer.is_floating_point())
+
+
 def compute_gradient_norm(model: NetworkModule) -> float:
-    """Of the whole gradient."""
+    """Compute the norm of the whole gradient."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return float(nn.utils.get_total_norm(gradients))
-
-
-def build_optimizer(model: NetworkModule, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay on what multiplies (convolutions, classifier), none on norms and biases.
-
-    ``share`` is what a group learns at of the rate.
-    """
-    config, backbone_scale = (
-        recipe.optimizer,
-        recipe.start.backbone_lr_scale if isinstance(recipe.start, FineTune) else 1.0,
-    )
-    groups: list[dict[str, Any]] = []
-    for lr_scale, is_head in ((backbone_scale, False), (1.0, True)):
-        parameters = [p for path, p in model.named_parameters() if path.startswith("head.") == is_head]
-        groups.append(
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay, "share": lr_scale}
-        )
-        groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "share": lr_scale})
-    if isinstance(config, SGD):
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))

@@ -1,4 +1,4 @@
-"""What a person sets of a recipe: options, ``--set`` and config files, as nested changes to it.
+"""Overrides of a recipe: options, ``--set`` and config files, as nested changes.
 
 This module imports no torch.
 """
@@ -6,6 +6,7 @@ This module imports no torch.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,27 @@ def merge_options(
     bad_files: str | None = None,
     max_bad: str | float | None = None,
 ) -> dict[str, Any]:
-    """``settings`` with the most common ones laid over them, by the names that the command line also has.
+    """Return nested settings with the options of the command line merged over them.
 
-    ``recipe`` names a row that lies under them.
+    Args:
+        settings: Nested settings; they override the preset.
+        recipe: The name of a published recipe.
+        epochs: The number of epochs.
+        batch_size: The images in a step.
+        lr: The highest learning rate.
+        seed: Decides weights, order and augmentation.
+        split_seed: Decides which images are held out.
+        patience: Stop after so many epochs without a better one on ``val``.
+        checkpoint_steps: Write a checkpoint every so many steps.
+        track: Names of trackers, as a sequence or comma-separated.
+        accumulate: The micro-batches of a step.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        network: The network in a weights file.
+        dialect: The dialect of a weights file.
+        reset_head: The classes of a new head for a weights file.
+        input_channels: The input channels for a weights file.
+        bad_files: ``skip`` or ``error``.
+        max_bad: The share of images that may be skipped: 0.1 or ``10%``.
     """
     settings = merge(get_preset(recipe).changes, settings) if recipe else settings
     weights_options = _drop_unset(
@@ -63,32 +82,40 @@ def merge_options(
 
 
 def _drop_unset(**values: Any) -> dict[str, Any]:
-    """Those that were given."""
+    """Drop the values that were not given."""
     return {name: value for name, value in values.items() if value not in (None, {})}
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The nested changes in a ``.toml`` or ``.json`` file."""
-    text = read_text(path, "this config")
+    """Read nested changes from a ``.toml`` or ``.json`` file.
+
+    Raises:
+        UsageError: the file cannot be read, or is not a table.
+    """
+    text = read_text(path, "the config file")
     changes = parse_json(text, str(path)) if path.suffix == ".json" else parse_toml(text, str(path))
     if not isinstance(changes, dict):
-        raise UsageError("this config is not a table of settings", where=str(path))
+        raise UsageError("the config file is not a table of settings", where=str(path))
     return changes
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """``["schedule.warmup=5", ...]`` as nested changes; the values are TOML, a bare word is a text."""
+    """Parse settings such as ``schedule.warmup=5`` into nested changes; values are TOML or a bare word.
+
+    Raises:
+        UsageError: a setting is not KEY=VALUE, or sets a key inside a value.
+    """
     changes: dict[str, Any] = {}
     for setting in settings:
         path, separator, value = setting.partition("=")
         if not separator or not all(path.split(".")):
-            raise UsageError("a setting is a path, = and a value", where=setting, fix="--set schedule.warmup=5")
+            raise UsageError("expected KEY=VALUE", where=setting, fix="for example: --set schedule.warmup=5")
         *parents, last = path.split(".")
         table = changes
         for key in parents:
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
-                raise UsageError("this setting is inside a value that another one sets", where=setting)
+                raise UsageError("this key lies inside a value that another setting sets", where=setting)
         table[last] = _parse_value(value)
     return changes
 
@@ -98,6 +125,22 @@ def _parse_value(text: str) -> Any:
         return parse_toml(f"value = {text}")["value"]
     except TextError:
         return text
+
+
+def flatten_settings(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """Return nested settings as one level, such as ``optimizer.lr``, with values as text.
+
+    Args:
+        settings: Nested settings.
+        path: The path of the settings.
+    """
+    values: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            values |= flatten_settings(value, f"{path}{name}.")
+        else:
+            values[f"{path}{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return values
 
 
 TRAIN_OPTION_NAMES = tuple(inspect.signature(merge_options).parameters)[1:]

@@ -1,4 +1,4 @@
-"""Recipes that others have published, as rows: changes to the recipe that suits the data.
+"""Published recipes, as changes to the default recipe.
 
 This module imports no torch.
 """
@@ -13,7 +13,7 @@ from resnetkit.errors import UsageError, suggest_fix
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """``differs`` is what the publication does and this does not."""
+    """A published recipe; ``differences`` lists what the publication does and resnetkit does not."""
 
     changes: dict[str, Any]
     published_accuracy: str
@@ -21,10 +21,10 @@ class Preset:
     differences: tuple[str, ...]
 
 
-_NORM_DECAY = "weight decay on norms and biases, too"
+_NORM_DECAY = "weight decay on norms and biases"
 
 PRESETS = {
-    # 64,000 steps of 128 out of 45,000 pictures are 182 epochs; 32,000 and 48,000 of them are 91 and 136.5
+    # 64,000 steps of 128 of 45,000 images are 182 epochs; 32,000 and 48,000 steps are 91 and 136.5 epochs
     "paper-cifar10": Preset(
         {
             "epochs": 182,
@@ -66,7 +66,7 @@ PRESETS = {
         (
             "training on 176 pixels and evaluation on 224",
             "repeated augmentation",
-            "warm-up from a hundredth of the rate, not from 0, and rates that change once in an epoch",
+            "warm-up from a hundredth of the learning rate, and one learning rate for each epoch",
             "weight decay on the bias of the classifier",
         ),
     ),
@@ -74,7 +74,11 @@ PRESETS = {
 
 
 def get_preset(name: str) -> Preset:
-    """A recipe by its name; raises `UsageError`."""
+    """Return a preset by its name.
+
+    Raises:
+        UsageError: no preset has this name.
+    """
     if name not in PRESETS:
-        raise UsageError(f"there is no recipe called {name!r}", where="--recipe", fix=suggest_fix(name, list(PRESETS)))
+        raise UsageError(f"unknown recipe {name!r}", where="--recipe", fix=suggest_fix(name, list(PRESETS)))
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""Runs as a page: one told in full, several laid over each other. Every name in it is text, never markup.
+"""The report of a run, and the comparison of several runs, as HTML pages. All names are escaped.
 
 This module imports no torch.
 """
@@ -9,15 +9,17 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from resnetkit.architecture.plan import plan
 from resnetkit.evaluation.result import Evaluation, format_accuracy
+from resnetkit.formatting import format_duration
 from resnetkit.html import charts as chart
 from resnetkit.html import page as html
 from resnetkit.serialization import to_data, to_toml
-from resnetkit.training.recipe import compute_lr_factor
-from resnetkit.training.run_folder import THUMBNAILS_PER_GROUP, VAL_BIAS_NOTE, EpochMetrics, Run
+from resnetkit.training.events import EpochMetrics
+from resnetkit.training.overrides import flatten_settings
+from resnetkit.training.run_folder import THUMBNAILS_PER_GROUP, VAL_BIAS_NOTE, Run
+from resnetkit.training.schedule import compute_lr
 
 _MAX_CLASSES = 24
 _EMPTY_CELL = "-"
@@ -25,41 +27,31 @@ _Series = dict[str, list[tuple[float, float]]]
 
 
 def build_run_report(runs: Sequence[Run]) -> str:
-    """The whole page."""
+    """Build the page of one run, or the comparison of several."""
     return _build_single_page(runs[0]) if len(runs) == 1 else _build_comparison_page(runs)
 
 
 def _build_single_page(run: Run) -> str:
     evaluation = run.evaluation
-    sections = [
-        ("In short", _summarize_run(run)),
-        ("Over the epochs", html.render_charts(_draw_curves([run]))),
-        *(
-            [("What was taken for what", _draw_confusion_matrix(evaluation))]
-            if len(evaluation.classes) <= _MAX_CLASSES
-            else []
-        ),
-        ("Each class", _build_class_table(evaluation)),
-        ("How sure, how often right", _describe_calibration(evaluation)),
+    sections = [("Summary", _summarize_run(run)), ("Training curves", html.render_charts(_draw_curves([run])))]
+    if len(evaluation.classes) <= _MAX_CLASSES:
+        matrix = chart.draw_confusion_matrix("confusion matrix", evaluation.classes, evaluation.confusion)
+        sections.append(("Confusion matrix", html.render_scroll_box(matrix)))
+    sections += [
+        ("Per-class accuracy", _build_class_table(evaluation)),
+        ("Calibration", _describe_calibration(evaluation)),
         *_build_galleries(run),
-        ("The data", _describe_data(run)),
+        ("Data", _describe_data(run)),
         ("Recipe", f"<pre>{escape(to_toml(run.recipe))}</pre>"),
         ("Machine", html.render_html_list(_describe_machine(run))),
     ]
-    bias_note = f"; {VAL_BIAS_NOTE}" * (evaluation.split == "val")
-    lead = f"{evaluation.correct:,} of {evaluation.n:,} pictures of the {evaluation.split} part were named rightly: {_format_interval(evaluation)}{bias_note}."
+    accuracy = format_accuracy(evaluation.correct, evaluation.n)
+    lead = (
+        f"{evaluation.correct:,} of {evaluation.n:,} images of {evaluation.split} are classified correctly: {accuracy}"
+    )
+    lead += f"; {VAL_BIAS_NOTE}." if evaluation.split == "val" else "."
     title = f"{run.path.absolute().name}: {run.card.name} on {Path(run.recipe.data).name}"
     return html.render_html(title, lead, sections)
-
-
-def _draw_confusion_matrix(evaluation: Evaluation) -> str:
-    return html.render_scroll_box(
-        chart.draw_confusion_matrix("confusion matrix", evaluation.classes, evaluation.confusion)
-    )
-
-
-def _format_interval(evaluation: Evaluation) -> str:
-    return format_accuracy(evaluation.correct, evaluation.n)
 
 
 def _summarize_run(run: Run) -> str:
@@ -69,29 +61,23 @@ def _summarize_run(run: Run) -> str:
         ("95% interval", f"{low:.1%} to {high:.1%}"),
         ("best epoch", f"{run.best_epoch} of {len(run.epochs)}"),
         ("images/s in training", f"{run.epochs[-1].images_per_second:,.0f}"),
-        ("time", _format_duration(run.results.seconds)),
+        ("time", format_duration(run.results.seconds)),
     ]
-    pairs += [("top-5", f"{evaluation.top5_correct / evaluation.n:.2%}")] * (
-        len(evaluation.classes) > 5 and evaluation.n > 0
-    )
-    stop_note = html.render_note(f"The run ended early: {run.results.stop_reason}.") if run.results.stop_reason else ""
+    if len(evaluation.classes) > 5 and evaluation.n:
+        pairs.append(("top-5", f"{evaluation.top5_correct / evaluation.n:.2%}"))
+    stop_note = html.render_note(f"Training ended early: {run.results.stop_reason}.") if run.results.stop_reason else ""
     return html.render_stats(pairs) + stop_note
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, remainder = divmod(round(seconds), 60)
-    return f"{minutes} min {remainder} s" if minutes else f"{remainder} s"
 
 
 _CURVES: tuple[tuple[str, tuple[tuple[str, Callable[[EpochMetrics], float]], ...]], ...] = (
     ("Accuracy, %", (("val", lambda e: 100 * e.val_accuracy), ("train, augmented", lambda e: 100 * e.accuracy))),
     ("Loss", (("val", lambda e: e.val_loss), ("train, augmented", lambda e: e.loss))),
-    ("Images a second", (("training", lambda e: e.images_per_second),)),
+    ("Throughput (images/s)", (("training", lambda e: e.images_per_second),)),
 )
 
 
 def _draw_curves(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Of one run all it has; of several the first curve of each kind, a colour for each run."""
+    """Draw all curves of one run; of several runs the first curve of each kind, with a color for each run."""
     charts = []
     for title, curves in _CURVES:
         series: _Series = {}
@@ -103,27 +89,21 @@ def _draw_curves(runs: Sequence[Run]) -> list[tuple[str, str]]:
         charts.append((heading, chart.draw_line_chart(f"{title} over epochs", "epoch", series)))
     lr_series = {label: _sample_lr(run) for run, label in zip(runs, _name_runs(runs), strict=True)}
     lr_series = {"highest": lr_series.popitem()[1]} if len(runs) == 1 else lr_series
-    return [
-        *charts,
-        ("Learning rate", chart.draw_line_chart("learning rate over epochs", "epoch", lr_series, y_min=0.0)),
-    ]
+    lr_chart = chart.draw_line_chart("learning rate over epochs", "epoch", lr_series, y_min=0.0)
+    return [*charts, ("Learning rate", lr_chart)]
 
 
 def _sample_lr(run: Run, n_points: int = 120) -> list[tuple[float, float]]:
-    recipe = run.recipe
     positions = [len(run.epochs) * i / n_points for i in range(n_points + 1)]
-    return [
-        (position, recipe.optimizer.lr * compute_lr_factor(recipe.schedule, position, recipe.epochs))
-        for position in positions
-    ]
+    return [(position, compute_lr(run.recipe, position)) for position in positions]
 
 
 def _build_class_table(evaluation: Evaluation) -> str:
     class_counts = evaluation.count_per_class()
     rows = [(name, n, n_correct, _format_short_accuracy(n_correct, n)) for name, n, n_correct in class_counts]
     n_absent = len(evaluation.classes) - len(class_counts)
-    note = html.render_note(f"{n_absent:,} classes have no picture in this part.") if n_absent else ""
-    return html.render_html_table(("class", "pictures", "right", "share (95%)"), rows) + note
+    note = html.render_note(f"{n_absent:,} classes have no image in this split.") if n_absent else ""
+    return html.render_html_table(("class", "images", "correct", "accuracy (95%)"), rows) + note
 
 
 def _format_short_accuracy(n_correct: int, n: int) -> str:
@@ -135,24 +115,23 @@ def _describe_calibration(evaluation: Evaluation) -> str:
     points = [(100 * b.confidence, 100 * b.accuracy) for b in bins]
     lowest = min([*(x for x, _ in points), 100.0])
     ideal = [(lowest, lowest), (100.0, 100.0)]
-    curve = chart.draw_line_chart(
-        "accuracy over confidence", "confidence, %", {"answers": points, "as sure as right": ideal}
-    )
+    series = {"predictions": points, "perfect calibration": ideal}
+    curve = chart.draw_line_chart("accuracy over confidence", "confidence, %", series)
     rows = [(f"{b.low:.0%} to {b.high:.0%}", b.n, f"{b.confidence:.1%}", f"{b.accuracy:.1%}") for b in bins]
-    table = html.render_html_table(("confidence", "pictures", "mean confidence", "right"), rows)
+    table = html.render_html_table(("confidence", "images", "mean confidence", "accuracy"), rows)
     explanation = (
-        "Among the answers that are 80 % sure, 80 % should be right. Below the straight line the network is too sure "
-        f"of itself. The mean distance from it is {100 * evaluation.compute_calibration_error():.1f} points."
+        "If the confidence is 80%, 80% of the predictions should be correct. Below the straight line the network is "
+        f"overconfident. The calibration error is {100 * evaluation.compute_calibration_error():.1f} percentage points."
     )
-    return html.render_note(explanation) + html.render_charts([("Right, %", curve), ("In numbers", table)])
+    return html.render_note(explanation) + html.render_charts([("Accuracy, %", curve), ("Table", table)])
 
 
 def _build_galleries(run: Run) -> list[tuple[str, str]]:
     evaluation = run.evaluation
     jpegs = {thumbnail.index: thumbnail.jpeg for thumbnail in run.results.thumbnails}
     groups = (
-        ("The most confident mistakes", evaluation.find_mistakes(THUMBNAILS_PER_GROUP)),
-        ("The least sure answers", evaluation.find_least_confident(THUMBNAILS_PER_GROUP)),
+        ("Most confident mistakes", evaluation.find_mistakes(THUMBNAILS_PER_GROUP)),
+        ("Least confident predictions", evaluation.find_least_confident(THUMBNAILS_PER_GROUP)),
     )
     galleries = [
         (title, [_build_figure(evaluation, i, jpegs[i]) for i in indices if i in jpegs]) for title, indices in groups
@@ -168,10 +147,8 @@ def _build_figure(evaluation: Evaluation, i: int, jpeg: str) -> tuple[str, str, 
 
 
 def _describe_data(run: Run) -> str:
-    split_table = html.render_html_table(
-        ("part", "pictures"), [(name, f"{n:,}") for name, n in run.results.split_sizes]
-    )
-    skipped = [f"left out, as it could not be read: {name}: {reason}" for name, reason in run.evaluation.skipped]
+    split_table = html.render_html_table(("split", "images"), [(name, f"{n:,}") for name, n in run.results.split_sizes])
+    skipped = [f"skipped: {name}: {reason}" for name, reason in run.evaluation.skipped]
     return split_table + html.render_html_list([*run.results.notes, *run.evaluation.notes, *skipped])
 
 
@@ -186,7 +163,7 @@ def _describe_machine(run: Run) -> list[str]:
 
 
 def _name_runs(runs: Sequence[Run]) -> list[str]:
-    """What to call them: the folder's name, with as much of its path as tells them apart."""
+    """Name each run by its folder, with as much of the path as makes the names unique."""
     for length in range(1, 10):
         names = ["/".join(run.path.absolute().parts[-length:]) for run in runs]
         if len(set(names)) == len(names):
@@ -196,11 +173,11 @@ def _name_runs(runs: Sequence[Run]) -> list[str]:
 
 def _build_comparison_page(runs: Sequence[Run]) -> str:
     sections = [
-        ("In short", _build_overview(runs)),
-        ("Is the difference real?", _compare_runs(runs)),
-        ("Over the epochs", html.render_charts(_draw_curves(runs))),
-        ("What differs in the recipes", _diff_recipes(runs)),
-        ("Each class", _compare_classes(runs)),
+        ("Summary", _build_overview(runs)),
+        ("Is the difference significant?", _compare_runs(runs)),
+        ("Training curves", html.render_charts(_draw_curves(runs))),
+        ("Differences of the recipes", _diff_recipes(runs)),
+        ("Accuracy by class", _compare_classes(runs)),
     ]
     return html.render_html(f"{len(runs)} runs", ", ".join(_name_runs(runs)), sections)
 
@@ -216,22 +193,21 @@ def _build_overview(runs: Sequence[Run]) -> str:
             _format_short_accuracy(run.evaluation.correct, run.evaluation.n),
             f"{run.best_epoch} of {len(run.epochs)}",
             f"{plan(run.card.spec).params:,}",
-            _format_duration(run.results.seconds),
+            format_duration(run.results.seconds),
         )
         for run, name in zip(runs, _name_runs(runs), strict=True)
     ]
-    return html.render_html_table(
-        ("run", "model", "data", "part", "right", "top-1 (95%)", "best epoch", "params", "time"), rows
-    )
+    headings = ("run", "model", "data", "split", "correct", "top-1 (95%)", "best epoch", "params", "time")
+    return html.render_html_table(headings, rows)
 
 
 def _compare_runs(runs: Sequence[Run]) -> str:
-    """Each run against the first, on the pictures that both were measured on."""
+    """Compare each run with the first, on the images that both were evaluated on."""
     rows = [_compare_pair(runs[0], run, name) for run, name in zip(runs[1:], _name_runs(runs)[1:], strict=True)]
-    headers = ("against the first", "pictures in common", "only the first right", "only this one right", "by chance")
+    headers = ("compared with the first", "common images", "only the first correct", "only this one correct", "p-value")
     explanation = (
-        "Two runs differ in the pictures that one names rightly and the other does not. The last column says how often "
-        "two equally good networks would differ at least as much (sign test); above 5 % nothing is shown."
+        "Two runs differ in the images that only one classifies correctly. The last column is the p-value of a sign "
+        "test: how often two equally good networks differ at least as much. Above 5% the difference is not significant."
     )
     return html.render_note(explanation) + html.render_html_table(headers, rows)
 
@@ -240,43 +216,34 @@ def _compare_pair(first: Run, second: Run, name: str) -> tuple[str, str, str, st
     first_correct, second_correct = _collect_correct(first.evaluation), _collect_correct(second.evaluation)
     common_keys = first_correct.keys() & second_correct.keys() if _has_same_data(first, second) else set()
     if not common_keys:
-        return name, "none: other data", _EMPTY_CELL, _EMPTY_CELL, _EMPTY_CELL
-    n_first_only, n_second_only = (
-        sum(first_correct[k] > second_correct[k] for k in common_keys),
-        sum(first_correct[k] < second_correct[k] for k in common_keys),
-    )
-    return (
-        name,
-        f"{len(common_keys):,}",
-        f"{n_first_only:,}",
-        f"{n_second_only:,}",
-        f"{compute_sign_test(n_first_only, n_second_only):.1%}",
-    )
+        return name, "none: different data", _EMPTY_CELL, _EMPTY_CELL, _EMPTY_CELL
+    n_first_only = sum(first_correct[key] > second_correct[key] for key in common_keys)
+    n_second_only = sum(first_correct[key] < second_correct[key] for key in common_keys)
+    p_value = compute_sign_test(n_first_only, n_second_only)
+    return name, f"{len(common_keys):,}", f"{n_first_only:,}", f"{n_second_only:,}", f"{p_value:.1%}"
 
 
 def _has_same_data(first: Run, second: Run) -> bool:
-    """Whether a name means the same picture in both."""
-    first_training, second_training = first.card.training, second.card.training
-    return (
-        first_training is not None
-        and second_training is not None
-        and first_training.fingerprint == second_training.fingerprint
-    )
+    """Return whether a name means the same image in both."""
+    fingerprints = [run.card.training.fingerprint if run.card.training else None for run in (first, second)]
+    return fingerprints[0] is not None and fingerprints[0] == fingerprints[1]
 
 
 def _collect_correct(evaluation: Evaluation) -> dict[tuple[str, str], bool]:
     predictions = evaluation.predictions
-    return {
-        (predictions.names[i], evaluation.classes[predictions.labels[i]]): predictions.labels[i]
-        == predictions.predicted[i]
-        for i in range(evaluation.n)
-    }
+    rows = zip(predictions.names, predictions.labels, predictions.predicted, strict=True)
+    return {(name, evaluation.classes[label]): label == predicted for name, label, predicted in rows}
 
 
 def compute_sign_test(a: int, b: int) -> float:
-    """How often a fair coin, thrown ``a + b`` times, falls at least as unevenly as ``a`` to ``b``."""
+    """Compute the two-sided p-value of a sign test: of ``a + b`` fair coins falling at least as unevenly.
+
+    Args:
+        a: The number of heads.
+        b: The number of tails.
+    """
     n, smaller = a + b, min(a, b)
-    # logarithms, as the binomials of a large n are larger than a float
+    # in logarithms, as the binomials of a large n overflow
     log_terms = [
         math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(smaller + 1)
     ]
@@ -284,22 +251,15 @@ def compute_sign_test(a: int, b: int) -> float:
 
 
 def _diff_recipes(runs: Sequence[Run]) -> str:
-    flat_recipes = [_flatten(to_data(run.recipe)) for run in runs]
+    flat_recipes = [flatten_settings(to_data(run.recipe)) for run in runs]
     keys = sorted({key for values in flat_recipes for key in values})
     rows = [(key, *(values.get(key, _EMPTY_CELL) for values in flat_recipes)) for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
-    return html.render_html_table(("setting", *_name_runs(runs)), rows) if rows else html.render_note("Nothing.")
-
-
-def _flatten(data: Any, path: str = "") -> dict[str, str]:
-    """Nested settings as one level: ``optimiser.lr``."""
-    if not isinstance(data, dict):
-        return {path: str(data)}
-    return {
-        key: value
-        for name, inner in data.items()
-        for key, value in _flatten(inner, f"{path}.{name}".lstrip(".")).items()
-    }
+    return (
+        html.render_html_table(("setting", *_name_runs(runs)), rows)
+        if rows
+        else html.render_note("The recipes are equal.")
+    )
 
 
 def _compare_classes(runs: Sequence[Run]) -> str:

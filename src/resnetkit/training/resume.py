@@ -1,16 +1,16 @@
-"""Going on with a run: what is compared with how it was begun, and what is refused."""
+"""Resume a run: compare its settings with those it was started with, and load its newest intact checkpoint."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from resnetkit import files
-from resnetkit.architecture.card import Card, resolve_card
+from resnetkit.architecture.card import Card
 from resnetkit.architecture.plan import Plan
 from resnetkit.data.loader import resolve_workers
 from resnetkit.data.open import open_dataset
@@ -20,44 +20,39 @@ from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from resnetkit.runtime.progress import ProgressCallback
 from resnetkit.serialization import from_data, merge, to_data
 from resnetkit.training.checkpoint import (
-    STATE_FOLDER,
     TENSOR_GROUPS,
     Checkpoint,
+    check_checkpoint_space,
     check_checkpoint_tensors,
     load_latest_checkpoint,
 )
+from resnetkit.training.events import PreparedRun
 from resnetkit.training.overrides import merge_options
-from resnetkit.training.recipe import Recipe, Scratch, edit_recipe
+from resnetkit.training.recipe import Recipe, Scratch
+from resnetkit.training.recipe_limits import edit_recipe
 from resnetkit.training.run_folder import (
     METRICS_FILE,
     NETWORK_FILE,
-    RunSetup,
+    STATE_FOLDER,
     check_run_folder,
     format_resume_command,
     is_run_finished,
     read_recipe,
+    write_run_metadata,
 )
 from resnetkit.training.setup import (
-    PreparedRun,
-    check_checkpoint_space,
     check_distributed,
     environment_fingerprint,
     load_base_network,
-    make_network,
     open_loaders,
     resolve_run,
-    write_run_metadata,
 )
-from resnetkit.training.state import TrainState, diff_settings
+from resnetkit.training.state import SettingChange, TrainState, diff_settings
 from resnetkit.training.trackers.client import check_trackers_installed
-from resnetkit.weights.load import load
+from resnetkit.weights.load import load_network
+from resnetkit.weights.model_source import load_card
 
-SAFE_SETTINGS = (
-    "patience",
-    "checkpoint_steps",
-    "trackers",
-    "bad_files",
-)  # they decide when a run ends or stops, and no number in it
+SAFE_SETTINGS = ("patience", "checkpoint_steps", "trackers", "bad_files")  # they change no number of a run
 
 
 def resume_run(
@@ -73,163 +68,167 @@ def resume_run(
     workers: int | None = None,
     **options: Any,
 ) -> PreparedRun:
-    """A run as its newest sound checkpoint has it, or as it began where there is none yet.
+    """Prepare an unfinished run, from its newest intact checkpoint or from the start if it has none.
 
-    What is set is compared with the run. Raises `UsageError` for what would make its result that of neither, unless
-    ``override``; `DataError` where the pictures are others; `WeightsError` where no checkpoint can be read.
+    Args:
+        run_folder: The folder of the run.
+        data: The data, if it lies elsewhere now.
+        model: The model, if it lies elsewhere now.
+        settings: Nested changes to the recipe.
+        override: Whether to accept changes that make the result differ from both configurations.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
+        on_progress: Called with (done, all) while images are read.
+        dist: The processes of the run.
+        workers: Threads that read images; None for one on each core.
+        **options: The options of `resnetkit.training.overrides.merge_options`.
+
+    Raises:
+        UsageError: settings or environment differ from those the run was started with.
+        DataError: the images differ.
+        WeightsError: all checkpoints are damaged.
     """
     path = Path(run_folder)
     old_recipe = from_data(Recipe, dist.run_on_main(lambda: to_data(read_recipe(path))), str(path))
     recipe = edit_recipe(old_recipe, _collect_changes(old_recipe, data, model, merge_options(settings, **options)))
     base, source_card = _load_base(path, recipe)
     dataset = open_dataset(recipe.data, on_progress)
-    setup = replace(resolve_run(dataset, recipe, base, source_card, device), out=path, world_size=dist.world_size)
-    check_distributed(setup, dist)
-    checkpoint = _load_checkpoint(setup, dist)
-    run_environment = dist.run_on_main(lambda: environment_fingerprint(setup))
-    previous_environment = dict(checkpoint.state.environment) if checkpoint else run_environment
-    changes = _check_changes(
-        setup,
-        list(diff_settings(to_data(old_recipe), to_data(recipe))),
-        list(diff_settings(previous_environment, run_environment)),
-        override,
-    )
+    run = resolve_run(dataset, recipe, base, source_card, device=device, world_size=dist.world_size)
+    run = replace(run, out=path)
+    check_distributed(run, dist)
+    checkpoint = _load_checkpoint(run, dist)
+    environment = dist.run_on_main(lambda: environment_fingerprint(run))
+    previous_environment = dict(checkpoint.state.environment) if checkpoint else environment
+    recipe_changes = list(diff_settings(to_data(old_recipe), to_data(recipe)))
+    changes = _check_changes(run, recipe_changes, list(diff_settings(previous_environment, environment)), override)
     if dist.is_main:
         check_trackers_installed(recipe.trackers)
-        _prepare_folder(setup, write_metadata=bool(changes) or checkpoint is None)
-    loaders = open_loaders(setup, on_progress, resolve_workers(workers))
-    setup = replace(setup, resume_notes=tuple(_format_resume_notes(checkpoint, changes)))
-    return PreparedRun(
-        setup,
-        loaders,
-        make_network(setup, base),
-        (),
-        run_environment,
-        _record_changes(checkpoint, changes, run_environment),
+        _prepare_folder(run, write_metadata=bool(changes) or checkpoint is None)
+    return replace(
+        run,
+        resume_notes=(_format_position(checkpoint), *changes),
+        environment=environment,
+        loaders=open_loaders(run, on_progress, resolve_workers(workers)),
+        checkpoint=_record_changes(checkpoint, changes, environment) if checkpoint else None,
     )
-
-
-def _prepare_folder(setup: RunSetup, *, write_metadata: bool) -> None:
-    """Room, no remains, and the papers, which may not have been written when the run was killed."""
-    check_checkpoint_space(setup, setup.out, 1)
-    files.remove_temporary(setup.out)
-    files.remove_temporary(setup.out / STATE_FOLDER)
-    if write_metadata:
-        write_run_metadata(setup)
-
-
-def _load_checkpoint(setup: RunSetup, dist: ProcessGroup) -> Checkpoint | None:
-    """The newest sound checkpoint. One process reads it, as not all may see the same files at the same moment."""
-    loaded: list[Checkpoint | None] = [None]
-
-    def load_on_main() -> Any:
-        validate = partial(_check_checkpoint, setup.plan, setup.out / METRICS_FILE)
-        loaded[0] = load_latest_checkpoint(setup.out / STATE_FOLDER, validate)
-        return to_data(loaded[0].state) if loaded[0] else None
-
-    state = dist.run_on_main(load_on_main)
-    if state is None or dist.world_size == 1:
-        return loaded[0]
-    tensors = [dist.broadcast(getattr(loaded[0], name) if loaded[0] else {}) for name in TENSOR_GROUPS]
-    return Checkpoint(from_data(TrainState, state, "state"), *tensors)
-
-
-def check_no_changes(run_folder: str | Path, *values: object) -> None:
-    """Raise `UsageError` where something is set for a run that has finished."""
-    if any(values):
-        what = "this run has finished, so nothing of it can be changed"
-        raise UsageError(what, where=str(run_folder), fix="begin another one: --out with another folder")
 
 
 def is_already_finished(run_folder: str | Path) -> bool:
-    """Whether there is nothing to go on with; raises `UsageError` where there is no run."""
+    """Return whether a run has finished; raises `UsageError` if the folder holds no run."""
     check_run_folder(Path(run_folder))
     return is_run_finished(Path(run_folder))
+
+
+def check_no_changes(run_folder: str | Path, *values: object) -> None:
+    """Check that nothing is set for a finished run.
+
+    Args:
+        run_folder: The folder of the run.
+        *values: The given settings, empty if they were not given.
+
+    Raises:
+        UsageError: something is set.
+    """
+    if any(values):
+        what = "this run has finished, so its settings cannot be changed"
+        raise UsageError(what, where=str(run_folder), fix="start a new run: --out with another folder")
+
+
+def _prepare_folder(run: PreparedRun, *, write_metadata: bool) -> None:
+    """Check the free space, remove temporary files, and write the metadata, which a killed run may lack."""
+    check_checkpoint_space(run, run.out, 1)
+    files.remove_temporary(run.out)
+    files.remove_temporary(run.out / STATE_FOLDER)
+    if write_metadata:
+        write_run_metadata(run)
 
 
 def _collect_changes(
     old_recipe: Recipe, data: str | Path | None, model: str | os.PathLike[str] | None, settings: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """What is set, with data and model as they are named by hand; the same place under another name is no change."""
-    paths = {"data": data, "model": model}
-    new_paths = {name: os.fspath(value) for name, value in paths.items() if value}
-    unchanged = {
-        name
-        for name, value in new_paths.items()
-        if Path(value).absolute() == Path(getattr(old_recipe, name)).absolute()
-    }
-    return dict(merge(dict(settings), {name: value for name, value in new_paths.items() if name not in unchanged}))
+    """Add data and model to the settings, unless they name the same path in another way."""
+    changes = dict(settings)
+    for name, value in (("data", data), ("model", model)):
+        if value and Path(value).absolute() != Path(getattr(old_recipe, name)).absolute():
+            changes = dict(merge(changes, {name: os.fspath(value)}))
+    return changes
 
 
 def _load_base(path: Path, recipe: Recipe) -> tuple[NetworkModule | None, Card]:
-    """(the network whose weights the run began with, the card of the network that is named)."""
+    """Load the network whose weights the run started from, if it has one, and the card of the named model.
+
+    If the model's file has disappeared, a run from scratch uses its own copy of the spec.
+    """
+    is_scratch = isinstance(recipe.start, Scratch)
+    if is_scratch and (path / NETWORK_FILE).is_file() and not Path(recipe.model).exists():
+        return None, replace(load_card(path / NETWORK_FILE), name=Path(recipe.model).stem)
     network = load_base_network(recipe.model, to_data(recipe))
-    if isinstance(recipe.start, Scratch):
-        return None, network.card if network else _read_card(path, recipe)
-    base = network or load(recipe.model)
+    if is_scratch:
+        return None, network.card if network else load_card(recipe.model)
+    base = network or load_network(recipe.model)
     return base, base.card
 
 
-def _read_card(path: Path, recipe: Recipe) -> Card:
-    """Of the file that describes the network; where it has gone, of the copy that the run has."""
-    if (path / NETWORK_FILE).is_file() and not Path(recipe.model).exists():
-        return replace(resolve_card(path / NETWORK_FILE), name=Path(recipe.model).stem)
-    return resolve_card(recipe.model)
+# ---------------------------------------------------------------------------------------------------------- checkpoint
+
+
+def _load_checkpoint(run: PreparedRun, dist: ProcessGroup) -> Checkpoint | None:
+    """Load the newest intact checkpoint in one process, as others may not see the same files yet."""
+    checkpoint: Checkpoint | None = None
+
+    def load_on_main() -> Any:
+        nonlocal checkpoint
+        validate = partial(_check_checkpoint, run.plan, run.out / METRICS_FILE)
+        checkpoint = load_latest_checkpoint(run.out / STATE_FOLDER, validate)
+        return to_data(checkpoint.state) if checkpoint else None
+
+    state = dist.run_on_main(load_on_main)
+    if state is None or dist.world_size == 1:
+        return checkpoint
+    tensors = [dist.broadcast(getattr(checkpoint, name) if checkpoint else {}) for name in TENSOR_GROUPS]
+    return Checkpoint(from_data(TrainState, state, "state"), *tensors)
 
 
 def _check_checkpoint(plan: Plan, metrics_path: Path, checkpoint: Checkpoint) -> None:
     check_checkpoint_tensors(checkpoint, plan, metrics_path.parent / STATE_FOLDER)
-    n_bytes = metrics_path.stat().st_size if metrics_path.is_file() else 0
-    if n_bytes < checkpoint.state.metrics_bytes:
-        what = f"{METRICS_FILE} is shorter than this checkpoint says: needs {checkpoint.state.metrics_bytes:,} bytes, has {n_bytes:,}"
+    n_bytes, expected = metrics_path.stat().st_size if metrics_path.is_file() else 0, checkpoint.state.metrics_bytes
+    if n_bytes < expected:
+        what = f"{METRICS_FILE} is shorter than the checkpoint says: it has {n_bytes:,} of {expected:,} bytes"
         raise WeightsError(what, where=str(metrics_path))
 
 
-SettingChange = tuple[str, str, str]
+def _format_position(checkpoint: Checkpoint | None) -> str:
+    if checkpoint is None:
+        return "resuming from the start, as no checkpoint exists"
+    return f"resuming after step {checkpoint.state.step} of epoch {checkpoint.state.epoch}"
+
+
+# ------------------------------------------------------------------------------------------------------------- changes
 
 
 def _check_changes(
-    setup: RunSetup,
+    run: PreparedRun,
     recipe_changes: Sequence[SettingChange],
     environment_changes: Sequence[SettingChange],
     override: bool,
 ) -> list[str]:
-    """Every difference of the recipe and of what is around it, as lines; raises where one of them is unsafe."""
-    if "pictures" in {name for name, *_ in environment_changes}:
-        what = "these are not, or no longer, the pictures that the run was begun with"
-        raise DataError(what, where=setup.recipe.data, fix="name the same data, or begin another run: --out")
+    """Return the changes as lines; raise an error if one of them changes the numbers of the run."""
+    if any(change.name == "images" for change in environment_changes):
+        what = "the images differ from those the run was started with"
+        raise DataError(what, where=run.recipe.data, fix="name the same data, or start a new run: --out")
     unsafe_changes = [
-        *(change for change in recipe_changes if change[0].split(".")[0] not in SAFE_SETTINGS),
+        *(change for change in recipe_changes if change.name.split(".")[0] not in SAFE_SETTINGS),
         *environment_changes,
     ]
     if unsafe_changes and not override:
-        what = "the run was begun otherwise, so that its result would be that of neither"
-        fix = f"leave it as it was, or go on all the same: {format_resume_command(setup.out)} ... --override"
-        raise UsageError(what, where=list(_format_changes(unsafe_changes)), fix=fix)
-    return list(_format_changes([*recipe_changes, *environment_changes]))
+        what = "settings differ from those the run was started with"
+        fix = f"use the original settings, or resume all the same: {format_resume_command(run.out)} ... --override"
+        raise UsageError(what, where=[str(change) for change in unsafe_changes], fix=fix)
+    return [str(change) for change in (*recipe_changes, *environment_changes)]
 
 
-def _format_changes(changes: Sequence[SettingChange]) -> Iterator[str]:
-    return (f"{name}: {old} -> {new}" for name, old, new in changes)
-
-
-def _format_resume_notes(checkpoint: Checkpoint | None, changes: Sequence[str]) -> list[str]:
-    """What a person should know of where the run goes on."""
-    state = checkpoint.state if checkpoint else None
-    position = (
-        f"after step {state.step} of epoch {state.epoch}" if state else "at the beginning: no checkpoint was written"
-    )
-    return [f"resuming {position}", *changes]
-
-
-def _record_changes(
-    checkpoint: Checkpoint | None, changes: Sequence[str], environment: Mapping[str, str]
-) -> Checkpoint | None:
-    """The checkpoint with what was changed on it remembered."""
-    if checkpoint is None:
-        return None
+def _record_changes(checkpoint: Checkpoint, changes: Sequence[str], environment: Mapping[str, str]) -> Checkpoint:
+    """Record changes and environment in a checkpoint, for the checkpoints and the report to come."""
     state = checkpoint.state
-    lines = tuple(f"from step {state.global_step + 1} on: {line}" for line in changes)
-    return replace(
-        checkpoint, state=replace(state, changes=(*state.changes, *lines), environment=tuple(environment.items()))
-    )
+    lines = [f"from step {state.global_step + 1} on: {line}" for line in changes]
+    new_state = replace(state, changes=(*state.changes, *lines), environment=tuple(environment.items()))
+    return replace(checkpoint, state=new_state)

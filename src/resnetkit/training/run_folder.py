@@ -1,9 +1,9 @@
-"""What a run tells while it goes on, and what it leaves behind.
+"""The run folder: create it, describe it, read it, remove it.
 
-A run folder holds ``run.toml`` (the recipe), ``network.toml`` (a network that is not of the catalogue),
-``environment.json``, ``metrics.jsonl`` (a line for each step and each epoch), ``state/`` (checkpoints) until it has
-finished, ``trackers/`` where there are any, and then ``model/`` (a model folder: the epoch that was best on ``val``),
-``results.json`` and ``report.html``, which is made from the others.
+A run folder holds ``run.toml`` (the recipe), ``environment.json`` and ``metrics.jsonl`` (a line for each step and epoch).
+``network.toml`` is added for a network that is not in the catalog, ``trackers/`` if there are trackers. Until the run has
+finished it also holds ``state/`` (checkpoints). A finished run has ``model/`` (a model folder: the epoch that was best
+on ``val``), ``results.json`` and ``report.html``, which is built from the other files.
 
 This module imports no torch.
 """
@@ -13,84 +13,36 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resnetkit.architecture.card import Card, find_model_folder, read_card
-from resnetkit.architecture.plan import Plan
-from resnetkit.data.dataset import Dataset
-from resnetkit.errors import Fault, TextError, UsageError, WeightsError
+from resnetkit import files
+from resnetkit.architecture.card import Card, read_card
+from resnetkit.architecture.catalog import CATALOG
+from resnetkit.errors import Fault, MachineError, TextError, UsageError, WeightsError
 from resnetkit.evaluation.result import Evaluation
-from resnetkit.serialization import from_data, from_toml, parse_json, read_text
-from resnetkit.training.recipe import Recipe, check_recipe
+from resnetkit.runtime.environment import collect_environment
+from resnetkit.serialization import from_data, from_toml, parse_json, read_text, to_toml
+from resnetkit.training.events import EpochMetrics, PreparedRun
+from resnetkit.training.recipe import Recipe
+from resnetkit.training.recipe_limits import check_recipe
+from resnetkit.training.trackers.client import TRACKERS_FOLDER
+from resnetkit.weights.model_source import is_model_folder
 
 RECIPE_FILE, NETWORK_FILE = "run.toml", "network.toml"
 METRICS_FILE, ENVIRONMENT_FILE, REPORT_FILE = "metrics.jsonl", "environment.json", "report.html"
-RESULTS_FILE = "results.json"
-THUMBNAILS_PER_GROUP = 24  # pictures on the page: of the mistakes, and of the least sure answers
-VAL_BIAS_NOTE = "val also chose the epoch, so this is kind"
+RESULTS_FILE, STATE_FOLDER = "results.json", "state"
+THUMBNAILS_PER_GROUP = 24  # images in the report: of the mistakes, and of the least confident predictions
+VAL_BIAS_NOTE = "val also chose the epoch, so this accuracy is likely too high"
 _MAX_CHARS = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class RunSetup:
-    """A run that is about to start: everything that was decided. ``own_input`` is what the network is made for.
-
-    ``resumed`` says where a run goes on, and what is set otherwise than it was; empty for a new one. ``memory`` is what
-    it will need, and what there is.
-    """
-
-    recipe: Recipe
-    dataset: Dataset
-    card: Card
-    spec_input: tuple[int, int, int]
-    plan: Plan
-    device: str
-    precision: str
-    out: Path
-    notes: tuple[str, ...]
-    resume_notes: tuple[str, ...] = ()
-    world_size: int = 1
-    memory_line: str = ""
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """After a step: where the run stands, the means over the epoch so far, and the step's learning rate."""
-
-    epoch: int
-    step: int
-    steps_per_epoch: int
-    loss: float
-    accuracy: float
-    images_per_second: float
-    lr: float = 0.0
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """A line of ``metrics.jsonl`` of the kind ``epoch``.
-
-    Accuracies are 0 to 1; the training one is measured on augmented pictures.
-    """
-
-    epoch: int
-    lr: float
-    loss: float
-    accuracy: float
-    val_n: int
-    val_correct: int
-    val_accuracy: float
-    val_loss: float
-    images_per_second: float
-    seconds: float
+_STEP_PREFIX = '{"kind": "step"'
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture of the evaluated part, by its number: a JPEG in base64."""
+    """A small image of the evaluated split: its index there, and a JPEG in base64."""
 
     index: int
     jpeg: str
@@ -98,7 +50,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Results:
-    """``results.json``: what a run came to. ``ended`` says why it did not go on, where it ended early."""
+    """The content of ``results.json``; ``stop_reason`` is empty unless training ended early."""
 
     best_epoch: int
     seconds: float
@@ -113,7 +65,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. Its evaluation is of ``test`` where the data has it, else of ``val``."""
+    """A finished run. Its evaluation is on ``test`` if the data has that split, else on ``val``."""
 
     path: Path
     recipe: Recipe
@@ -127,70 +79,167 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation:
-        """Of the epoch that was best on ``val``."""
+        """The evaluation of the epoch that was best on ``val``."""
         return self.results.evaluation
 
     @property
     def best_epoch(self) -> int:
-        """That epoch, from 1."""
+        """The epoch that was best on ``val``, from 1."""
         return self.results.best_epoch
 
 
-EventCallback = Callable[[RunSetup | StepMetrics | EpochMetrics], None]
+# ------------------------------------------------------------------------------------------------- the state of a run
 
 
 def is_run_finished(folder: Path) -> bool:
-    """Whether a run has come to its end."""
-    return find_model_folder(folder / "model") is not None and (folder / RESULTS_FILE).is_file()
+    """Return whether a folder holds a finished run."""
+    return is_model_folder(folder / "model") and (folder / RESULTS_FILE).is_file()
 
 
 def format_resume_command(folder: str | Path) -> str:
-    """The command that goes on with a run."""
+    """Return the command that resumes a run."""
     return f"resnetkit train --resume {shlex.quote(str(folder))}"
 
 
 def has_run(out: str | Path | None) -> bool:
-    """Whether a run stands there, to which processes that were started again go back; raises `UsageError`."""
+    """Return whether ``out`` holds the run that restarted processes have to resume.
+
+    Raises:
+        UsageError: ``out`` is missing, so restarted processes do not know their run.
+    """
     if out is None:
-        fix = "name the folder of the run: --out RUN"
-        raise UsageError("processes that are started again do not know which run was theirs", where="--out", fix=fix)
+        fix = "name the run folder: --out RUN"
+        raise UsageError("restarted processes need --out to know which run to resume", where="--out", fix=fix)
     return (Path(out) / RECIPE_FILE).is_file()
 
 
 def check_run_folder(folder: Path) -> None:
-    """Raise `UsageError` where no run has begun."""
+    """Check that a folder holds a run.
+
+    Raises:
+        UsageError: it does not.
+    """
     if not (folder / RECIPE_FILE).is_file():
-        raise UsageError("this is no run folder", where=str(folder), fix="name a folder that `resnetkit train` wrote")
+        raise UsageError("not a run folder", where=str(folder), fix="name a folder that `resnetkit train` wrote")
 
 
 def check_new_or_resume(data: object, out: object, resume: object) -> None:
-    """Raise `UsageError` unless there is a run to begin, or one to go on with."""
+    """Check that there is data for a new run, or a run to resume.
+
+    Args:
+        data: The data of a new run, or an empty value.
+        out: The folder of a new run, or an empty value.
+        resume: The folder of a run to resume, or an empty value.
+
+    Raises:
+        UsageError: both data and run are missing, or a resumed run is given another folder.
+    """
     if not data and not resume:
-        fix = "name DATA, a folder of pictures, or go on with a run: --resume RUN"
-        raise UsageError("there is nothing to train on", where="resnetkit train", fix=fix)
+        fix = "name DATA, a folder of images, or resume a run: --resume RUN"
+        raise UsageError("no training data was given", where="resnetkit train", fix=fix)
     if out and resume:
-        raise UsageError("a run goes on in its own folder", where=f"--out {out}", fix="leave --out out")
+        raise UsageError("--out cannot be used with --resume", where=f"--out {out}", fix="omit --out")
+
+
+# --------------------------------------------------------------------------------------------- creating and removing
+
+
+def choose_run_folder(out: str | Path | None, recipe: Recipe, model_name: str) -> Path:
+    """Return the folder for a new run.
+
+    Args:
+        out: The folder that the user named; None for the next free ``runs/DATA-MODEL-N``.
+        recipe: The recipe of the run.
+        model_name: The model's name for the folder's name.
+
+    Raises:
+        UsageError: the folder exists already, or lies inside the data and would be read as a class.
+    """
+    path = Path(out) if out else _number_run_folder(recipe, model_name)
+    if is_run_finished(path):
+        raise UsageError("--out holds a finished run", where=str(path), fix="name another --out")
+    if (path / RECIPE_FILE).exists():
+        raise UsageError("--out holds an unfinished run", where=str(path), fix=format_resume_command(path))
+    if path.exists():
+        raise UsageError("--out exists already", where=str(path), fix="name a folder that does not exist")
+    if Path(recipe.data).is_dir() and path.absolute().is_relative_to(Path(recipe.data).absolute()):
+        raise UsageError("the run folder is inside the data", where=str(path), fix="name a folder elsewhere: --out")
+    return path
+
+
+def _number_run_folder(recipe: Recipe, model_name: str) -> Path:
+    stem = f"{Path(recipe.data).name.partition('.')[0] or 'data'}-{model_name}"
+    return next(path for i in range(1, 10**9) if not (path := Path("runs") / f"{stem}-{i}").exists())
+
+
+def make_run_folder(out: Path, *, numbered: bool) -> tuple[Path, ...]:
+    """Create a run folder, under the next number if another run took the name meanwhile.
+
+    Args:
+        out: The folder to create.
+        numbered: Whether its name ends with a number that may be raised.
+
+    Returns:
+        The folder, and the parents that were created with it.
+
+    Raises:
+        MachineError: the folder cannot be created.
+    """
+    while True:
+        try:
+            return files.make_folder(out)
+        except MachineError as error:
+            if not numbered or not isinstance(error.__cause__, FileExistsError):
+                raise
+            stem, _, number = out.name.rpartition("-")
+            out = out.with_name(f"{stem}-{int(number) + 1}")
+
+
+def write_run_metadata(run: PreparedRun) -> None:
+    """Write the recipe, the network and the environment of a run into its folder."""
+    files.write_text(run.out / RECIPE_FILE, to_toml(run.recipe))
+    if run.recipe.model not in CATALOG:  # the model's own file can change or disappear
+        files.write_text(run.out / NETWORK_FILE, to_toml(run.card.spec))
+    files.write_text(run.out / ENVIRONMENT_FILE, json.dumps(collect_environment(), indent=2) + "\n")
+
+
+def remove_partial_run(created_folders: Sequence[Path]) -> None:
+    """Delete a run folder that this process created and that holds no checkpoint, with its new parents."""
+    folder = created_folders[0]
+    for name in (RECIPE_FILE, NETWORK_FILE, ENVIRONMENT_FILE, METRICS_FILE):
+        (folder / name).unlink(missing_ok=True)
+    files.remove_folder(folder / STATE_FOLDER)
+    files.remove_folder(folder / TRACKERS_FOLDER)
+    files.remove_temporary(folder)
+    files.remove_empty_folders(created_folders)
+
+
+# ------------------------------------------------------------------------------------------------ reading and writing
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """How a run was begun; raises `TextError`."""
+    """Read the recipe of a run; raises `TextError` if it is not valid."""
     path = folder / RECIPE_FILE
     return check_recipe(from_toml(Recipe, read_text(path, "this recipe"), str(path)))
 
 
 def read_run(folder: str | Path) -> Run:
-    """A run from its folder; raises `UsageError` where it is none, or has not finished."""
+    """Read a finished run from its folder.
+
+    Raises:
+        UsageError: the folder holds no run, or an unfinished one.
+        WeightsError: a file of the run is damaged; found as a TextError.
+    """
     path = Path(folder)
     check_run_folder(path)
-    model = find_model_folder(path / "model")
-    if model is None or not is_run_finished(path):
+    if not is_run_finished(path):
         what = "this run has not finished, so there is nothing to report"
         raise UsageError(what, where=str(folder), fix=format_resume_command(folder))
     try:
         results = from_data(Results, _read_json(path / RESULTS_FILE), str(path / RESULTS_FILE))
         environment = _read_json(path / ENVIRONMENT_FILE)
         epochs = _read_epochs(path / METRICS_FILE)
-        run = Run(path, read_recipe(path), read_card(model), epochs, results, environment)
+        run = Run(path, read_recipe(path), read_card(path / "model"), epochs, results, environment)
         if faults := _find_faults(run):
             raise TextError(f"{path} does not describe a run", faults)
     except TextError as error:
@@ -199,44 +248,45 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _find_faults(run: Run) -> list[Fault]:
-    """What contradicts itself in a run that was read."""
-    limits = [
-        ("metrics", f"{len(run.epochs)} epochs", bool(run.epochs), "one at least"),
-        ("best", str(run.best_epoch), 1 <= run.best_epoch <= len(run.epochs), f"1 to {len(run.epochs)}"),
-        ("environment", "no table", _is_environment(run.environment), "names and values"),
-    ]
-    faults = [Fault(path, value, allowed) for path, value, is_valid, allowed in limits if not is_valid]
+    """Return the contradictions in a run that was read."""
+    faults = []
+    if not run.epochs:
+        faults.append(Fault("metrics", "0 epochs", "at least one"))
+    if not 1 <= run.best_epoch <= len(run.epochs):
+        faults.append(Fault("best_epoch", str(run.best_epoch), f"1 to {len(run.epochs)}"))
+    if not isinstance(run.environment, dict) or not isinstance(run.environment.get("packages", {}), dict):
+        faults.append(Fault("environment", "no table", "names and values"))
     return faults + run.evaluation.find_faults()
 
 
-def _is_environment(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("packages", {}), dict)
-
-
 def _read_json(path: Path) -> Any:
-    """An answer for each of a million pictures is a long text."""
+    """Read JSON of up to 256 MiB, enough for the predictions of a million images."""
     return parse_json(read_text(path, "this file", _MAX_CHARS), str(path), _MAX_CHARS)
 
 
 def _read_epochs(path: Path) -> tuple[EpochMetrics, ...]:
-    """Those lines that are no steps, of which there are thousands; a line without a kind is from before there were."""
+    """Read the lines of epochs. Lines of steps are skipped unparsed, as there are thousands of them."""
     lines = enumerate(read_text(path, "this file", _MAX_CHARS).splitlines(), 1)
     records = [parse_json(line, f"line {i} of {path}") for i, line in lines if not line.startswith(_STEP_PREFIX)]
-    epoch_records = [
-        {k: v for k, v in line.items() if k != "kind"} if isinstance(line, dict) else line for line in records
-    ]
-    return tuple(from_data(EpochMetrics, line, str(path)) for line in epoch_records)
+    for record in records:
+        if isinstance(record, dict):
+            record.pop("kind", None)  # earlier versions wrote no kind
+    return tuple(from_data(EpochMetrics, record, str(path)) for record in records)
 
 
 def format_step_line(epoch: int, step: int, lr: float, loss: float) -> str:
-    """A line of ``metrics.jsonl`` of the kind ``step``; a loss that is no number is none."""
+    """Return a line of ``metrics.jsonl`` of the kind ``step``.
+
+    Args:
+        epoch: The epoch, from 1.
+        step: The step in the epoch, from 1.
+        lr: The learning rate of the step.
+        loss: The mean loss; written as null if it is NaN or infinite.
+    """
     values = {"epoch": epoch, "step": step, "lr": lr, "loss": loss if math.isfinite(loss) else None}
     return json.dumps({"kind": "step", **values})
 
 
 def format_epoch_line(epoch: EpochMetrics) -> str:
-    """A line of the kind ``epoch``."""
+    """Return a line of ``metrics.jsonl`` of the kind ``epoch``."""
     return json.dumps({"kind": "epoch", **asdict(epoch)})
-
-
-_STEP_PREFIX = '{"kind": "step"'

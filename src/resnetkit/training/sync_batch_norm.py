@@ -1,4 +1,4 @@
-"""Batch norm over the pictures of all processes. torch's own refuses the CPU."""
+"""Batch norm over the images of all processes. `torch.nn.SyncBatchNorm` does not run on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AllReduce = Callable[[list[Tensor]], None]
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """As `nn.BatchNorm2d`, with the statistics of all processes; tensors and their names are the same."""
+    """`nn.BatchNorm2d` with the statistics of all processes; tensors and their names are the same."""
 
     all_reduce: AllReduce
 
@@ -34,7 +34,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SyncNormFunction(torch.autograd.Function):
-    """Mean, then variance around it, each added over all: two passes lose nothing to cancellation."""
+    """Mean, then variance around it, each summed over all processes: two passes avoid cancellation."""
 
     @staticmethod
     def forward(
@@ -52,26 +52,31 @@ class _SyncNormFunction(torch.autograd.Function):
         inv_std = (variance + eps).rsqrt()
         normalized = centered * inv_std[:, None, None]
         ctx.save_for_backward(normalized, weight, inv_std, count)
-        ctx.add = all_reduce
+        ctx.all_reduce = all_reduce
         y = normalized * weight[:, None, None] + bias[:, None, None]
         ctx.mark_non_differentiable(mean, variance, count)
         return y.to(x.dtype), mean, variance, count
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Ioffe and Szegedy (arXiv 1502.03167), section 3, with the two means taken over all processes."""
+        """Compute the gradients of arXiv 1502.03167, section 3, with means over all processes."""
         normalized, weight, inv_std, count = ctx.saved_tensors
         grad_y, dims = grad_outputs[0].float(), (0, 2, 3)
         grad_bias, grad_weight = grad_y.sum(dims), (grad_y * normalized).sum(dims)
         sums = [grad_bias.clone(), grad_weight.clone()]
-        ctx.add(sums)
+        ctx.all_reduce(sums)
         mean_grad, mean_product = (total[:, None, None] / count.clamp(min=1) for total in sums)
         grad_x = (grad_y - mean_grad - normalized * mean_product) * (weight * inv_std)[:, None, None]
         return grad_x.to(grad_outputs[0].dtype), grad_weight, grad_bias, None
 
 
 def convert_sync_batchnorm(model: nn.Module, all_reduce: AllReduce) -> None:
-    """Every batch norm of a network becomes one over all processes, in its place and with its own tensors."""
+    """Replace every batch norm of a network by a synchronized one with the same tensors.
+
+    Args:
+        model: The network, changed in place.
+        all_reduce: A function that sums tensors over all processes, in place.
+    """
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.BatchNorm2d:
@@ -88,11 +93,11 @@ def _make_sync_norm(norm: nn.BatchNorm2d, all_reduce: AllReduce) -> SyncBatchNor
 
 
 def disable_sync(model: nn.Module) -> None:
-    """Synchronised norms of a model that is only tried out count in their own process."""
+    """Let synchronized norms use the images of their own process only, for a step that is only tried out."""
     for norm in model.modules():
         if isinstance(norm, SyncBatchNorm2d):
             norm.all_reduce = _skip_all_reduce
 
 
 def _skip_all_reduce(tensors: list[Tensor]) -> None:
-    """What one process adds to others that are not there."""
+    """Leave the tensors as they are."""

@@ -1,7 +1,7 @@
-"""How other libraries are told which network to make: a spec as the words of their constructors, and back.
+"""Translate a spec to the constructor arguments of other libraries, and back.
 
-A library can express a network exactly where the words that describe it, read back, give the same spec; where they do
-not, the first difference is the reason. Image sizes are left out: no constructor takes them.
+A library can express a network if the arguments for it, translated back, give the same spec. If they do not, the first
+difference is the reason. Image sizes are ignored, because no constructor takes them.
 
 This module imports no torch.
 """
@@ -13,77 +13,57 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from resnetkit.architecture.spec import (
-    MLP,
-    OPTION_A,
-    OPTION_D,
-    Attention,
-    Basic,
-    BatchNorm,
-    Blur,
-    BlurredFirstBlock,
-    Bottleneck,
-    Branch,
-    Chain,
-    Conv,
-    EfficientChannels,
-    FirstBlock,
-    Linear,
-    MaxPool,
-    Network,
-    NoNorm,
-    NoShortcuts,
-    PoolAfter,
-    Shortcuts,
-    SqueezeExcite,
-    Stage,
-    Stem,
-    Step,
-    count_classes,
-)
+from resnetkit.architecture import spec as specs
 from resnetkit.errors import UsageError
 from resnetkit.weights.dialects import is_vgg
 
 ConstructorArgs = dict[str, Any]
-_IMAGENET_STEM = Stem((Conv(64, 7, 2),), (MaxPool(3, 2),))
+_IMAGENET_STEM = specs.Stem((specs.Conv(64, 7, 2),), (specs.MaxPool(3, 2),))
 
 
 @dataclass(frozen=True)
 class Library:
-    """``words`` describes a spec as far as a ``family`` of the library has words for it, ``spec`` is what they mean
-    there.
-    """
+    """A family of networks of a library, with the translation of a spec to its constructor arguments and back."""
 
     name: str
-    to_args: Callable[[Network], ConstructorArgs]
-    to_spec: Callable[[ConstructorArgs], Network]
+    to_args: Callable[[specs.Network], ConstructorArgs]
+    to_spec: Callable[[ConstructorArgs], specs.Network]
     family: str = "resnet"
 
 
-def build_constructor_args(spec: Network, library: tuple[Library, ...]) -> ConstructorArgs:
-    """The words for this network, ``family`` among them; raises `UsageError` with the first thing that has none."""
+def build_constructor_args(spec: specs.Network, library: tuple[Library, ...]) -> ConstructorArgs:
+    """Return the constructor arguments for a network, with ``family``.
+
+    Args:
+        spec: The network.
+        library: The families of the library.
+
+    Raises:
+        UsageError: the library cannot express the network; the error has the first difference.
+    """
     family = next((candidate for candidate in library if candidate.family == _select_family(spec)), library[0])
-    if not count_classes(spec.head):
-        raise UsageError(f"{family.name} cannot express this network: it has no classifier", where="head")
+    if not specs.count_classes(spec.head):
+        message = f"{family.name} cannot express this network: it has no classifier"
+        raise UsageError(message, where="head", fix="add one with surgery.classes")
     kwargs = family.to_args(spec)
     their_spec = family.to_spec(kwargs)
-    # no constructor takes the size of images; what is left out in training is no part of what weights mean
+    # no constructor takes the size of images, and stochastic depth does not change what the weights compute
     round_trip = replace(
         their_spec, input=(their_spec.input[0], *spec.input[1:]), stochastic_depth=spec.stochastic_depth
     )
     if round_trip != spec:
         path, our_value, their_value = _find_difference(spec, round_trip)
-        message = f"{family.name} cannot express this network: it has {our_value} here, and {their_value} there"
-        raise UsageError(message, where=path)
+        message = f"{family.name} cannot express this network: it has {our_value}, {family.name} builds {their_value}"
+        raise UsageError(message, where=path, fix="another dialect, or a model folder: --to resnetkit")
     return kwargs | {"family": family.family}
 
 
-def _select_family(spec: Network) -> str:
+def _select_family(spec: specs.Network) -> str:
     return "vgg" if is_vgg(spec) else "resnetv2" if spec.order == "norm-act-conv" else "resnet"
 
 
 def _find_difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, str, str]:
-    """(path, value here, value there) of the first difference."""
+    """Return (path, our value, their value) of the first difference."""
     if dataclasses.is_dataclass(ours) and type(ours) is type(theirs):
         names = [field.name for field in dataclasses.fields(ours)]
         pairs = [(f"{path}.{name}".lstrip("."), getattr(ours, name), getattr(theirs, name)) for name in names]
@@ -96,39 +76,44 @@ def _find_difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, str, 
 
 def _format_value(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"{len(value)} of them"
+        return f"{len(value)} items"
     return type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)
 
 
-def _describe_branch(spec: Network) -> tuple[str, int, int]:
-    """(basic or bottleneck, groups, width of a group in the first stage)."""
+def _describe_branch(spec: specs.Network) -> tuple[str, int, int]:
+    """Return (basic or bottleneck, groups, width of a group in the first stage)."""
     first = spec.stages[0].branch
-    if isinstance(first, Bottleneck):
+    if isinstance(first, specs.Bottleneck):
         return "bottleneck", first.groups, max(first.width // max(first.groups, 1), 1)
     return "basic", 1, 64
 
 
-def _list_block_counts(spec: Network) -> list[int]:
+def _list_block_counts(spec: specs.Network) -> list[int]:
     return [stage.blocks for stage in spec.stages]
 
 
 def _build_stages(
-    block: str, layers: list[int], groups: int = 1, width: int = 64, channels: int = 64
-) -> tuple[Stage, ...]:
-    """Stages that double their channels; all but the first halve the map."""
+    block: str, layers: list[int], groups: int = 1, width: int = 64, *, channels: int = 64, n_stages: int = 4
+) -> tuple[specs.Stage, ...]:
+    """Return stages that double their channels; all but the first halve the map.
+
+    The constructors build a fixed number of stages, so missing ones have one block and further ones are ignored.
+    """
     stages = []
-    for i, blocks in enumerate(layers):
+    for i, blocks in enumerate((layers + [1] * n_stages)[:n_stages]):
         planes = channels * 2**i
-        branch: Branch = Basic(planes) if block == "basic" else Bottleneck(int(planes * (width / 64)) * groups, groups)
+        branch: specs.Branch = (
+            specs.Basic(planes) if block == "basic" else specs.Bottleneck(int(planes * (width / 64)) * groups, groups)
+        )
         out_channels = planes if block == "basic" else 4 * planes
-        stages.append(Stage(blocks, out_channels, branch, FirstBlock(1 if i == 0 else 2)))
+        stages.append(specs.Stage(blocks, out_channels, branch, specs.FirstBlock(1 if i == 0 else 2)))
     return tuple(stages)
 
 
 # ------------------------------------------------------------------------------------------------ torchvision and timm
 
 
-def _build_torchvision_args(spec: Network) -> ConstructorArgs:
+def _build_torchvision_args(spec: specs.Network) -> ConstructorArgs:
     block, groups, width = _describe_branch(spec)
     return {
         "block": block,
@@ -139,13 +124,12 @@ def _build_torchvision_args(spec: Network) -> ConstructorArgs:
     }
 
 
-def _build_torchvision_spec(kwargs: ConstructorArgs) -> Network:
-    layers = (kwargs["layers"] + [1, 1, 1, 1])[:4]  # it makes four stages, whatever it is asked for
-    stages = _build_stages(kwargs["block"], layers, kwargs["groups"], kwargs["width_per_group"])
-    return Network(stages, _IMAGENET_STEM, Linear(kwargs["num_classes"]))
+def _build_torchvision_spec(kwargs: ConstructorArgs) -> specs.Network:
+    stages = _build_stages(kwargs["block"], kwargs["layers"], kwargs["groups"], kwargs["width_per_group"])
+    return specs.Network(stages, _IMAGENET_STEM, specs.Linear(kwargs["num_classes"]))
 
 
-def _build_timm_args(spec: Network) -> ConstructorArgs:
+def _build_timm_args(spec: specs.Network) -> ConstructorArgs:
     block, groups, width = _describe_branch(spec)
     widths = [conv.channels for conv in spec.stem.convs]
     stem_type = "" if len(widths) != 3 else "deep" if widths[0] == widths[1] else "deep_tiered"
@@ -158,35 +142,39 @@ def _build_timm_args(spec: Network) -> ConstructorArgs:
         "base_width": width,
         "stem_type": stem_type,
         "stem_width": widths[1] if stem_type else 64,
-        "avg_down": spec.shortcuts == OPTION_D,
+        "avg_down": spec.shortcuts == specs.OPTION_D,
         "attention": _name_attention(spec),
         "blur": bool(spec.stem.blur),
         "drop_path_rate": spec.stochastic_depth,
     }
 
 
-def _name_attention(spec: Network) -> str:
-    return {SqueezeExcite: "se", EfficientChannels: "eca"}.get(type((*spec.stages[0].attention, None)[0]), "")
+def _name_attention(spec: specs.Network) -> str:
+    return {specs.SqueezeExcite: "se", specs.EfficientChannels: "eca"}.get(
+        type((*spec.stages[0].attention, None)[0]), ""
+    )
 
 
-def _build_timm_spec(kwargs: ConstructorArgs) -> Network:
+def _build_timm_spec(kwargs: ConstructorArgs) -> specs.Network:
     stem, width = _IMAGENET_STEM, kwargs["stem_width"]
     if kwargs["stem_type"]:
         first = width if kwargs["stem_type"] == "deep" else 3 * (width // 4)
-        stem = Stem((Conv(first, 3, 2), Conv(width), Conv(2 * width)), (MaxPool(3, 2),))
-    layers = (kwargs["layers"] + [1, 1, 1, 1])[:4]  # it makes four stages, whatever it is asked for
-    stages = _build_stages(kwargs["block"], layers, kwargs["cardinality"], kwargs["base_width"])
-    attentions: dict[str, tuple[Attention, ...]] = {"se": (SqueezeExcite(),), "eca": (EfficientChannels(),)}
+        stem = specs.Stem((specs.Conv(first, 3, 2), specs.Conv(width), specs.Conv(2 * width)), (specs.MaxPool(3, 2),))
+    stages = _build_stages(kwargs["block"], kwargs["layers"], kwargs["cardinality"], kwargs["base_width"])
+    attentions: dict[str, tuple[specs.Attention, ...]] = {
+        "se": (specs.SqueezeExcite(),),
+        "eca": (specs.EfficientChannels(),),
+    }
     attention = attentions.get(kwargs["attention"], ())
     stages = tuple(replace(stage, attention=attention) for stage in stages)
     if kwargs["blur"]:
-        stem = replace(stem, pool=(MaxPool(3, 1),), blur=(Blur(),))
-        stages = (stages[0], *(replace(stage, reduce=BlurredFirstBlock()) for stage in stages[1:]))
-    shortcuts = OPTION_D if kwargs["avg_down"] else Shortcuts()
-    return Network(stages, stem, Linear(kwargs["num_classes"]), (kwargs["in_chans"], 224, 224), shortcuts)
+        stem = replace(stem, pool=(specs.MaxPool(3, 1),), blur=(specs.Blur(),))
+        stages = (stages[0], *(replace(stage, reduce=specs.BlurredFirstBlock()) for stage in stages[1:]))
+    shortcuts = specs.OPTION_D if kwargs["avg_down"] else specs.Shortcuts()
+    return specs.Network(stages, stem, specs.Linear(kwargs["num_classes"]), (kwargs["in_chans"], 224, 224), shortcuts)
 
 
-def _build_timm_v2_args(spec: Network) -> ConstructorArgs:
+def _build_timm_v2_args(spec: specs.Network) -> ConstructorArgs:
     widths = [conv.channels for conv in spec.stem.convs]
     stem_type = "" if len(widths) != 3 else "deep" if widths[0] == widths[1] else "tiered"
     return {
@@ -196,105 +184,116 @@ def _build_timm_v2_args(spec: Network) -> ConstructorArgs:
         "in_chans": spec.input[0],
         "stem_chs": widths[-1] if widths else 64,
         "stem_type": stem_type,
-        "avg_down": spec.shortcuts == OPTION_D,
+        "avg_down": spec.shortcuts == specs.OPTION_D,
     }
 
 
-def _build_timm_v2_spec(kwargs: ConstructorArgs) -> Network:
+def _build_timm_v2_spec(kwargs: ConstructorArgs) -> specs.Network:
     out_channels, stem_type = kwargs["stem_chs"], kwargs["stem_type"]
     first = 3 * out_channels // 8 if stem_type == "tiered" else out_channels // 2
     convs = (
-        (Conv(first, 3, 2), Conv(out_channels // 2), Conv(out_channels)) if stem_type else (Conv(out_channels, 7, 2),)
+        (specs.Conv(first, 3, 2), specs.Conv(out_channels // 2), specs.Conv(out_channels))
+        if stem_type
+        else (specs.Conv(out_channels, 7, 2),)
     )
     stages = tuple(
-        Stage(blocks, channels, Bottleneck(max(channels // 4, 1)), FirstBlock(1 if i == 0 else 2))
+        specs.Stage(blocks, channels, specs.Bottleneck(max(channels // 4, 1)), specs.FirstBlock(1 if i == 0 else 2))
         for i, (blocks, channels) in enumerate(zip(kwargs["layers"], kwargs["channels"], strict=True))
     )
-    return Network(
+    return specs.Network(
         stages,
-        Stem(convs, (MaxPool(3, 2),)),
-        Linear(kwargs["num_classes"]),
+        specs.Stem(convs, (specs.MaxPool(3, 2),)),
+        specs.Linear(kwargs["num_classes"]),
         (kwargs["in_chans"], 224, 224),
-        OPTION_D if kwargs["avg_down"] else Shortcuts(),
+        specs.OPTION_D if kwargs["avg_down"] else specs.Shortcuts(),
         order="norm-act-conv",
         bias="never",
     )
 
 
-def _build_vgg_args(spec: Network) -> ConstructorArgs:
-    head = spec.head if isinstance(spec.head, MLP) else MLP()
+def _build_vgg_args(spec: specs.Network) -> ConstructorArgs:
+    head = spec.head if isinstance(spec.head, specs.MLP) else specs.MLP()
     cfg = [entry for stage in spec.stages for entry in [*[stage.channels] * stage.blocks, "M"]]
-    has_norms = isinstance(spec.norm, BatchNorm)
+    has_norms = isinstance(spec.norm, specs.BatchNorm)
     return {"cfg": cfg, "batch_norm": has_norms, "num_classes": head.classes, "dropout": head.dropout}
 
 
-def _build_vgg_spec(kwargs: ConstructorArgs) -> Network:
+def _build_vgg_spec(kwargs: ConstructorArgs) -> specs.Network:
     widths: list[int] = []
-    stages: list[Stage] = []
+    stages: list[specs.Stage] = []
     for entry in kwargs["cfg"]:
         if entry == "M":
-            stages.append(Stage(len(widths), widths[-1], Chain((Step(widths[-1]),)), PoolAfter()))
+            stages.append(
+                specs.Stage(len(widths), widths[-1], specs.Chain((specs.Step(widths[-1]),)), specs.PoolAfter())
+            )
             widths = []
         else:
             widths.append(entry)
-    norm = BatchNorm() if kwargs["batch_norm"] else NoNorm()
-    head = MLP(kwargs["num_classes"], dropout=kwargs["dropout"])
-    return Network(tuple(stages), Stem((), ()), head, shortcuts=NoShortcuts(), norm=norm, bias="always")
+    norm = specs.BatchNorm() if kwargs["batch_norm"] else specs.NoNorm()
+    head = specs.MLP(kwargs["num_classes"], dropout=kwargs["dropout"])
+    return specs.Network(
+        tuple(stages), specs.Stem((), ()), head, shortcuts=specs.NoShortcuts(), norm=norm, bias="always"
+    )
 
 
-def _count_classes(spec: Network) -> int:
-    return spec.head.classes if isinstance(spec.head, Linear) else 0
+def _count_classes(spec: specs.Network) -> int:
+    return spec.head.classes if isinstance(spec.head, specs.Linear) else 0
 
 
 # ------------------------------------------------------------------------------------------------------ Hugging Face
 
 
-def _build_hugging_face_args(spec: Network) -> ConstructorArgs:
+def _build_hugging_face_args(spec: specs.Network) -> ConstructorArgs:
     first = spec.stages[0].branch
     return {
         "num_channels": spec.input[0],
         "embedding_size": spec.stem.convs[-1].channels if spec.stem.convs else 0,
         "hidden_sizes": [stage.channels for stage in spec.stages],
         "depths": _list_block_counts(spec),
-        "layer_type": "bottleneck" if isinstance(first, Bottleneck) else "basic",
-        "hidden_act": "relu",  # another one would be used in the stem and behind additions only, never in a branch
+        "layer_type": "bottleneck" if isinstance(first, specs.Bottleneck) else "basic",
+        "hidden_act": "relu",  # transformers uses another one only in the stem and behind additions, not in branches
         "downsample_in_first_stage": spec.stages[0].reduce.stride == 2,
-        "downsample_in_bottleneck": isinstance(first, Bottleneck) and first.stride_at == 1,
+        "downsample_in_bottleneck": isinstance(first, specs.Bottleneck) and first.stride_at == 1,
         "num_labels": _count_classes(spec),
     }
 
 
-def build_hugging_face_spec(kwargs: Mapping[str, Any]) -> Network:
-    """What a ``config.json`` of transformers means."""
+def build_hugging_face_spec(kwargs: Mapping[str, Any]) -> specs.Network:
+    """Return the network that a ``config.json`` of transformers describes."""
     stages = []
     for i, (out_channels, blocks) in enumerate(zip(kwargs["hidden_sizes"], kwargs["depths"], strict=True)):
         stride_at = 1 if kwargs.get("downsample_in_bottleneck") else 2
         is_basic = kwargs["layer_type"] == "basic"
-        branch: Branch = (
-            Basic(out_channels) if is_basic else Bottleneck(max(out_channels // 4, 1), 1, 1 if stride_at == 1 else 2)
+        branch: specs.Branch = (
+            specs.Basic(out_channels)
+            if is_basic
+            else specs.Bottleneck(max(out_channels // 4, 1), 1, 1 if stride_at == 1 else 2)
         )
         halves_map = i > 0 or kwargs.get("downsample_in_first_stage", False)
-        stages.append(Stage(blocks, out_channels, branch, FirstBlock(2 if halves_map else 1)))
-    stem = Stem((Conv(kwargs["embedding_size"], 7, 2),), (MaxPool(3, 2),))
+        stages.append(specs.Stage(blocks, out_channels, branch, specs.FirstBlock(2 if halves_map else 1)))
+    stem = specs.Stem((specs.Conv(kwargs["embedding_size"], 7, 2),), (specs.MaxPool(3, 2),))
     input_shape = (kwargs.get("num_channels", 3), 224, 224)
-    return Network(tuple(stages), stem, Linear(kwargs["num_labels"]), input_shape)
+    return specs.Network(tuple(stages), stem, specs.Linear(kwargs["num_labels"]), input_shape)
 
 
 # ----------------------------------------------------------------------------------------------- code for CIFAR
 
 
-def _build_kuangliu_spec(kwargs: ConstructorArgs) -> Network:
-    layers = (kwargs["num_blocks"] + [1, 1, 1, 1])[:4]
-    stem = Stem((Conv(64, 3),), ())
-    return Network(_build_stages(kwargs["block"], layers), stem, Linear(kwargs["num_classes"]), (3, 32, 32))
+def _build_kuangliu_spec(kwargs: ConstructorArgs) -> specs.Network:
+    stem = specs.Stem((specs.Conv(64, 3),), ())
+    return specs.Network(
+        _build_stages(kwargs["block"], kwargs["num_blocks"]), stem, specs.Linear(kwargs["num_classes"]), (3, 32, 32)
+    )
 
 
-def _build_akamaster_spec(kwargs: ConstructorArgs) -> Network:
-    stages = _build_stages("basic", (kwargs["num_blocks"] + [1, 1, 1])[:3], channels=16)
-    return Network(stages, Stem((Conv(16, 3),), ()), Linear(kwargs["num_classes"]), (3, 32, 32), OPTION_A)
+def _build_akamaster_spec(kwargs: ConstructorArgs) -> specs.Network:
+    stages = _build_stages("basic", kwargs["num_blocks"], channels=16, n_stages=3)
+    return specs.Network(
+        stages, specs.Stem((specs.Conv(16, 3),), ()), specs.Linear(kwargs["num_classes"]), (3, 32, 32), specs.OPTION_A
+    )
 
 
-def _build_cifar_args(spec: Network) -> ConstructorArgs:
+def _build_cifar_args(spec: specs.Network) -> ConstructorArgs:
     return {
         "block": _describe_branch(spec)[0],
         "num_blocks": _list_block_counts(spec),

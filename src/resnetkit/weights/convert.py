@@ -1,4 +1,4 @@
-"""Out again: to a file of another library, or to its live model."""
+"""Convert a network to a file or a live model of another library."""
 
 from __future__ import annotations
 
@@ -26,19 +26,24 @@ from resnetkit.weights.hugging_face import (
     build_hugging_face_config,
     build_preprocessor_config,
 )
-from resnetkit.weights.load import load, save
+from resnetkit.weights.load import load_network
 from resnetkit.weights.read import read_tensors
 from resnetkit.weights.recognize import OWN_DIALECT
+from resnetkit.weights.save import check_new_path, copy_to_cpu, save
 
 
 def convert(model: str | os.PathLike[str] | NetworkModule, to: str, path: str | Path) -> Path:
-    """Write a model as ``torchvision``, ``timm``, ``kuangliu`` or ``akamaster`` would have it: a ``.safetensors`` file.
+    """Write a model in the dialect of another library and return the path.
 
-    For ``hf`` it is a folder that ``from_pretrained`` takes: weights, config and the preparation of images; for
-    ``resnetkit`` a model folder. What is written is read again and compared bit by bit. Raises `UsageError` where the
-    library cannot express the network.
+    The written tensors are read again and compared bit by bit.
+
+    Args:
+        model: A network of resnetkit, or anything that `load_network` takes.
+        to: ``torchvision``, ``timm``, ``kuangliu`` or ``akamaster`` for a ``.safetensors`` file; ``hf`` for a folder
+            for ``from_pretrained``; ``resnetkit`` for a model folder.
+        path: The new file or folder. Raises `UsageError` if it exists, or if the library cannot express the network.
     """
-    network = model if isinstance(model, NetworkModule) else load(model)
+    network = load_network(model)
     path, to = Path(path), ALIASES.get(to, to)
     _check_target(path, to)
     if to == OWN_DIALECT:
@@ -48,14 +53,14 @@ def convert(model: str | os.PathLike[str] | NetworkModule, to: str, path: str | 
     kwargs, tensors = build_constructor_args(network.card.spec, _get_library(to)), translate_tensors(network, to)
     content = to_bytes(tensors, {"format": "pt"})
     if to == "hf":
+        configs = {
+            CARD_FILE: build_hugging_face_config(kwargs, network.card),
+            PREPROCESSOR_FILE: build_preprocessor_config(network.card.preparation),
+        }
         with files.atomic_write_folder(path) as partial_folder:
             (partial_folder / WEIGHTS_FILE).write_bytes(content)
-            (partial_folder / CARD_FILE).write_text(
-                json.dumps(build_hugging_face_config(kwargs, network.card), indent=2) + "\n"
-            )
-            (partial_folder / PREPROCESSOR_FILE).write_text(
-                json.dumps(build_preprocessor_config(network.card.preparation), indent=2) + "\n"
-            )
+            for name, config in configs.items():
+                (partial_folder / name).write_text(json.dumps(config, indent=2) + "\n")
     else:
         files.write_bytes(path, content)
     _verify_written(path / WEIGHTS_FILE if to == "hf" else path, tensors)
@@ -63,29 +68,40 @@ def convert(model: str | os.PathLike[str] | NetworkModule, to: str, path: str | 
 
 
 def translate_tensors(network: NetworkModule, to: str) -> dict[str, Tensor]:
-    """The tensors by the names of another library."""
+    """Return the tensors by the names and in the layout of another library.
+
+    Args:
+        network: The network.
+        to: The dialect.
+    """
     to = ALIASES.get(to, to)
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    state = copy_to_cpu(network)
     if to == OWN_DIALECT:
         return state
     table = select_table(to, network.card.spec)
-    return {table.to_theirs(key): _expand_linear(value, key in table.conv_keys) for key, value in state.items()}
-
-
-def _expand_linear(value: Tensor, is_conv: bool) -> Tensor:
-    return value[:, :, None, None] if is_conv else value
+    return {
+        table.to_theirs(key): value[:, :, None, None] if key in table.conv_keys else value
+        for key, value in state.items()
+    }
 
 
 def as_module(model: str | os.PathLike[str] | NetworkModule, library: str) -> nn.Module:
-    """A live model of ``torchvision``, ``timm`` or ``transformers`` with these weights, in the mode of ours.
+    """Return a live model of another library with the same weights and mode.
 
-    The library is imported now; raises `MachineError` where it is not installed, `UsageError` where it cannot express
-    the network.
+    Raises `MachineError` if the library is not installed.
+
+    Args:
+        model: A network of resnetkit, or anything that `load_network` takes.
+        library: ``torchvision``, ``timm`` or ``transformers``.
+
+    Raises:
+        UsageError: the library is unknown, or cannot express the network.
     """
     library = "transformers" if library == "hf" else library
     if library not in _MODULE_BUILDERS:
-        raise UsageError(f"no live model of {library!r} is made here", fix=suggest_fix(library, list(_MODULE_BUILDERS)))
-    network = model if isinstance(model, NetworkModule) else load(model)
+        fix = suggest_fix(library, list(_MODULE_BUILDERS))
+        raise UsageError(f"resnetkit cannot build models of {library!r}", where="library", fix=fix)
+    network = load_network(model)
     dialect, build_module = _MODULE_BUILDERS[library]
     module: nn.Module = build_module(build_constructor_args(network.card.spec, _get_library(dialect)))
     module.load_state_dict(translate_tensors(network, dialect))
@@ -94,8 +110,8 @@ def as_module(model: str | os.PathLike[str] | NetworkModule, library: str) -> nn
 
 def _get_library(name: str) -> tuple[Library, ...]:
     if name not in LIBRARIES:
-        message = f"there is no dialect called {name!r} to write"
-        raise UsageError(message, where="--to", fix=suggest_fix(name, [*LIBRARIES, OWN_DIALECT]))
+        fix = suggest_fix(name, [*LIBRARIES, OWN_DIALECT])
+        raise UsageError(f"resnetkit cannot write the dialect {name!r}", where="--to", fix=fix)
     return LIBRARIES[name]
 
 
@@ -103,15 +119,13 @@ def _check_target(path: Path, to: str) -> None:
     if to != OWN_DIALECT:
         _get_library(to)
     if to not in (OWN_DIALECT, "hf") and path.suffix != ".safetensors":
-        raise UsageError(
-            "weights are written as .safetensors", where=str(path), fix=f"call it {path.with_suffix('.safetensors')}"
-        )
-    if path.exists():
-        raise UsageError("this exists already", where=str(path), fix="name another, or remove it")
+        fix = f"name it {path.with_suffix('.safetensors')}"
+        raise UsageError("the name of a weights file must end in .safetensors", where=str(path), fix=fix)
+    check_new_path(path)
 
 
 def _verify_written(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read what was written."""
+    """Read the written tensors and compare them; if they differ, remove them."""
     written, _ = read_tensors(path)
     wrong_keys = [
         key
@@ -120,26 +134,32 @@ def _verify_written(path: Path, tensors: dict[str, Tensor]) -> None:
     ]
     if wrong_keys:
         shutil.rmtree(path.parent) if path.name == WEIGHTS_FILE else path.unlink()
-        raise VerificationError(f"{len(wrong_keys)} tensors were not written as they are", where=wrong_keys[:3])
+        raise VerificationError(f"{len(wrong_keys)} written tensors differ from the network's", where=wrong_keys[:3])
 
 
 def _is_identical(a: Tensor, b: Tensor) -> bool:
-    """Bit by bit."""
+    """Return whether two tensors are equal bit by bit."""
     raw_bytes = [value.reshape(-1).view(torch.uint8) for value in (a, b)]
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*raw_bytes)
 
 
 def describe_losses(network: NetworkModule, to: str) -> str:
-    """What of the card does not travel in a file of this library, in a sentence; empty where all of it does."""
+    """Return in a sentence what a file of this library cannot hold of the card; empty if nothing.
+
+    Args:
+        network: The network.
+        to: The dialect.
+    """
     to = ALIASES.get(to, to)
     preparation, card = network.card.preparation, network.card
     if to == OWN_DIALECT:
         return ""
     if to != "hf":
-        return "the file holds no names of classes, and does not say how images are prepared"
+        return "the file does not hold the class names and the preparation of images"
     keeps_preparation = preparation.crop[0] == preparation.crop[1] < MIN_SQUEEZED_SIDE and len(preparation.mean) == 3
-    losses = ["how images are prepared here"] * (not keeps_preparation) + ["the names of classes"] * (not card.classes)
-    return f"the folder says nothing of {' and '.join(losses)}" if losses else ""
+    parts = {"this preparation of images": keeps_preparation, "class names": bool(card.classes)}
+    losses = [part for part, is_kept in parts.items() if not is_kept]
+    return f"the folder does not hold {' and '.join(losses)}" if losses else ""
 
 
 # ------------------------------------------------------------------------------------------------------- live models

@@ -1,9 +1,8 @@
-"""How other ecosystems name the tensors of a network: tables from our paths to theirs, and back.
+"""Translate the names of tensors between resnetkit and other libraries by tables.
 
-A row pairs two patterns. ``{s}``, ``{b}`` and ``{i}`` stand for the number of a stage, a block and a convolution as we
-count them, from 1; ``{b-1}`` is the same number counted from 0, ``{s+3}`` from 4. ``*`` is a tensor's own name (weight,
-running_mean).
-Every table is a bijection on the tensors of a plan; a test holds each of them to it.
+A row pairs two patterns, ours and theirs. ``{s}``, ``{b}`` and ``{i}`` are the numbers of a stage, a block and a
+convolution, from 1; ``{b-1}`` is the same number from 0, ``{s+3}`` from 4. ``*`` is the name of a tensor in its layer
+(weight, running_mean). Every table is a bijection on the tensors of a plan, which a test checks.
 
 This module imports no torch.
 """
@@ -25,8 +24,10 @@ _PLACEHOLDER = re.compile(r"\{([a-z])([+-]\d)?\}|\*")
 
 @dataclass(frozen=True)
 class Layout:
-    """What of a network decides how a library calls its tensors: a ``deep`` stem of three convolutions, shortcuts that
-    are ``pooled``, activations ``first``, or VGG's blocks of each stage and whether norms stand between them.
+    """The properties of a network that decide how a library names its tensors.
+
+    These are a stem of three convolutions, shortcuts behind a pool, pre-activation, and for VGG the blocks of each
+    stage and whether it has norms.
     """
 
     deep_stem: bool = False
@@ -38,7 +39,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Dialect:
-    """Names of tensors: rows of (ours, theirs). ``as_conv`` are linear layers that are 1x1 convolutions there."""
+    """Names of tensors as rows of (ours, theirs); ``conv_keys`` are linear layers that are 1x1 convolutions there."""
 
     name: str
     rows: tuple[tuple[str, str], ...]
@@ -46,19 +47,19 @@ class Dialect:
     conv_keys: frozenset[str] = frozenset()
 
     def to_theirs(self, key: str) -> str:
-        """Their name for our ``path.tensor``; raises `UsageError` where they have none."""
+        """Return their name for our key; raises `UsageError` if they have none."""
         return self._check_known(key, self._name_map.to_theirs(key))
 
     def to_ours(self, key: str) -> str:
-        """Our ``path.tensor`` for their name; raises `UsageError` where we have none."""
+        """Return our key for their name; raises `UsageError` if we have none."""
         return self._check_known(key, self._name_map.to_ours(key))
 
     def map_tensors(self, plan: Plan) -> dict[str, str]:
-        """Ours -> theirs for every tensor of a plan."""
+        """Return their name for each of our keys in a plan."""
         return {key: self.to_theirs(key) for key in get_tensor_shapes(plan)}
 
     def is_body_name(self, key: str) -> bool:
-        """Whether their name begins as those of a body do, known or not: what else stands in a file is its head's."""
+        """Return whether their name begins like a name of the body, known or not."""
         return any(pattern.fullmatch(key.partition(".")[0]) for pattern in self._body_patterns)
 
     def _check_known(self, key: str, name: str | None) -> str:
@@ -77,7 +78,7 @@ class Dialect:
 
 
 class NameMap:
-    """Rows of two patterns, to be read both ways; the first that matches counts."""
+    """A translation in both directions by rows of two patterns; the first row that matches is used."""
 
     def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
         pairs = list(rows)
@@ -85,15 +86,15 @@ class NameMap:
         self._backward = [(_compile_pattern(theirs), _parse_offsets(theirs), ours) for ours, theirs in pairs]
 
     def to_theirs(self, key: str) -> str | None:
-        """What stands on the right, for a name on the left."""
+        """Return their name for ours, or None."""
         return next(_iterate_translations(key, self._forward), None)
 
     def to_ours(self, key: str) -> str | None:
-        """What stands on the left, for a name on the right."""
+        """Return our name for theirs, or None."""
         return next(_iterate_translations(key, self._backward), None)
 
     def iterate_ours(self, key: str) -> Iterator[str]:
-        """Everything that it may mean."""
+        """Yield each of our names that theirs may mean."""
         return _iterate_translations(key, self._backward)
 
 
@@ -108,7 +109,7 @@ def _iterate_translations(key: str, rows: Iterable[_CompiledRow]) -> Iterator[st
 
 
 def _compile_pattern(text: str) -> re.Pattern[str]:
-    """A pattern whose groups hold the numbers as they are written (``s``, ``b``, ``i``), and the tensor's name."""
+    """Return a regular expression with groups for the written numbers and for the tensor."""
     parts, end = [], 0
     for placeholder in _PLACEHOLDER.finditer(text):
         parts.append(re.escape(text[end : placeholder.start()]))
@@ -118,19 +119,16 @@ def _compile_pattern(text: str) -> re.Pattern[str]:
 
 
 def _parse_offsets(text: str) -> dict[str, int]:
-    """What is added to each of our numbers to write it as this text does."""
+    """Return what a pattern adds to each of our numbers."""
     return {placeholder[1]: int(placeholder[2] or 0) for placeholder in _PLACEHOLDER.finditer(text) if placeholder[1]}
 
 
 def _fill_placeholders(text: str, numbers: dict[str, str], offsets: dict[str, int]) -> str:
-    """``text`` with the numbers of ``found``, which are ours and their ``offsets``."""
+    """Return a pattern with numbers filled in; ``offsets`` is what their pattern added to them."""
 
     def replace_match(placeholder: re.Match[str]) -> str:
-        return (
-            str(int(numbers[placeholder[1]]) - offsets[placeholder[1]] + int(placeholder[2] or 0))
-            if placeholder[1]
-            else numbers["tensor"]
-        )
+        name, offset = placeholder[1], int(placeholder[2] or 0)
+        return str(int(numbers[name]) - offsets[name] + offset) if name else numbers["tensor"]
 
     return _PLACEHOLDER.sub(replace_match, text)
 
@@ -138,7 +136,7 @@ def _fill_placeholders(text: str, numbers: dict[str, str], offsets: dict[str, in
 def _build_layer_rows(
     conv: str, norm: str, shortcut: tuple[tuple[str, str], ...], head: str
 ) -> tuple[tuple[str, str], ...]:
-    """Rows of the many libraries that number stages as ``layer1`` and blocks from 0."""
+    """Return the rows of the many libraries that call stages ``layer1`` and count blocks from 0."""
     return (
         ("stem.conv1.*", conv),
         ("stem.norm1.*", norm),
@@ -157,7 +155,10 @@ _ATTENTION_LAYERS = ("fc1", "fc2", "conv")
 
 
 _PROJECTION_ROWS = (("conv", "downsample.0"), ("norm", "downsample.1"))
-_POOLED_PROJECTION_ROWS = (("conv", "downsample.1"), ("norm", "downsample.2"))  # behind the pool, or what stands for it
+_POOLED_PROJECTION_ROWS = (
+    ("conv", "downsample.1"),
+    ("norm", "downsample.2"),
+)  # behind the pool, or an identity in its place
 _DEEP_STEM_ROWS = (
     ("stem.conv1.*", "conv1.0.*"),
     ("stem.norm1.*", "conv1.1.*"),
@@ -200,7 +201,7 @@ HUGGING_FACE = Dialect("hf", _build_hugging_face_rows("resnet."))
 
 
 def _build_pre_activation_rows(stem: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Timm's resnetv2."""
+    """Return the rows of timm's resnetv2."""
     block = "stages.{s-1}.blocks.{b-1}."
     return (
         *stem,
@@ -214,12 +215,13 @@ def _build_pre_activation_rows(stem: tuple[tuple[str, str], ...]) -> tuple[tuple
 
 
 def _build_vgg(blocks: tuple[int, ...], has_norms: bool) -> Dialect:
-    """Torchvision numbers everything in a row, activations and pools as well."""
+    """Return the table of a VGG of torchvision, which numbers all layers in a row, even pools."""
     rows, index = [], 0
     for s, count in enumerate(blocks, 1):
         for b in range(1, count + 1):
             rows.append((f"stage{s}.block{b}.branch.conv1.*", f"features.{index}.*"))
-            rows += [(f"stage{s}.block{b}.branch.norm1.*", f"features.{index + 1}.*")] * has_norms
+            if has_norms:
+                rows.append((f"stage{s}.block{b}.branch.norm1.*", f"features.{index + 1}.*"))
             index += 2 + has_norms
         index += 1
     linear = (("linear1", 0), ("linear2", 3), ("linear", 6))
@@ -228,14 +230,12 @@ def _build_vgg(blocks: tuple[int, ...], has_norms: bool) -> Dialect:
 
 
 _VGG_BLOCKS = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4))
-_SINGLE_CONV_STEM, _TRIPLE_CONV_STEM = (
-    (("stem.conv1.*", "stem.conv.*"),),
-    (("stem.conv{i}.*",) * 2, ("stem.norm{i}.*",) * 2),
-)
+_SINGLE_CONV_STEM = (("stem.conv1.*", "stem.conv.*"),)
+_TRIPLE_CONV_STEM = (("stem.conv{i}.*",) * 2, ("stem.norm{i}.*",) * 2)
 _CLASSIFIER_KEYS = frozenset({"head.linear.weight"})
 
-# Tables of one name are tried in turn: how a library calls a tensor can depend on the network. The first that fits is
-# taken, so torchvision's stands before timm's, which are the same where the network is one that both have.
+# Tables of one name are tried in turn, because the name of a tensor can depend on the network. The first that fits is
+# used. So torchvision's stands before timm's, because they are equal for networks that both have.
 TABLES: tuple[Dialect, ...] = (
     TORCHVISION,
     Dialect("timm", _PLAIN_ROWS),
@@ -254,29 +254,36 @@ TABLES: tuple[Dialect, ...] = (
     AKAMASTER,
     KUANGLIU,
     *(_build_vgg(blocks, norms) for blocks in _VGG_BLOCKS for norms in (False, True)),
-    FASTAI,  # a body alone: what its learners put behind it is no linear classifier
+    FASTAI,  # a body alone: the head that fastai adds is not a linear classifier
 )
-ALIASES = {"transformers": "hf"}  # the library, and the word for its dialect
+ALIASES = {"transformers": "hf"}  # library -> dialect
 DIALECT_NAMES = tuple(dict.fromkeys(table.name for table in TABLES))
 
 
 def is_vgg(spec: Network) -> bool:
-    """Whether stages end in pools, as in VGG."""
+    """Return whether all stages end in pools, as in VGG."""
     return all(isinstance(stage.reduce, PoolAfter) for stage in spec.stages)
 
 
 def derive_layout(spec: Network) -> Layout:
-    """What of this network decides the names of its tensors."""
+    """Return the properties of a network that decide the names of its tensors."""
     if is_vgg(spec):
-        return Layout(
-            vgg_blocks=tuple(stage.blocks for stage in spec.stages), has_norms=not isinstance(spec.norm, NoNorm)
-        )
+        blocks = tuple(stage.blocks for stage in spec.stages)
+        return Layout(vgg_blocks=blocks, has_norms=not isinstance(spec.norm, NoNorm))
     has_pooled_shortcuts = isinstance(spec.shortcuts, Shortcuts) and isinstance(spec.shortcuts.wider, PooledProjection)
     return Layout(len(spec.stem.convs) > 1, has_pooled_shortcuts, spec.order == "norm-act-conv")
 
 
 def select_table(name: str, spec: Network) -> Dialect:
-    """The table by which a dialect calls the tensors of this network; raises `UsageError` where it has none."""
+    """Return the table of a dialect for a network.
+
+    Args:
+        name: The dialect.
+        spec: The network.
+
+    Raises:
+        UsageError: the dialect has no names for such a network.
+    """
     layout = derive_layout(spec)
     tables = [table for table in TABLES if (table.name, table.layout) == (name, layout)]
     if not tables:
@@ -285,7 +292,7 @@ def select_table(name: str, spec: Network) -> Dialect:
 
 
 def _describe_layout(layout: Layout) -> str:
-    """The first thing that may keep a dialect from having names."""
+    """Return the first property for which a dialect may have no names."""
     features = {"activations before convolutions": layout.pre_activation, "VGG's stages": bool(layout.vgg_blocks),
              "three convolutions in its stem": layout.deep_stem, "a pool in its shortcuts": layout.pooled_shortcuts}  # fmt: skip
     return next(text for text, is_present in features.items() if is_present)

@@ -1,7 +1,7 @@
-"""A folder of transformers: ``config.json`` says which network, ``preprocessor_config.json`` how images are made.
+"""Read and write the configs of a transformers folder.
 
-Both are read and written here. They came with weights: what does not fit is a `WeightsError`, and nothing in them names
-anything to import.
+``config.json`` describes the network, ``preprocessor_config.json`` the preparation of images. Both belong to weights, so
+a config that does not fit raises `WeightsError`. No value in them names anything to import.
 
 This module imports no torch.
 """
@@ -27,15 +27,19 @@ _INT_KEYS = ("num_channels", "embedding_size")
 _LIST_KEYS = ("hidden_sizes", "depths")
 _BOOL_KEYS = ("downsample_in_first_stage", "downsample_in_bottleneck")
 _MAX_STAGES, _MAX_VALUE = 64, 4096
-MIN_SQUEEZED_SIDE = 384  # from this side on transformers squeezes a picture and cuts nothing
-_COPY_FOLDER_FIX, _RESNETS_ONLY_FIX = "copy the whole folder again", "only ResNets with ReLU are read"
+MIN_SQUEEZED_SIDE = 384  # pixels: from this side on transformers resizes without a crop
+_COPY_FOLDER_FIX, _RESNETS_ONLY_FIX = "copy the whole folder again", "only ResNets with ReLU are supported"
 
 
 def read_hugging_face_folder(folder: Path) -> tuple[Card, Path]:
-    """The card that the two files come to, and the file with the weights."""
+    """Return the card that the two configs describe, and the path of the weights.
+
+    Raises:
+        WeightsError: the weights are missing, or a config does not fit.
+    """
     weights_path = next((folder / name for name in HF_WEIGHTS_FILES if (folder / name).is_file()), None)
     if weights_path is None:
-        raise WeightsError("the weights are missing beside the config", where=str(folder), fix=_COPY_FOLDER_FIX)
+        raise WeightsError("the weights are missing next to the config", where=str(folder), fix=_COPY_FOLDER_FIX)
     card = build_card_from_config(_read_config(folder / CARD_FILE), str(folder / CARD_FILE))
     preparation, notes = _read_preparation(folder, card)
     origin = f"{folder.name}, a folder of transformers"
@@ -43,7 +47,12 @@ def read_hugging_face_folder(folder: Path) -> tuple[Card, Path]:
 
 
 def build_card_from_config(config: dict[str, Any], location: str) -> Card:
-    """The card of what transformers calls a config."""
+    """Return the card for a config of transformers.
+
+    Args:
+        config: The content of ``config.json``.
+        location: The file or class, for errors.
+    """
     spec, classes = _parse_spec(config, location), _parse_classes(config)
     card = make_card(find_catalog_name(spec), spec, classes if len(classes) == len(set(classes)) else ())
     return replace(card, origin=f"a model of transformers ({location})", assumed=("norms have epsilon 1e-05",))
@@ -55,7 +64,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except UsageError as error:
         raise WeightsError(error.what, where=[str(path), *error.where]) from None
     if not isinstance(config, dict):
-        raise WeightsError("this config is no table", where=str(path))
+        raise WeightsError("this config is not a table", where=str(path))
     return config
 
 
@@ -63,7 +72,7 @@ def _parse_spec(config: dict[str, Any], location: str) -> Network:
     model_type = config.get("model_type")
     if model_type != "resnet":
         raise WeightsError(
-            f"this folder holds no ResNet, but {str(model_type)[:40]!r}", where=location, fix=_RESNETS_ONLY_FIX
+            f"the model type is {str(model_type)[:40]!r}, not resnet", where=location, fix=_RESNETS_ONLY_FIX
         )
     kwargs: ConstructorArgs = {"layer_type": "bottleneck", "num_channels": 3, "embedding_size": 64, **config}
     id2label = config.get("id2label")
@@ -76,7 +85,7 @@ def _parse_spec(config: dict[str, Any], location: str) -> Network:
         and all(type(kwargs.get(name, False)) is bool for name in _BOOL_KEYS)
     )
     if kwargs.get("hidden_act", "relu") != "relu":
-        message = f"this network activates by {str(kwargs['hidden_act'])[:40]!r} in some places and by ReLU in others"
+        message = f"this network uses {str(kwargs['hidden_act'])[:40]!r} in some places and ReLU in others"
         raise WeightsError(message, where=location, fix=_RESNETS_ONLY_FIX)
     spec = build_hugging_face_spec(kwargs) if is_valid else None
     spec_faults = find_spec_faults(spec) if spec is not None else []
@@ -84,12 +93,12 @@ def _parse_spec(config: dict[str, Any], location: str) -> Network:
         details = (
             str(spec_faults[0]) if spec_faults else ", ".join((*_LIST_KEYS, "layer_type", *_BOOL_KEYS, *_INT_KEYS))
         )
-        raise WeightsError(f"this config describes no network: {details}", where=location, fix=_COPY_FOLDER_FIX)
+        raise WeightsError(f"this config does not describe a network: {details}", where=location, fix=_COPY_FOLDER_FIX)
     return spec
 
 
 def _parse_classes(config: dict[str, Any]) -> tuple[str, ...]:
-    """The names in the order of their numbers; none where they are only numbered."""
+    """Return the names of classes by index; none if they are only numbered."""
     id2label = config.get("id2label")
     if not isinstance(id2label, dict):
         return ()
@@ -99,9 +108,9 @@ def _parse_classes(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read_preparation(folder: Path, card: Card) -> tuple[Preparation, tuple[str, ...]]:
-    """As the images' config says, and what is not done so."""
+    """Return the preparation that the config describes, and a note for each option that is ignored."""
     if not (folder / PREPROCESSOR_FILE).is_file():
-        return card.preparation, ("images are prepared as ImageNet's usually are",)
+        return card.preparation, ("images are prepared in the usual way for ImageNet",)
     config = _read_config(folder / PREPROCESSOR_FILE)
     size, crop_ratio = config.get("size"), config.get("crop_pct") or 0.875
     side = size.get("shortest_edge", size.get("height", 224)) if isinstance(size, dict) else size
@@ -111,25 +120,25 @@ def _read_preparation(folder: Path, card: Card) -> tuple[Preparation, tuple[str,
         preparation = Preparation(int(side / crop_ratio), (side, side), mean, std)
     if preparation is None or find_preparation_faults(preparation, card.spec.input[0]):
         location = str(folder / PREPROCESSOR_FILE)
-        raise WeightsError("this config describes no preparation of images", where=location, fix=_COPY_FOLDER_FIX)
+        raise WeightsError(
+            "this config does not describe a preparation of images", where=location, fix=_COPY_FOLDER_FIX
+        )
     ignored = _find_ignored_options(config, preparation.crop[0])
-    return preparation, tuple(f"images are prepared without heed to the config's {name}" for name in ignored)
+    return preparation, tuple(f"the option {name} of the preprocessor config is ignored" for name in ignored)
 
 
 def _find_ignored_options(config: dict[str, Any], side: int) -> list[str]:
-    """What the config asks for and is not done."""
-    defaults = {
-        "resample": _BILINEAR,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_center_crop": True,
-    }
+    """Return the options of the config that have no effect on the preparation."""
+    switches = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")
+    defaults = {"resample": _BILINEAR, **dict.fromkeys(switches, True)}
     ignored = [name for name, value in defaults.items() if config.get(name, value) != value]
-    ignored += ["rescale_factor"] * (config.get("rescale_factor", 1 / 255) != 1 / 255)
     size = config.get("size")
-    ignored += ["size"] * (side >= MIN_SQUEEZED_SIDE or (isinstance(size, dict) and "shortest_edge" not in size))
-    return ignored + ["crop_size"] * ("crop_size" in config)
+    checks = {
+        "rescale_factor": config.get("rescale_factor", 1 / 255) != 1 / 255,
+        "size": side >= MIN_SQUEEZED_SIDE or (isinstance(size, dict) and "shortest_edge" not in size),
+        "crop_size": "crop_size" in config,
+    }
+    return ignored + [name for name, is_ignored in checks.items() if is_ignored]
 
 
 def _parse_floats(value: Any) -> tuple[float, ...]:
@@ -138,7 +147,12 @@ def _parse_floats(value: Any) -> tuple[float, ...]:
 
 
 def build_hugging_face_config(kwargs: ConstructorArgs, card: Card) -> ConstructorArgs:
-    """``config.json``, from the words of the constructor."""
+    """Return the content of ``config.json``.
+
+    Args:
+        kwargs: The arguments of the constructor of transformers.
+        card: The card of the network.
+    """
     classes = card.classes or tuple(f"LABEL_{i}" for i in range(kwargs["num_labels"]))
     config = {key: value for key, value in kwargs.items() if key not in ("family", "num_labels")}
     return config | {
@@ -150,13 +164,12 @@ def build_hugging_face_config(kwargs: ConstructorArgs, card: Card) -> Constructo
 
 
 def build_preprocessor_config(preparation: Preparation) -> ConstructorArgs:
-    """``preprocessor_config.json``: transformers resizes to ``shortest_edge / crop_pct`` and takes the centre."""
+    """Return ``preprocessor_config.json``: resize to ``shortest_edge / crop_pct``, crop the center."""
     return {
         "image_processor_type": "ConvNextImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": max(preparation.crop)},
-        "crop_pct": max(preparation.crop)
-        / (preparation.resize + 0.5),  # transformers cuts off what is behind the point
+        "crop_pct": max(preparation.crop) / (preparation.resize + 0.5),  # transformers truncates to an integer
         "resample": _BILINEAR,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

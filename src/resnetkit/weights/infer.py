@@ -1,7 +1,7 @@
-"""A network from the shapes of its tensors, whose names are ours already.
+"""Infer a network from the shapes of its tensors by our keys.
 
 Shapes tell depth, blocks, widths, groups, stem, classes and input channels. They do not tell strides, pools, or what an
-adapter without weights does: those are conventions of whoever wrote the file, and each that is used is said.
+adapter without weights does. Those are conventions of the dialect; every convention that is used is listed.
 
 This module imports no torch.
 """
@@ -13,38 +13,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from resnetkit.architecture import spec as specs
 from resnetkit.architecture.card import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from resnetkit.architecture.rules import compute_reduced_channels, find_shortcut_cause, find_spec_faults
-from resnetkit.architecture.spec import (
-    MLP,
-    OPTION_A,
-    Adapter,
-    Attention,
-    Basic,
-    BatchNorm,
-    Bottleneck,
-    Branch,
-    Chain,
-    Conv,
-    EfficientChannels,
-    FirstBlock,
-    Identity,
-    Linear,
-    MaxPool,
-    Network,
-    NoNorm,
-    NoShortcuts,
-    PoolAfter,
-    Pooled,
-    PooledProjection,
-    Projection,
-    Shortcuts,
-    SqueezeExcite,
-    Stage,
-    Stem,
-    Step,
-    ZeroPadded,
-)
 from resnetkit.architecture.tensors import TensorShape, TensorShapes
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -52,15 +23,15 @@ _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 @dataclass(frozen=True)
 class Convention:
-    """What the authors of a dialect do where shapes say nothing."""
+    """The choices of a dialect that shapes do not tell: an adapter without weights, and the statistics of images."""
 
-    padding_adapter: Adapter | None = None
+    padding_adapter: specs.Adapter | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
 
 CONVENTIONS = {
-    "akamaster": Convention(padding_adapter=ZeroPadded()),
+    "akamaster": Convention(padding_adapter=specs.ZeroPadded()),
     "kuangliu": Convention(mean=_CIFAR_MEAN, std=_CIFAR_STD),
 }
 DEFAULT_CONVENTION = Convention()
@@ -68,35 +39,46 @@ DEFAULT_CONVENTION = Convention()
 
 @dataclass(frozen=True)
 class InferredSpec:
-    """A spec, and the sentences about what was assumed for it."""
+    """An inferred spec and the assumptions behind it, as sentences."""
 
-    spec: Network
+    spec: specs.Network
     assumed: tuple[str, ...]
 
 
 class UnknownNetworkError(Exception):
-    """Why no network can be told from these shapes."""
+    """The reason why no network can be inferred from these shapes."""
 
 
 def infer_spec(
     shapes: TensorShapes, convention: Convention = DEFAULT_CONVENTION, pooled_shortcuts: bool = False
 ) -> InferredSpec:
-    """The network that has these tensors; raises `Unknown`. ``pooled`` shortcuts stand behind an average pool."""
+    """Return the network that has these tensors.
+
+    Args:
+        shapes: The shapes by our keys.
+        convention: The choices of the dialect.
+        pooled_shortcuts: Whether shortcuts average before they project.
+
+    Raises:
+        UnknownNetworkError: no network that is known has these tensors.
+    """
     if "head.linear1.weight" in shapes:
         spec, notes = _infer_vgg(shapes), ["a max pool 2x2/2 ends each stage"]
     else:
         spec, notes = _infer_residual(shapes, convention, pooled_shortcuts)
-    if find_spec_faults(spec):
-        raise UnknownNetworkError(str(find_spec_faults(spec)[0]))
+    for fault in find_spec_faults(spec):
+        raise UnknownNetworkError(str(fault))
     return InferredSpec(spec, (*notes, *_list_assumptions(spec)))
 
 
-def _infer_residual(shapes: TensorShapes, convention: Convention, pooled_shortcuts: bool) -> tuple[Network, list[str]]:
-    adapter = PooledProjection() if pooled_shortcuts else Projection()
+def _infer_residual(
+    shapes: TensorShapes, convention: Convention, pooled_shortcuts: bool
+) -> tuple[specs.Network, list[str]]:
+    adapter = specs.PooledProjection() if pooled_shortcuts else specs.Projection()
     stem, notes = _infer_stem(shapes)
     stages = _infer_stages(shapes)
     shortcuts = _infer_shortcuts(shapes, stages, stem, adapter, convention)
-    spec = Network(stages, stem, _infer_head(shapes), _infer_input(shapes, stem), shortcuts)
+    spec = specs.Network(stages, stem, _infer_head(shapes), _infer_input(shapes, stem), shortcuts)
     if not any(".pre." in key for key in shapes):
         return spec, notes
     bias: Literal["without-norm", "never"] = "without-norm" if "stem.conv1.bias" in shapes else "never"
@@ -104,64 +86,74 @@ def _infer_residual(shapes: TensorShapes, convention: Convention, pooled_shortcu
     return replace(spec, order="norm-act-conv", bias=bias), [*notes, note]
 
 
-def _infer_vgg(shapes: TensorShapes) -> Network:
-    """A chain of 3x3 convolutions, and linear layers behind it."""
+def _infer_vgg(shapes: TensorShapes) -> specs.Network:
+    """Return a network of 3x3 convolutions and of linear layers behind them."""
     block_counts = _check_block_counts(shapes)
     convs = {s: _parse_conv_shape(shapes.get(f"stage{s}.block1.branch.conv1.weight", ())) for s in block_counts}
     stages = tuple(
-        Stage(block_counts[s], convs[s][0], Chain((Step(convs[s][0], convs[s][2]),)), PoolAfter()) for s in block_counts
+        specs.Stage(
+            block_counts[s], convs[s][0], specs.Chain((specs.Step(convs[s][0], convs[s][2]),)), specs.PoolAfter()
+        )
+        for s in block_counts
     )
     hidden: list[TensorShape] = []
     while linear_shape := shapes.get(f"head.linear{len(hidden) + 1}.weight"):
         hidden.append(linear_shape)
     classifier_shape = shapes.get("head.linear.weight", ())
     if not all(len(shape) == 2 for shape in (*hidden, classifier_shape)) or stages[-1].channels < 1:
-        raise UnknownNetworkError("its classifier is none that is known")
+        raise UnknownNetworkError("its classifier is unknown")
     side = math.isqrt(hidden[0][-1] // stages[-1].channels)
-    norm = BatchNorm() if "stage1.block1.branch.norm1.weight" in shapes else NoNorm()
-    head = MLP(classifier_shape[0], tuple(shape[0] for shape in hidden), max(side, 1))
+    norm = specs.BatchNorm() if "stage1.block1.branch.norm1.weight" in shapes else specs.NoNorm()
+    head = specs.MLP(classifier_shape[0], tuple(shape[0] for shape in hidden), max(side, 1))
     input_shape = (convs[1][1], 32 * max(side, 1), 32 * max(side, 1))
-    return Network(stages, Stem((), ()), head, input_shape, NoShortcuts(), norm, bias="always")
+    return specs.Network(stages, specs.Stem((), ()), head, input_shape, specs.NoShortcuts(), norm, bias="always")
 
 
-def infer_preparation(spec: Network, convention: Convention) -> Preparation | None:
-    """The dialect's own way to prepare images, where it is not the usual one."""
+def infer_preparation(spec: specs.Network, convention: Convention) -> Preparation | None:
+    """Return the preparation of images that a dialect uses, or None if it is the usual one.
+
+    Args:
+        spec: The network.
+        convention: The choices of the dialect.
+    """
     if spec.input[0] != 3 or convention.mean == IMAGENET_MEAN:
         return None
     height, width = spec.input[1:]
     return Preparation(max(height, width), (height, width), convention.mean, convention.std)
 
 
-def _infer_stem(shapes: TensorShapes) -> tuple[Stem, list[str]]:
+def _infer_stem(shapes: TensorShapes) -> tuple[specs.Stem, list[str]]:
     convs: list[tuple[int, int, int]] = []
     while (shape := shapes.get(f"stem.conv{len(convs) + 1}.weight")) is not None:
         convs.append(_parse_conv_shape(shape))
     match [conv[2] for conv in convs]:
         case [7]:
             note = "the 7x7 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows it"
-            return Stem((Conv(convs[0][0], 7, 2),), (MaxPool(3, 2),)), [note]
+            return specs.Stem((specs.Conv(convs[0][0], 7, 2),), (specs.MaxPool(3, 2),)), [note]
         case [3]:
-            return Stem((Conv(convs[0][0], 3, 1),), ()), ["the 3x3 of the stem has stride 1, and no pool follows it"]
+            return specs.Stem((specs.Conv(convs[0][0], 3, 1),), ()), [
+                "the 3x3 of the stem has stride 1, and no pool follows it"
+            ]
         case [3, 3, 3]:
-            first, second, third = (Conv(out, 3, 2 if i == 0 else 1) for i, (out, _, _) in enumerate(convs))
+            first, second, third = (specs.Conv(out, 3, 2 if i == 0 else 1) for i, (out, _, _) in enumerate(convs))
             note = "the first 3x3 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows the third"
-            return Stem((first, second, third), (MaxPool(3, 2),)), [note]
-    raise UnknownNetworkError("its stem is none that is known")
+            return specs.Stem((first, second, third), (specs.MaxPool(3, 2),)), [note]
+    raise UnknownNetworkError("its stem is unknown")
 
 
 def _parse_conv_shape(shape: TensorShape) -> tuple[int, int, int]:
-    """(outputs, inputs of a group, kernel)."""
+    """Return (output channels, input channels of a group, kernel size)."""
     if len(shape) != 4 or shape[2] != shape[3]:
-        raise UnknownNetworkError("a convolution has no square kernel")
+        raise UnknownNetworkError("the kernel of a convolution is not square")
     return shape[0], shape[1], shape[2]
 
 
-def _infer_stages(shapes: TensorShapes) -> tuple[Stage, ...]:
+def _infer_stages(shapes: TensorShapes) -> tuple[specs.Stage, ...]:
     return tuple(_infer_stage(shapes, number, blocks) for number, blocks in _check_block_counts(shapes).items())
 
 
 def count_blocks(shapes: TensorShapes) -> dict[int, int]:
-    """The highest number of a block in each stage, in the order of the stages."""
+    """Return the highest block number of each stage, in the order of the stages."""
     blocks: dict[int, int] = {}
     for key in shapes:
         match = re.match(r"stage(\d{1,4})\.block(\d{1,4})\.", key)
@@ -171,85 +163,89 @@ def count_blocks(shapes: TensorShapes) -> dict[int, int]:
 
 
 def _check_block_counts(shapes: TensorShapes) -> dict[int, int]:
-    """How many blocks each stage has, from 1."""
+    """Return the number of blocks of each stage; the stages must count from 1."""
     blocks = count_blocks(shapes)
     if not blocks or list(blocks) != list(range(1, len(blocks) + 1)):
-        raise UnknownNetworkError("its stages cannot be counted")
+        raise UnknownNetworkError("its stages are not numbered from 1")
     return blocks
 
 
-def _infer_stage(shapes: TensorShapes, number: int, blocks: int) -> Stage:
+def _infer_stage(shapes: TensorShapes, number: int, blocks: int) -> specs.Stage:
     convs: list[tuple[int, int, int]] = []
     while (shape := shapes.get(f"stage{number}.block1.branch.conv{len(convs) + 1}.weight")) is not None:
         convs.append(_parse_conv_shape(shape))
-    reduce = FirstBlock(1 if number == 1 else 2)
-    branch: Branch
+    reduce = specs.FirstBlock(1 if number == 1 else 2)
+    branch: specs.Branch
     match [kernel for _, _, kernel in convs]:
         case [3, 3]:
-            branch = Basic(convs[0][0])
+            branch = specs.Basic(convs[0][0])
         case [1, 3, 1]:
             width, group_width = convs[0][0], max(convs[1][1], 1)
-            branch = Bottleneck(width, max(width // group_width, 1))
+            branch = specs.Bottleneck(width, max(width // group_width, 1))
         case _:
-            raise UnknownNetworkError(f"the blocks of stage {number} are none that are known")
-    return Stage(blocks, convs[-1][0], branch, reduce, _infer_attention(shapes, number, convs[-1][0]))
+            raise UnknownNetworkError(f"the blocks of stage {number} are unknown")
+    return specs.Stage(blocks, convs[-1][0], branch, reduce, _infer_attention(shapes, number, convs[-1][0]))
 
 
-def _infer_attention(shapes: TensorShapes, number: int, channels: int) -> tuple[Attention, ...]:
+def _infer_attention(shapes: TensorShapes, number: int, channels: int) -> tuple[specs.Attention, ...]:
     path = f"stage{number}.block1.branch.attention"
     if f"{path}.conv.weight" in shapes:
-        return (EfficientChannels(),)
+        return (specs.EfficientChannels(),)
     reduced = (*shapes.get(f"{path}.fc1.weight", ()), 0)[0]
     if not reduced:
         return ()
     reductions = (r for r in (16, max(channels // reduced, 1)) if compute_reduced_channels(channels, r) == reduced)
-    return (SqueezeExcite(next(reductions, 1)),)
+    return (specs.SqueezeExcite(next(reductions, 1)),)
 
 
 def _infer_shortcuts(
-    shapes: TensorShapes, stages: tuple[Stage, ...], stem: Stem, adapter: Adapter, convention: Convention
-) -> Shortcuts:
-    """Which cause has a projection in the file; one without tensors is the convention's, if it has one."""
-    adapters: dict[str, Adapter] = {}
+    shapes: TensorShapes,
+    stages: tuple[specs.Stage, ...],
+    stem: specs.Stem,
+    adapter: specs.Adapter,
+    convention: Convention,
+) -> specs.Shortcuts:
+    """Return the adapter for each cause; one without tensors follows the convention, if it has one."""
+    adapters: dict[str, specs.Adapter] = {}
     in_channels = stem.convs[-1].channels
     for number, stage in enumerate(stages, 1):
         for block in range(1, stage.blocks + 1):
             stride = stage.reduce.stride if block == 1 else 1
             cause = find_shortcut_cause(in_channels, stage.channels, stride)
             has_projection = f"stage{number}.block{block}.shortcut.conv.weight" in shapes
-            block_adapter = adapter if has_projection else Identity() if cause == "same" else convention.padding_adapter
+            block_adapter = (
+                adapter if has_projection else specs.Identity() if cause == "same" else convention.padding_adapter
+            )
             if block_adapter is None:
-                raise UnknownNetworkError(
-                    "where channels change there is no shortcut's tensor: option A, or no shortcut at all?"
-                )
+                raise UnknownNetworkError("no tensor for shortcuts that change channels: option A, or no shortcuts?")
             if adapters.setdefault(cause, block_adapter) != block_adapter:
-                raise UnknownNetworkError("some blocks have a projection where others alike have none")
+                raise UnknownNetworkError("some blocks have a projection and blocks like them have none")
             in_channels = stage.channels
-    defaults = OPTION_A if convention.padding_adapter else Shortcuts(adapter, adapter, Identity())
-    return Shortcuts(*(adapters.get(cause, getattr(defaults, cause)) for cause in ("wider", "smaller", "same")))
+    defaults = specs.OPTION_A if convention.padding_adapter else specs.Shortcuts(adapter, adapter, specs.Identity())
+    return specs.Shortcuts(*(adapters.get(cause, getattr(defaults, cause)) for cause in ("wider", "smaller", "same")))
 
 
-def _infer_head(shapes: TensorShapes) -> Linear | Pooled:
+def _infer_head(shapes: TensorShapes) -> specs.Linear | specs.Pooled:
     shape = shapes.get("head.linear.weight")
-    return Linear(shape[0]) if shape is not None and len(shape) == 2 else Pooled()
+    return specs.Linear(shape[0]) if shape is not None and len(shape) == 2 else specs.Pooled()
 
 
-def _infer_input(shapes: TensorShapes, stem: Stem) -> tuple[int, int, int]:
+def _infer_input(shapes: TensorShapes, stem: specs.Stem) -> tuple[int, int, int]:
     side = 224 if stem.pool else 32
     return shapes["stem.conv1.weight"][1], side, side
 
 
-def _list_assumptions(spec: Network) -> list[str]:
-    """What was assumed beside the stem."""
+def _list_assumptions(spec: specs.Network) -> list[str]:
+    """Return the assumptions apart from those about the stem."""
     notes = [f"an image is {'x'.join(map(str, spec.input))}", "norms have epsilon 1e-05"]
-    if not isinstance(spec.head, MLP):
-        notes.insert(0, "every stage but the first halves the map, none is dilated or blurred")
-    if any(isinstance(stage.branch, Bottleneck) for stage in spec.stages):
+    if not isinstance(spec.head, specs.MLP):
+        notes.insert(0, "every stage but the first halves the map; none is dilated or blurred")
+    if any(isinstance(stage.branch, specs.Bottleneck) for stage in spec.stages):
         notes.insert(0, "the 3x3 of a bottleneck has the stride (v1.5)")
     notes.append(f"activations are {spec.activation}")
-    if isinstance(spec.head, Pooled):
+    if isinstance(spec.head, specs.Pooled):
         notes.append("the last map is averaged")
-    if isinstance(spec.shortcuts, Shortcuts) and isinstance(spec.shortcuts.wider, ZeroPadded):
+    if isinstance(spec.shortcuts, specs.Shortcuts) and isinstance(spec.shortcuts.wider, specs.ZeroPadded):
         side = {"both": "on both sides", "end": "at the end"}[spec.shortcuts.wider.side]
-        notes.insert(0, f"where channels change, zeros are added {side} (option A)")
+        notes.insert(0, f"shortcuts that change channels pad with zeros {side} (option A)")
     return notes

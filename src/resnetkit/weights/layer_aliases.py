@@ -1,7 +1,7 @@
-"""What others call a place or an operation of a network, without a tensor: ``layer1.0.downsample`` of torchvision,
-``conv2_block1_0_conv`` of Keras, ``res2a_branch1`` of Caffe.
+"""Translate the names that other libraries give to layers and blocks.
 
-The rows are written as those of `dialects`; a name means whatever it can mean in the network at hand.
+Examples are ``layer1.0.downsample`` of torchvision, ``conv2_block1_0_conv`` of Keras and ``res2a_branch1`` of Caffe. The
+rows have the syntax of `dialects`. A name resolves to the first path that exists in the network.
 
 This module imports no torch.
 """
@@ -112,18 +112,18 @@ _VGG = (("stage{s}.block{b}.branch.conv1", "conv{s}_{b}"), ("stage{s}.pool", "po
 
 
 def _list_aliases(library: str, layout: Layout) -> tuple[tuple[str, str], ...]:
-    """What a library calls places in a network of this layout."""
+    """Return the names of a library for the parts of a network of this layout."""
     is_residual = not layout.vgg_blocks and not layout.pre_activation
     is_plain = is_residual and not layout.deep_stem and not layout.pooled_shortcuts
-    aliases = {
-        "torchvision": _TORCHVISION * is_plain,
-        "timm": _TIMM * is_residual + _TIMM_V2 * layout.pre_activation,
-        "hf": _HUGGING_FACE * is_plain,
-        "kuangliu": _CIFAR * is_plain,
-        "keras": _KERAS * (not layout.vgg_blocks and not layout.deep_stem and not layout.pooled_shortcuts),
-        "caffe": (("stem.conv1", "conv1"), *_CAFFE) * is_plain + _VGG * bool(layout.vgg_blocks),
+    aliases: dict[str, list[tuple[object, tuple[tuple[str, str], ...]]]] = {
+        "torchvision": [(is_plain, _TORCHVISION)],
+        "timm": [(is_residual, _TIMM), (layout.pre_activation, _TIMM_V2)],
+        "hf": [(is_plain, _HUGGING_FACE)],
+        "kuangliu": [(is_plain, _CIFAR)],
+        "keras": [(not (layout.vgg_blocks or layout.deep_stem or layout.pooled_shortcuts), _KERAS)],
+        "caffe": [(is_plain, (("stem.conv1", "conv1"), *_CAFFE)), (layout.vgg_blocks, _VGG)],
     }
-    return aliases[library]
+    return tuple(row for applies, rows in aliases[library] if applies for row in rows)
 
 
 ALIASED_LIBRARIES = ("torchvision", "timm", "hf", "kuangliu", "keras", "caffe")
@@ -131,14 +131,19 @@ ALIASED_LIBRARIES = ("torchvision", "timm", "hf", "kuangliu", "keras", "caffe")
 
 @cache
 def _build_name_map(library: str, layout: Layout) -> NameMap:
-    """The operations that a dialect names by their tensors in such a network, then places."""
+    """Return the names of operations, from those of their tensors, then of larger parts."""
     rows = [row for table in TABLES if (table.name, table.layout) == (library, layout) for row in table.rows]
     tensor_rows = ((ours.removesuffix(".*"), theirs.removesuffix(".*")) for ours, theirs in rows)
     return NameMap((*tensor_rows, *_list_aliases(library, layout)))
 
 
 def find_path_by_alias(plan: Plan, name: str) -> str | None:
-    """Our path for another library's name, if the network has such a place."""
+    """Return our path for another library's name, or None if the network has no such part.
+
+    Args:
+        plan: The plan of the network.
+        name: The name in any library.
+    """
     numbered_name, layout = _number_caffe_blocks(name), derive_layout(plan.spec)
     candidates = (
         path for library in ALIASED_LIBRARIES for path in _build_name_map(library, layout).iterate_ours(numbered_name)
@@ -147,33 +152,33 @@ def find_path_by_alias(plan: Plan, name: str) -> str | None:
 
 
 def resolve_path(plan: Plan, name: str) -> str:
-    """Our path for a path, another library's name, or a tensor of either; raises `UsageError` with the nearest ones."""
+    """Return our path for a path, another library's name, or a tensor of either.
+
+    Args:
+        plan: The plan of the network.
+        name: The name that the user gave.
+
+    Raises:
+        UsageError: the part does not exist; the fix lists the nearest names.
+    """
     bare_name = strip_prefix(name.strip())
     candidates = (name, bare_name, bare_name.rpartition(".")[0] if bare_name.endswith(_TENSOR_SUFFIXES) else bare_name)
-    resolved = next(
-        (
-            path
-            for candidate in candidates
-            if (path := candidate if candidate in plan.parts else find_path_by_alias(plan, candidate))
-        ),
-        None,
-    )
-    if resolved is None and name != "":
-        aliases = {
-            _find_alias(plan, path, library) for path in plan.parts for library in ("torchvision", "hf", "keras")
-        }
-        suggestions = find_closest(name, [*plan.parts, *sorted(aliases)], 3) or tuple(
-            child.path for child in plan.root.children
-        )
-        raise UsageError("there is no such path in this network", where=name, fix="try " + " or ".join(suggestions))
-    return resolved or ""
+    paths = (candidate if candidate in plan.parts else find_path_by_alias(plan, candidate) for candidate in candidates)
+    resolved = next(filter(None, paths), "")
+    if not resolved and name != "":
+        libraries = ("torchvision", "hf", "keras")
+        aliases = {_find_alias(plan, path, library) for path in plan.parts for library in libraries}
+        children = tuple(child.path for child in plan.root.children)
+        suggestions = find_closest(name, [*plan.parts, *sorted(aliases)], 3) or children
+        raise UsageError("this network has no such path", where=name, fix="try " + " or ".join(suggestions))
+    return resolved
 
 
 _TENSOR_SUFFIXES = (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
 
 
 def _number_caffe_blocks(name: str) -> str:
-    """Caffe's letters of blocks as numbers: ``res2a_branch1`` is block 1, ``res4b22_branch1`` block 23."""
+    """Return a name of Caffe with block numbers for letters: ``2a`` is block 1, ``4b22`` block 23."""
     match = re.fullmatch(r"(res|bn|scale)(\d)([a-z])(\d{0,3})((?:_\w+)?)", name)
     if not match:
         return name
@@ -183,16 +188,22 @@ def _number_caffe_blocks(name: str) -> str:
 
 
 def translate_path(plan: Plan, path: str, library: str) -> str:
-    """What a library calls a part of this network, and Keras's kind of block; empty where it has no name for it.
+    """Return a library's name for a part, with the function for a block of Keras; empty if it has no name.
 
-    Raises `UsageError` where it has no such network.
+    Args:
+        plan: The plan of the network.
+        path: The path of the part.
+        library: The library or its dialect.
+
+    Raises:
+        UsageError: the library is unknown, or has no names for such a network.
     """
     dialect = ALIASES.get(library, library)
     if dialect not in ALIASED_LIBRARIES:
         fix = suggest_fix(library, ALIASED_LIBRARIES)
-        raise UsageError(f"the names of {library!r} are not known", where="--names", fix=fix)
+        raise UsageError(f"unknown library {library!r}", where="--names", fix=fix)
     if not any(_find_alias(plan, part_path, dialect) for part_path in plan.parts):
-        raise UsageError(f"{library} has no names for a network like this", where="--names", fix="leave --names out")
+        raise UsageError(f"{library} has no names for a network like this", where="--names", fix="omit --names")
     alias = _find_alias(plan, path, dialect)
     is_keras_block = dialect == "keras" and plan[path].role == "block"
     return f"{alias} ({_name_keras_block(plan, path)})" if is_keras_block and alias else alias
@@ -201,18 +212,18 @@ def translate_path(plan: Plan, path: str, library: str) -> str:
 def _find_alias(plan: Plan, path: str, library: str) -> str:
     part = plan[path]
     if part.role == "shortcut" and not part.nodes:
-        return ""  # an identity is nothing that others would name
+        return ""  # other libraries have no name for an identity
     alias = _build_name_map(library, derive_layout(plan.spec)).to_theirs(path) or ""
     return _letter_caffe_blocks(alias, plan, path) if library == "caffe" else alias
 
 
 def _name_keras_block(plan: Plan, path: str) -> str:
-    """Which of the two functions of Keras's first code makes a block."""
+    """Return the function of the first Keras code that builds a block."""
     return "conv_block" if any(node.role == "projection" for node in plan[path].nodes) else "identity_block"
 
 
 def _letter_caffe_blocks(name: str, plan: Plan, path: str) -> str:
-    """Blocks by letters, or by numbers in the deeper networks, which have too many (``res4b22``)."""
+    """Return a name of Caffe with letters for blocks, or with numbers in deep networks (``res4b22``)."""
     match = re.match(r"(res|bn|scale)(\d)_(\d+)", name)
     if not match:
         return name

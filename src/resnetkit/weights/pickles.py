@@ -1,7 +1,26 @@
-"""What a pickle asks for, judged from its opcodes before torch's restricted reader sees it; none is followed.
+"""Inspect the opcodes of a pickle before torch's restricted reader sees it.
 
-The restricted reader refuses code, but it builds what it is told to: archives that unpack without end, tuples so deep
-that hashing them ends the process, byte arrays of any size. `torch.save` writes none of these.
+Threat model. The attacker controls every byte of the file: its name, its archive, every opcode and argument. The
+attacker wants to run code, to end the process, or to take its memory and time. The machine, torch and the Python
+standard library are trusted.
+
+Refused here, because the restricted reader would build it:
+
+- objects nested deeper than `MAX_DEPTH` (hashing a deep tuple overflows the stack and ends the process);
+- tuples that double in width at each step, and pickles of more than `MAX_STEPS` opcodes;
+- byte arrays and codec calls that allocate memory without data in the file;
+- strings above `MAX_BYTES`; compressed archives, which may unpack without end;
+- archives with two entries of one name, because readers differ in which of them they take;
+- functions that rebuild anything but a plain tensor;
+- a file that cannot be inspected to its end, because torch might read further.
+
+Refused by the restricted reader: every global outside its own list, so no function of the attacker's choice is called.
+
+Nothing is ever executed, imported or unpickled here: `pickletools.genops` only decodes opcodes. Only
+the restricted reader (``weights_only=True``) builds objects, in one place (`resnetkit.weights.read`). No option turns
+these checks off. `torch.save` writes none of the things refused here.
+
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -17,30 +36,38 @@ from pathlib import Path
 from typing import IO, cast
 
 MAX_DEPTH, MAX_BYTES = 100, 64 * 2**20
-MAX_STEPS, MAX_WIDTH = 500_000, 10_000  # opcodes of a pickle; members of a tuple and of those inside it
+MAX_STEPS, MAX_WIDTH = 500_000, 10_000  # opcodes of a pickle; members of a tuple and of the tuples inside it
+GARBLED_REASON = "it cannot be decoded to its end"
 _FILL_OPCODES = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 _TUPLE_OPCODES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
-_MAX_PICKLES = 5  # a file of torch's old format is five in a row
-_ZIP_MAGIC = b"PK\x03\x04"  # how torch tells its two formats apart
+_GLOBAL_OPCODES = ("GLOBAL", "STACK_GLOBAL", "INST")
+_MAX_PICKLES = 5  # torch's old format is five pickles in a row
+_ZIP_MAGIC = b"PK\x03\x04"  # torch tells its two formats apart by these bytes
 _PLAIN_TENSOR_FUNCTIONS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
-GARBLED_REASON = "it cannot be followed to its end"
+_MEMORY_REASON = "it allocates memory that holds no tensor"
+_KNOWN_GLOBALS = (
+    "torch.",
+    "collections.",
+    "_codecs.encode",
+    "builtins.set",
+    "__builtin__.set",
+    "copyreg.",
+    "copy_reg.",
+)
 
 
 def find_pickle_problem(path: Path) -> str:
-    """Why this file is not to be read, in a few words; empty where nothing speaks against it.
-
-    What cannot be followed to its end is not read either: torch might get further.
-    """
+    """Return why a file must not be read, in a few words; empty if it may be read."""
     return _find_first(path, _check_opcodes, GARBLED_REASON)
 
 
 def find_unknown_global(path: Path) -> str:
-    """The first thing that a pickle names and torch does not know, such as ``posix.system``; empty if it names none."""
+    """Return the first global that torch does not know, such as ``posix.system``; empty if there is none."""
     return _find_first(path, _find_unknown_name, "")
 
 
 def _find_first(path: Path, inspect_stream: Callable[[_PickleStream], str], garbled_reason: str) -> str:
-    """What ``look`` finds in the first pickle in which it finds something."""
+    """Return the first result of an inspection of the pickles in a file that is not empty."""
     try:
         return next(filter(None, map(inspect_stream, _iterate_pickles(path))), "")
     except _RejectedError as rejection:
@@ -50,14 +77,14 @@ def _find_first(path: Path, inspect_stream: Callable[[_PickleStream], str], garb
 
 
 class _RejectedError(Exception):
-    """A reason not to go on."""
+    """A reason to stop the inspection."""
 
 
 class _PickleStream:
-    """What a walk through the opcodes reads; an opcode that asks for more than any name has is not answered."""
+    """A file for `pickletools.genops` that refuses to read arguments of more than `MAX_BYTES`."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        self._file, self.tell = file, file.tell
 
     def read(self, size: int) -> bytes:
         if size > MAX_BYTES:
@@ -66,9 +93,6 @@ class _PickleStream:
 
     def readline(self) -> bytes:
         return self._file.readline(MAX_BYTES)
-
-    def tell(self) -> int:
-        return self._file.tell()
 
 
 def _iterate_pickles(path: Path) -> Iterator[_PickleStream]:
@@ -85,14 +109,14 @@ def _iterate_pickles(path: Path) -> Iterator[_PickleStream]:
 
 
 def _iterate_archive_pickles(path: Path) -> Iterator[_PickleStream]:
-    """The pickles of an archive, where torch finds entries whatever the case of their letters."""
+    """Yield the pickles of an archive; torch ignores the case of entry names, so this does too."""
     with zipfile.ZipFile(path) as archive:
         names = [entry.filename.lower() for entry in archive.infolist()]
         if len(names) > len(set(names)):
             raise _RejectedError("its archive has two entries of one name")
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
-                raise _RejectedError("its archive is compressed, which torch never does")
+                raise _RejectedError("its archive is compressed, but torch never compresses")
             if entry.filename.lower().endswith(".pkl"):
                 if entry.file_size > MAX_BYTES:
                     raise _RejectedError("its table of contents is too long")
@@ -101,7 +125,7 @@ def _iterate_archive_pickles(path: Path) -> Iterator[_PickleStream]:
 
 @dataclass(frozen=True, slots=True)
 class _StackItem:
-    """What is known of a thing on the stack: how deep it is nested, how wide a tuple is, and a short text's words."""
+    """Facts about an object on the stack: its nesting depth, the width of a tuple, the text of a string."""
 
     depth: int = 1
     width: int = 1
@@ -109,7 +133,7 @@ class _StackItem:
 
 
 def _check_opcodes(stream: _PickleStream) -> str:
-    """Follow the stack of the pickle machine by what things are, not by what they hold."""
+    """Return the problem of a pickle, after following the stack of the pickle machine without its values."""
     stack: list[_StackItem] = []
     marks: list[int] = []
     memo: dict[object, _StackItem] = {}
@@ -132,6 +156,16 @@ def _check_opcodes(stream: _PickleStream) -> str:
     return ""
 
 
+def _pop_arguments(op: pickletools.OpcodeInfo, stack: list[_StackItem], marks: list[int]) -> list[_StackItem]:
+    inputs = op.stack_before
+    start = len(stack) - len(inputs)
+    if pickletools.markobject in inputs:
+        start = marks.pop() - inputs.index(pickletools.markobject)
+    popped = stack[max(start, 0) :]
+    del stack[max(start, 0) :]
+    return popped
+
+
 def _build_item(name: str, arg: object, popped: list[_StackItem]) -> _StackItem:
     max_depth = max((item.depth for item in popped), default=0)
     if name in _FILL_OPCODES and popped:
@@ -146,46 +180,23 @@ def _build_item(name: str, arg: object, popped: list[_StackItem]) -> _StackItem:
 def _find_item_problem(name: str, result: _StackItem, popped: list[_StackItem]) -> str:
     if result.depth > MAX_DEPTH or result.width > MAX_WIDTH:
         return "it is nested too deep for a table of tensors"
-    if name in ("GLOBAL", "STACK_GLOBAL", "INST"):
+    if name in _GLOBAL_OPCODES:
         module, _, function = result.text.partition(" ")
         if function == "bytearray":
-            return "it asks for memory that holds no tensor"
+            return _MEMORY_REASON
         if module == "torch._utils" and function.startswith("_rebuild") and function not in _PLAIN_TENSOR_FUNCTIONS:
-            return f"it holds what is no plain tensor ({function})"
-    if name == "REDUCE" and popped and popped[0].text == "_codecs encode" and popped[-1].text != "latin1":
-        return "it asks for memory that holds no tensor"
-    return ""
+            return f"it holds something other than plain tensors ({function})"
+    is_codec_call = name == "REDUCE" and popped and popped[0].text == "_codecs encode"
+    return _MEMORY_REASON if is_codec_call and popped[-1].text != "latin1" else ""
 
 
 def _find_unknown_name(stream: _PickleStream) -> str:
     strings: list[str] = []
     for op, arg, _ in pickletools.genops(cast(IO[bytes], stream)):
-        if op.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+        if op.name in _GLOBAL_OPCODES:
             name = ".".join(strings) if op.name == "STACK_GLOBAL" else str(arg).replace(" ", ".")
             if re.fullmatch(r"[\w.]{1,100}", name) and not name.startswith(_KNOWN_GLOBALS):
                 return name
         elif isinstance(arg, str):
             strings = [*strings[-1:], arg]
     return ""
-
-
-_KNOWN_GLOBALS = (
-    "torch.",
-    "collections.",
-    "_codecs.encode",
-    "builtins.set",
-    "__builtin__.set",
-    "copyreg.",
-    "copy_reg.",
-)
-
-
-def _pop_arguments(op: pickletools.OpcodeInfo, stack: list[_StackItem], marks: list[int]) -> list[_StackItem]:
-    """What an opcode takes from the stack."""
-    inputs = op.stack_before
-    start = len(stack) - len(inputs)
-    if pickletools.markobject in inputs:
-        start = marks.pop() - inputs.index(pickletools.markobject)
-    popped = stack[max(start, 0) :]
-    del stack[max(start, 0) :]
-    return popped

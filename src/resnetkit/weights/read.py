@@ -1,6 +1,6 @@
-"""From a file to plain tensors: safetensors, or a pickle through torch's restricted reader.
+"""Read plain tensors from a file: safetensors, or a pickle through torch's restricted reader.
 
-A file is judged before it is read: what it is, and whether it holds as many bytes as it says.
+Before a file is read, its type is detected and its size is compared with what its header declares.
 """
 
 from __future__ import annotations
@@ -18,38 +18,52 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from resnetkit import file_types as kinds
+from resnetkit import file_types
 from resnetkit.errors import WeightsError
-from resnetkit.weights.fit import sanitize_text
+from resnetkit.weights.mismatch import sanitize_text
 from resnetkit.weights.pickles import GARBLED_REASON, find_pickle_problem, find_unknown_global
 from resnetkit.weights.unwrap import unwrap_containers
 
 _MAX_HEADER_BYTES = 2 * 2**20  # reading one can take thirty times its length; a network of 10,000 tensors needs 1.2 MB
+_PICKLE_TYPES = (file_types.PICKLE, file_types.ZIP, "")  # a pickle of protocol 0 begins with any letter
+_TABLE_TYPES = (dict, OrderedDict)
+_COPY_AGAIN_FIX = "copy or download the file again"
+_RESAVE_FIX = "save the tensors as safetensors with the program that wrote the file"
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Every tensor of a ``.safetensors`` file or of a restricted pickle, by name, and the tables around them."""
+    """Return the tensors of a safetensors file or a pickle by name, and the tables around them.
+
+    Raises:
+        WeightsError: the file is damaged, has another type, or is a pickle that is not safe to read.
+    """
     start, is_safetensors = _read_start(path), path.suffix == ".safetensors"
-    file_type = kinds.detect_file_type(start)
-    if file_type == kinds.SAFETENSORS or (is_safetensors and not file_type):
+    file_type = file_types.detect_file_type(start)
+    if file_type == file_types.SAFETENSORS or (is_safetensors and not file_type):
         return _read_safetensors(path), ()
-    if file_type in _PICKLE_KINDS and not is_safetensors:
+    if file_type in _PICKLE_TYPES and not is_safetensors:
         return _read_pickle(path)
-    message, fix = kinds.describe_wrong_type(start, "a safetensors file" if is_safetensors else "a weights file")
-    raise WeightsError(message, where=str(path), fix=_RESAVE_FIX if file_type in _PICKLE_KINDS else fix or _RESAVE_FIX)
-
-
-_PICKLE_KINDS = (kinds.PICKLE, kinds.ZIP, "")  # an old one begins with any letter
+    expected = "a safetensors file" if is_safetensors else "a weights file"
+    message, fix = file_types.describe_wrong_type(start, expected)
+    raise WeightsError(message, where=str(path), fix=_RESAVE_FIX if file_type in _PICKLE_TYPES else fix or _RESAVE_FIX)
 
 
 def _read_start(path: Path) -> bytes:
     if path.exists() and not path.is_file():  # a pipe may never end
-        raise WeightsError("this is no ordinary file", where=str(path), fix="put a copy of the file itself there")
+        raise WeightsError("not a regular file", where=str(path), fix="put a copy of the file itself at this path")
     try:
         with path.open("rb") as file:
-            return file.read(kinds.HEADER_SIZE)
+            return file.read(file_types.HEADER_SIZE)
     except OSError as error:
         raise WeightsError(f"cannot read the weights: {error.strerror}", where=str(path)) from None
+
+
+def _damaged_error(path: Path, message: str) -> WeightsError:
+    return WeightsError(message, where=str(path), fix=_COPY_AGAIN_FIX)
+
+
+def _truncated_error(path: Path, needed: int, size: int) -> WeightsError:
+    return _damaged_error(path, f"file is truncated: needs {needed:,} bytes, has {size:,}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -57,25 +71,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
-        reason = sanitize_text(str(error), 200)
-        raise WeightsError(f"not a sound safetensors file: {reason}", where=str(path), fix=_COPY_AGAIN_FIX) from None
-
-
-_COPY_AGAIN_FIX = "copy or download the file again"
+        raise _damaged_error(path, f"damaged safetensors file: {sanitize_text(str(error), 200)}") from None
 
 
 def _check_size(path: Path) -> None:
-    """Compare what the header declares with what is there, before anything is allocated."""
+    """Compare the size that the header declares with the size of the file, before any memory is allocated."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > _MAX_HEADER_BYTES:
-            raise WeightsError(
-                "not a safetensors file: its header has no sound length", where=str(path), fix=_COPY_AGAIN_FIX
-            )
+            raise _damaged_error(path, "not a safetensors file: the length of its header is invalid")
         header = file.read(length)
     if length + 8 > size:
-        raise _make_truncation_error(path, length + 8, size)
+        raise _truncated_error(path, length + 8, size)
     try:
         entries = json.loads(header.decode(), object_pairs_hook=_reject_duplicates)
         ends = [entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"]
@@ -83,11 +91,9 @@ def _check_size(path: Path) -> None:
         if not all(type(end) is int and 0 <= end < 2**63 for end in ends):
             raise ValueError
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        raise WeightsError(
-            "not a sound safetensors file: its header is garbled", where=str(path), fix=_COPY_AGAIN_FIX
-        ) from None
+        raise _damaged_error(path, "damaged safetensors file: its header is garbled") from None
     if needed > size:
-        raise _make_truncation_error(path, needed, size)
+        raise _truncated_error(path, needed, size)
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,23 +103,12 @@ def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _make_truncation_error(path: Path, needed: int, size: int) -> WeightsError:
-    return WeightsError(
-        f"file is truncated: needs {needed:,} bytes, has {size:,}", where=str(path), fix=_COPY_AGAIN_FIX
-    )
-
-
-_RESAVE_FIX = "save the tensors as safetensors with the program that wrote the file"
-
-
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     reason = find_pickle_problem(path)
+    if reason == GARBLED_REASON:
+        raise _damaged_error(path, f"this file cannot be read as weights: {reason}")
     if reason:
-        is_damaged = reason == GARBLED_REASON
-        message = (
-            f"this file cannot be read as weights: {reason}" if is_damaged else f"this pickle is not read: {reason}"
-        )
-        raise WeightsError(message, where=str(path), fix=_COPY_AGAIN_FIX if is_damaged else _RESAVE_FIX)
+        raise WeightsError(f"this pickle is refused: {reason}", where=str(path), fix=_RESAVE_FIX)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an unusual pickle protocol; the reader decides what it accepts
@@ -122,9 +117,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         raise WeightsError(_describe_rejection(str(error), path), where=str(path), fix=_RESAVE_FIX) from None
     except Exception as error:  # a damaged archive makes torch raise almost anything
         reason = sanitize_text(str(error).splitlines()[0], 200) if str(error) else type(error).__name__
-        raise WeightsError(
-            f"this file cannot be read as weights: {reason}", where=str(path), fix=_COPY_AGAIN_FIX
-        ) from None
+        raise _damaged_error(path, f"this file cannot be read as weights: {reason}") from None
     tensors, containers = _extract_tensors(content, path.stat().st_size)
     if not tensors:
         raise WeightsError("this file holds no table of tensors", where=str(path), fix=_RESAVE_FIX)
@@ -132,33 +125,35 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def _extract_tensors(content: Any, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dict, and the names of the tables around it: nothing but plain tensors that the file had room for."""
+    """Return the state dict and the tables around it; no tensors if a value is not plain."""
     if type(content) not in _TABLE_TYPES:
         return {}, ()
     table, containers = unwrap_containers(dict(dict.items(content)), lambda value: type(value) in _TABLE_TYPES)
-    if not all(type(key) is str and is_plain_tensor(value) for key, value in table.items()):
-        return {}, containers
-    if sum(value.numel() * value.element_size() for value in table.values()) > size:
+    is_plain = all(type(key) is str and is_plain_tensor(value) for key, value in table.items())
+    if not is_plain or sum(value.numel() * value.element_size() for value in table.values()) > size:
         return {}, containers
     return _separate_storage(table), containers
 
 
 def _separate_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor with numbers of its own, in a row: what training changes in one must not change another."""
+    """Give every tensor a contiguous storage of its own, so that training one does not change another."""
     pointers = {key: value.untyped_storage().data_ptr() for key, value in tensors.items()}
     counts = Counter(pointers.values())
-    unshared = {key for key, value in tensors.items() if counts[pointers[key]] == 1 and value.is_contiguous()}
-    memory_format = torch.contiguous_format
     return {
-        key: value if key in unshared else value.clone(memory_format=memory_format) for key, value in tensors.items()
+        key: value
+        if counts[pointers[key]] == 1 and value.is_contiguous()
+        else value.clone(memory_format=torch.contiguous_format)
+        for key, value in tensors.items()
     }
 
 
-_TABLE_TYPES = (dict, OrderedDict)
-
-
 def is_plain_tensor(value: Any, *, any_device: bool = False) -> bool:
-    """A tensor on the CPU, or on any device, without attributes of its own, whose numbers are all stored."""
+    """Return whether a value is a dense tensor without own attributes and with full storage.
+
+    Args:
+        value: Any object.
+        any_device: Whether it may be on any device with memory, not only on the CPU.
+    """
     if type(value) not in (Tensor, torch.nn.Parameter) or vars(value) or value.is_nested or value.is_quantized:
         return False
     if value.layout != torch.strided or value.device.type == "meta" or not (any_device or value.device.type == "cpu"):

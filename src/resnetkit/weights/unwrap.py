@@ -1,7 +1,7 @@
-"""What stands around the tensors of a file: containers and prefixes, taken off and told.
+"""Remove what stands around the tensors of a file: nested tables and prefixes of keys.
 
-Training programs save a table of tables (``{"epoch": 90, "state_dict": {...}}``) and put words before every name
-(``module.`` by data parallel training, ``_orig_mod.`` by compilation).
+Training programs save a table of tables (``{"epoch": 90, "state_dict": {...}}``). They also put prefixes before every
+key: ``module.`` comes from data-parallel training, ``_orig_mod.`` from compilation.
 
 This module imports no torch.
 """
@@ -12,68 +12,54 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "model.",
-    "backbone.",
-    "encoder.",
-    "resnet.",
-    "net.",
-    "base_encoder.",
-    "encoder_q.",
-)
-_MAX_DEPTH = 4
-_MAX_PREFIXES = 6
+_TRAINING_PREFIXES = ("module.", "_orig_mod.", "model.")
+PREFIXES = (*_TRAINING_PREFIXES, "backbone.", "encoder.", "resnet.", "net.", "base_encoder.", "encoder_q.")
+_MAX_DEPTH, _MAX_PREFIXES = 4, 6
 
 
 def unwrap_containers(table: dict[Any, Any], is_table: Callable[[Any], bool]) -> tuple[dict[Any, Any], tuple[str, ...]]:
-    """The innermost table of a file, and what is told of those around it; ``is_table`` tells tables apart.
+    """Return the innermost table of a file and a description of each table around it.
 
-    Of several tables the first of `CONTAINERS` is taken, and it is said that others stand beside it (averaged weights).
+    If several tables stand side by side, the first in `CONTAINERS` is used and its description names the others
+    (averaged weights, for example).
+
+    Args:
+        table: The outermost table.
+        is_table: Whether a value of a table is a table too.
     """
     containers: tuple[str, ...] = ()
     while len(containers) < _MAX_DEPTH:
         tables = [name for name in CONTAINERS if is_table(table.get(name))]
         if not tables:
             break
-        first, *others = tables
-        label = f"{first} (not {', '.join(others)} beside it)" if others else first
+        first, *unused = tables
+        label = f"{first} (not {', '.join(unused)} beside it)" if unused else first
         table, containers = dict(dict.items(table[first])), (*containers, label)
     return table, containers
 
 
 def strip_prefix(name: str) -> str:
-    """A name without the words that training programs put before it."""
+    """Return a name without the prefixes that training programs put before it."""
     for _ in range(_MAX_PREFIXES):
-        name = next(
-            (name.removeprefix(prefix) for prefix in ("module.", "_orig_mod.", "model.") if name.startswith(prefix)),
-            name,
-        )
+        name = next((name.removeprefix(prefix) for prefix in _TRAINING_PREFIXES if name.startswith(prefix)), name)
     return name
 
 
 def iterate_prefixes(names: Collection[str], *, allow_partial: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
-    """(what was taken off, name as it was -> name without), with nothing taken off first, then prefix by prefix.
+    """Yield (removed prefix, name -> name without it): first with nothing removed, then prefix by prefix.
 
-    A prefix goes where every name has it; with ``some`` it is enough that one has it, and the others are left out.
+    Args:
+        names: The names in the file.
+        allow_partial: Whether a prefix is removed if only some names have it, which skips the other names.
+            Otherwise every name must have it.
     """
     removed, short_names = "", {name: name for name in names}
     matches = any if allow_partial else all
     for _ in range(_MAX_PREFIXES if names else 0):
         yield removed, short_names
-        prefix = next(
-            (
-                candidate
-                for candidate in PREFIXES
-                if matches(name.startswith(candidate) for name in short_names.values())
-            ),
-            None,
-        )
+        candidates = (p for p in PREFIXES if matches(name.startswith(p) for name in short_names.values()))
+        prefix = next(candidates, None)
         if prefix is None:
             return
-        matching = ((name, short_name) for name, short_name in short_names.items() if short_name.startswith(prefix))
-        removed, short_names = (
-            removed + prefix,
-            {name: short_name.removeprefix(prefix) for name, short_name in matching},
-        )
+        removed += prefix
+        short_names = {name: s.removeprefix(prefix) for name, s in short_names.items() if s.startswith(prefix)}

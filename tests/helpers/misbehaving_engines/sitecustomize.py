@@ -1,97 +1,83 @@
 """Engines that misbehave, for the processes that `optimize` starts: Python imports this file by its name."""
 
 import os
-import time
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from resnetkit.engines import base as engine
+from resnetkit.engines import base
 
-REAL = dict(engine.ENGINE_SPECS)
+REAL_SPECS = dict(base.ENGINE_SPECS)
+
+
+def export_nothing(network, artifact, precision, pixels):
+    (artifact / "model.bin").write_text(precision)
+
+
+def load_eager(folder, artifact, config):
+    return REAL_SPECS["eager"].import_backend().load_engine(folder, artifact, replace(config, precision="fp32"))
 
 
 @dataclass
-class Bent:
-    """An engine whose answers are bent."""
+class WrappedEngine:
+    """The eager engine, which calls a function before each batch."""
 
-    inner: engine.Engine
-    bend: object
+    inner: base.Engine
+    before: object
 
     @property
     def config(self):
         return self.inner.config
 
     def __call__(self, pixels):
-        return self.bend(self.inner(pixels))
+        self.before()
+        return self.inner(pixels)
 
 
-def bent(bend):
+def wrap_eager(before):
     class Backend:
-        @staticmethod
-        def export_artifact(network, artifact, precision, pixels):
-            REAL["openvino"].import_backend().export_artifact(network, artifact, precision, pixels)
+        export_artifact = staticmethod(export_nothing)
 
         @staticmethod
         def load_engine(folder, artifact, config):
-            return Bent(REAL["openvino"].import_backend().load_engine(folder, artifact, config), bend)
+            return WrappedEngine(load_eager(folder, artifact, config), before)
 
     return Backend
 
 
-def loud(logits):
+def write_to_stdout():
     print("a library that prints", flush=True)
     os.write(1, b"and its native part\n")
-    return logits
-
-
-def raising(*_):
-    raise ValueError("no such operation: Snake\nand much more")
-
-
-def slow(logits):
-    time.sleep(0.05)
-    return logits
 
 
 class Raises:
-    export_artifact = staticmethod(raising)
-
-
-class Sleeps(bent(None)):
-    @staticmethod
-    def load_engine(folder, artifact, config):
-        if config.batch_size > 1:
-            time.sleep(1000)
-        return REAL["openvino"].import_backend().load_engine(folder, artifact, config)
-
-
-class Hangs(Sleeps):
     @staticmethod
     def export_artifact(network, artifact, precision, pixels):
-        time.sleep(1000)
+        raise ValueError("no such operation: Snake\nand much more")
 
 
-BACKENDS = {
-    "loud": bent(loud),
-    "slow": bent(slow),
-    "wrong": bent(lambda logits: logits * 1.5),
-    "dies": bent(lambda logits: os.abort()),
-    "raises": Raises,
-    "sleeps": Sleeps,
-    "hangs": Hangs,
-}
+class Hangs:
+    @staticmethod
+    def export_artifact(network, artifact, precision, pixels):
+        with Path(os.environ["HANG_FIFO"]).open("w") as fifo:  # the test sees it closed when this process is gone
+            fifo.write("exporting\n")
+            fifo.flush()
+            threading.Event().wait()
 
 
-class Kind(engine.EngineSpec):
+BACKENDS = {"loud": wrap_eager(write_to_stdout), "dies": wrap_eager(os.abort), "raises": Raises, "hangs": Hangs}
+
+
+class Spec(base.EngineSpec):
     def import_backend(self):
         return BACKENDS[self.module]
 
 
-CUTS = ((1, None), (4, 1))
-FAKES = {
-    "loud": Kind("loud", ("openvino",), ("int8", "int8-body", "fp32"), layouts=CUTS),
-    **{name: Kind(name, ("openvino",), ("fp32",), layouts=CUTS) for name in BACKENDS if name != "loud"},
-    "devices": Kind("loud", ("openvino",), ("fp32",), layouts=CUTS, devices=("cpu", "cuda")),
-    "absent": Kind("loud", ("no_such_package",), ("fp32",), "openvino"),
+SINGLE_IMAGES = ((1, None),)
+SPECS = {
+    "loud": Spec("loud", ("torch",), ("int8", "int8-body", "fp32"), layouts=SINGLE_IMAGES),
+    **{name: Spec(name, ("torch",), ("fp32",), layouts=SINGLE_IMAGES) for name in ("dies", "raises", "hangs")},
+    "absent": Spec("loud", ("no_such_package",), ("fp32",), "openvino"),
 }
-engine.ENGINE_SPECS.clear()
-engine.ENGINE_SPECS.update(FAKES)
+base.ENGINE_SPECS.clear()
+base.ENGINE_SPECS.update(SPECS)

@@ -1,1 +1,1 @@
-"""Read a dataset from image folders, tables, CIFAR files, Arrow and Parquet. No torch."""
+"""One reader per kind of dataset. None of them imports torch."""

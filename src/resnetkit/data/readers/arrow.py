@@ -1,6 +1,6 @@
-"""Arrow files: those that Hugging Face's datasets saves, and the copies of Parquet files.
+"""Read Arrow files: those of ``save_to_disk`` of Hugging Face datasets, and the cached copies of Parquet files.
 
-A file is mapped while it is opened, and of its pictures only the offsets are read.
+A file is memory-mapped only while it is opened, and only the offsets of its images are read.
 
 This module imports no torch.
 """
@@ -18,79 +18,81 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetkit.data.dataset import ALIAS_TO_SPLIT, Dataset, join_names
-from resnetkit.data.readers.columns import (
-    DatasetColumns,
-    LabeledShard,
-    build_dataset,
-    check_pyarrow,
-    convert_to_int64,
-    detect_columns,
-    encode_labels,
-)
+from resnetkit.data.dataset import ALIAS_TO_SPLIT, COPY_AGAIN, Dataset
+from resnetkit.data.readers import columns as column_names
+from resnetkit.data.readers.columns import DatasetColumns, LabeledShard, convert_to_int64
 from resnetkit.data.readers.row_index import NO_BYTES, PATH_ONLY, Indices, Shard, get_file_stamp
 from resnetkit.errors import DataError, UsageError
+from resnetkit.formatting import join_names
 from resnetkit.serialization import parse_json, read_text
 
 _STATE_FILE, _SPLITS_FILE = "state.json", "dataset_dict.json"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-_COPY_AGAIN = "copy or download it again"
+_COMPRESSED = "it is compressed; save it again without compression"
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether ``save_to_disk`` of datasets wrote this folder."""
+    """Return whether ``save_to_disk`` of Hugging Face datasets wrote this folder."""
     return (folder / _STATE_FILE).is_file() or (folder / _SPLITS_FILE).is_file()
 
 
 def open_saved_dataset(root: Path, name: str) -> Dataset:
-    """What ``save_to_disk`` wrote, of a data set or of one with parts; raises `DataError`."""
-    check_pyarrow()
+    """Open a folder that ``save_to_disk`` wrote, of a dataset with or without splits.
+
+    Args:
+        root: The folder.
+        name: The folder as the user wrote it.
+    """
+    column_names.check_pyarrow()
     folders, unknown_splits = _find_splits(root)
-    labeled_files = {
-        split: [_read_labeled(file, root) for file in _list_files(folder)] for split, folder in folders.items()
-    }
-    columns = check_same_columns(name, [file_columns for files in labeled_files.values() for file_columns, _ in files])
-    notes = [f"parts of other names were passed over: {join_names(unknown_splits)}"] * bool(unknown_splits)
-    return build_dataset(
-        name, columns, {split: [file for _, file in files] for split, files in labeled_files.items()}, notes
-    )
+    files = {split: [_read_labeled(file, root) for file in _list_files(folder)] for split, folder in folders.items()}
+    columns = check_same_columns(name, [file_columns for pairs in files.values() for file_columns, _ in pairs])
+    notes = [f"skipped unknown splits: {join_names(unknown_splits)}"] if unknown_splits else []
+    shards = {split: [shard for _, shard in pairs] for split, pairs in files.items()}
+    return column_names.build_dataset(name, columns, shards, notes)
 
 
 def check_same_columns(name: str, all_columns: list[DatasetColumns]) -> DatasetColumns:
-    """What all files say; raises `DataError` where two differ."""
-    different = next((columns for columns in all_columns if columns != all_columns[0]), None)
-    if different:
-        what = "two files differ in their columns or classes"
-        details = [f"{item.image}, {item.label}: {join_names(item.classes)}" for item in (all_columns[0], different)]
-        raise DataError(what, where=[name, *details], fix="write them anew with the same columns and classes")
+    """Return the columns that all files have.
+
+    Args:
+        name: The dataset, for errors.
+        all_columns: The columns of each file.
+
+    Raises:
+        DataError: two files differ.
+    """
+    for columns in all_columns[1:]:
+        if columns != all_columns[0]:
+            what, pair = "two files differ in their columns or classes", (all_columns[0], columns)
+            details = [f"{item.image}, {item.label}: {join_names(item.classes)}" for item in pair]
+            raise DataError(what, where=[name, *details], fix="write them again with the same columns and classes")
     return all_columns[0]
 
 
 def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Part -> folder, and the names that are no part's."""
+    """Return the folder of each split, and the unknown split names."""
     if not (root / _SPLITS_FILE).is_file():
         return {"all": root}, []
     names = [name for name in _get_list(_read_json(root / _SPLITS_FILE), "splits") if _is_file_name(name)]
     splits = {ALIAS_TO_SPLIT[name.lower()]: root / name for name in names if name.lower() in ALIAS_TO_SPLIT}
     if not splits:
-        what = f"no part of this data is one that is known: {join_names(names)}"
-        raise DataError(what, where=str(root), fix="call the parts train, validation and test")
+        what = f"the data have only unknown splits: {join_names(names)}"
+        raise DataError(what, where=str(root), fix="name the splits train, validation and test")
     return splits, [name for name in names if name.lower() not in ALIAS_TO_SPLIT]
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """The Arrow files of a data set, in the order of its rows: their names are those of files in its own folder."""
-    names = [_get_value(entry, "filename") for entry in _get_list(_read_json(folder / _STATE_FILE), "_data_files")]
-    invalid_names = [name for name in names if not _is_file_name(name)]
-    if invalid_names or not names:
-        raise DataError(
-            "this folder does not say which files hold its rows", where=str(folder / _STATE_FILE), fix=_COPY_AGAIN
-        )
+    """List the Arrow files of a dataset in the order of its rows; all must be in the folder itself."""
+    entries = _get_list(_read_json(folder / _STATE_FILE), "_data_files")
+    names: list[Any] = [entry.get("filename") if isinstance(entry, Mapping) else None for entry in entries]
+    if not names or not all(map(_is_file_name, names)):
+        raise DataError("the folder does not list its data files", where=str(folder / _STATE_FILE), fix=COPY_AGAIN)
     return [folder / name for name in names]
 
 
 def _is_file_name(name: Any) -> bool:
-    """Whether this is a name of something in a folder itself, and leads nowhere else."""
+    """Return whether this is the name of an entry of the same folder, not a path elsewhere."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
@@ -98,15 +100,11 @@ def _read_json(path: Path) -> Any:
     try:
         return parse_json(read_text(path, path.name), path.name)
     except UsageError as error:
-        raise DataError(error.what, where=[str(path), *error.where], fix=_COPY_AGAIN) from None
-
-
-def _get_value(data: Any, key: str) -> Any:
-    return data.get(key) if isinstance(data, Mapping) else None
+        raise DataError(error.what, where=[str(path), *error.where], fix=COPY_AGAIN) from None
 
 
 def _get_list(data: Any, key: str) -> list[Any]:
-    value = _get_value(data, key)
+    value = data.get(key) if isinstance(data, Mapping) else None
     return value if isinstance(value, list) else []
 
 
@@ -114,31 +112,34 @@ def _read_labeled(path: Path, root: Path) -> tuple[DatasetColumns, LabeledShard]
     import pyarrow
 
     with translate_pyarrow_errors(path), open_arrow_file(path) as arrow_file:
-        columns = detect_columns(arrow_file.schema, path)
+        columns = column_names.detect_columns(arrow_file.schema, path)
         batches = list(arrow_file.iter_batches(columns.image, columns.label))
         chunks = [batch.column(columns.label) for batch in batches]
-        keys, codes = encode_labels(pyarrow.chunked_array(chunks, arrow_file.schema.field(columns.label).type))
-        shard = arrow_file.build_shard(
-            path.relative_to(root).as_posix(), path, [batch.column(columns.image) for batch in batches]
-        )
-    return columns, LabeledShard(shard, keys, codes)
+        labels = pyarrow.chunked_array(chunks, arrow_file.schema.field(columns.label).type)
+        images = [batch.column(columns.image) for batch in batches]
+        shard = arrow_file.build_shard(path.relative_to(root).as_posix(), path, images)
+        return columns, LabeledShard(shard, *column_names.encode_labels(labels))
 
 
 @contextlib.contextmanager
 def translate_pyarrow_errors(path: Path) -> Iterator[None]:
-    """What pyarrow raises of a file that is not sound, as a `DataError`."""
+    """Turn the errors that pyarrow raises for a damaged file into `DataError`.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     import pyarrow
 
     try:
         yield
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:200]
-        raise DataError(f"this file cannot be read: {reason}", where=str(path), fix=_COPY_AGAIN) from None
+        raise DataError(f"cannot read the file: {reason}", where=str(path), fix=COPY_AGAIN) from None
 
 
 @dataclass(frozen=True)
 class ArrowFile:
-    """An Arrow file (the stream format) while it is mapped."""
+    """A memory-mapped Arrow file in the stream format."""
 
     path: Path
     stamp: tuple[int, int]
@@ -146,20 +147,29 @@ class ArrowFile:
     schema: Any
 
     def iter_batches(self, *columns: str) -> Iterator[Any]:
-        """Its batches of rows with some of the columns, judged: their offsets lie inside of them."""
+        """Yield the record batches with these columns, after checking that their offsets are in the file.
+
+        Raises:
+            ValueError: the file is compressed.
+        """
         from pyarrow import ipc
 
-        field_indices = sorted(self.schema.get_field_index(name) for name in columns)
-        for batch in ipc.open_stream(
-            self.buffer, options=ipc.IpcReadOptions(included_fields=field_indices, use_threads=False)
-        ):
+        fields = sorted(self.schema.get_field_index(name) for name in columns)
+        options = ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        for batch in ipc.open_stream(self.buffer, options=options):
             batch.validate(full=True)
             if batch.nbytes > self.buffer.size:
-                raise ValueError("it is compressed; save it anew without")
+                raise ValueError(_COMPRESSED)
             yield batch
 
     def build_shard(self, name: str, path: Path, chunks: list[Any]) -> Shard:
-        """Where the bytes of each row stand."""
+        """Locate the bytes of each row.
+
+        Args:
+            name: The name of the file relative to the dataset.
+            path: The file that the user named.
+            chunks: The image column of each record batch.
+        """
         row_ranges = [_locate_rows(chunk, self.buffer) for chunk in chunks] or [(np.zeros(0, np.int64),) * 2]
         starts, sizes = (np.concatenate(column) for column in zip(*row_ranges, strict=True))
         return Shard(name, path, self.path, self.stamp, starts, sizes)
@@ -167,7 +177,11 @@ class ArrowFile:
 
 @contextlib.contextmanager
 def open_arrow_file(path: Path) -> Iterator[ArrowFile]:
-    """Map an Arrow file; raises `ValueError` for one that is not whole."""
+    """Map an Arrow file into memory.
+
+    Raises:
+        ValueError: the file is truncated, or not an Arrow file.
+    """
     import pyarrow
     from pyarrow import ipc
 
@@ -175,35 +189,28 @@ def open_arrow_file(path: Path) -> Iterator[ArrowFile]:
         status = os.fstat(file.fileno())
         buffer = pyarrow.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     if buffer[-len(_END_OF_STREAM) :].to_pybytes() != _END_OF_STREAM:
-        raise ValueError("it stops before its end, or is no Arrow file")
+        raise ValueError("it is truncated, or not an Arrow file")
     yield ArrowFile(path, get_file_stamp(status), buffer, ipc.open_stream(buffer).schema)
 
 
 def _locate_rows(chunk: Any, buffer: Any) -> tuple[Indices, Indices]:
-    """Start and size of each row's bytes in the file; a size is negative where there are none."""
+    """Return the offset and the size in bytes of each row; the size is negative if it has no bytes."""
     is_struct = hasattr(chunk, "flatten") and chunk.type.num_fields > 0
     array = chunk.field("bytes") if is_struct else chunk
-    is_large = array.type.equals("large_binary")
     _, offsets, data = array.buffers()
-    offset_type: Any = np.int64 if is_large else np.int32
+    offset_type: Any = np.int64 if array.type.equals("large_binary") else np.int32
     row_offsets: NDArray[Any] = np.frombuffer(offsets, offset_type)[array.offset : array.offset + len(array) + 1]
     data_start = data.address - buffer.address if data is not None else 0
     if data is not None and not 0 <= data_start <= data_start + data.size <= buffer.size:
-        raise ValueError("it is compressed; save it anew without")
+        raise ValueError(_COMPRESSED)
     starts, sizes = data_start + row_offsets[:-1].astype(np.int64), np.diff(row_offsets).astype(np.int64)
     sizes[_get_null_mask(array)] = NO_BYTES
     if is_struct:
-        sizes[_get_null_mask(array) & _get_path_mask(chunk)] = PATH_ONLY
+        if chunk.type.get_field_index("path") >= 0:
+            sizes[_get_null_mask(array) & ~_get_null_mask(chunk.field("path"))] = PATH_ONLY
         sizes[_get_null_mask(chunk)] = NO_BYTES
     return starts, sizes
 
 
 def _get_null_mask(chunk: Any) -> NDArray[np.bool_]:
     return convert_to_int64(chunk.is_null()).astype(bool)
-
-
-def _get_path_mask(chunk: Any) -> NDArray[np.bool_]:
-    """Which rows of datasets' pairs have a path, by which the bytes would have to be looked for."""
-    if chunk.type.get_field_index("path") < 0:
-        return np.zeros(len(chunk), dtype=bool)
-    return ~_get_null_mask(chunk.field("path"))

@@ -1,32 +1,33 @@
-"""Which columns of a table are pictures and labels, and what the labels are called.
+"""Find the image and label columns of an Arrow or Parquet table, and map its labels to classes.
 
-The names of the classes come from what Hugging Face's datasets writes into a file (``ClassLabel``); without it the
-classes are the values of the column. Of that description nothing else is read, and it chooses no code.
+Hugging Face datasets stores class names in the file (``ClassLabel``). Without them, the classes are the values of the
+label column. Nothing else is read from that description, and it never chooses code to run.
 
 This module imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resnetkit.data.dataset import SPLIT_ALIASES, Dataset, is_text, join_names
-from resnetkit.data.readers.row_index import Indices, Shard, select_all_rows
-from resnetkit.errors import DataError, TextError, find_closest, missing_extra_error
+from resnetkit.data.dataset import COPY_AGAIN, SPLIT_ALIASES, Dataset, check_extra_classes, is_text
+from resnetkit.data.readers.row_index import ImageRows, Indices, Shard
+from resnetkit.errors import DataError, TextError, missing_extra_error
+from resnetkit.formatting import join_names
 from resnetkit.serialization import parse_json
 
 _IMAGE_NAMES = ("image", "images", "img", "picture", "pictures", "photo", "pixel_values")
 _LABEL_NAMES = ("label", "labels", "class", "classes", "fine_label", "target", "category", "species", "breed")
-_MAX_EXAMPLES, _COPY_AGAIN = 5, "copy or download it again"
+_MAX_EXAMPLES = 5
 
 
 def check_pyarrow() -> None:
-    """Raise `MachineError` where pyarrow is missing."""
+    """Raise `MachineError` if pyarrow is not installed."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:
@@ -35,7 +36,14 @@ def check_pyarrow() -> None:
 
 @dataclass(frozen=True)
 class DatasetColumns:
-    """The columns that matter; ``classes`` where the file names them."""
+    """The columns to read.
+
+    Attributes:
+        image: The name of the image column.
+        is_struct: Whether an image is a pair of bytes and path, as Hugging Face datasets stores it, and not bytes.
+        label: The name of the label column.
+        classes: The class names, if the file has them.
+    """
 
     image: str
     is_struct: bool
@@ -45,41 +53,52 @@ class DatasetColumns:
 
 @dataclass(frozen=True)
 class LabeledShard:
-    """A file of rows with the values of its labels: ``keys`` are the distinct ones, ``codes`` say which, or -1."""
+    """A file of M rows, its distinct label values ``keys``, and the index ``codes`` (M,) into them, -1 for none."""
 
     shard: Shard
     keys: tuple[str | int, ...]
     codes: Indices
 
 
-# ------------------------------------------------------------------------------------------------------- which columns
+# ------------------------------------------------------------------------------------------------------------- columns
 
 
 def detect_columns(schema: Any, path: Path) -> DatasetColumns:
-    """Of an Arrow schema; raises `DataError` with all the columns where it does not say which is which."""
-    image_columns = [field.name for field in schema if _can_hold_images(field.type)]
-    label_columns = [field.name for field in schema if _can_hold_labels(field.type)]
+    """Find the image and label columns by type and name.
+
+    Args:
+        schema: The Arrow schema.
+        path: The file, for errors.
+
+    Raises:
+        DataError: a column is missing or ambiguous; the error lists all columns.
+    """
+    images = [field.name for field in schema if _can_hold_images(field.type)]
+    labels = [field.name for field in schema if _can_hold_labels(field.type)]
     declared_classes = _read_declared_classes(schema, path)
-    likely_labels = [name for name in label_columns if name.lower() in _LABEL_NAMES]
-    image = _select_only(image_columns, [name for name in image_columns if name.lower() in _IMAGE_NAMES])
-    label = _select_only([name for name in label_columns if name in declared_classes], likely_labels)
+    image = _select_only(images, [name for name in images if name.lower() in _IMAGE_NAMES])
+    likely_labels = [name for name in labels if name.lower() in _LABEL_NAMES]
+    label = _select_only([name for name in labels if name in declared_classes], likely_labels)
     if not image or not label:
-        raise _build_columns_error(schema, path, "" if image else "pictures", "" if label else "labels")
+        roles = " and ".join(role for role, name in (("images", image), ("labels", label)) if not name)
+        columns = join_names([f"{field.name}: {str(field.type)[:60]}" for field in schema], 12)
+        fix = "keep one column of bytes called image, and one of integers or strings called label"
+        raise DataError(f"no unique column for {roles}", where=[str(path), f"columns: {columns}"], fix=fix)
     return DatasetColumns(image, not _is_binary(schema.field(image).type), label, declared_classes.get(label, ()))
 
 
 def _select_only(candidates: Sequence[str], preferred: Sequence[str]) -> str:
-    """The one that has an expected name, or else the only one that is possible."""
+    """Select the only preferred name, or else the only candidate; return "" if it is ambiguous."""
     choices = preferred or candidates
     return choices[0] if len(choices) == 1 else ""
 
 
 def _can_hold_images(arrow_type: Any) -> bool:
-    """Whether a column can hold pictures: bytes, or datasets' pair of bytes and path."""
+    """Return whether a column holds bytes, or the pairs of bytes and path of Hugging Face datasets."""
     from pyarrow import types
 
-    index = types.is_struct(arrow_type) and arrow_type.get_field_index("bytes")
-    return _is_binary(arrow_type) or (index is not False and index >= 0 and _is_binary(arrow_type.field(index).type))
+    index = arrow_type.get_field_index("bytes") if types.is_struct(arrow_type) else -1
+    return _is_binary(arrow_type) or (index >= 0 and _is_binary(arrow_type.field(index).type))
 
 
 def _is_binary(arrow_type: Any) -> bool:
@@ -96,12 +115,12 @@ def _can_hold_labels(arrow_type: Any) -> bool:
 
 
 def _read_declared_classes(schema: Any, path: Path) -> dict[str, tuple[str, ...]]:
-    """Column -> names of its classes, as datasets writes them."""
+    """Read column -> class names from the description that Hugging Face datasets stores in a file."""
     text = (schema.metadata or {}).get(b"huggingface", b"{}").decode("utf-8", "replace")
     try:
-        description = parse_json(text, "its description of the columns")
+        description = parse_json(text, "the description of the columns")
     except TextError as error:
-        raise DataError(error.what, where=[str(path), *error.where], fix=_COPY_AGAIN) from None
+        raise DataError(error.what, where=[str(path), *error.where], fix=COPY_AGAIN) from None
     features = _get_dict(_get_dict(description, "info"), "features")
     return {
         name: _check_class_names(feature["names"], name, path)
@@ -116,29 +135,18 @@ def _get_dict(data: Any, key: str) -> dict[str, Any]:
 
 
 def _check_class_names(names: Any, column: str, path: Path) -> tuple[str, ...]:
-    """Names of classes that can stand in cards, tables and pages."""
     is_valid = isinstance(names, list) and all(isinstance(name, str) and name and is_text(name) for name in names)
     if not is_valid or not names or len(set(names)) < len(names):
-        what = f"the names of the classes of {column} are not sound"
-        raise DataError(what, where=str(path), fix="name each class once, in text that can be shown")
+        what = f"the class names of column {column} are empty, repeated or not text"
+        raise DataError(what, where=str(path), fix="give each class a unique name of printable text")
     return tuple(names)
-
-
-def _build_columns_error(schema: Any, path: Path, *missing: str) -> DataError:
-    descriptions = [f"{field.name}: {str(field.type)[:60]}" for field in schema]
-    roles = " and ".join(filter(None, missing))
-    return DataError(
-        f"which column holds the {roles} is not clear",
-        where=[str(path), f"columns: {join_names(descriptions, 12)}"],
-        fix="keep one column of bytes called image, and one of whole numbers or texts called label",
-    )
 
 
 # --------------------------------------------------------------------------------------------------- labels to classes
 
 
 def encode_labels(column: Any) -> tuple[tuple[str | int, ...], Indices]:
-    """Distinct values of an Arrow column, and which of them each row has; -1 for none."""
+    """Return the distinct values of an Arrow column, and the index of each row's value (M,), -1 for null."""
     import pyarrow
     from pyarrow import types
 
@@ -146,13 +154,12 @@ def encode_labels(column: Any) -> tuple[tuple[str | int, ...], Indices]:
     if not len(values):
         return (), np.zeros(0, np.int64)
     encoded = pyarrow.chunked_array(values.chunks, values.type).combine_chunks().dictionary_encode()
-    return tuple(encoded.dictionary.to_pylist()), np.where(
-        convert_to_int64(encoded.is_null()), -1, convert_to_int64(encoded.indices)
-    )
+    codes = np.where(convert_to_int64(encoded.is_null()), -1, convert_to_int64(encoded.indices))
+    return tuple(encoded.dictionary.to_pylist()), codes
 
 
 def convert_to_int64(array: Any) -> Indices:
-    """An Arrow array of numbers or bits, anything in its gaps; pyarrow's own way imports pandas where it is there."""
+    """Convert an Arrow array; nulls become any value. (``to_numpy`` of pyarrow may import pandas.)"""
     values = array.cast("int64")
     if not len(values):
         return np.zeros(0, np.int64)
@@ -162,77 +169,72 @@ def convert_to_int64(array: Any) -> Indices:
 def build_dataset(
     name: str, columns: DatasetColumns, labeled_shards: Mapping[str, Sequence[LabeledShard]], notes: Sequence[str]
 ) -> Dataset:
-    """The data of some files by their parts; raises `DataError` for rows without label and classes not learnt."""
+    """Build the dataset of some files.
+
+    Args:
+        name: The source as the user wrote it.
+        columns: The columns of every file.
+        labeled_shards: Split -> its files. Splits without any label are dropped with a note.
+        notes: Further notes for the user.
+
+    Raises:
+        DataError: a row has no label, or a split has a class that ``train`` lacks.
+    """
     named_shards = {
-        split: [_apply_class_names(file, columns.classes) for file in files] for split, files in labeled_shards.items()
-    }
-    unlabeled = [split for split, files in named_shards.items() if all((file.codes < 0).all() for file in files)]
-    splits = {
-        split: named_shards[split]
+        split: [_apply_class_names(file, columns.classes) for file in labeled_shards[split]]
         for split in (*SPLIT_ALIASES, "all")
-        if split in named_shards and split not in unlabeled
+        if split in labeled_shards
     }
-    missing_rows = [detail for files in splits.values() for file in files for detail in _iter_unlabeled_rows(file)]
-    if not splits or missing_rows:
-        raise DataError(
-            f"{len(missing_rows):,} rows have no label" if splits else "no row has a label",
-            where=missing_rows[:_MAX_EXAMPLES] or name,
-            fix=f"take them out, or give each a label in the column {columns.label}",
-        )
+    splits = {split: files for split, files in named_shards.items() if any((file.codes >= 0).any() for file in files)}
+    unlabeled_rows = [
+        f"{file.shard.path} row {row}"
+        for files in splits.values()
+        for file in files
+        for row in np.flatnonzero(file.codes < 0).tolist()
+    ]
+    if not splits or unlabeled_rows:
+        what = f"{len(unlabeled_rows):,} rows have no label" if splits else "no row has a label"
+        fix = f"remove them, or give each a label in the column {columns.label}"
+        raise DataError(what, where=unlabeled_rows[:_MAX_EXAMPLES] or name, fix=fix)
     classes = _resolve_classes(name, columns, splits)
     label_of_key = {key: label for label, key in enumerate(classes)}
-    detail = [f"{split} has no labels, so it is not used" for split in unlabeled]
+    dropped = [f"the {split} split has no labels, so it is not used" for split in labeled_shards if split not in splits]
     images = {split: _build_image_rows(files, label_of_key) for split, files in splits.items()}
-    return Dataset(name, tuple(map(str, classes)), dict(images), (*notes, *detail))
+    return Dataset(name, tuple(map(str, classes)), dict(images), (*notes, *dropped))
 
 
 def _apply_class_names(file: LabeledShard, classes: Sequence[str]) -> LabeledShard:
-    """The same file with names for numbers, where they are declared; a negative number, or no text, is no label."""
-    keys = [_get_class_name(key, classes, file.shard) if classes else key for key in file.keys]
-    empty = [i for i, key in enumerate(keys) if key == ""]
-    invalid = [key for key in keys if isinstance(key, str) and not is_text(key)]
-    if invalid:
-        escaped = invalid[0].encode("unicode_escape").decode()[:60]
-        raise DataError(f"the name of a class is not text: {escaped}", where=str(file.shard.path), fix="rename it")
-    return LabeledShard(file.shard, tuple(keys), np.where(np.isin(file.codes, empty), -1, file.codes))
+    """Replace numbers by declared class names; negative numbers and empty strings become "no label"."""
+    keys = [_get_class_name(key, classes, file.shard.path) if classes else key for key in file.keys]
+    invalid = next((key for key in keys if isinstance(key, str) and not is_text(key)), None)
+    if invalid is not None:
+        escaped = invalid.encode("unicode_escape").decode()[:60]
+        raise DataError(f"the class name is not text: {escaped}", where=str(file.shard.path), fix="rename it")
+    is_empty = np.isin(file.codes, [i for i, key in enumerate(keys) if key == ""])
+    return LabeledShard(file.shard, tuple(keys), np.where(is_empty, -1, file.codes))
 
 
-def _get_class_name(key: str | int, classes: Sequence[str], shard: Shard) -> str:
-    """What a label is called by its declaration; nothing for a negative number, by which datasets says: unknown."""
+def _get_class_name(key: str | int, classes: Sequence[str], path: Path) -> str:
+    """Return the declared name of a label; "" if it is negative, which Hugging Face uses for unknown."""
     if isinstance(key, str):
-        raise DataError("the labels are texts, and declared to be numbers", where=str(shard.path), fix=_COPY_AGAIN)
+        raise DataError("the labels are strings, but declared as integers", where=str(path), fix=COPY_AGAIN)
     if key >= len(classes):
-        raise DataError(
-            f"a label is {key}, and there are {len(classes)} classes", where=str(shard.path), fix=_COPY_AGAIN
-        )
+        raise DataError(f"a label is {key}, but there are {len(classes)} classes", where=str(path), fix=COPY_AGAIN)
     return classes[key] if key >= 0 else ""
-
-
-def _iter_unlabeled_rows(file: LabeledShard) -> Iterator[str]:
-    return (f"{file.shard.path} row {row}" for row in np.flatnonzero(file.codes < 0).tolist())
 
 
 def _resolve_classes(
     name: str, columns: DatasetColumns, splits: Mapping[str, Sequence[LabeledShard]]
 ) -> tuple[str | int, ...]:
-    """Those that are declared, or the sorted values of the first part; another part may have no other."""
-    keys_of_split = {
-        split: {file.keys[i] for file in files for i in np.unique(file.codes)} for split, files in splits.items()
-    }
-    first_split = next(iter(splits))
-    if len({type(key) for keys in keys_of_split.values() for key in keys}) > 1:
-        raise DataError("labels are numbers in one file and texts in another", where=name, fix="make all of them texts")
-    for split, keys in keys_of_split.items():
-        extra = sorted(map(str, keys - keys_of_split[first_split]))
-        if extra:
-            matches = find_closest(extra[0], map(str, keys_of_split[first_split]))
-            fix = f"did you mean {matches[0]}? Otherwise " if matches else ""
-            what = f"{split} has a class that {first_split} has not: {join_names(extra)}"
-            raise DataError(what, where=name, fix=f"{fix}add it to {first_split}, or remove it from {split}")
-    return columns.classes or tuple(sorted(keys_of_split[first_split]))
+    """Return the declared classes, or the sorted label values of the first split."""
+    keys = {split: {file.keys[i] for file in files for i in np.unique(file.codes)} for split, files in splits.items()}
+    if len({type(key) for split_keys in keys.values() for key in split_keys}) > 1:
+        raise DataError("labels are integers in one file and strings in another", where=name, fix="use strings in all")
+    check_extra_classes({split: list(map(str, split_keys)) for split, split_keys in keys.items()}, name)
+    return columns.classes or tuple(sorted(next(iter(keys.values()))))
 
 
-def _build_image_rows(files: Sequence[LabeledShard], label_of_key: Mapping[str | int, int]) -> Any:
+def _build_image_rows(files: Sequence[LabeledShard], label_of_key: Mapping[str | int, int]) -> ImageRows:
     tables = [np.array([label_of_key.get(key, -1) for key in file.keys], np.int64) for file in files]
-    labels = [table[file.codes] for table, file in zip(tables, files, strict=True) if len(file.codes)]
-    return select_all_rows([file.shard for file in files], np.concatenate(labels))
+    labels = np.concatenate([table[file.codes] for table, file in zip(tables, files, strict=True) if len(file.codes)])
+    return ImageRows(tuple(file.shard for file in files), np.arange(len(labels)), labels)

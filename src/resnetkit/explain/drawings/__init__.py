@@ -1,1 +1,1 @@
-"""Draw networks as SVG. No torch."""
+"""Draw networks as SVG without torch."""

@@ -1,7 +1,7 @@
-"""A network as a picture, drawn from its plan: a block is a box, as high as its map and as wide as its channels ask.
+"""Draw a network from its plan: one box for each block, as high as its map and as wide as its channels.
 
-Sizes are to scale by their square roots, so that 7x7 can still be seen beside 224x224. Shortcuts are arcs: grey where
-they are the input itself, orange where weights or zeros had to be added.
+Sizes are to scale by their square roots, so that a 7x7 map is still visible next to a 224x224 one. Shortcuts are arcs:
+gray for the identity, orange for an adapter (weights or zeros).
 
 This module imports no torch.
 """
@@ -12,92 +12,88 @@ import math
 
 from resnetkit.architecture.plan import Node, Plan, Section
 from resnetkit.architecture.summary import describe_shortcut
+from resnetkit.explain import describe
+from resnetkit.explain.drawings import scale
 from resnetkit.html.svg import build_element, build_svg, build_text, build_title
 
 _WIDTH, _HEIGHT, _CENTER_Y, _MAX_BOX_HEIGHT = 1000.0, 352.0, 158.0, 170.0
 _GROUP_COLORS = ("#dbe4ff", "#c5d6ff", "#a5bdfb", "#7f9df2", "#5f80e6")
-_TEXT_COLOR, _MUTED_COLOR, _IDENTITY_COLOR, _ADAPTER_COLOR = "#1c2733", "#5d6b7a", "#8b98a5", "#d9480f"
 _GAP, _STAGE_GAP, _MARGIN = 3.0, 34.0, 40.0
+_LEGEND_LABELS = {False: (scale.IDENTITY_COLOR, scale.SHORTCUT_LABELS["identity"]),
+                  True: (scale.PROJECTION_COLOR, "shortcut with an adapter")}  # fmt: skip
 
 
 def draw_overview(plan: Plan, name: str) -> str:
-    """An SVG document."""
-    groups = [_split_into_boxes(child) for child in plan.root.children]
+    """Draw a network as an SVG document.
+
+    Args:
+        plan: the network.
+        name: its name in the heading; text, never markup.
+    """
+    groups = [describe.split_into_boxes(child) for child in plan.root.children]
     n_gaps = sum(len(group) - 1 for group in groups)
     gap = min(_GAP, 0.15 * _WIDTH / max(n_gaps, 1))
-    free_width = _WIDTH - 2 * _MARGIN - _STAGE_GAP * (len(groups) - 1)
-    free_width -= gap * n_gaps
+    free_width = _WIDTH - 2 * _MARGIN - _STAGE_GAP * (len(groups) - 1) - gap * n_gaps
     unit = free_width / sum(_get_width_units(part) for group in groups for part in group)
     elements, x = [], _MARGIN
-    for i, (child, group) in enumerate(zip(plan.root.children, groups, strict=True)):
+    for child, group, color in zip(plan.root.children, groups, _list_colors(len(groups)), strict=True):
         start = x
         for part in group:
-            elements.append(_draw_box(plan, part, x, unit * _get_width_units(part), i))
+            elements.append(_draw_box(plan, part, x, unit * _get_width_units(part), color))
             x += unit * _get_width_units(part) + gap
         elements.append(_draw_caption(plan, child, (start + x - gap) / 2))
         x += _STAGE_GAP - gap
-    heading = build_text(f"{name}: {plan.params:,} params, {plan.macs:,} MACs, depth {plan.depth}", _MARGIN, 26.0,
-                    fill=_TEXT_COLOR, font_size=15, font_weight=600)  # fmt: skip
+    text = f"{name}: {plan.params:,} params, {plan.macs:,} MACs, depth {plan.depth}"
+    heading = build_text(text, _MARGIN, 26.0, fill=scale.TEXT_COLOR, font_size=15, font_weight=600)
     background = build_element("rect", width=_WIDTH, height=_HEIGHT, rx=10, fill="#ffffff")
     return build_svg(_WIDTH, _HEIGHT, f"The network {name}", background, heading, *_draw_legend(plan), *elements) + "\n"
 
 
-def _split_into_boxes(part: Section | Node) -> list[Section | Node]:
-    """What is drawn as one box each: blocks, and stem and head whole."""
-    return list(part.children) if isinstance(part, Section) and part.role == "stage" else [part]
+def _list_colors(n_groups: int) -> list[str]:
+    return [_GROUP_COLORS[min(i, len(_GROUP_COLORS) - 1)] for i in range(n_groups)]
 
 
 def _get_width_units(part: Section | Node) -> float:
-    return math.sqrt(max(part.output[0], 48)) if len(part.output) == 3 else math.sqrt(48)
+    return scale.compute_width_units(part.output, 48, math.sqrt(48))
 
 
-def _compute_height(plan: Plan, part: Section | Node) -> float:
-    side = part.output[1] if len(part.output) == 3 else 1
-    largest = max(child.output[1] for child in plan.root.children if len(child.output) == 3)
-    return max(10.0, _MAX_BOX_HEIGHT * math.sqrt(side / largest))
-
-
-def _draw_box(plan: Plan, part: Section | Node, x: float, width: float, group_index: int) -> str:
-    height = _compute_height(plan, part)
-    tooltip = f"{part.path}: {'x'.join(map(str, part.output))}, {part.params:,} params, {part.macs:,} MACs"
-    color = _GROUP_COLORS[min(group_index, len(_GROUP_COLORS) - 1)]
-    box = build_element("rect", build_title(tooltip), x=x, y=_CENTER_Y - height / 2, width=width, height=height, rx=2, fill=color,
-                  stroke="#ffffff", stroke_width=0.5)  # fmt: skip
-    shortcut = next((child for child in getattr(part, "children", ()) if child.role == "shortcut"), None)
-    return build_element("g", box, _draw_arc(shortcut, x, width, _CENTER_Y - height / 2) if shortcut else "")
+def _draw_box(plan: Plan, part: Section | Node, x: float, width: float, color: str) -> str:
+    largest_side = max(scale.get_longer_side(child.output) for child in plan.root.children)
+    height = scale.scale_height(scale.get_longer_side(part.output), largest_side, _MAX_BOX_HEIGHT, 10.0)
+    top = _CENTER_Y - height / 2
+    tooltip = build_title(f"{part.path}: {describe.format_costs(part)}")
+    box = build_element("rect", tooltip, x=x, y=top, width=width, height=height, rx=2, fill=color,
+                        stroke="#ffffff", stroke_width=0.5)  # fmt: skip
+    shortcut = describe.find_shortcut(part)
+    return build_element("g", box, _draw_arc(shortcut, x, width, top) if shortcut else "")
 
 
 def _draw_arc(shortcut: Section, x: float, width: float, top: float) -> str:
-    has_adapter = bool(shortcut.nodes)
-    bend = min(26.0, 8.0 + width * 0.6)
-    end, foot, peak = x + width, top - 2, top - bend
+    end, foot, peak = x + width, top - 2, top - min(26.0, 8.0 + width * 0.6)
     path = f"M {x:.1f} {foot:.1f} C {x:.1f} {peak:.1f}, {end:.1f} {peak:.1f}, {end:.1f} {foot:.1f}"
     tooltip = build_title(f"{shortcut.path}: {describe_shortcut(shortcut)}, {shortcut.reason}")
-    color = _ADAPTER_COLOR if has_adapter else _IDENTITY_COLOR
-    return build_element("path", tooltip, d=path, fill="none", stroke=color, stroke_width=2.2 if has_adapter else 1.3)
+    has_adapter = bool(shortcut.nodes)
+    style = {"stroke": _LEGEND_LABELS[has_adapter][0], "stroke_width": 2.2 if has_adapter else 1.3}
+    return build_element("path", tooltip, d=path, fill="none", **style)
 
 
 def _draw_caption(plan: Plan, part: Section | Node, center_x: float) -> str:
     y = _CENTER_Y + _MAX_BOX_HEIGHT / 2 + 26
-    shape = "x".join(map(str, part.output[1:])) if len(part.output) == 3 else ""
-    lines = [part.path, f"{part.output[0]} x {shape}" if shape else str(part.output[0])]
-    lines += [f"{part.macs / plan.macs:.0%} of MACs"] if part.role == "stage" else []
-    return "".join(
-        build_text(line, center_x, y + 18 * i, text_anchor="middle", fill=_TEXT_COLOR if i == 0 else _MUTED_COLOR,
-              font_weight=600 if i == 0 else 400)
-        for i, line in enumerate(lines)
-    )  # fmt: skip
+    lines = [str(part.output[0])]
+    if len(part.output) == 3:
+        lines = [f"{part.output[0]} x {describe.format_shape(part.output[1:])}"]
+    if part.role == "stage":
+        lines.append(f"{part.macs / plan.macs:.0%} of MACs")
+    title = build_text(part.path, center_x, y, text_anchor="middle", fill=scale.TEXT_COLOR, font_weight=600)
+    style = {"text_anchor": "middle", "fill": scale.MUTED_COLOR, "font_weight": 400}
+    return title + "".join(build_text(line, center_x, y + 18 * i, **style) for i, line in enumerate(lines, 1))
 
 
 def _draw_legend(plan: Plan) -> list[str]:
+    elements, y = [], _HEIGHT - 18
     adapter_flags = {bool(part.nodes) for part in plan.parts.values() if part.role == "shortcut"}
-    entries = [(_IDENTITY_COLOR, "shortcut: the input itself")] * (False in adapter_flags)
-    entries += [(_ADAPTER_COLOR, "shortcut with an adapter")] * (True in adapter_flags)
-    elements, x = [], _MARGIN
-    for color, label in entries:
-        elements.append(
-            build_element("line", x1=x, x2=x + 18, y1=_HEIGHT - 18, y2=_HEIGHT - 18, stroke=color, stroke_width=2.5)
-        )
-        elements.append(build_text(label, x + 24, _HEIGHT - 14, fill=_MUTED_COLOR))
-        x += 200.0
+    for i, (color, label) in enumerate(_LEGEND_LABELS[flag] for flag in sorted(adapter_flags)):
+        x = _MARGIN + 200.0 * i
+        elements.append(build_element("line", x1=x, x2=x + 18, y1=y, y2=y, stroke=color, stroke_width=2.5))
+        elements.append(build_text(label, x + 24, _HEIGHT - 14, fill=scale.MUTED_COLOR))
     return elements

@@ -1,7 +1,7 @@
-"""Trackers beside ``metrics.jsonl``: each in a process of its own, so that none can hurt a run.
+"""Send metrics to trackers (TensorBoard, MLflow, Weights & Biases), each in a process of its own.
 
-A tracker that is slow, hangs, fails or is killed costs the run nothing but one warning. Each writes into
-``RUN/trackers/NAME`` alone, which is its home, too, and none may reach a network.
+A tracker that is slow, hangs, fails or is killed costs the run one warning and nothing else. It writes only into
+``RUN/trackers/NAME``, which is also its home folder, and it cannot reach a network.
 
 This module imports no torch.
 """
@@ -10,30 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
-import signal
-import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from resnetkit.errors import ResnetkitWarning, missing_extra_error
+from resnetkit.runtime.deadline import Deadline
+from resnetkit.runtime.worker_process import WorkerProcess
 from resnetkit.serialization import to_data
-from resnetkit.training.recipe import Recipe
-from resnetkit.training.run_folder import EpochMetrics, EventCallback, RunSetup, StepMetrics
+from resnetkit.training.events import EpochMetrics, EventCallback, PreparedRun, StepMetrics
+from resnetkit.training.overrides import flatten_settings
 
 TRACKERS_FOLDER = "trackers"
-_PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "wandb": ("wandb",)}
-_MAX_PENDING_BYTES = 2**22  # bytes for a tracker that does not read
-_CLOSE_TIMEOUT, _INTERRUPTED_CLOSE_TIMEOUT = (
-    60.0,
-    15.0,
-)  # seconds for the last lines: ordinarily, and for a person who waits
-_DEAD_PROXY = "http://127.0.0.1:9"  # where no proxy is
+WORKER_MODULE = "resnetkit.training.trackers.worker"
+PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "wandb": ("wandb",)}
+MAX_PENDING_BYTES = 2**22  # metrics that a tracker has not read yet
+CLOSE_TIMEOUT = 60.0  # seconds that a tracker has to write the last metrics
+INTERRUPTED_CLOSE_TIMEOUT = 15.0  # the same after Ctrl-C, when the user waits
+_DEAD_PROXY = "http://127.0.0.1:9"  # the discard port, on which no proxy listens
 _FIXED_VARIABLES = {
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -48,176 +44,120 @@ _FIXED_VARIABLES = {
     "WANDB_X_DISABLE_STATS": "true",
     **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), _DEAD_PROXY),
 }
-_HOME_VARIABLES = (
+HOME_VARIABLES = (
     "HOME", "USERPROFILE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "WANDB_DIR",
     "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR",
 )  # fmt: skip
-_REMOVED_PREFIXES = ("WANDB_", "MLFLOW_", "TENSORBOARD_")  # variables of the user's that could send a run elsewhere
+_REMOVED_PREFIXES = ("WANDB_", "MLFLOW_", "TENSORBOARD_")  # variables that could name a server
 
 
 def check_trackers_installed(names: tuple[str, ...]) -> None:
-    """Raise `MachineError` with the command that installs it where the extra of a tracker is missing."""
+    """Check that the packages of the trackers are installed; else raise `MachineError`."""
     for name in names:
-        missing = next((package for package in _PACKAGES[name] if importlib.util.find_spec(package) is None), None)
+        missing = next((package for package in PACKAGES[name] if importlib.util.find_spec(package) is None), None)
         if missing:
             raise missing_extra_error(missing, name)
 
 
 @contextlib.contextmanager
-def track(prepared_run: RunSetup, global_step: int) -> Iterator[EventCallback]:
-    """Something that watches a run, ``steps`` of which have been made, and tells its trackers; they end with it."""
-    processes = [_TrackerProcess(name, prepared_run, global_step) for name in prepared_run.recipe.trackers]
-    timeout = _CLOSE_TIMEOUT
+def track(prepared_run: PreparedRun, global_step: int) -> Iterator[EventCallback]:
+    """Start the trackers of a run, yield a callback that sends them events, and close them.
+
+    Args:
+        prepared_run: the run.
+        global_step: the number of steps that the run has completed before.
+    """
+    trackers = [_TrackerProcess(name, prepared_run, global_step) for name in prepared_run.recipe.trackers]
+    step, timeout = global_step, CLOSE_TIMEOUT
+
+    def send_event(event: PreparedRun | StepMetrics | EpochMetrics) -> None:
+        nonlocal step
+        if isinstance(event, PreparedRun):
+            return
+        step += isinstance(event, StepMetrics)
+        for tracker in trackers:
+            tracker.send({"step": step, "values": _extract_metrics(event)})
+
     try:
-        yield _EventForwarder(processes, global_step)
+        yield send_event
     except KeyboardInterrupt:
-        timeout = _INTERRUPTED_CLOSE_TIMEOUT
+        timeout = INTERRUPTED_CLOSE_TIMEOUT
         raise
     finally:
-        _close_processes(processes, timeout)
+        _close_all(trackers, Deadline(timeout))
 
 
-def _close_processes(processes: list[_TrackerProcess], timeout: float) -> None:
-    deadline = time.monotonic() + timeout
+def _close_all(trackers: list[_TrackerProcess], deadline: Deadline) -> None:
     try:
-        for process in processes:
-            process.finish(deadline)
+        for tracker in trackers:
+            tracker.finish(deadline)
     finally:
-        for process in processes:
-            process.kill()
-
-
-class _EventForwarder:
-    """From events to (step of the run, names and values)."""
-
-    def __init__(self, processes: list[_TrackerProcess], global_step: int) -> None:
-        self.processes, self.global_step = processes, global_step
-
-    def __call__(self, event: RunSetup | StepMetrics | EpochMetrics) -> None:
-        if isinstance(event, RunSetup):
-            return
-        if isinstance(event, StepMetrics):
-            self.global_step += 1
-        line = json.dumps({"step": self.global_step, "values": _extract_metrics(event)})
-        for process in self.processes:
-            process.send_line(line)
+        for tracker in trackers:
+            tracker.kill()
 
 
 def _extract_metrics(event: StepMetrics | EpochMetrics) -> dict[str, float]:
     if isinstance(event, StepMetrics):
-        metrics = {
-            "loss": event.loss,
-            "accuracy": event.accuracy,
-            "lr": event.lr,
-            "images_per_second": event.images_per_second,
-        }
-        return {f"train/{name}": value for name, value in metrics.items()}
+        return {f"train/{name}": getattr(event, name) for name in ("loss", "accuracy", "lr", "images_per_second")}
     return {"epoch": event.epoch, "val/loss": event.val_loss, "val/accuracy": event.val_accuracy}
 
 
 class _TrackerProcess:
-    """One tracker's process. Whatever happens to it, ``tell`` neither raises nor waits."""
+    """The process of one tracker; its failure is one warning, and `send` neither raises nor waits for it."""
 
-    def __init__(self, name: str, prepared_run: RunSetup, global_step: int) -> None:
-        self.name, self.pending, self.has_failed = name, b"", False
-        self.folder = (prepared_run.out / TRACKERS_FOLDER / name).absolute()
-        self.process: subprocess.Popen[bytes] | None = None
+    def __init__(self, name: str, prepared_run: PreparedRun, global_step: int) -> None:
+        self.name, self.process = name, None
+        folder = (prepared_run.out / TRACKERS_FOLDER / name).absolute()
+        settings = flatten_settings(to_data(prepared_run.recipe))
         try:
-            self.process = self._spawn()
+            folder.mkdir(parents=True, exist_ok=True)
+            args, log = [name, str(folder)], folder / "log.txt"
+            self.process = WorkerProcess(WORKER_MODULE, args, log=log, env=build_environment(folder))
         except OSError as error:
-            self._give_up(f"it cannot be started: {error}")
-        header = {
-            "name": prepared_run.out.absolute().name,
-            "settings": _flatten_recipe(prepared_run.recipe),
-            "step": global_step,
-        }
-        self.send_line(json.dumps(header))
+            self._give_up(f"its process could not be started: {error}")
+        self.send({"name": prepared_run.out.absolute().name, "settings": settings, "step": global_step})
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "log.txt").open("ab") as log:
-            process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-P", "-m", "resnetkit.training.trackers.worker", self.name, str(self.folder)],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, env=_build_environment(self.folder), start_new_session=True,
-            )  # fmt: skip
-        assert process.stdin  # noqa: S101 - for mypy
-        os.set_blocking(process.stdin.fileno(), False)
-        return process
-
-    def send_line(self, line: str) -> None:
-        """Now, or with a later line if it does not read."""
-        if self.has_failed:
+    def send(self, value: object) -> None:
+        """Queue a value; a tracker that does not read is given up."""
+        if self.process is None:
             return
-        self.pending += line.encode() + b"\n"
-        self._flush()
-        if len(self.pending) > _MAX_PENDING_BYTES:
-            self._give_up("it does not read what it is told")
-
-    def _flush(self) -> None:
-        """As much as it takes without waiting."""
-        assert self.process and self.process.stdin  # noqa: S101 - for mypy
         try:
-            while self.pending:
-                self.pending = self.pending[os.write(self.process.stdin.fileno(), self.pending) :]
-        except BlockingIOError:
-            pass
+            if self.process.send(value) > MAX_PENDING_BYTES:
+                self._give_up("its process does not read the metrics")
         except OSError:
-            self._give_up(self._read_last_log_line())
+            self._give_up(self.process.describe_exit())
 
-    def finish(self, deadline: float) -> None:
-        """The last lines, and its end."""
-        while not self.has_failed and self.pending and time.monotonic() < deadline:
-            time.sleep(0.02)
-            self._flush()
-        if self.has_failed or not self.process or not self.process.stdin:
+    def finish(self, deadline: Deadline) -> None:
+        """Send what is queued and wait for the end of the process."""
+        if self.process is None:
             return
-        self.process.stdin.close()
         try:
-            code = self.process.wait(max(0.01, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self._give_up("it does not come to its end")
-        else:
-            if code:
-                self._give_up(self._read_last_log_line())
+            if self.process.finish(deadline):
+                self._give_up(self.process.describe_exit())
+        except TimeoutError:
+            self._give_up("its process did not end in time")
+        except OSError:
+            self._give_up(self.process.describe_exit())
 
     def kill(self) -> None:
-        """With whatever it started; one that has ended has nothing left."""
+        """Kill the process unless it has ended."""
         if self.process:
-            if self.process.stdin:
-                self.process.stdin.close()
-            if self.process.poll() is None:
-                with contextlib.suppress(OSError):
-                    os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
-
-    def _read_last_log_line(self) -> str:
-        try:
-            lines = (self.folder / "log.txt").read_text("utf-8", "replace").strip().splitlines()
-        except OSError:
-            lines = []
-        return lines[-1][:300] if lines else "it ended"
+            self.process.kill()
 
     def _give_up(self, reason: str) -> None:
-        """One warning, and it is left alone."""
-        self.has_failed, self.pending = True, b""
-        message = f"the tracker {self.name} is left alone, as {reason}; metrics.jsonl has everything"
+        """Kill the process and warn once."""
+        self.kill()
+        self.process = None
+        message = f"the tracker {self.name} stopped: {reason}; the run continues, and metrics.jsonl is complete"
         warnings.warn(message, ResnetkitWarning, stacklevel=2)
 
 
-def _build_environment(home: Path) -> dict[str, str]:
-    """The user's, with everything that would lead out of a folder turned into it."""
+def build_environment(home: Path) -> dict[str, str]:
+    """Return this process's environment with every folder redirected and every server removed.
+
+    Args:
+        home: the folder of the tracker.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_REMOVED_PREFIXES)}
     python_path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {**inherited, **dict.fromkeys(_HOME_VARIABLES, str(home)), **_FIXED_VARIABLES, "PYTHONPATH": python_path}
-
-
-def _flatten_recipe(recipe: Recipe) -> dict[str, str]:
-    return dict(_flatten(to_data(recipe)))
-
-
-def _flatten(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value if isinstance(value, str) else json.dumps(value)
+    return {**inherited, **dict.fromkeys(HOME_VARIABLES, str(home)), **_FIXED_VARIABLES, "PYTHONPATH": python_path}

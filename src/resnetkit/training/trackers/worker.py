@@ -1,37 +1,43 @@
-"""A tracker's own process: ``python -m resnetkit.training.trackers.worker NAME FOLDER`` reads JSON lines, hands them on.
+"""Run one tracker in a process of its own: ``python -m resnetkit.training.trackers.worker NAME FOLDER``.
 
-The first line is what the run is, each other one ``{"step": 12, "values": {"train/loss": 0.5}}``; the end of the input
-is the end of the run, also where training was killed. No torch, and nothing of training: whatever a tracker's library
-does, hangs or breaks, it does here.
+The process reads JSON lines. The first one describes the run; each other is ``{"step": 12, "values": {"train/loss":
+0.5}}``. The end of the input is the end of the run, even if training was killed. The process imports neither torch nor
+training code, so that an error of a tracker's library stays here.
 
 This module imports no torch.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from resnetkit.runtime.worker_process import read_json_lines
 
 MetricValues = Mapping[str, float]
 
 
 class Tracker(Protocol):
-    """What a library is asked for."""
+    """The interface of a tracker."""
 
     def log(self, step: int, values: MetricValues) -> None:
-        """Numbers after a step of the run."""
+        """Record metrics.
+
+        Args:
+            step: the number of optimizer steps since the start of the run.
+            values: name -> value.
+        """
 
     def close(self) -> None:
-        """Everything is written; the run may go on later."""
+        """Write everything to disk; the run may be resumed later."""
 
 
-class TensorBoard:
-    """Files of events; what an earlier process wrote of steps from ``step`` on is replaced."""
+class _TensorBoard:
+    """TensorBoard event files; a resumed run replaces the events of an earlier process from its first step on."""
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -53,7 +59,7 @@ class TensorBoard:
         self._writer.close()
 
 
-class MLflow:
+class _MLflow:
     """A run in a database in the run folder: ``mlflow ui --backend-store-uri sqlite:///.../mlflow.db``."""
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
@@ -65,7 +71,7 @@ class MLflow:
         self._run_id = _read_or_create_id(folder / "id", lambda: self._create_run(folder, run))
         self._client.update_run(self._run_id, status="RUNNING")
         params = [Param(name, value[:500]) for name, value in run["settings"].items()]
-        existing = self._client.get_run(self._run_id).data.params  # one that is there cannot be changed
+        existing = self._client.get_run(self._run_id).data.params  # MLflow refuses to change a parameter
         self._client.log_batch(self._run_id, params=[param for param in params if param.key not in existing])
 
     def _create_run(self, folder: Path, run: Mapping[str, Any]) -> str:
@@ -84,8 +90,8 @@ class MLflow:
         self._client.set_terminated(self._run_id)
 
 
-class WeightsAndBiases:
-    """A run in offline mode; ``wandb sync`` sends it, and joins what was written before and after it was resumed."""
+class _WeightsAndBiases:
+    """An offline run; ``wandb sync`` uploads it, and joins the parts before and after a resume."""
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         import wandb
@@ -102,29 +108,27 @@ class WeightsAndBiases:
 
 
 TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "mlflow": MLflow,
-    "wandb": WeightsAndBiases,
+    "tensorboard": _TensorBoard,
+    "mlflow": _MLflow,
+    "wandb": _WeightsAndBiases,
 }
 
 
 def _read_or_create_id(path: Path, create: Callable[[], str]) -> str:
-    """What a tracker calls the run, which is the same when the run is resumed."""
+    """Return the tracker's identifier of the run, which stays the same if the run is resumed."""
     if not path.exists():
         path.write_text(create(), encoding="utf-8")
     return path.read_text(encoding="utf-8")
 
 
-def _read_lines() -> Iterator[Any]:
-    """What comes in; a line that was cut off with its writer is the end."""
-    for line in sys.stdin:
-        if line.endswith("\n"):
-            yield json.loads(line)
-
-
 def run_tracker(name: str, folder: str) -> None:
-    """Until the input ends."""
-    lines = _read_lines()
+    """Send the lines of stdin to a tracker.
+
+    Args:
+        name: a key of `TRACKERS`.
+        folder: the folder to write to.
+    """
+    lines = read_json_lines(sys.stdin)
     tracker = TRACKERS[name](Path(folder), next(lines))
     for line in lines:
         tracker.log(line["step"], line["values"])
