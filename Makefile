@@ -18,8 +18,12 @@ install: $(DEV)
 demo: $(if $(wildcard $(DEV)),$(DEV),$(DEMO))
 	$(BIN)/python examples/demo.py
 
+# Tests that fork have a worker for each file: a process forked after a library has started threads can hang.
+FORKING := $(patsubst %,tests/test_%.py,distributed memory resume stopping train_faults trackers)
+
 test: $(DEV)
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n 6 --dist loadfile $(FORKING)
+	$(BIN)/python -m pytest -n $(WORKERS) $(FORKING:%=--ignore=%)
 
 check: $(DEV)
 	$(BIN)/ruff format --check

@@ -74,18 +74,3 @@ def browser():
         chromium = driver.chromium.launch(executable_path=path, args=flags)
         yield chromium
         chromium.close()
-
-
-FORKING_TESTS = {
-    "test_distributed",
-    "test_memory",
-    "test_resume",
-    "test_stopping",
-    "test_train_faults",
-    "test_trackers",
-}
-
-
-def pytest_collection_modifyitems(items):
-    """Run tests that fork first: a process forked after an inference library has started threads can hang."""
-    items.sort(key=lambda item: item.module.__name__ not in FORKING_TESTS)
