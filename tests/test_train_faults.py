@@ -321,8 +321,10 @@ def test_two_runs_that_start_together_get_two_folders(flowers, network, tmp_path
     children = [fork(work) for _ in range(2)]
     os.close(writer)
     for child, output in children:
-        assert os.waitpid(child, 0)[1] == 0
-        output.close()
+        with output:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            output.seek(0)
+            assert code == 0, output.read()
     os.close(reader)
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["flowers-mine-1", "flowers-mine-2"]
     run = rk.train("flowers", network, settings=SETTINGS | {"epochs": 1})

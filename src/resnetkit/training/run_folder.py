@@ -155,16 +155,21 @@ def choose_run_folder(out: str | Path | None, recipe: Recipe, model_name: str) -
     Raises:
         UsageError: the folder exists already, or lies inside the data and would be read as a class.
     """
-    path = Path(out) if out else _number_run_folder(recipe, model_name)
+    path = _number_run_folder(recipe, model_name) if out is None else Path(out)
+    if out is not None:
+        _check_new_folder(path)  # a numbered folder may appear meanwhile; `make_run_folder` then takes the next number
+    if Path(recipe.data).is_dir() and path.absolute().is_relative_to(Path(recipe.data).absolute()):
+        raise UsageError("the run folder is inside the data", where=str(path), fix="name a folder elsewhere: --out")
+    return path
+
+
+def _check_new_folder(path: Path) -> None:
     if is_run_finished(path):
         raise UsageError("--out holds a finished run", where=str(path), fix="name another --out")
     if (path / RECIPE_FILE).exists():
         raise UsageError("--out holds an unfinished run", where=str(path), fix=format_resume_command(path))
     if path.exists():
         raise UsageError("--out exists already", where=str(path), fix="name a folder that does not exist")
-    if Path(recipe.data).is_dir() and path.absolute().is_relative_to(Path(recipe.data).absolute()):
-        raise UsageError("the run folder is inside the data", where=str(path), fix="name a folder elsewhere: --out")
-    return path
 
 
 def _number_run_folder(recipe: Recipe, model_name: str) -> Path:
