@@ -317,10 +317,8 @@ def optimized(network, photos, work, precision, minutes):
     names = ["int8", "int8-body"] if precision == "int8" else [precision]
     result = rk.optimize(folder, data=photos, minutes=minutes, precisions=names)
     for kept in result.engines:
-        print(
-            f"  ours for {kept.purpose}: {kept.measurement.config}, logits {kept.measurement.comparison.logit_error:.1e}",
-            flush=True,
-        )
+        logit_error = kept.measurement.comparison.logit_error
+        print(f"  ours for {kept.purpose}: {kept.measurement.config}, logits {logit_error:.1e}", flush=True)
     return folder
 
 

@@ -326,5 +326,7 @@ def _write_parquet(predictions: Iterable[formats.Prediction], options: Options) 
     formats.write_predictions(Path(options.output_path), predictions)
 
 
-_FORMAT_WRITERS: dict[str, _WriteFn] = {"csv": _write_csv, "json": _write_json, "jsonl": _write_jsonl,
-                                        "parquet": _write_parquet, "out": _write_parquet, "table": _write_table}  # fmt: skip
+_FORMAT_WRITERS: dict[str, _WriteFn] = {
+    "csv": _write_csv, "json": _write_json, "jsonl": _write_jsonl,
+    "parquet": _write_parquet, "out": _write_parquet, "table": _write_table,
+}  # fmt: skip

@@ -30,8 +30,9 @@ _IDENTITY_NOTE = "so that the block starts as the identity"
 def insert(model: NetworkModule, after: str, blocks: int = 1) -> EditResult:
     """Return the network with new blocks in a stage that start as the identity.
 
-    The outputs stay, which is verified. The branch of a new block ends in zeros, so that the block returns its input. This holds behind a ReLU, because
-    ReLU keeps the output of a ReLU, and in pre-activation. A plain block gets kernels that copy each channel.
+    The outputs stay, which is verified. The branch of a new block ends in zeros, so that the block returns its input.
+    This holds behind a ReLU, because ReLU keeps the output of a ReLU, and in pre-activation. A plain block gets kernels
+    that copy each channel.
 
     Args:
         model: The network; it does not change.
@@ -48,7 +49,8 @@ def insert(model: NetworkModule, after: str, blocks: int = 1) -> EditResult:
 def deepen(model: NetworkModule, blocks: Sequence[int]) -> EditResult:
     """Return the network with more blocks in its stages, which start as the identity (arXiv 1511.05641).
 
-    The outputs stay, which is verified. New blocks stand at the end of a stage, or before a last block that has the stride. `insert` describes them.
+    The outputs stay, which is verified. New blocks stand at the end of a stage, or before a last block that has the
+    stride. `insert` describes them.
 
     Args:
         model: The network; it does not change.

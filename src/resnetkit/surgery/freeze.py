@@ -102,8 +102,8 @@ def _is_within(path: str, parents: Iterable[str]) -> bool:
 def checkpoint(model: NetworkModule, stages: Iterable[int | str] | int | str) -> EditResult:
     """Return the network with stages that recompute activations in the backward pass.
 
-    This takes less memory and more time. Gradients stay the same and the statistics of norms change once for a batch; both are verified. A saved model does
-    not record this.
+    This takes less memory and more time. Gradients stay the same and the statistics of norms change once for a batch;
+    both are verified. A saved model does not record this.
 
     Args:
         model: The network; it does not change.

@@ -291,8 +291,8 @@ def shorten_stage(stage: specs.Stage, blocks: int) -> specs.Stage:
 def features(model: NetworkModule, stages: Iterable[int | str] | int | str) -> EditResult:
     """Return a backbone, whose output is the maps of stages: ``{"stage2": (N, C, H, W), ...}``.
 
-    The backbone ends behind the last of these stages. ``model.feature_info`` has the ``output`` (C, H, W), ``stride`` and ``receptive_field`` of each map. The maps equal
-    those of the whole network (verified).
+    The backbone ends behind the last of these stages. ``model.feature_info`` has the ``output`` (C, H, W), ``stride``
+    and ``receptive_field`` of each map. The maps equal those of the whole network (verified).
 
     Args:
         model: The network; it does not change.

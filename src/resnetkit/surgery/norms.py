@@ -31,8 +31,8 @@ _FOLDED_NOTE = "with the norm behind it"
 def fold_norms(model: NetworkModule) -> EditResult:
     """Return the network with batch norms folded into the convolutions before them.
 
-    It has fewer operations and the same outputs, which is verified. The result computes as in evaluation and has no statistics to train. A pre-activation network
-    keeps the norms that have no convolution before them.
+    It has fewer operations and the same outputs, which is verified. The result computes as in evaluation and has no
+    statistics to train. A pre-activation network keeps the norms that have no convolution before them.
 
     Raises:
         UsageError: the network has no batch norms.

@@ -70,7 +70,8 @@ def transfer(
 ) -> NetworkModule:
     """Return a network of a card with every tensor of another one that still fits.
 
-    Device, type and modes stay. An operation keeps its tensors if its path and all their shapes are the same. ``report`` accounts for each tensor.
+    Device, type and modes stay. An operation keeps its tensors if its path and all their shapes are the same.
+    ``report`` accounts for each tensor.
 
     Args:
         model: The old network; it does not change.

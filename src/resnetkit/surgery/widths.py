@@ -25,8 +25,8 @@ GroupSelector = Callable[[str, int], Tensor]
 def widen(model: NetworkModule, stage: int | str, width: int, *, seed: int = 0) -> EditResult:
     """Return the network with wider branches in a stage (Net2Net, arXiv 1511.05641).
 
-    The outputs stay, which is verified. New channels are random copies of old ones; the layer that reads them divides its weights among the copies. In a
-    grouped convolution whole groups are copied.
+    The outputs stay, which is verified. New channels are random copies of old ones; the layer that reads them divides
+    its weights among the copies. In a grouped convolution whole groups are copied.
 
     Args:
         model: The network; it does not change.

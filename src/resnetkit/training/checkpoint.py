@@ -1,9 +1,9 @@
 """Checkpoint files: folders that are written whole or not at all, and read only if every byte is intact.
 
-``RUN/state/step-00001234`` holds ``model.safetensors``, ``best.safetensors``, ``training.safetensors`` and ``state.json``.
-``best`` is the model of the best epoch so far. ``training`` has the optimizer's state as ``momentum_buffer/PATH``, the
-average of the model as ``ema/PATH``, and random states as ``random/...``. ``manifest.json`` is written last: the size and SHA-256 of each.
-``RUN/state/latest`` names the newest checkpoint.
+``RUN/state/step-00001234`` holds ``model.safetensors``, ``best.safetensors``, ``training.safetensors`` and
+``state.json``. ``best`` is the model of the best epoch so far. ``training`` has the optimizer's state as
+``momentum_buffer/PATH``, the average of the model as ``ema/PATH``, and random states as ``random/...``.
+``manifest.json`` is written last: the size and SHA-256 of each. ``RUN/state/latest`` names the newest checkpoint.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The run folder: create it, describe it, read it, remove it.
 
-A run folder holds ``run.toml`` (the recipe), ``environment.json`` and ``metrics.jsonl`` (a line for each step and epoch).
-``network.toml`` is added for a network that is not in the catalog, ``trackers/`` if there are trackers. Until the run has
-finished it also holds ``state/`` (checkpoints). A finished run has ``model/`` (a model folder: the epoch that was best
-on ``val``), ``results.json`` and ``report.html``, which is built from the other files.
+A run folder holds ``run.toml`` (the recipe), ``environment.json`` and ``metrics.jsonl`` (a line for each step and
+epoch). ``network.toml`` is added for a network that is not in the catalog, ``trackers/`` if there are trackers. Until
+the run has finished it also holds ``state/`` (checkpoints). A finished run has ``model/`` (a model folder: the epoch
+that was best on ``val``), ``results.json`` and ``report.html``, which is built from the other files.
 
 This module imports no torch.
 """

@@ -293,6 +293,8 @@ def select_table(name: str, spec: Network) -> Dialect:
 
 def _describe_layout(layout: Layout) -> str:
     """Return the first property for which a dialect may have no names."""
-    features = {"activations before convolutions": layout.pre_activation, "VGG's stages": bool(layout.vgg_blocks),
-             "three convolutions in its stem": layout.deep_stem, "a pool in its shortcuts": layout.pooled_shortcuts}  # fmt: skip
+    features = {
+        "activations before convolutions": layout.pre_activation, "VGG's stages": bool(layout.vgg_blocks),
+        "three convolutions in its stem": layout.deep_stem, "a pool in its shortcuts": layout.pooled_shortcuts,
+    }  # fmt: skip
     return next(text for text, is_present in features.items() if is_present)

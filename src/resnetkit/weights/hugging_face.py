@@ -1,7 +1,7 @@
 """Read and write the configs of a transformers folder.
 
-``config.json`` describes the network, ``preprocessor_config.json`` the preparation of images. Both belong to weights, so
-a config that does not fit raises `WeightsError`. No value in them names anything to import.
+``config.json`` describes the network, ``preprocessor_config.json`` the preparation of images. Both belong to weights,
+so a config that does not fit raises `WeightsError`. No value in them names anything to import.
 
 This module imports no torch.
 """

@@ -1,7 +1,7 @@
 """Translate the names that other libraries give to layers and blocks.
 
-Examples are ``layer1.0.downsample`` of torchvision, ``conv2_block1_0_conv`` of Keras and ``res2a_branch1`` of Caffe. The
-rows have the syntax of `dialects`. A name resolves to the first path that exists in the network.
+Examples are ``layer1.0.downsample`` of torchvision, ``conv2_block1_0_conv`` of Keras and ``res2a_branch1`` of Caffe.
+The rows have the syntax of `dialects`. A name resolves to the first path that exists in the network.
 
 This module imports no torch.
 """

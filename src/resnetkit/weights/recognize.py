@@ -152,7 +152,8 @@ def match_named(
 ) -> RecognizedWeights | None:
     """Return the mapping under which the tensors fit a network best.
 
-    The classifier in the file sets the number of classes. If no dialect has these names, the result is None, or without ``dialect`` a mapping that keeps the names.
+    The classifier in the file sets the number of classes. If no dialect has these names, the result is None, or without
+    ``dialect`` a mapping that keeps the names.
 
     Args:
         network: The network that the user named.
