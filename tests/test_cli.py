@@ -68,7 +68,7 @@ def test_unreadable_image_is_a_row_and_exit_code_3(trained, cli, tmp_path):
     assert len(out.splitlines()) == 3
     assert err == (
         "engine: torch fp32, batch 32 x 1\n"
-        "error: 1 of 2 files have no prediction; their rows say why\n"
+        "error: 1 of 2 files have no prediction; the rows say why\n"
         f"next: resnetkit embed FILES --model {run}\n"
     )
 

@@ -59,7 +59,7 @@ def test_all_formats_have_the_same_rows(inbox, model, cli, tmp_path):
     args = ["predict", inbox, "--model", model, "--top", 2]
     code, out, err = cli(*args, "--json")
     assert code == 3
-    assert "error: 1 of 7 files have no prediction; their rows say why" in err
+    assert "error: 1 of 7 files have no prediction; the rows say why" in err
     document = json.loads(out)
     assert document["schema"] == "resnetkit.predict/1"
     rows = document["predictions"]

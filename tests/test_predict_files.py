@@ -377,7 +377,7 @@ def test_logits_that_are_not_finite_are_an_error(model, inbox, cli, monkeypatch,
     for form in ("--json", "--jsonl", "--csv", "--top=1"):
         code, out, err = cli(*args, form)
         assert code == 3
-        assert "error: 1 of 2 files have no prediction; their rows say why\n" in err
+        assert "error: 1 of 2 files have no prediction; the rows say why\n" in err
         assert out.count(reason) == 1
         assert "nan" not in out.replace(reason, "").lower()
         if form == "--jsonl":
@@ -477,7 +477,7 @@ def test_the_engine_and_the_reason_are_printed(model, saved_model, inbox, cli, m
     line = cli(*args, model)[2].splitlines()[0]
     reason = f"it was optimized with numpy {np.__version__}, and numpy 9 is installed"
     command = saved_engines.format_optimize_command(model)
-    assert line == f"engine: torch fp32, batch 32 x 1, as {reason}; {command}"
+    assert line == f"engine: torch fp32, batch 32 x 1; {reason}; {command}"
     code, out, err = cli(*args, model, "--engine", "fake-int8")
     assert (code, out) == (5, "")
     assert err.startswith(f"error: {reason}\n")
@@ -491,7 +491,7 @@ def test_a_damaged_list_of_engines_is_an_error_only_if_an_engine_is_named(model,
     code, out, err = cli(*args, "--csv")
     assert (code, len(out.splitlines())) == (0, 2)
     line = err.splitlines()[0]
-    assert line.startswith("engine: torch fp32, batch 32 x 1, as ")
+    assert line.startswith("engine: torch fp32, batch 32 x 1; ")
     assert str(model / "engines" / "engines.json") in line
     assert line.endswith(f"; {saved_engines.format_optimize_command(model)}")
     assert rk.predict(inbox / "00.png", model) == rk.predict(inbox / "00.png", model, engine="torch")
@@ -505,14 +505,14 @@ def test_an_engine_that_cannot_be_loaded_is_an_error_only_if_it_is_named(model, 
         raise MachineError("this processor has no bf16 instructions", fix="use an engine in fp32 or int8")
 
     monkeypatch.setattr(fake_engine, "load_engine", fail)
-    why = "as cannot load fake-int8: this processor has no bf16 instructions"
+    why = "cannot load fake-int8: this processor has no bf16 instructions"
     data = pictures("flowers", sorted(CLASSES[:2]), 9)
     code, out, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
     assert (code, len(out.splitlines())) == (0, 2)
     fix = "use an engine in fp32 or int8"
-    assert err.splitlines()[0] == f"engine: torch fp32, batch 32 x 1, {why}; {fix}"
+    assert err.splitlines()[0] == f"engine: torch fp32, batch 32 x 1; {why}; {fix}"
     code, _, err = cli("evaluate", model, data, "--engine", "auto")
-    assert (code, err.splitlines()[0]) == (0, f"engine: torch fp32, {why}; {fix}")
+    assert (code, err.splitlines()[0]) == (0, f"engine: torch fp32; {why}; {fix}")
     message = f"error: cannot load fake-int8: this processor has no bf16 instructions\nwhere: {model}\nfix: {fix}\n"
     for args in (("predict", inbox / "00.png", "--model", model), ("evaluate", model, data)):
         assert cli(*args, "--engine", "fake-int8")[::2] == (MachineError.exit_code, message)
@@ -527,7 +527,7 @@ def test_the_error_of_a_library_is_one_line(model, inbox, cli, monkeypatch):
     assert (code, len(out.splitlines())) == (0, 2)
     assert (
         err.splitlines()[0]
-        == f"engine: torch fp32, batch 32 x 1, as {why}; {saved_engines.format_optimize_command(model)}"
+        == f"engine: torch fp32, batch 32 x 1; {why}; {saved_engines.format_optimize_command(model)}"
     )
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--engine", "fake-int8")
     assert (code, err) == (5, f"error: {why}\nwhere: {model}\nfix: {saved_engines.format_optimize_command(model)}\n")
@@ -546,7 +546,7 @@ def test_the_next_engine_is_used_if_one_cannot_be_loaded(model, inbox, cli, monk
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
     assert code == 0
     why = f"cannot load fake-fp32: its memory is gone; {saved_engines.format_optimize_command(model)}"
-    assert err.splitlines()[0] == f"engine: fake-int8, batch 4 x 2, as {why}"
+    assert err.splitlines()[0] == f"engine: fake-int8, batch 4 x 2; {why}"
 
 
 def test_the_next_engine_is_used_if_files_are_damaged(model, inbox, cli):
@@ -555,7 +555,7 @@ def test_the_next_engine_is_used_if_files_are_damaged(model, inbox, cli):
     (saved_engines.get_artifact_folder(model, "f1", damaged_config) / "model.bin").write_bytes(b"other ranges")
     why = f"a file of fake-fp32 is missing or damaged: model.bin; {saved_engines.format_optimize_command(model)}"
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--csv")
-    assert (code, err.splitlines()[0]) == (0, f"engine: fake-int8, batch 4 x 2, as {why}")
+    assert (code, err.splitlines()[0]) == (0, f"engine: fake-int8, batch 4 x 2; {why}")
     code, _, err = cli("predict", inbox / "00.png", "--model", model, "--engine", "fake-fp32")
     assert (code, err.splitlines()[0]) == (5, "error: a file of fake-fp32 is missing or damaged: model.bin")
 
@@ -785,7 +785,7 @@ def test_resume_after_a_cut_at_any_byte(model, inbox, cli, tmp_path, ending):
         code, printed, err = cli(*args, "--out", out, "--resume")
         assert (code, printed) == (3, f"wrote 27 rows to {out}\n"), err
         assert out.read_bytes() == whole, cut
-        assert "error: 2 of 27 files have no prediction; their rows say why\n" in err
+        assert "error: 2 of 27 files have no prediction; the rows say why\n" in err
         assert not part.exists()
         assert not record.exists()
         out.unlink()

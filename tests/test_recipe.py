@@ -98,7 +98,7 @@ def test_faults_of_other_modules_have_their_path(changes, path):
 
 def test_renamed_keys_name_fields_that_exist():
     classes = [cls for cls in vars(recipe_module).values() if hasattr(cls, "RENAMED_KEYS")]
-    assert {cls.__name__ for cls in classes} >= {"Recipe", "EMA", "FineTune", "MultiStep", "PadCrop"}
+    assert {cls.__name__ for cls in classes} >= {"Recipe", "EMA", "FineTune", "MultiStep", "PadCrop", "Skip"}
     for cls in classes:
         names = {field.name for field in dataclasses.fields(cls)}
         assert set(cls.RENAMED_KEYS.values()) <= names

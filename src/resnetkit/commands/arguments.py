@@ -149,9 +149,9 @@ def _check_unknown(parameters: Sequence[Parameter], prog: str, words: Sequence[s
     """Check that no word is an option; argparse has taken those that it knows."""
     for word in words:
         if word.startswith("-") and word != "-":
-            options = [parameter.option for parameter in parameters if not parameter.argument.is_positional]
-            matches = find_closest(word.split("=")[0], options)
-            fix = f"did you mean {matches[0]}?" if matches else f"{prog} --help"
+            names = [parameter.option[2:] for parameter in parameters if not parameter.argument.is_positional]
+            matches = find_closest(word.split("=")[0].lstrip("-"), names)  # common dashes are no similarity
+            fix = f"did you mean --{matches[0]}?" if matches else f"{prog} --help"
             raise UsageError(f"unknown option: {word}", where=prog, fix=fix)
 
 

@@ -129,13 +129,15 @@ def _run(options: Options, dist: ProcessGroup) -> int:
     ) as session:
         options = replace(options, top=min(options.top, len(session.card.labels)))
         if dist.world_size == 1:
-            log(f"engine: {session.engine.config}{f', as {sanitize_line(session.reason)}' if session.reason else ''}")
+            reason = f"; {sanitize_line(session.reason)}" if session.reason else ""
+            log(f"engine: {session.engine.config}{reason}")
         with writer.lock() if writer else contextlib.nullcontext():
             counts = _predict_and_write(options, inputs, session, writer, dist)
     for note in describe_skipped_files(options.files):
         log(f"note: {sanitize_line(note)}")
     if counts.failed:
-        message = f"{counts.failed} of {pluralize(counts.total, 'file')} have no prediction; their rows say why"
+        total = pluralize(counts.total, "file")
+        message = f"{counts.failed} of {total} {'has' if counts.total == 1 else 'have'} no prediction; the rows say why"
         log(str(DataError(message)))
     suggest_next("resnetkit embed FILES", "--model", options.model, *options.weights.to_args())
     return DataError.exit_code if counts.failed else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from resnetkit.errors import DataError, ImageError, UsageError
 from resnetkit.formatting import pluralize
@@ -22,6 +22,8 @@ _MAX_LISTED = 20
 @dataclass(frozen=True, slots=True)
 class Skip:
     """Skip unreadable images, at most this fraction of all images."""
+
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"at_most": "max_fraction"}
 
     max_fraction: float = 0.01
 

@@ -101,4 +101,4 @@ def open_inference(
             context = inference(network, select_device(device), precision)
             description = f"torch {precision}" if reason else ""
         with context as compute_logits:
-            yield compute_logits, f"{description}, as {reason}" if reason else description
+            yield compute_logits, f"{description}; {reason}" if reason else description
