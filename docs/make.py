@@ -402,7 +402,7 @@ def catalog() -> str:
 def block(match: re.Match) -> str:
     kind, what = match[2], match[3]
     text = (
-        output(what) if kind == "made by" else catalog() if what in ("the catalog", "the catalogue") else measured(what)
+        output(what) if kind == "made by" else catalog() if what == "the catalog" else measured(what)
     )
     return match[1] + text + match[4]
 
