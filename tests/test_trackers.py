@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,7 +102,7 @@ def assert_same_run(run, expected):
 @pytest.fixture
 def tracked_run(plain_run, tmp_path):
     """What `track` needs of a run."""
-    return SimpleNamespace(out=tmp_path / "run", recipe=replace(plain_run.recipe, trackers=("wandb",)))
+    return SimpleNamespace(out=tmp_path / "run", recipe=plain_run.recipe, checkpoint=None)
 
 
 STEPS = [StepMetrics(1, step, 6, 0.5, 0.25, 1000.0, 0.1) for step in range(1, 7)]
@@ -111,7 +110,7 @@ EPOCH = EpochMetrics(1, 0.1, 0.5, 0.25, 18, 9, 0.5, 0.75, 1000.0, 1.0)
 
 
 def send_metrics(tracked_run, events=(*STEPS, EPOCH)):
-    with track(tracked_run, 0) as on_event:
+    with track(tracked_run, ["wandb"]) as on_event:
         for event in events:
             on_event(event)
 
@@ -229,7 +228,7 @@ def test_t15_an_interrupted_run_waits_less_for_its_tracker(tracked_run, fake_wan
     with (
         pytest.warns(ResnetkitWarning) as caught,
         pytest.raises(KeyboardInterrupt),
-        track(tracked_run, 0),
+        track(tracked_run, ["wandb"]),
     ):
         raise KeyboardInterrupt
     assert get_messages(caught) == [make_warning("its process did not end in time")]

@@ -6,12 +6,12 @@ This module imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from resnetkit.errors import DataError, ImageError, UsageError
-from resnetkit.formatting import pluralize
+from resnetkit.errors import DataError, UsageError
+from resnetkit.formatting import limit_lines, pluralize
 
 if TYPE_CHECKING:
     from resnetkit.data.dataset import Dataset
@@ -82,10 +82,6 @@ class SkippedFiles:
         self.reasons: dict[str, str] = {}
         self.n_synced = 0
 
-    def add_errors(self, errors: Iterable[ImageError]) -> None:
-        """Record unreadable images; raises `DataError` like `add_reasons`."""
-        self.add_reasons({error.where[0]: error.what for error in errors})
-
     def add_reasons(self, reasons: Mapping[str, str]) -> None:
         """Record unreadable images by location.
 
@@ -97,9 +93,7 @@ class SkippedFiles:
             raise self._build_too_many_error()
 
     def _build_too_many_error(self) -> DataError:
-        lines = [f"{location}: {reason}" for location, reason in self.reasons.items()]
-        if len(lines) > _MAX_LISTED:
-            lines[_MAX_LISTED:] = [f"... and {len(lines) - _MAX_LISTED:,} more"]
+        lines = limit_lines([f"{location}: {reason}" for location, reason in self.reasons.items()], _MAX_LISTED)
         what = pluralize(len(self.reasons), "unreadable image")
         fix = f"resnetkit check {self.dataset_name} --write-list bad.txt lists all of them"
         if not isinstance(self.policy, Skip):

@@ -6,12 +6,10 @@ This module imports no torch.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,9 @@ from resnetkit.data.open import open_dataset
 from resnetkit.errors import ImageError
 from resnetkit.formatting import join_names
 from resnetkit.images.decode import try_read
+from resnetkit.runtime.distributed import count_cores
 from resnetkit.runtime.progress import ProgressCallback
+from resnetkit.runtime.threads import map_ordered
 
 _MAX_IMBALANCE = 10  # largest class size divided by the smallest
 _CHUNK_SIZE = 16  # images per task: submitting a task costs more than decoding a small image
@@ -41,6 +41,11 @@ class ImageInfo:
     height: int = 0
     pixel_digest: bytes = field(default=b"", repr=False)
     error: str = ""
+
+    @property
+    def aspect_ratio(self) -> float:
+        """The longer side divided by the shorter one; 1 if the image is unreadable."""
+        return max(self.width, self.height, 1) / max(1, min(self.width, self.height))
 
 
 @dataclass(frozen=True)
@@ -110,13 +115,11 @@ class CheckResult:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """All problems; empty if the data are sound."""
-        missing_classes = self.dataset.find_missing_classes()
+        missing = self.dataset.find_missing_classes()
         examples_of_kind = {
             "unreadable images": [f"{image.location}: {image.error}" for image in self.unreadable],
             **{kind: list(map(str, groups)) for kind, groups in self.duplicates_by_kind.items()},
-            "missing classes": [
-                f"{split} has no images of {join_names(names)}" for split, names in missing_classes.items()
-            ],
+            "missing classes": [f"{split} has no images of {join_names(names)}" for split, names in missing.items()],
             "class imbalance": list(self._find_imbalance()),
         }
         return tuple(Finding(kind, tuple(examples)) for kind, examples in examples_of_kind.items() if examples)
@@ -124,21 +127,14 @@ class CheckResult:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """Sentences that the user should read; none of them is a problem."""
-        long_images = [
-            image.location
-            for image in self.images
-            if max(image.width, image.height) > _MAX_ASPECT_RATIO * min(image.width, image.height) > 0
-        ]
-        if not long_images:
-            return self.dataset.notes
+        long_images = [image.location for image in self.images if image.aspect_ratio > _MAX_ASPECT_RATIO]
         note = f"aspect ratio above {_MAX_ASPECT_RATIO}, so only the center is used: {join_names(long_images, 3)}"
-        return (*self.dataset.notes, note)
+        return (*self.dataset.notes, note) if long_images else self.dataset.notes
 
     def summarize_sizes(self) -> tuple[tuple[str, int, int], ...]:
         """Return (name, width, height) in pixels of the smallest, the median and the largest readable image."""
-        sizes = sorted(
-            (image.width * image.height, image.width, image.height) for image in self.images if not image.error
-        )
+        readable = [image for image in self.images if not image.error]
+        sizes = sorted((image.width * image.height, image.width, image.height) for image in readable)
         positions = {"smallest": 0, "median": len(sizes) // 2, "largest": -1} if sizes else {}
         return tuple((name, *sizes[position][1:]) for name, position in positions.items())
 
@@ -165,14 +161,15 @@ def check(data: str | Path, *, on_progress: ProgressCallback | None = None) -> C
     positions = [(split, i) for split, images in dataset.splits.items() for i in range(len(images))]
     chunks = [positions[i : i + _CHUNK_SIZE] for i in range(0, len(positions), _CHUNK_SIZE)]
     images: list[ImageInfo] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for chunk in pool.map(
-            lambda chunk: [_inspect_image(dataset.splits[split], split, i) for split, i in chunk], chunks
-        ):
-            images += chunk
-            if on_progress:
-                on_progress(len(images), len(positions))
+    for chunk in map_ordered(partial(_inspect_images, dataset), chunks, count_cores()):
+        images += chunk
+        if on_progress:
+            on_progress(len(images), len(positions))
     return CheckResult(dataset, tuple(images), tuple(_find_duplicates(dataset, images)))
+
+
+def _inspect_images(dataset: Dataset, positions: Sequence[tuple[str, int]]) -> list[ImageInfo]:
+    return [_inspect_image(dataset.splits[split], split, i) for split, i in positions]
 
 
 def _inspect_image(images: Images, split: str, i: int) -> ImageInfo:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from resnetkit.data.check import CheckResult, DuplicateGroup, ImageInfo
 from resnetkit.errors import ImageError
-from resnetkit.formatting import pluralize
+from resnetkit.formatting import limit_lines, pluralize
 from resnetkit.html import page as html
 from resnetkit.images.decode import try_read
 from resnetkit.images.prepare import encode_thumbnail
@@ -40,17 +40,13 @@ def build_check_page(result: CheckResult) -> str:
 
 
 def _build_unreadable(images: Sequence[ImageInfo]) -> str:
-    lines = [f"{image.location}: {image.error}" for image in images[:_MAX_LINES]]
-    return html.render_html_list(lines) + _note_rest(images, _MAX_LINES) if lines else ""
+    lines = limit_lines([f"{image.location}: {image.error}" for image in images], _MAX_LINES)
+    return html.render_html_list(lines) if lines else ""
 
 
 def _build_duplicates(result: CheckResult, groups: Sequence[DuplicateGroup]) -> str:
     galleries = [html.render_gallery(_iter_figures(result, group.images[:6])) for group in groups[:_MAX_GROUPS]]
-    return "<hr>".join(galleries) + _note_rest(groups, _MAX_GROUPS)
-
-
-def _note_rest(items: Sequence[object], limit: int) -> str:
-    return html.render_note(f"... and {len(items) - limit:,} more") if len(items) > limit else ""
+    return "<hr>".join(limit_lines(galleries, _MAX_GROUPS, len(groups)))
 
 
 def _iter_figures(result: CheckResult, images: Sequence[ImageInfo]) -> Iterator[tuple[str, str, str]]:
@@ -62,10 +58,8 @@ def _iter_figures(result: CheckResult, images: Sequence[ImageInfo]) -> Iterator[
 
 
 def _build_class_table(result: CheckResult) -> str:
-    rows = [
-        (name, *(f"{n:,}" for n in row))
-        for name, *row in zip(result.dataset.classes, *result.counts.values(), strict=True)
-    ]
+    columns = zip(result.dataset.classes, *result.counts.values(), strict=True)
+    rows = [(name, *(f"{n:,}" for n in counts)) for name, *counts in columns]
     return html.render_html_table(("class", *result.counts), rows)
 
 

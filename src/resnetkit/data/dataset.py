@@ -123,11 +123,9 @@ class Dataset:
 
     def find_missing_classes(self) -> dict[str, list[str]]:
         """Find the classes without an image in each split; splits with all classes are omitted."""
-        missing = {}
-        for split, images in self.splits.items():
-            labels = set(images.labels.tolist())
-            missing[split] = [name for i, name in enumerate(self.classes) if i not in labels]
-        return {split: names for split, names in missing.items() if names}
+        labels = np.arange(len(self.classes))
+        missing = {split: np.setdiff1d(labels, images.labels) for split, images in self.splits.items()}
+        return {split: [self.classes[i] for i in indices] for split, indices in missing.items() if len(indices)}
 
     def get_split(self, name: str) -> Images:
         """Return the images of a split; ``all`` joins every split.
@@ -165,6 +163,16 @@ def is_text(name: str) -> bool:
     return name.isprintable() and not any("\ud800" <= character <= "\udfff" for character in name)
 
 
+def hint_name(name: str, known_names: Iterable[str]) -> str:
+    """Return the beginning of a fix, "did you mean X? Otherwise ", or "" if no known name is similar.
+
+    Args:
+        name: The unknown name.
+        known_names: The allowed names.
+    """
+    return "".join(f"did you mean {match}? Otherwise " for match in find_closest(name, known_names))
+
+
 def describe_extra_classes(split: str, train_split: str, classes: Sequence[str]) -> str:
     """Describe classes that the model cannot learn.
 
@@ -176,7 +184,7 @@ def describe_extra_classes(split: str, train_split: str, classes: Sequence[str])
     return f"{split} has a class that {train_split} lacks: {join_names(classes)}"
 
 
-def check_extra_classes(classes_of_split: Mapping[str, Iterable[str]], location: str) -> None:
+def check_classes(classes_of_split: Mapping[str, Iterable[str]], location: str) -> None:
     """Check that every class of any split also occurs in the first split.
 
     Args:
@@ -191,9 +199,7 @@ def check_extra_classes(classes_of_split: Mapping[str, Iterable[str]], location:
     for split, classes in classes_of_split.items():
         extra = sorted(set(classes) - set(known))
         if extra:
-            matches = find_closest(extra[0], known)
-            hint = f"did you mean {matches[0]}? Otherwise " if matches else ""
-            fix = f"{hint}add it to {train_split}, or remove it from {split}"
+            fix = f"{hint_name(extra[0], known)}add it to {train_split}, or remove it from {split}"
             raise DataError(describe_extra_classes(split, train_split, extra), where=location, fix=fix)
 
 
@@ -252,22 +258,16 @@ def find_leaks(dataset: Dataset) -> list[tuple[str, str]]:
     Returns:
         (location, location in another split) of each pair.
     """
-    groups: dict[tuple[int, bytes], list[tuple[str, str]]] = defaultdict(list)
-    for split, i, size in _find_shared_sizes(dataset):
-        images = dataset.splits[split]
-        groups[size, hash_content(images, i)].append((split, images.format_location(i)))
-    return [(group[0][1], location) for group in groups.values() for split, location in group if split != group[0][0]]
-
-
-def _find_shared_sizes(dataset: Dataset) -> list[tuple[str, int, int]]:
-    """Find (split, index, size) of each image whose size in bytes occurs in more than one split."""
-    sizes = [
-        (split, i, _get_byte_size(images, i)) for split, images in dataset.splits.items() for i in range(len(images))
-    ]
-    splits_of_size: dict[int, set[str]] = defaultdict(set)
-    for split, _, size in sizes:
+    positions = [(split, i) for split, images in dataset.splits.items() for i in range(len(images))]
+    sizes = [_get_byte_size(dataset.splits[split], i) for split, i in positions]
+    splits_of_size, groups = defaultdict(set), defaultdict(list)
+    for (split, _), size in zip(positions, sizes, strict=True):
         splits_of_size[size].add(split)
-    return [entry for entry in sizes if entry[2] >= 0 and len(splits_of_size[entry[2]]) > 1]
+    for (split, i), size in zip(positions, sizes, strict=True):
+        if size >= 0 and len(splits_of_size[size]) > 1:
+            images = dataset.splits[split]
+            groups[size, hash_content(images, i)].append((split, images.format_location(i)))
+    return [(group[0][1], location) for group in groups.values() for split, location in group if split != group[0][0]]
 
 
 def _get_byte_size(images: Images, i: int) -> int:
@@ -290,12 +290,11 @@ def hash_content(images: Images, i: int) -> bytes:
         images: The images.
         i: The index of the image. An unreadable one gets a hash of its own.
     """
-    if isinstance(images, ImageArrays):
-        return hashlib.blake2b(np.ascontiguousarray(images.pixels[i]).data, digest_size=16).digest()
     try:
-        if isinstance(images, ImageRows):
-            return hashlib.blake2b(images.read_content(i)).digest()
-        with images.paths[i].open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").digest()
+        if isinstance(images, ImageFiles):
+            with images.paths[i].open("rb") as file:
+                return hashlib.file_digest(file, "blake2b").digest()
+        content = images.read_content(i) if isinstance(images, ImageRows) else images.pixels[i].tobytes()
+        return hashlib.blake2b(content).digest()
     except (OSError, ImageError):
         return images.format_location(i).encode("utf-8", "surrogateescape")

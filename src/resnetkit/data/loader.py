@@ -127,7 +127,7 @@ class ImageLoader:
         return self._read_readable(partial(self._load_random_crop, area, tuple(seed)), self.select_readable(indices))
 
     def iter_batches(
-        self, *, dist: ProcessGroup = SINGLE_PROCESS, batch_size: int | None = None
+        self, *, dist: ProcessGroup = SINGLE_PROCESS, batch_size: int = EVAL_BATCH_SIZE
     ) -> Iterator[tuple[Tensor, Indices]]:
         """Yield the evaluation pixels and indices of all images in order.
 
@@ -136,9 +136,8 @@ class ImageLoader:
 
         Args:
             dist: The processes that share the images.
-            batch_size: The number of images per batch, by default 128.
+            batch_size: The number of images per batch.
         """
-        batch_size = batch_size or EVAL_BATCH_SIZE
         starts = range(dist.rank * batch_size, len(self) + dist.rank * batch_size, batch_size * dist.world_size)
         chunks = [np.arange(start, min(start + batch_size, len(self))) for start in starts]
         if self.is_cached:
@@ -177,7 +176,7 @@ class ImageLoader:
             if on_progress:
                 on_progress(position + 1, len(indices))
         self._is_unreadable[indices[list(errors)]] = True
-        self.skipped.add_errors(errors.values())
+        self.skipped.add_reasons({error.where[0]: error.what for error in errors.values()})
         return pixels, np.delete(np.arange(len(indices)), list(errors))
 
 

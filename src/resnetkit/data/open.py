@@ -14,7 +14,7 @@ from resnetkit.data.readers.arrow import is_saved_dataset, open_saved_dataset
 from resnetkit.data.readers.cifar import is_cifar, open_cifar
 from resnetkit.data.readers.csv_table import open_csv_table
 from resnetkit.data.readers.image_folder import open_image_folder
-from resnetkit.data.readers.parquet import SUFFIX, is_parquet, open_parquet
+from resnetkit.data.readers.parquet import SUFFIX, find_parquet_files, open_parquet
 from resnetkit.errors import UsageError, missing_extra_error, suggest_fix
 from resnetkit.runtime.progress import ProgressCallback
 
@@ -49,7 +49,7 @@ def _open_folder(path: Path, name: str, on_progress: ProgressCallback | None) ->
         return open_cifar(path, name)
     if is_saved_dataset(path):
         return open_saved_dataset(path, name)
-    return open_parquet(path, name, on_progress) if is_parquet(path) else open_image_folder(path, name)
+    return open_parquet(path, name, on_progress) if find_parquet_files(path) else open_image_folder(path, name)
 
 
 def _open_file(path: Path, name: str, on_progress: ProgressCallback | None) -> Dataset:

@@ -209,11 +209,9 @@ def match_classes(names: tuple[str, ...], model_classes: tuple[str, ...] | int) 
         return torch.arange(len(names))
     index_by_name = {name: index for index, name in enumerate(model_classes)}
     if unknown := [name for name in names if name not in index_by_name]:
-        raise DataError(
-            f"the model does not have {len(unknown)} of {len(names)} classes of the dataset: {join_names(unknown)}",
-            where=f"the model's classes: {join_names(model_classes, 10)}",
-            fix=suggest_fix(unknown[0], model_classes, "use a dataset whose class names are those of the model"),
-        )
+        what = f"the model does not have {len(unknown)} of {len(names)} classes of the dataset: {join_names(unknown)}"
+        fix = suggest_fix(unknown[0], model_classes, "use a dataset whose class names are those of the model")
+        raise DataError(what, where=f"the model's classes: {join_names(model_classes, 10)}", fix=fix)
     return torch.tensor([index_by_name[name] for name in names])
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ def _train_run(run: PreparedRun, on_event: EventCallback | None, stop: StopSigna
         run = replace(run, memory_line=format_memory_line(run))
         if on_event:
             on_event(run)
-        with _track_run(run, dist) as log_event:
+        with track(run, run.recipe.trackers if dist.is_main else ()) as log_event:
             return Trainer(run, _combine_callbacks(on_event, log_event), stop or (lambda: False), dist).fit()
     except BaseException as error:
         can_resume = _clean_up_failed_run(run, error)
@@ -131,23 +130,12 @@ def _train_run(run: PreparedRun, on_event: EventCallback | None, stop: StopSigna
         raise
 
 
-@contextlib.contextmanager
-def _track_run(run: PreparedRun, dist: ProcessGroup) -> Iterator[EventCallback]:
-    """Start the trackers of a run, in the main process only."""
-    if not dist.is_main:
-        yield lambda event: None
-        return
-    with track(run, run.checkpoint.state.global_step if run.checkpoint else 0) as log_event:
-        yield log_event
+def _combine_callbacks(*callbacks: EventCallback | None) -> EventCallback:
+    def call_all(event: PreparedRun | StepMetrics | EpochMetrics) -> None:
+        for callback in filter(None, callbacks):
+            callback(event)
 
-
-def _combine_callbacks(on_event: EventCallback | None, log_event: EventCallback) -> EventCallback:
-    def call_both(event: PreparedRun | StepMetrics | EpochMetrics) -> None:
-        if on_event:
-            on_event(event)
-        log_event(event)
-
-    return call_both
+    return call_all
 
 
 def _clean_up_failed_run(run: PreparedRun, error: BaseException) -> bool:

@@ -17,16 +17,7 @@ from resnetkit.images.prepare import Pixels
 from resnetkit.images.transforms import color_jitter, random_erasing, trivial_augment
 from resnetkit.runtime.rng import make_rng
 from resnetkit.runtime.threads import map_ordered
-from resnetkit.training.recipe import (
-    Augment,
-    ColorJitter,
-    NoAugment,
-    PadCrop,
-    RandomErasing,
-    RandomResizedCrop,
-    Transform,
-    TrivialAugment,
-)
+from resnetkit.training import recipe as config
 
 _CHUNK_SIZE = 16  # images in a task, as handing over a small image costs more than transforming it
 
@@ -36,7 +27,7 @@ ALL_POSITIONS = slice(None)
 def load_augmented(
     loader: ImageLoader,
     step_indices: Indices,
-    augment: Augment,
+    augment: config.Augment,
     seed: tuple[int, int],
     step: int,
     *,
@@ -57,15 +48,15 @@ def load_augmented(
     """
     indices = step_indices[local_slice]
     match augment:
-        case NoAugment():
+        case config.NoAugment():
             return loader.load_eval_pixels(indices)
-        case PadCrop(padding, flip):
+        case config.PadCrop(padding, flip):
             pixels, readable = loader.load_eval_pixels(indices)
             positions = np.arange(len(step_indices))[local_slice][np.isin(indices, readable)]
             rng = np.random.default_rng([*seed, step])
             pixels = pad_crop_flip(pixels, padding, flip, rng, n_drawn=len(step_indices), positions=positions)
             return pixels, readable
-        case RandomResizedCrop(min_scale):
+        case config.RandomResizedCrop(min_scale):
             return loader.load_random_crops(indices, min_scale, seed)
 
 
@@ -102,7 +93,7 @@ def pad_crop_flip(
 def apply_transforms(
     pixels: Tensor,
     indices: Indices,
-    transforms: tuple[Transform, ...],
+    transforms: tuple[config.Transform, ...],
     preparation: Preparation,
     seed: tuple[int, int],
     *,
@@ -129,17 +120,17 @@ def apply_transforms(
 
 
 def _transform_image(
-    transforms: tuple[Transform, ...], fill: tuple[int, ...], seed: tuple[int, int], pixels: Pixels, index: int
+    transforms: tuple[config.Transform, ...], fill: tuple[int, ...], seed: tuple[int, int], pixels: Pixels, index: int
 ) -> Pixels:
     """Transform an image; its random numbers depend on the seed and its index alone."""
     rng = make_rng("augment", *seed, index)
     for transform in transforms:
         match transform:
-            case TrivialAugment():
+            case config.TrivialAugment():
                 pixels = trivial_augment(pixels, rng)
-            case ColorJitter(brightness, contrast, saturation):
+            case config.ColorJitter(brightness, contrast, saturation):
                 factors = (("brightness", brightness), ("contrast", contrast), ("color", saturation))
                 pixels = color_jitter(pixels, factors, rng)
-            case RandomErasing(p):
+            case config.RandomErasing(p):
                 pixels = random_erasing(pixels, p, fill, rng)
     return pixels

@@ -2,7 +2,7 @@
 
 ``RUN/state/step-00001234`` holds ``model.safetensors``, ``best.safetensors``, ``training.safetensors`` and
 ``state.json``. ``best`` is the model of the best epoch so far. ``training`` has the optimizer's state as
-``momentum_buffer/PATH``, the average of the model as ``ema/PATH``, and random states as ``random/...``.
+``momentum_buffer/PATH`` and the average of the model as ``ema/PATH``.
 ``manifest.json`` is written last: the size and SHA-256 of each. ``RUN/state/latest`` names the newest checkpoint.
 """
 
@@ -27,7 +27,6 @@ from resnetkit.errors import ResnetkitWarning, UsageError, WeightsError
 from resnetkit.serialization import parse_json, read_text
 from resnetkit.training.ema import EMA_SLOT
 from resnetkit.training.events import PreparedRun
-from resnetkit.training.recipe import EMA, AdamW
 from resnetkit.training.state import TrainState, read_state, serialize_state
 from resnetkit.weights.load import count_nonfinite
 from resnetkit.weights.mismatch import BATCH_COUNT
@@ -37,7 +36,6 @@ LATEST_FILE, MANIFEST_FILE, STATE_FILE = "latest", "manifest.json", "state.json"
 TENSOR_GROUPS = ("model", "best", "training")  # each a dict of `Checkpoint`, each a file
 FORMAT_VERSION = 1
 OPTIMIZER_SLOTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")
-RNG_PREFIX = "random"
 COPY_FIX = "copy the whole run folder again, or start a new run: --out with another folder"
 _NAME_PATTERN = re.compile(r"step-(\d{8,15})")
 
@@ -98,11 +96,9 @@ def check_checkpoint_space(run: PreparedRun, folder: Path, n_checkpoints: int) -
         folder: A folder on the disk.
         n_checkpoints: The number of checkpoints.
     """
-    optimizer = run.recipe.optimizer
-    n_moments = 2 if isinstance(optimizer, AdamW) else int(optimizer.momentum > 0)
-    n_copies = 2 + n_moments + isinstance(run.recipe.ema, EMA)  # the model, the best one, and what training adds
+    n_bytes = 4 * run.plan.params * run.recipe.count_weight_copies() + 2**20
     purpose = f"{n_checkpoints} checkpoints" if n_checkpoints > 1 else "a checkpoint"
-    files.check_free_space(folder, n_checkpoints * (4 * run.plan.params * n_copies + 2**20), purpose)
+    files.check_free_space(folder, n_checkpoints * n_bytes, purpose)
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
@@ -213,7 +209,7 @@ def check_checkpoint_tensors(checkpoint: Checkpoint, plan: Plan, folder: Path) -
         if slot in OPTIMIZER_SLOTS:
             shape, dtype = () if slot == "step" else shape, torch.float32
         is_known = slot in (*OPTIMIZER_SLOTS, EMA_SLOT) and path in expected
-        if slot != RNG_PREFIX and not (is_known and (tuple(value.shape), value.dtype) == (shape, dtype)):
+        if not is_known or (tuple(value.shape), value.dtype) != (shape, dtype):
             raise WeightsError(f"training.safetensors has an unexpected tensor {key[:100]!r}", where=str(folder))
     tensors = {**checkpoint.model, **checkpoint.best, **checkpoint.training}
     bad_tensors = count_nonfinite({key: value for key, value in tensors.items() if value.is_floating_point()})

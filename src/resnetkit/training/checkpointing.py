@@ -1,4 +1,4 @@
-"""When checkpoints are written, how many stay, and what they hold of the optimizer and of random states."""
+"""When checkpoints are written, how many stay, and what they hold of the optimizer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from resnetkit import files
-from resnetkit.errors import MachineError, ResnetkitWarning, WeightsError
+from resnetkit.errors import MachineError, ResnetkitWarning
 from resnetkit.training.checkpoint import (
-    COPY_FIX,
     OPTIMIZER_SLOTS,
-    RNG_PREFIX,
     Checkpoint,
     Tensors,
     format_name,
@@ -115,23 +113,3 @@ def load_optimizer_state(
             if (value := tensors.get(f"{slot}/{path}")) is not None:
                 buffer = torch.empty_like(parameter) if value.shape else torch.empty(())
                 optimizer.state[parameter][slot] = buffer.copy_(value).detach()
-
-
-def get_rng_states() -> Tensors:
-    """Return the states of torch's generators; as every step seeds them, no number depends on them."""
-    states = {f"{RNG_PREFIX}/cpu": torch.get_rng_state()}
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return states | {f"{RNG_PREFIX}/cuda{i}": state for i, state in enumerate(cuda_states)}
-
-
-def restore_rng_state(tensors: Mapping[str, Tensor]) -> None:
-    """Restore the state of the CPU's generator.
-
-    Raises:
-        WeightsError: the tensor is not a generator's state.
-    """
-    if (state := tensors.get(f"{RNG_PREFIX}/cpu")) is not None:
-        try:
-            torch.set_rng_state(state)
-        except (RuntimeError, TypeError) as error:
-            raise WeightsError(f"random/cpu is not a generator's state: {error}", fix=COPY_FIX) from None

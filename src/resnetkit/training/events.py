@@ -39,7 +39,7 @@ class PreparedRun:
         resume_notes: The checkpoint's position and the changed settings; empty for a new run.
         world_size: The number of processes.
         memory_line: The estimated and the free memory.
-        environment: Versions and hardware that decide the numbers of the run beside its recipe.
+        environment: Versions and hardware that decide the result of the run beside its recipe.
         loaders: The images of each split as pixels.
         created_folders: The run folder and the parents that this process created.
         checkpoint: The checkpoint to resume from; None at the beginning of a run.

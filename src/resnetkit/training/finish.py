@@ -19,18 +19,9 @@ from resnetkit.images.decode import try_read
 from resnetkit.images.prepare import encode_thumbnail
 from resnetkit.runtime.environment import collect_environment
 from resnetkit.serialization import to_data, to_json
+from resnetkit.training import run_folder
 from resnetkit.training.report import build_run_report
-from resnetkit.training.run_folder import (
-    REPORT_FILE,
-    RESULTS_FILE,
-    STATE_FOLDER,
-    THUMBNAILS_PER_GROUP,
-    VAL_BIAS_NOTE,
-    Results,
-    Run,
-    Thumbnail,
-    read_run,
-)
+from resnetkit.training.run_folder import Results, Run, Thumbnail, read_run
 from resnetkit.training.session import TrainSession
 from resnetkit.training.validation import evaluate_split
 
@@ -48,7 +39,7 @@ def finish_run(session: TrainSession, stop_reason: str) -> Run:
     evaluation = build_evaluation(card, run.recipe.data, split, counts, loader, classes=card.classes)
     source = f"{evaluation.correct} of {evaluation.n}, this run"
     if split == "val":
-        source += f"; {VAL_BIAS_NOTE}"
+        source += f"; {run_folder.VAL_BIAS_NOTE}"
     metric = ReportedMetric(f"top-1 on {split}", evaluation.top1, source)
     session.eval_model.model.card = card = replace(card, metrics=(metric,))
     results = Results(
@@ -78,16 +69,16 @@ def write_results(session: TrainSession, results: Results) -> None:
     folder = session.run.out
     session.metrics_log.sync()
     files.write_text(folder / "model" / CARD_FILE, to_json(session.eval_model.model.card))
-    files.write_text(folder / RESULTS_FILE, json.dumps(to_data(results), ensure_ascii=False) + "\n")
+    files.write_text(folder / run_folder.RESULTS_FILE, json.dumps(to_data(results), ensure_ascii=False) + "\n")
     finalize_run(folder)
 
 
 def finalize_run(folder: Path) -> Run:
     """Write the report of a finished run if it is missing, remove its checkpoints, and return the run."""
     run = read_run(folder)
-    if not (folder / REPORT_FILE).exists():
-        files.write_text(folder / REPORT_FILE, build_run_report([run]))
-    files.remove_folder(folder / STATE_FOLDER)
+    if not (folder / run_folder.REPORT_FILE).exists():
+        files.write_text(folder / run_folder.REPORT_FILE, build_run_report([run]))
+    files.remove_folder(folder / run_folder.STATE_FOLDER)
     files.remove_temporary(folder)
     return run
 
@@ -100,8 +91,8 @@ def make_thumbnails(evaluation: Evaluation, loader: ImageLoader) -> tuple[Thumbn
         loader: The images of the evaluated split.
     """
     indices = loader.select_readable(np.arange(len(loader)))
-    groups = (evaluation.find_mistakes(THUMBNAILS_PER_GROUP), evaluation.find_least_confident(THUMBNAILS_PER_GROUP))
-    positions = sorted({position for group in groups for position in group})
+    limit = run_folder.THUMBNAILS_PER_GROUP
+    positions = sorted({*evaluation.find_mistakes(limit), *evaluation.find_least_confident(limit)})
     images = {i: try_read(loader.images.load_image, int(indices[i])) for i in positions}
     return tuple(
         Thumbnail(i, encode_thumbnail(image)) for i, image in images.items() if not isinstance(image, ImageError)

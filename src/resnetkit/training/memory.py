@@ -20,7 +20,7 @@ from resnetkit.errors import MachineError, ResnetkitWarning
 from resnetkit.network.inference import PixelNormalizer
 from resnetkit.runtime.distributed import read_launch_info
 from resnetkit.training.events import PreparedRun
-from resnetkit.training.recipe import EMA, AdamW, Recipe
+from resnetkit.training.recipe import Recipe
 from resnetkit.training.run_folder import format_resume_command
 from resnetkit.training.sync_batch_norm import disable_sync
 
@@ -63,12 +63,10 @@ def estimate_memory(
     bytes_per_value = 2 if precision == "bf16" else 4
     largest = max(node.activations for node in plan.nodes)
     saved_activations = sum(n.activations for n in plan.nodes if not isinstance(n.op, NormOp) and n.role != "add")
-    n_moments = 2 if isinstance(recipe.optimizer, AdamW) else int(recipe.optimizer.momentum > 0)
-    n_copies = 2 + n_moments + isinstance(recipe.ema, EMA)
-    weight_bytes = 4 * plan.params * (2 * n_copies + 1) + (2 * plan.params if precision == "bf16" else 0)
+    bytes_per_param = 4 * (2 * recipe.count_weight_copies() + 1)
     image_bytes = math.prod(plan.input) * 4
     return MemoryEstimate(
-        weight_bytes + _LIBRARY_BYTES,
+        plan.params * (bytes_per_param + 2 * (precision == "bf16")) + _LIBRARY_BYTES,
         bytes_per_value * (saved_activations + 2 * largest) + image_bytes,
         min(EVAL_BATCH_SIZE, eval_batch_size) * (8 * largest + image_bytes),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -97,29 +97,6 @@ def copy_tensors(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
 # ------------------------------------------------------------------------------------------------------- gradients
 
 
-@dataclass
-class StepTotals:
-    """Sums over a step: images, correct predictions, loss. First of this process, then of all processes."""
-
-    device: torch.device
-    n_images: int = 0
-    sums: Tensor = field(init=False)  # (correct, loss); read once in a step, as reading waits for a GPU
-
-    def __post_init__(self) -> None:
-        self.sums = torch.zeros(2, device=self.device)
-
-    def add(self, outputs: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
-        """Add a micro-batch.
-
-        Args:
-            outputs: The logits (N, classes).
-            targets: The labels (N) or the targets (N, classes).
-            loss_sum: The loss, summed over the images.
-        """
-        self.n_images += len(targets)
-        self.sums += torch.stack([count_correct(outputs, targets).float(), loss_sum.detach().float()])
-
-
 @dataclass(frozen=True)
 class StepResult:
     """The result of a step over all processes; ``loss`` is the mean over the images."""
@@ -129,7 +106,19 @@ class StepResult:
     loss: float
 
 
-def reduce_step(model: nn.Module, totals: StepTotals, step_size: int, dist: ProcessGroup) -> StepResult:
+def count_micro_batch(outputs: Tensor, targets: Tensor, loss_sum: Tensor) -> Tensor:
+    """Count images, correct predictions and loss of a micro-batch as a tensor (3) on its device.
+
+    Args:
+        outputs: The logits (N, classes).
+        targets: The labels (N) or the targets (N, classes).
+        loss_sum: The loss, summed over the images.
+    """
+    loss = loss_sum.detach().float()
+    return torch.stack([loss.new_tensor(len(targets)), count_correct(outputs, targets).float(), loss])
+
+
+def reduce_step(model: nn.Module, totals: Tensor, step_size: int, dist: ProcessGroup) -> StepResult:
     """Make the gradient in ``model`` that of the mean loss over the images of all processes.
 
     Losses were divided by the step's size, so that a process with more images has more weight. If some images were
@@ -137,14 +126,13 @@ def reduce_step(model: nn.Module, totals: StepTotals, step_size: int, dist: Proc
 
     Args:
         model: The network with its gradients.
-        totals: The totals of this process.
+        totals: The images, correct predictions and loss of this process, summed over its micro-batches.
         step_size: The images of the step, unreadable ones included.
         dist: The processes of the run.
     """
-    counts = torch.cat([totals.sums.new_tensor([totals.n_images]), totals.sums])
     if dist.world_size > 1:
-        _all_reduce(model, counts, dist)
-    n_images, n_correct, loss_sum = counts.tolist()
+        _all_reduce(model, totals, dist)
+    n_images, n_correct, loss_sum = totals.tolist()
     if n_images and n_images != step_size:
         for gradient in _list_gradients(model):
             gradient.mul_(step_size / n_images)

@@ -5,7 +5,6 @@ This module imports no torch.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,74 +15,39 @@ from resnetkit.errors import TextError, UsageError
 from resnetkit.serialization import merge, parse_json, parse_toml, read_text, to_data
 from resnetkit.training.presets import get_preset
 
+WEIGHTS_OPTIONS = ("network", "dialect", "reset_head", "input_channels")
+_PLAIN_OPTIONS = (
+    "epochs", "batch_size", "seed", "split_seed", "patience", "checkpoint_steps", "accumulate", "precision",
+)  # fmt: skip
+TRAIN_OPTION_NAMES = ("recipe", *_PLAIN_OPTIONS, "lr", "track", *WEIGHTS_OPTIONS, "bad_files", "max_bad")
 
-def merge_options(
-    settings: Mapping[str, Any],
-    *,
-    recipe: str | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    seed: int | None = None,
-    split_seed: int | None = None,
-    patience: int | None = None,
-    checkpoint_steps: int | None = None,
-    track: str | Sequence[str] | None = None,
-    accumulate: int | None = None,
-    precision: str | None = None,
-    network: str | None = None,
-    dialect: str | None = None,
-    reset_head: int | None = None,
-    input_channels: int | None = None,
-    bad_files: str | None = None,
-    max_bad: str | float | None = None,
-) -> dict[str, Any]:
+
+def merge_options(settings: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """Return nested settings with the options of the command line merged over them.
 
     Args:
         settings: Nested settings; they override the preset.
-        recipe: The name of a published recipe.
-        epochs: The number of epochs.
-        batch_size: The images in a step.
-        lr: The highest learning rate.
-        seed: Decides weights, order and augmentation.
-        split_seed: Decides which images are held out.
-        patience: Stop after so many epochs without a better one on ``val``.
-        checkpoint_steps: Write a checkpoint every so many steps.
-        track: Names of trackers, as a sequence or comma-separated.
-        accumulate: The micro-batches of a step.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        network: The network in a weights file.
-        dialect: The dialect of a weights file.
-        reset_head: The classes of a new head for a weights file.
-        input_channels: The input channels for a weights file.
-        bad_files: ``skip`` or ``error``.
-        max_bad: The share of images that may be skipped: 0.1 or ``10%``.
+        **options: Values by their names in `TRAIN_OPTION_NAMES`; None if not given. ``recipe`` is the name of a
+            published recipe. ``track`` names trackers, as a sequence or comma-separated. ``max_bad`` is the share of
+            images that may be skipped: 0.1 or ``10%``.
     """
-    settings = merge(get_preset(recipe).changes, settings) if recipe else settings
-    weights_options = _drop_unset(
-        network=network, dialect=dialect, reset_head=reset_head, input_channels=input_channels
-    )
-    values: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
-        "split_seed": split_seed,
-        "patience": patience,
-        "checkpoint_steps": checkpoint_steps,
+    given = _drop_unset(options)
+    settings = merge(get_preset(given["recipe"]).changes, settings) if "recipe" in given else settings
+    weights_options = {name: given[name] for name in WEIGHTS_OPTIONS if name in given}
+    track, bad_files, max_bad = given.get("track"), given.get("bad_files"), given.get("max_bad")
+    changes = {
+        **{name: options.get(name) for name in _PLAIN_OPTIONS},
         "trackers": track.split(",") if isinstance(track, str) else list(track) if track else None,
-        "accumulate": accumulate,
-        "precision": precision,
-        "optimizer": _drop_unset(lr=lr),
-        "start": _drop_unset(kind="fine-tune" if weights_options else None, **weights_options),
+        "optimizer": {"lr": given["lr"]} if "lr" in given else None,
+        "start": {"kind": "fine-tune", **weights_options} if weights_options else None,
         "bad_files": bad_files if max_bad is None else to_data(parse_bad_files_policy(bad_files, max_bad)),
     }
-    return dict(merge(dict(settings), _drop_unset(**values)))
+    return dict(merge(dict(settings), _drop_unset(changes)))
 
 
-def _drop_unset(**values: Any) -> dict[str, Any]:
+def _drop_unset(values: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the values that were not given."""
-    return {name: value for name, value in values.items() if value not in (None, {})}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -141,6 +105,3 @@ def flatten_settings(settings: Mapping[str, Any], path: str = "") -> dict[str, s
         else:
             values[f"{path}{name}"] = value if isinstance(value, str) else json.dumps(value)
     return values
-
-
-TRAIN_OPTION_NAMES = tuple(inspect.signature(merge_options).parameters)[1:]

@@ -215,7 +215,7 @@ class Recipe:
         precision: ``auto`` is bf16 if the processor computes in it, else fp32.
         label_smoothing: The smoothing of the targets, 0 to below 1.
         patience: Stop after so many epochs without a better one on ``val``; never if None.
-        checkpoint_steps: Also write a checkpoint every so many steps; changes no number.
+        checkpoint_steps: Also write a checkpoint every so many steps; does not change the result.
         trackers: Experiment trackers beside ``metrics.jsonl``.
         accumulate: The number of micro-batches of a step in each process; more of them take less memory.
         sync_batch_norm: Whether batch norms use the images of all processes.
@@ -263,6 +263,11 @@ class Recipe:
     stochastic_depth: float | None = None
     input_size: tuple[int, int, int] | None = None
     preparation: Preparation | None = None
+
+    def count_weight_copies(self) -> int:
+        """Count the tensors per weight that a checkpoint holds: model, best model, moments, average."""
+        n_moments = 2 if isinstance(self.optimizer, AdamW) else int(self.optimizer.momentum > 0)
+        return 2 + n_moments + isinstance(self.ema, EMA)
 
 
 def build_default_recipe(data: str, model: str, image_size: int, n_images: int) -> Recipe:

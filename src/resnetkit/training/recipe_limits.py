@@ -12,23 +12,7 @@ from resnetkit.architecture.card import find_preparation_faults
 from resnetkit.data.bad_files import Skip
 from resnetkit.errors import Fault, TextError
 from resnetkit.serialization import from_data, merge, to_data
-from resnetkit.training.recipe import (
-    EMA,
-    SGD,
-    AdamW,
-    ColorJitter,
-    Cosine,
-    CutMix,
-    FineTune,
-    MixUp,
-    MixUpOrCutMix,
-    MultiStep,
-    PadCrop,
-    RandomErasing,
-    RandomResizedCrop,
-    Recipe,
-    Triangle,
-)
+from resnetkit.training import recipe as config
 
 Limit = tuple[Callable[[Any], bool], str]  # (whether a value is allowed, the allowed values in words)
 
@@ -38,6 +22,7 @@ _SEED: Limit = (lambda n: 0 <= n < 2**63, "0 to 2**63 - 1")
 _DECAY: Limit = (lambda x: 0 <= x <= 1000, "0 to 1000")
 _WARMUP: Limit = (lambda x: x >= 0, "0 or more epochs")
 _BETA: Limit = (lambda x: 0 < x <= 100, "more than 0, to 100")
+_AREA: Limit = (lambda x: 0 < x <= 1, "more than 0, to 1: a fraction of the image's area")
 _JITTER: Limit = (lambda x: 0 <= x <= 1, "0 to 1")
 
 
@@ -46,7 +31,7 @@ def _fraction(of: str) -> Limit:
 
 
 _LIMITS: dict[type, dict[str, Limit]] = {
-    Recipe: {
+    config.Recipe: {
         "epochs": (lambda n: 1 <= n <= 100_000, "1 to 100,000"),
         "batch_size": (lambda n: 2 <= n <= 65_536, "2 to 65,536"),
         "seed": _SEED,
@@ -56,32 +41,32 @@ _LIMITS: dict[type, dict[str, Limit]] = {
         "checkpoint_steps": (lambda n: n is None or n >= 1, "1 or more steps"),
         "stochastic_depth": (lambda x: x is None or 0 <= x < 1, "0 to below 1"),
     },
-    FineTune: {
+    config.FineTune: {
         "head_epochs": (lambda n: n >= 0, "0 or more"),
         "backbone_lr_scale": _fraction("the head's learning rate"),
     },
     Skip: {"max_fraction": _fraction("all images")},
-    SGD: {"lr": _POSITIVE, "weight_decay": _DECAY, "momentum": _BELOW_1},
-    AdamW: {"lr": _POSITIVE, "weight_decay": _DECAY, "beta1": _BELOW_1, "beta2": _BELOW_1},
-    Cosine: {"warmup": _WARMUP},
-    Triangle: {"pct_start": _fraction("the run")},
-    MultiStep: {
+    config.SGD: {"lr": _POSITIVE, "weight_decay": _DECAY, "momentum": _BELOW_1},
+    config.AdamW: {"lr": _POSITIVE, "weight_decay": _DECAY, "beta1": _BELOW_1, "beta2": _BELOW_1},
+    config.Cosine: {"warmup": _WARMUP},
+    config.Triangle: {"pct_start": _fraction("the run")},
+    config.MultiStep: {
         "milestones": (lambda epochs: all(epoch >= 0 for epoch in epochs), "epochs"),
         "gamma": (lambda x: 0 < x <= 1, "more than 0, to 1"),
         "warmup": _WARMUP,
     },
-    PadCrop: {"padding": (lambda n: 0 <= n <= 1000, "0 to 1000 pixels")},
-    RandomResizedCrop: {"min_scale": (lambda x: 0 < x <= 1, "more than 0, to 1: a fraction of the image's area")},
-    ColorJitter: {"brightness": _JITTER, "contrast": _JITTER, "saturation": _JITTER},
-    RandomErasing: {"p": _fraction("the images")},
-    MixUp: {"alpha": _BETA},
-    CutMix: {"alpha": _BETA},
-    MixUpOrCutMix: {"mixup_alpha": _BETA, "cutmix_alpha": _BETA, "cutmix_prob": _fraction("the batches")},
-    EMA: {"decay": _BELOW_1, "update_every": (lambda n: 1 <= n <= 100_000, "1 to 100,000 steps")},
+    config.PadCrop: {"padding": (lambda n: 0 <= n <= 1000, "0 to 1000 pixels")},
+    config.RandomResizedCrop: {"min_scale": _AREA},
+    config.ColorJitter: {"brightness": _JITTER, "contrast": _JITTER, "saturation": _JITTER},
+    config.RandomErasing: {"p": _fraction("the images")},
+    config.MixUp: {"alpha": _BETA},
+    config.CutMix: {"alpha": _BETA},
+    config.MixUpOrCutMix: {"mixup_alpha": _BETA, "cutmix_alpha": _BETA, "cutmix_prob": _fraction("the batches")},
+    config.EMA: {"decay": _BELOW_1, "update_every": (lambda n: 1 <= n <= 100_000, "1 to 100,000 steps")},
 }
 
 
-def edit_recipe(recipe: Recipe, changes: Mapping[str, Any], source: str = "this configuration") -> Recipe:
+def edit_recipe(recipe: config.Recipe, changes: Mapping[str, Any], source: str = "this configuration") -> config.Recipe:
     """Return a recipe with nested changes; raises `TextError` with every fault.
 
     Args:
@@ -89,10 +74,10 @@ def edit_recipe(recipe: Recipe, changes: Mapping[str, Any], source: str = "this 
         changes: Nested settings, such as ``{"schedule": {"warmup": 2}}``.
         source: The name of the changes in an error.
     """
-    return check_recipe(from_data(Recipe, merge(to_data(recipe), changes), source), source)
+    return check_recipe(from_data(config.Recipe, merge(to_data(recipe), changes), source), source)
 
 
-def check_recipe(recipe: Recipe, source: str = "this configuration") -> Recipe:
+def check_recipe(recipe: config.Recipe, source: str = "this configuration") -> config.Recipe:
     """Check every value of a recipe and return the recipe.
 
     Args:
@@ -107,7 +92,7 @@ def check_recipe(recipe: Recipe, source: str = "this configuration") -> Recipe:
     return recipe
 
 
-def _find_faults(recipe: Recipe) -> Iterator[Fault]:
+def _find_faults(recipe: config.Recipe) -> Iterator[Fault]:
     parts: dict[str, object] = {"": recipe}
     parts |= {f"{name}.": getattr(recipe, name) for name in ("start", "bad_files", "optimizer", "schedule", "augment")}
     parts |= {f"transform{i}.": transform for i, transform in enumerate(recipe.transforms, 1)}
@@ -118,7 +103,7 @@ def _find_faults(recipe: Recipe) -> Iterator[Fault]:
                 yield Fault(prefix + name, str(list(value) if isinstance(value, tuple) else value), allowed)
     if not 1 <= recipe.accumulate <= recipe.batch_size // 2:
         yield Fault("accumulate", str(recipe.accumulate), "1 to half of batch_size")
-    if isinstance(recipe.optimizer, SGD) and recipe.optimizer.nesterov and recipe.optimizer.momentum == 0:
+    if isinstance(recipe.optimizer, config.SGD) and recipe.optimizer.nesterov and recipe.optimizer.momentum == 0:
         yield Fault("optimizer.momentum", "0.0", "more than 0 if nesterov is on, to below 1")
     if recipe.preparation:
         channels = recipe.input_size[0] if recipe.input_size else len(recipe.preparation.mean)

@@ -23,7 +23,6 @@ from resnetkit.training.schedule import compute_lr
 
 _MAX_CLASSES = 24
 _EMPTY_CELL = "-"
-_Series = dict[str, list[tuple[float, float]]]
 
 
 def build_run_report(runs: Sequence[Run]) -> str:
@@ -45,10 +44,8 @@ def _build_single_page(run: Run) -> str:
         ("Recipe", f"<pre>{escape(to_toml(run.recipe))}</pre>"),
         ("Machine", html.render_html_list(_describe_machine(run))),
     ]
-    accuracy = format_accuracy(evaluation.correct, evaluation.n)
-    lead = (
-        f"{evaluation.correct:,} of {evaluation.n:,} images of {evaluation.split} are classified correctly: {accuracy}"
-    )
+    counts = f"{evaluation.correct:,} of {evaluation.n:,} images of {evaluation.split}"
+    lead = f"{counts} are classified correctly: {format_accuracy(evaluation.correct, evaluation.n)}"
     lead += f"; {VAL_BIAS_NOTE}." if evaluation.split == "val" else "."
     title = f"{run.path.absolute().name}: {run.card.name} on {Path(run.recipe.data).name}"
     return html.render_html(title, lead, sections)
@@ -78,17 +75,16 @@ _CURVES: tuple[tuple[str, tuple[tuple[str, Callable[[EpochMetrics], float]], ...
 
 def _draw_curves(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Draw all curves of one run; of several runs the first curve of each kind, with a color for each run."""
-    charts = []
+    charts, is_single, named_runs = [], len(runs) == 1, list(zip(_name_runs(runs), runs, strict=True))
     for title, curves in _CURVES:
-        series: _Series = {}
-        for name, get_value in curves if len(runs) == 1 else curves[:1]:
-            for run, label in zip(runs, _name_runs(runs), strict=True):
-                series_name = name if len(runs) == 1 else label
-                series[series_name] = [(float(epoch.epoch), get_value(epoch)) for epoch in run.epochs]
-        heading = title if len(runs) == 1 else f"{title}, {curves[0][0]}"
+        series = {
+            name if is_single else label: [(float(epoch.epoch), get_value(epoch)) for epoch in run.epochs]
+            for name, get_value in (curves if is_single else curves[:1])
+            for label, run in named_runs
+        }
+        heading = title if is_single else f"{title}, {curves[0][0]}"
         charts.append((heading, chart.draw_line_chart(f"{title} over epochs", "epoch", series)))
-    lr_series = {label: _sample_lr(run) for run, label in zip(runs, _name_runs(runs), strict=True)}
-    lr_series = {"highest": lr_series.popitem()[1]} if len(runs) == 1 else lr_series
+    lr_series = {"highest" if is_single else label: _sample_lr(run) for label, run in named_runs}
     lr_chart = chart.draw_line_chart("learning rate over epochs", "epoch", lr_series, y_min=0.0)
     return [*charts, ("Learning rate", lr_chart)]
 
@@ -153,8 +149,7 @@ def _describe_data(run: Run) -> str:
 
 
 def _describe_machine(run: Run) -> list[str]:
-    environment = {**run.environment, **run.environment.get("packages", {})}
-    environment.pop("packages", None)
+    environment = {**run.environment, **run.environment.get("packages", {}), "packages": None}
     values = {"device": f"{run.results.device}, {run.results.precision}", **environment}
     return [f"{name}: {', '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in values.items() if v]
 
@@ -255,11 +250,8 @@ def _diff_recipes(runs: Sequence[Run]) -> str:
     keys = sorted({key for values in flat_recipes for key in values})
     rows = [(key, *(values.get(key, _EMPTY_CELL) for values in flat_recipes)) for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
-    return (
-        html.render_html_table(("setting", *_name_runs(runs)), rows)
-        if rows
-        else html.render_note("The recipes are equal.")
-    )
+    table = html.render_html_table(("setting", *_name_runs(runs)), rows)
+    return table if rows else html.render_note("The recipes are equal.")
 
 
 def _compare_classes(runs: Sequence[Run]) -> str:

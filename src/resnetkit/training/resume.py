@@ -52,7 +52,7 @@ from resnetkit.training.trackers.client import check_trackers_installed
 from resnetkit.weights.load import load_network
 from resnetkit.weights.model_source import load_card
 
-SAFE_SETTINGS = ("patience", "checkpoint_steps", "trackers", "bad_files")  # they change no number of a run
+SAFE_SETTINGS = ("patience", "checkpoint_steps", "trackers", "bad_files")  # they do not change the result
 
 
 def resume_run(
@@ -146,11 +146,11 @@ def _collect_changes(
     old_recipe: Recipe, data: str | Path | None, model: str | os.PathLike[str] | None, settings: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Add data and model to the settings, unless they name the same path in another way."""
-    changes = dict(settings)
-    for name, value in (("data", data), ("model", model)):
-        if value and Path(value).absolute() != Path(getattr(old_recipe, name)).absolute():
-            changes = dict(merge(changes, {name: os.fspath(value)}))
-    return changes
+    moved: dict[str, str] = {}
+    for name, path in (("data", data), ("model", model)):
+        if path and Path(path).absolute() != Path(getattr(old_recipe, name)).absolute():
+            moved[name] = os.fspath(path)
+    return dict(merge(settings, moved))
 
 
 def _load_base(path: Path, recipe: Recipe) -> tuple[NetworkModule | None, Card]:

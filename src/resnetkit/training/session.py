@@ -23,9 +23,7 @@ from resnetkit.training.checkpoint import Checkpoint
 from resnetkit.training.checkpointing import (
     CheckpointManager,
     get_optimizer_state,
-    get_rng_states,
     load_optimizer_state,
-    restore_rng_state,
 )
 from resnetkit.training.ema import EvalModel
 from resnetkit.training.events import EpochMetrics, PreparedRun, StepMetrics
@@ -176,11 +174,8 @@ class TrainSession:
 
     def save_due_checkpoint(self) -> None:
         """Save a checkpoint between two steps if it is time."""
-        is_due = (
-            self.dist.is_main
-            and self.state.step < self.batches.steps_per_epoch
-            and self.checkpoints.is_due(self.state.global_step)
-        )
+        is_in_epoch = self.state.step < self.batches.steps_per_epoch
+        is_due = self.dist.is_main and is_in_epoch and self.checkpoints.is_due(self.state.global_step)
         if self.dist.all_reduce_any(is_due):
             self.save_checkpoint()
 
@@ -200,7 +195,7 @@ class TrainSession:
             environment=tuple(self.run.environment.items()),
         )
         optimizer_state = get_optimizer_state(self.optimizer, dict(self.model.named_parameters()))
-        training = {**optimizer_state, **self.eval_model.get_tensors(), **get_rng_states()}
+        training = {**optimizer_state, **self.eval_model.get_tensors()}
         return Checkpoint(state, self.model.state_dict(), self.best_weights, training)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -211,11 +206,6 @@ class TrainSession:
         self.eval_model.restore(checkpoint.training)
         for loader in self.run.loaders.values():
             loader.mark_unreadable(dict(checkpoint.state.unreadable))
-
-    def restore_rng(self) -> None:
-        """Restore torch's random state from the checkpoint, if there is one."""
-        if self.run.checkpoint:
-            restore_rng_state(self.run.checkpoint.training)
 
     def format_stop_message(self) -> str:
         """Return a sentence that says from where a stopped run can be resumed."""

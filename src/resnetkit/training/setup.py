@@ -12,13 +12,7 @@ from typing import Any
 
 import torch
 
-from resnetkit.architecture.card import (
-    Card,
-    TrainingInfo,
-    find_preparation_faults,
-    make_card,
-    make_default_preparation,
-)
+from resnetkit.architecture.card import Card, TrainingInfo, find_preparation_faults, make_card, make_default_preparation
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import replace_classes
 from resnetkit.data.bad_files import SkippedFiles
@@ -38,7 +32,7 @@ from resnetkit.surgery.load import load
 from resnetkit.surgery.transfer import transfer
 from resnetkit.training.checkpoint import check_checkpoint_space
 from resnetkit.training.events import PreparedRun
-from resnetkit.training.overrides import merge_options
+from resnetkit.training.overrides import WEIGHTS_OPTIONS, merge_options
 from resnetkit.training.recipe import FineTune, RandomResizedCrop, Recipe, Scratch
 from resnetkit.training.resolve import get_start_settings, resolve_model_name, resolve_recipe
 from resnetkit.training.run_folder import choose_run_folder, make_run_folder, remove_partial_run, write_run_metadata
@@ -48,7 +42,6 @@ from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, load_
 
 _VERSION_KEYS = ("resnetkit", "torch", "numpy", "pillow")
 _SHARED_KEYS = ("images", "network", "device", "precision", *_VERSION_KEYS)  # the same in all processes of a run
-_WEIGHTS_OPTIONS = ("network", "dialect", "reset_head", "input_channels")
 
 
 def prepare_run(
@@ -125,15 +118,9 @@ def load_base_network(model: str, settings: Mapping[str, Any]) -> NetworkModule 
     if not isinstance(resolve_model(model), WeightsFile | HuggingFaceFolder):
         return None
     start_settings = get_start_settings(settings)
-    weights_options = {name: start_settings[name] for name in _WEIGHTS_OPTIONS if name in start_settings}
-    options = from_data(FineTune, weights_options, "start")
-    return load(
-        model,
-        options.network or None,
-        options.dialect or None,
-        reset_head=options.reset_head or None,
-        input_channels=options.input_channels or None,
-    )
+    weights_options = {name: start_settings[name] for name in WEIGHTS_OPTIONS if name in start_settings}
+    fine_tune = from_data(FineTune, weights_options, "start")
+    return load(model, **{name: getattr(fine_tune, name) or None for name in WEIGHTS_OPTIONS})
 
 
 def resolve_run(
@@ -231,11 +218,11 @@ def open_loaders(run: PreparedRun, on_progress: ProgressCallback | None, workers
     return loaders
 
 
-# --------------------------------------------------------------------------------------------- what decides the numbers
+# ------------------------------------------------------------------------------------------------------- environment
 
 
 def environment_fingerprint(run: PreparedRun) -> dict[str, str]:
-    """Return what decides the numbers of a run beside its recipe."""
+    """Return the versions, hardware and data that decide the result of a run beside its recipe."""
     device, versions = torch.device(run.device), collect_versions()
     is_cuda = device.type == "cuda"
     return {

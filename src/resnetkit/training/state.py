@@ -77,7 +77,7 @@ class TrainState:
         unreadable: Unreadable images and the reasons.
         metrics_bytes: The size of ``metrics.jsonl``.
         changes: The settings that were changed when the run was resumed.
-        environment: Versions and hardware that also decide the numbers of the run.
+        environment: Versions and hardware that also decide the result of the run.
     """
 
     global_step: int = 0

@@ -25,12 +25,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running_stats(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None  # noqa: S101  for the type checker
-        assert self.running_var is not None  # noqa: S101
-        assert self.num_batches_tracked is not None  # noqa: S101
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum or 0.0)
-        self.running_var.lerp_(variance, self.momentum or 0.0)
+        running_mean, running_var, num_batches_tracked = self.buffers()
+        num_batches_tracked.add_(1)
+        running_mean.lerp_(mean, self.momentum or 0.0)
+        running_var.lerp_(variance, self.momentum or 0.0)
 
 
 class _SyncNormFunction(torch.autograd.Function):

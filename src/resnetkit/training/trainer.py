@@ -19,7 +19,7 @@ from resnetkit.runtime.signals import StopSignal
 from resnetkit.training.events import EpochMetrics, EventCallback, PreparedRun
 from resnetkit.training.finish import finish_run
 from resnetkit.training.mixup import mix_batch
-from resnetkit.training.optimizer import StepTotals, reduce_step, set_lr, set_trainable
+from resnetkit.training.optimizer import count_micro_batch, reduce_step, set_lr, set_trainable
 from resnetkit.training.run_folder import Run
 from resnetkit.training.schedule import compute_lr
 from resnetkit.training.session import DivergedError, TrainSession, save_on_stop
@@ -50,7 +50,6 @@ class Trainer:
         """
         session = self.session
         with preserve_rng(session.device), save_on_stop(session):
-            session.restore_rng()
             stop_reason, error = self.train()
             session.save_best()
             finished = finish_run(session, stop_reason)
@@ -104,16 +103,15 @@ class Trainer:
             labels: Their classes (N).
             indices: Their indices in the split.
         """
-        session, run, epoch, rank = self.session, self.run, self.session.state.epoch, self.dist.rank
+        session, run, epoch = self.session, self.run, self.session.state.epoch
+        seed = (run.recipe.seed, epoch, step, self.dist.rank)
         model, optimizer, batches = session.model, session.optimizer, session.batches
         lr = compute_lr(run.recipe, epoch - 1 + step / batches.steps_per_epoch)
         set_lr(optimizer, lr)
-        seed_torch(session.device, run.recipe.seed, epoch, step, rank)
+        seed_torch(session.device, *seed)
         batch_inputs, labels = self.normalize(pixels), labels.to(session.device)
-        batch_inputs, batch_targets = mix_batch(
-            batch_inputs, labels, run.recipe.mix, len(run.card.classes), run.recipe.seed, epoch, step, rank
-        )
-        step_size, totals = batches.get_step_size(step), StepTotals(session.device)
+        batch_inputs, batch_targets = mix_batch(batch_inputs, labels, run.recipe.mix, len(run.card.classes), *seed)
+        step_size, totals = batches.get_step_size(step), torch.zeros(3, device=session.device)
         optimizer.zero_grad()
         for inputs, targets in batches.split_micro_batches(step, batch_inputs, batch_targets):
             with torch.autocast(session.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
@@ -121,7 +119,7 @@ class Trainer:
             loss_sum = self.criterion(outputs.float(), targets)
             loss = loss_sum / step_size
             loss.backward()
-            totals.add(outputs, targets, loss_sum)
+            totals += count_micro_batch(outputs, targets, loss_sum)
         result = reduce_step(model, totals, step_size, self.dist)
         is_valid = session.check_step(result, step, lr, indices)
         if is_valid:

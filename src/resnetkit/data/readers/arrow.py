@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetkit.data.dataset import ALIAS_TO_SPLIT, COPY_AGAIN, Dataset
-from resnetkit.data.readers import columns as column_names
-from resnetkit.data.readers.columns import DatasetColumns, LabeledShard, convert_to_int64
+from resnetkit.data.readers import columns as arrow_columns
 from resnetkit.data.readers.row_index import NO_BYTES, PATH_ONLY, Indices, Shard, get_file_stamp
 from resnetkit.errors import DataError, UsageError
 from resnetkit.formatting import join_names
@@ -43,16 +42,16 @@ def open_saved_dataset(root: Path, name: str) -> Dataset:
         root: The folder.
         name: The folder as the user wrote it.
     """
-    column_names.check_pyarrow()
+    arrow_columns.check_pyarrow()
     folders, unknown_splits = _find_splits(root)
     files = {split: [_read_labeled(file, root) for file in _list_files(folder)] for split, folder in folders.items()}
     columns = check_same_columns(name, [file_columns for pairs in files.values() for file_columns, _ in pairs])
     notes = [f"skipped unknown splits: {join_names(unknown_splits)}"] if unknown_splits else []
     shards = {split: [shard for _, shard in pairs] for split, pairs in files.items()}
-    return column_names.build_dataset(name, columns, shards, notes)
+    return arrow_columns.build_dataset(name, columns, shards, notes)
 
 
-def check_same_columns(name: str, all_columns: list[DatasetColumns]) -> DatasetColumns:
+def check_same_columns(name: str, all_columns: list[arrow_columns.DatasetColumns]) -> arrow_columns.DatasetColumns:
     """Return the columns that all files have.
 
     Args:
@@ -74,7 +73,7 @@ def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     """Return the folder of each split, and the unknown split names."""
     if not (root / _SPLITS_FILE).is_file():
         return {"all": root}, []
-    names = [name for name in _get_list(_read_json(root / _SPLITS_FILE), "splits") if _is_file_name(name)]
+    names = [name for name in _read_list(root / _SPLITS_FILE, "splits") if _is_file_name(name)]
     splits = {ALIAS_TO_SPLIT[name.lower()]: root / name for name in names if name.lower() in ALIAS_TO_SPLIT}
     if not splits:
         what = f"the data have only unknown splits: {join_names(names)}"
@@ -84,7 +83,7 @@ def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 def _list_files(folder: Path) -> list[Path]:
     """List the Arrow files of a dataset in the order of its rows; all must be in the folder itself."""
-    entries = _get_list(_read_json(folder / _STATE_FILE), "_data_files")
+    entries = _read_list(folder / _STATE_FILE, "_data_files")
     names: list[Any] = [entry.get("filename") if isinstance(entry, Mapping) else None for entry in entries]
     if not names or not all(map(_is_file_name, names)):
         raise DataError("the folder does not list its data files", where=str(folder / _STATE_FILE), fix=COPY_AGAIN)
@@ -96,29 +95,25 @@ def _is_file_name(name: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
-def _read_json(path: Path) -> Any:
+def _read_list(path: Path, key: str) -> list[Any]:
     try:
-        return parse_json(read_text(path, path.name), path.name)
+        return arrow_columns.get_or_empty(parse_json(read_text(path, path.name), path.name), key, list)
     except UsageError as error:
         raise DataError(error.what, where=[str(path), *error.where], fix=COPY_AGAIN) from None
 
 
-def _get_list(data: Any, key: str) -> list[Any]:
-    value = data.get(key) if isinstance(data, Mapping) else None
-    return value if isinstance(value, list) else []
-
-
-def _read_labeled(path: Path, root: Path) -> tuple[DatasetColumns, LabeledShard]:
+def _read_labeled(path: Path, root: Path) -> tuple[arrow_columns.DatasetColumns, arrow_columns.LabeledShard]:
     import pyarrow
 
-    with translate_pyarrow_errors(path), open_arrow_file(path) as arrow_file:
-        columns = column_names.detect_columns(arrow_file.schema, path)
+    with translate_pyarrow_errors(path):
+        arrow_file = open_arrow_file(path)
+        columns = arrow_columns.detect_columns(arrow_file.schema, path)
         batches = list(arrow_file.iter_batches(columns.image, columns.label))
         chunks = [batch.column(columns.label) for batch in batches]
         labels = pyarrow.chunked_array(chunks, arrow_file.schema.field(columns.label).type)
         images = [batch.column(columns.image) for batch in batches]
         shard = arrow_file.build_shard(path.relative_to(root).as_posix(), path, images)
-        return columns, LabeledShard(shard, *column_names.encode_labels(labels))
+        return columns, arrow_columns.LabeledShard(shard, *arrow_columns.encode_labels(labels))
 
 
 @contextlib.contextmanager
@@ -175,8 +170,7 @@ class ArrowFile:
         return Shard(name, path, self.path, self.stamp, starts, sizes)
 
 
-@contextlib.contextmanager
-def open_arrow_file(path: Path) -> Iterator[ArrowFile]:
+def open_arrow_file(path: Path) -> ArrowFile:
     """Map an Arrow file into memory.
 
     Raises:
@@ -190,7 +184,7 @@ def open_arrow_file(path: Path) -> Iterator[ArrowFile]:
         buffer = pyarrow.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     if buffer[-len(_END_OF_STREAM) :].to_pybytes() != _END_OF_STREAM:
         raise ValueError("it is truncated, or not an Arrow file")
-    yield ArrowFile(path, get_file_stamp(status), buffer, ipc.open_stream(buffer).schema)
+    return ArrowFile(path, get_file_stamp(status), buffer, ipc.open_stream(buffer).schema)
 
 
 def _locate_rows(chunk: Any, buffer: Any) -> tuple[Indices, Indices]:
@@ -213,4 +207,4 @@ def _locate_rows(chunk: Any, buffer: Any) -> tuple[Indices, Indices]:
 
 
 def _get_null_mask(chunk: Any) -> NDArray[np.bool_]:
-    return convert_to_int64(chunk.is_null()).astype(bool)
+    return arrow_columns.convert_to_int64(chunk.is_null()).astype(bool)

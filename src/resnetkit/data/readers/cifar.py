@@ -14,6 +14,8 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -42,8 +44,7 @@ _VERSIONS = (
     _CifarVersion("batches.meta.txt", 1, _TEN_FILES),
     _CifarVersion("fine_label_names.txt", 2, {"train": ("train.bin",), "test": ("test.bin",)}),
 )
-_KNOWN_FILES = {file for version in _VERSIONS for files in version.splits.values() for file in files}
-_KNOWN_FILES |= {version.names_file for version in _VERSIONS}
+_KNOWN_FILES = {file for version in _VERSIONS for file in (version.names_file, *chain(*version.splits.values()))}
 
 
 def is_cifar(folder: Path) -> bool:
@@ -63,15 +64,12 @@ def open_cifar(path: Path, name: str) -> Dataset:
         DataError: it is not CIFAR in its binary version, or it is incomplete.
     """
     contents = dict(_read_folder(path) if path.is_dir() else _read_archive(path))
-    version = next((version for version in _VERSIONS if version.names_file in contents), None)
-    if version is None:
-        raise _build_error(path, "the archive does not contain CIFAR in its binary version")
-    classes = _parse_class_names(path, contents[version.names_file])
-    splits = {
-        split: _build_split(path, files, contents, version.n_labels, len(classes))
-        for split, files in version.splits.items()
-    }
-    return Dataset(name, classes, dict(splits))
+    for version in _VERSIONS:
+        if version.names_file in contents:
+            classes = _parse_class_names(path, contents[version.names_file])
+            build_split = partial(_build_split, path, contents, version.n_labels, len(classes))
+            return Dataset(name, classes, {split: build_split(files) for split, files in version.splits.items()})
+    raise _build_error(path, "the archive does not contain CIFAR in its binary version")
 
 
 def _build_error(path: Path, what: str, fix: str = _USE_BINARY) -> DataError:
@@ -110,9 +108,6 @@ class _BoundedStream(io.RawIOBase):
     def __init__(self, stream: gzip.GzipFile | io.BufferedReader, max_bytes: int) -> None:
         self._stream, self._remaining = stream, max_bytes
 
-    def readable(self) -> bool:
-        return True
-
     def read(self, size: int = -1) -> bytes:
         chunk = self._stream.read(self._remaining + 1 if size < 0 else size)
         self._remaining -= len(chunk)
@@ -148,7 +143,7 @@ def _read_known_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[s
 
 
 def _build_split(
-    path: Path, files: tuple[str, ...], contents: Mapping[str, bytes], n_labels: int, n_classes: int
+    path: Path, contents: Mapping[str, bytes], n_labels: int, n_classes: int, files: tuple[str, ...]
 ) -> ImageArrays:
     missing = [file for file in files if file not in contents]
     if missing:

@@ -8,14 +8,15 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from resnetkit.data.dataset import COPY_AGAIN, SPLIT_ALIASES, Dataset, check_extra_classes, is_text
+from resnetkit.data.dataset import COPY_AGAIN, SPLIT_ALIASES, Dataset, check_classes, is_text
 from resnetkit.data.readers.row_index import ImageRows, Indices, Shard
 from resnetkit.errors import DataError, TextError, missing_extra_error
 from resnetkit.formatting import join_names
@@ -24,6 +25,7 @@ from resnetkit.serialization import parse_json
 _IMAGE_NAMES = ("image", "images", "img", "picture", "pictures", "photo", "pixel_values")
 _LABEL_NAMES = ("label", "labels", "class", "classes", "fine_label", "target", "category", "species", "breed")
 _MAX_EXAMPLES = 5
+T = TypeVar("T", list[Any], dict[str, Any])
 
 
 def check_pyarrow() -> None:
@@ -102,9 +104,7 @@ def _can_hold_images(arrow_type: Any) -> bool:
 
 
 def _is_binary(arrow_type: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_binary(arrow_type) or types.is_large_binary(arrow_type))
+    return bool(arrow_type.equals("binary") or arrow_type.equals("large_binary"))
 
 
 def _can_hold_labels(arrow_type: Any) -> bool:
@@ -121,7 +121,7 @@ def _read_declared_classes(schema: Any, path: Path) -> dict[str, tuple[str, ...]
         description = parse_json(text, "the description of the columns")
     except TextError as error:
         raise DataError(error.what, where=[str(path), *error.where], fix=COPY_AGAIN) from None
-    features = _get_dict(_get_dict(description, "info"), "features")
+    features = get_or_empty(get_or_empty(description, "info", dict), "features", dict)
     return {
         name: _check_class_names(feature["names"], name, path)
         for name, feature in features.items()
@@ -129,9 +129,16 @@ def _read_declared_classes(schema: Any, path: Path) -> dict[str, tuple[str, ...]
     }
 
 
-def _get_dict(data: Any, key: str) -> dict[str, Any]:
+def get_or_empty(data: Any, key: str, kind: type[T]) -> T:
+    """Return a value of parsed JSON, or an empty one if it is missing or of another type.
+
+    Args:
+        data: The parsed JSON.
+        key: The key of the value.
+        kind: ``list`` or ``dict``.
+    """
     value = data.get(key) if isinstance(data, dict) else None
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, kind) else kind()
 
 
 def _check_class_names(names: Any, column: str, path: Path) -> tuple[str, ...]:
@@ -147,13 +154,10 @@ def _check_class_names(names: Any, column: str, path: Path) -> tuple[str, ...]:
 
 def encode_labels(column: Any) -> tuple[tuple[str | int, ...], Indices]:
     """Return the distinct values of an Arrow column, and the index of each row's value (M,), -1 for null."""
-    import pyarrow
     from pyarrow import types
 
     values = column.cast(column.type.value_type) if types.is_dictionary(column.type) else column
-    if not len(values):
-        return (), np.zeros(0, np.int64)
-    encoded = pyarrow.chunked_array(values.chunks, values.type).combine_chunks().dictionary_encode()
+    encoded = values.combine_chunks().dictionary_encode()
     codes = np.where(convert_to_int64(encoded.is_null()), -1, convert_to_int64(encoded.indices))
     return tuple(encoded.dictionary.to_pylist()), codes
 
@@ -180,18 +184,13 @@ def build_dataset(
     Raises:
         DataError: a row has no label, or a split has a class that ``train`` lacks.
     """
-    named_shards = {
-        split: [_apply_class_names(file, columns.classes) for file in labeled_shards[split]]
-        for split in (*SPLIT_ALIASES, "all")
-        if split in labeled_shards
-    }
-    splits = {split: files for split, files in named_shards.items() if any((file.codes >= 0).any() for file in files)}
-    unlabeled_rows = [
-        f"{file.shard.path} row {row}"
-        for files in splits.values()
-        for file in files
-        for row in np.flatnonzero(file.codes < 0).tolist()
-    ]
+    splits = {}
+    for split in filter(labeled_shards.__contains__, (*SPLIT_ALIASES, "all")):
+        files = [_apply_class_names(file, columns.classes) for file in labeled_shards[split]]
+        if any((file.codes >= 0).any() for file in files):
+            splits[split] = files
+    all_files = itertools.chain.from_iterable(splits.values())
+    unlabeled_rows = [f"{file.shard.path} row {row}" for file in all_files for row in np.flatnonzero(file.codes < 0)]
     if not splits or unlabeled_rows:
         what = f"{len(unlabeled_rows):,} rows have no label" if splits else "no row has a label"
         fix = f"remove them, or give each a label in the column {columns.label}"
@@ -230,7 +229,7 @@ def _resolve_classes(
     keys = {split: {file.keys[i] for file in files for i in np.unique(file.codes)} for split, files in splits.items()}
     if len({type(key) for split_keys in keys.values() for key in split_keys}) > 1:
         raise DataError("labels are integers in one file and strings in another", where=name, fix="use strings in all")
-    check_extra_classes({split: list(map(str, split_keys)) for split, split_keys in keys.items()}, name)
+    check_classes({split: list(map(str, split_keys)) for split, split_keys in keys.items()}, name)
     return columns.classes or tuple(sorted(next(iter(keys.values()))))
 
 

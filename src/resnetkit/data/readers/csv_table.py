@@ -21,7 +21,7 @@ import numpy as np
 
 from resnetkit.data.dataset import ALIAS_TO_SPLIT, SPLIT_ALIASES, Dataset, ImageFiles, describe_extra_classes, is_text
 from resnetkit.errors import DataError
-from resnetkit.formatting import pluralize
+from resnetkit.formatting import limit_lines, pluralize
 
 _COLUMN_ALIASES = {
     "path": ("path", "file", "filename", "image"),
@@ -137,20 +137,13 @@ def _find_file_faults(folder: Path, rows: Sequence[_TableRow]) -> _Faults:
     faults: _Faults = []
     first_lines: dict[str, int] = {}
     for row in rows:
-        if not _is_file(folder / row.path):
+        if not os.path.isfile(folder / row.path):  # noqa: PTH113  Path.is_file fails if the name is too long
             hint = " (separate folders with /)" if "\\" in row.path else ""
             faults.append((row.line, f"the file does not exist: {row.path}{hint}"))
         first_line = first_lines.setdefault(os.path.normpath(folder / row.path), row.line)
         if first_line != row.line:
             faults.append((row.line, f"duplicate of line {first_line}: {row.path!r}"))
     return faults
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # the name is too long, or contains a NUL
-        return False
 
 
 def _build_image_files(folder: Path, rows: Sequence[_TableRow], classes: Sequence[str]) -> ImageFiles:
@@ -160,8 +153,6 @@ def _build_image_files(folder: Path, rows: Sequence[_TableRow], classes: Sequenc
 
 
 def _build_table_error(table: Path, faults: _Faults, fix: str = "correct these lines; no line is skipped") -> DataError:
-    examples = [f"line {line}: {fault[:_MAX_EXAMPLE_LENGTH]}" for line, fault in faults[:_MAX_EXAMPLES]]
-    if len(faults) > _MAX_EXAMPLES:
-        examples.append(f"... and {len(faults) - _MAX_EXAMPLES:,} more")
-    what = f"the table has {pluralize(len(faults), 'unusable line')}"
-    return DataError(what, where=[str(table), *examples], fix=fix)
+    examples = [f"line {line}: {fault[:_MAX_EXAMPLE_LENGTH]}" for line, fault in faults]
+    where = [str(table), *limit_lines(examples, _MAX_EXAMPLES)]
+    return DataError(f"the table has {pluralize(len(faults), 'unusable line')}", where=where, fix=fix)

@@ -13,19 +13,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from resnetkit.data.dataset import (
-    ALIAS_TO_SPLIT,
-    SPLIT_ALIASES,
-    Dataset,
-    ImageFiles,
-    check_extra_classes,
-    is_text,
-)
-from resnetkit.errors import DataError, find_closest
+from resnetkit.data.dataset import ALIAS_TO_SPLIT, SPLIT_ALIASES, Dataset, ImageFiles, check_classes, hint_name, is_text
+from resnetkit.errors import DataError
 from resnetkit.formatting import join_names
 from resnetkit.images.decode import find_files, find_images, has_image_suffix, is_folder, list_entries, note_other_files
 
@@ -45,11 +39,10 @@ def open_image_folder(root: Path, name: str) -> Dataset:
     folders = _find_split_folders(root) or {"all": root}
     images_of_split = {split: _scan_classes(folder) for split, folder in folders.items()}
     classes_of_split = {split: [name for name in images if images[name]] for split, images in images_of_split.items()}
-    check_extra_classes(classes_of_split, str(root))
+    check_classes(classes_of_split, str(root))
     classes = next(iter(classes_of_split.values()))
     splits = {split: _build_image_files(folders[split], images, classes) for split, images in images_of_split.items()}
-    notes = (*_note_empty_folders(images_of_split), *_note_skipped_files(root, folders, images_of_split))
-    return Dataset(name, tuple(classes), dict(splits), notes)
+    return Dataset(name, tuple(classes), dict(splits), tuple(_note_skipped(root, folders, images_of_split)))
 
 
 def _find_split_folders(root: Path) -> dict[str, Path]:
@@ -57,12 +50,10 @@ def _find_split_folders(root: Path) -> dict[str, Path]:
 
     A single split name among other folders is a class if images are directly in it: vehicles may have a class train.
     """
-    folders = [entry for entry in list_entries(root) if is_folder(entry)]
-    other_names = [entry.name for entry in folders if entry.name.lower() not in ALIAS_TO_SPLIT]
     folders_of_split: dict[str, list[os.DirEntry[str]]] = defaultdict(list)
-    for entry in folders:
-        if entry.name.lower() in ALIAS_TO_SPLIT:
-            folders_of_split[ALIAS_TO_SPLIT[entry.name.lower()]].append(entry)
+    for entry in filter(is_folder, list_entries(root)):
+        folders_of_split[ALIAS_TO_SPLIT.get(entry.name.lower(), "")].append(entry)
+    other_names = [entry.name for entry in folders_of_split.pop("", [])]
     if other_names and len(folders_of_split) < 2 and (not folders_of_split or _has_images(*folders_of_split.values())):
         return {}
     for split, entries in folders_of_split.items():
@@ -75,14 +66,12 @@ def _find_split_folders(root: Path) -> dict[str, Path]:
 
 
 def _has_images(entries: list[os.DirEntry[str]]) -> bool:
-    """Return whether images are directly in one of these folders, as they are in a class."""
+    """Return whether one of these folders directly contains images, as a class folder does."""
     return any(has_image_suffix(child.name) for entry in entries for child in list_entries(Path(entry.path)))
 
 
 def _build_unknown_split_error(root: Path, names: list[str]) -> DataError:
-    matches = find_closest(names[0].lower(), ALIAS_TO_SPLIT)
-    hint = f"did you mean {matches[0]}? Otherwise " if matches else ""
-    fix = f"{hint}remove or rename it; the splits are train, val and test"
+    fix = f"{hint_name(names[0].lower(), ALIAS_TO_SPLIT)}remove or rename it; the splits are train, val and test"
     return DataError(f"a folder next to the splits is not a split: {join_names(names)}", where=str(root), fix=fix)
 
 
@@ -97,20 +86,17 @@ def _scan_classes(folder: Path) -> _ClassImages:
     return images_of_class
 
 
-def _note_empty_folders(images_of_split: dict[str, _ClassImages]) -> list[str]:
-    names = sorted({name for images in images_of_split.values() for name, paths in images.items() if not paths})
-    return [f"skipped folders without images: {join_names(names)}"] if names else []
-
-
-def _note_skipped_files(root: Path, folders: dict[str, Path], images_of_split: dict[str, _ClassImages]) -> list[str]:
-    """Describe files of other types, and images outside of class folders."""
+def _note_skipped(root: Path, folders: dict[str, Path], images_of_split: dict[str, _ClassImages]) -> Iterator[str]:
+    """Describe empty folders, files of other types, and images outside of class folders."""
+    empty_names = sorted({name for images in images_of_split.values() for name, paths in images.items() if not paths})
+    if empty_names:
+        yield f"skipped folders without images: {join_names(empty_names)}"
     class_folders = [folders[split] / name for split, images in images_of_split.items() for name in images]
-    notes = note_other_files(path for folder in class_folders for path in find_files(folder))
+    yield from note_other_files(path for folder in class_folders for path in find_files(folder))
     entries = [entry for folder in {root, *folders.values()} for entry in list_entries(folder) if not is_folder(entry)]
     stray_names = [entry.name for entry in entries if has_image_suffix(entry.name)]
     if stray_names:
-        notes.append(f"skipped images outside of class folders: {join_names(stray_names, 3)}")
-    return notes
+        yield f"skipped images outside of class folders: {join_names(stray_names, 3)}"
 
 
 def _check_class_name(name: str, folder: Path) -> str:

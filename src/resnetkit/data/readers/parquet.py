@@ -24,9 +24,8 @@ from typing import Any
 
 from resnetkit import files
 from resnetkit.data.dataset import ALIAS_TO_SPLIT, COPY_AGAIN, Dataset
-from resnetkit.data.readers import columns as column_names
+from resnetkit.data.readers import columns as arrow_columns
 from resnetkit.data.readers.arrow import check_same_columns, open_arrow_file, translate_pyarrow_errors
-from resnetkit.data.readers.columns import DatasetColumns, LabeledShard
 from resnetkit.data.readers.row_index import Shard, get_file_stamp
 from resnetkit.errors import DataError, MachineError
 from resnetkit.formatting import join_names
@@ -41,11 +40,6 @@ _SHARD_NAME = re.compile(r"(.*-)(\d{1,9})-of-(\d{1,9})", re.DOTALL)
 _CHANGE_CACHE = "set RESNETKIT_CACHE to a folder with more space"
 
 
-def is_parquet(path: Path) -> bool:
-    """Return whether this is a Parquet file, or a folder of them as described above."""
-    return path.name.lower().endswith(SUFFIX) if path.is_file() else bool(_find_parquet_files(path))
-
-
 def open_parquet(path: Path, name: str, on_progress: ProgressCallback | None = None) -> Dataset:
     """Open Parquet files, and copy those that the cache lacks.
 
@@ -54,28 +48,28 @@ def open_parquet(path: Path, name: str, on_progress: ProgressCallback | None = N
         name: The path as the user wrote it.
         on_progress: Called with (rows copied, all rows).
     """
-    column_names.check_pyarrow()
+    arrow_columns.check_pyarrow()
     paths_of_split, unassigned = _group_by_split(path) if path.is_dir() else ({"all": [path]}, [])
     root = path if path.is_dir() else path.parent
     sources = {split: [_open_source(file, root) for file in paths] for split, paths in paths_of_split.items()}
     all_sources = [source for split_sources in sources.values() for source in split_sources]
     columns = check_same_columns(name, [source.columns for source in all_sources])
-    copier = _ShardCopier(sum(source.n_rows for source in all_sources), on_progress)
+    copier = _ShardCopier(sum(len(source.codes) for source in all_sources), on_progress)
     labeled_shards = {split: list(map(copier.get_labeled_shard, group)) for split, group in sources.items()}
     notes = [f"skipped files of unknown splits: {join_names(unassigned)}"] if unassigned else []
-    return column_names.build_dataset(name, columns, labeled_shards, notes)
+    return arrow_columns.build_dataset(name, columns, labeled_shards, notes)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def _find_parquet_files(folder: Path) -> list[Path]:
+def find_parquet_files(folder: Path) -> list[Path]:
     """Find the Parquet files of a folder, of its only subfolder, or of its split folders."""
     folders = [Path(entry.path) for entry in list_entries(folder) if is_folder(entry)]
     if not folders:
         return _list_parquet_files(folder)
     if len(folders) == 1:
-        return _find_parquet_files(folders[0])
+        return find_parquet_files(folders[0])
     if any(subfolder.name.lower() not in ALIAS_TO_SPLIT for subfolder in folders):
         return []
     return [file for subfolder in folders for file in _list_parquet_files(subfolder)]
@@ -87,8 +81,8 @@ def _list_parquet_files(folder: Path) -> list[Path]:
 
 
 def _group_by_split(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Return the files of each split, and the names of the rest; without any split all are ``all``."""
-    paths = _find_parquet_files(root)
+    """Return the files of each split, and the names of other files; if no file has a split, all are ``all``."""
+    paths = find_parquet_files(root)
     _check_all_shards(paths)
     paths_of_split: dict[str, list[Path]] = defaultdict(list)
     for file in paths:
@@ -126,28 +120,24 @@ class _ParquetSource:
     name: str
     path: Path
     stamp: tuple[int, int]
-    columns: DatasetColumns
+    columns: arrow_columns.DatasetColumns
     schema: Any
     n_bytes: int
     keys: tuple[str | int, ...]
     codes: Any
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.codes)
 
 
 def _open_source(path: Path, root: Path) -> _ParquetSource:
     import pyarrow
 
     with _open_parquet(path) as (file, stamp):
-        columns = column_names.detect_columns(file.schema_arrow, path)
+        columns = arrow_columns.detect_columns(file.schema_arrow, path)
         labels = file.read([columns.label], use_threads=False).column(columns.label)
         if len(labels) != file.metadata.num_rows:
             raise ValueError("its label column has a different number of rows")
         schema = pyarrow.schema([file.schema_arrow.field(columns.image)])
         name, n_bytes = path.relative_to(root).as_posix(), _count_image_bytes(file, columns.image)
-        return _ParquetSource(name, path, stamp, columns, schema, n_bytes, *column_names.encode_labels(labels))
+        return _ParquetSource(name, path, stamp, columns, schema, n_bytes, *arrow_columns.encode_labels(labels))
 
 
 @contextlib.contextmanager
@@ -175,7 +165,7 @@ class _ShardCopier:
     def __init__(self, n_rows: int, on_progress: ProgressCallback | None) -> None:
         self.n_rows, self.n_done, self.on_progress = n_rows, 0, on_progress
 
-    def get_labeled_shard(self, source: _ParquetSource) -> LabeledShard:
+    def get_labeled_shard(self, source: _ParquetSource) -> arrow_columns.LabeledShard:
         """Return the rows of a file from its copy, which is written if it is missing or incomplete."""
         copy_path = _get_copy_path(source)
         shard = _load_copy(copy_path, source)
@@ -184,7 +174,7 @@ class _ShardCopier:
             shard = _load_copy(copy_path, source)
         if shard is None:
             raise MachineError("the new copy is incomplete", where=str(copy_path), fix=_CHANGE_CACHE)
-        return LabeledShard(shard, source.keys, source.codes)
+        return arrow_columns.LabeledShard(shard, source.keys, source.codes)
 
     def _write(self, copy_path: Path, source: _ParquetSource) -> None:
         from pyarrow import ipc
@@ -226,17 +216,18 @@ def _get_copy_path(source: _ParquetSource) -> Path:
 def _load_copy(copy_path: Path, source: _ParquetSource) -> Shard | None:
     """Return the rows of a copy, or None if it is missing or incomplete."""
     try:
-        with translate_pyarrow_errors(copy_path), open_arrow_file(copy_path) as arrow_file:
+        with translate_pyarrow_errors(copy_path):
+            arrow_file = open_arrow_file(copy_path)
             chunks = [batch.column(0) for batch in arrow_file.iter_batches(source.columns.image)]
             shard = arrow_file.build_shard(source.name, source.path, chunks)
     except DataError:
         return None
-    return shard if len(shard) == source.n_rows else None
+    return shard if len(shard) == len(source.codes) else None
 
 
 def _choose_batch_rows(source: _ParquetSource) -> int:
     """Choose a batch size; multiples of 50, because progress is printed every 50 rows."""
-    n_rows = min(_MAX_BATCH_ROWS, max(1, BATCH_BYTES // max(1, source.n_bytes // max(1, source.n_rows))))
+    n_rows = min(_MAX_BATCH_ROWS, max(1, BATCH_BYTES // max(1, source.n_bytes // max(1, len(source.codes)))))
     return n_rows - n_rows % 50 if n_rows > 50 else n_rows
 
 

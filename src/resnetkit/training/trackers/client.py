@@ -13,7 +13,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from resnetkit.errors import ResnetkitWarning, missing_extra_error
@@ -60,15 +60,15 @@ def check_trackers_installed(names: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
-def track(prepared_run: PreparedRun, global_step: int) -> Iterator[EventCallback]:
-    """Start the trackers of a run, yield a callback that sends them events, and close them.
+def track(prepared_run: PreparedRun, names: Sequence[str]) -> Iterator[EventCallback]:
+    """Start trackers of a run, yield a callback that sends them events, and close them.
 
     Args:
         prepared_run: the run.
-        global_step: the number of steps that the run has completed before.
+        names: the names of the trackers.
     """
-    trackers = [_TrackerProcess(name, prepared_run, global_step) for name in prepared_run.recipe.trackers]
-    step, timeout = global_step, CLOSE_TIMEOUT
+    step = prepared_run.checkpoint.state.global_step if prepared_run.checkpoint else 0
+    trackers, timeout = [_TrackerProcess(name, prepared_run, step) for name in names], CLOSE_TIMEOUT
 
     def send_event(event: PreparedRun | StepMetrics | EpochMetrics) -> None:
         nonlocal step

@@ -75,11 +75,10 @@ class _MLflow:
         self._client.log_batch(self._run_id, params=[param for param in params if param.key not in existing])
 
     def _create_run(self, folder: Path, run: Mapping[str, Any]) -> str:
-        experiment = self._client.get_experiment_by_name("resnetkit")
-        experiment_id = (
-            experiment.experiment_id if experiment else self._client.create_experiment("resnetkit", folder.as_uri())
-        )
-        return str(self._client.create_run(experiment_id, run_name=run["name"]).info.run_id)
+        client, name = self._client, "resnetkit"
+        experiment = client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, folder.as_uri())
+        return str(client.create_run(experiment_id, run_name=run["name"]).info.run_id)
 
     def log(self, step: int, values: MetricValues) -> None:
         timestamp_ms = int(time.time() * 1000)
