@@ -597,15 +597,13 @@ def torch_settings():
 
 
 def test_prediction_restores_torch_settings(model, inbox, pictures, cli, monkeypatch, torch_settings):
-    from resnetkit.engines import torch_eager
-
     config = base.EngineConfig("eager", "fp32", 2, 1)
     monkeypatch.setattr(base.EngineConfig, "threads", 1)
     monkeypatch.setattr(saved_engines, "find_unusable_reason", lambda *_: "")
     fake_engine.write_engines(model, config)
-    seen, call = [], torch_eager.EagerEngine.__call__
+    seen, call = [], base.FunctionEngine.__call__
     monkeypatch.setattr(
-        torch_eager.EagerEngine, "__call__", lambda self, pixels: (seen.append(torch_settings()), call(self, pixels))[1]
+        base.FunctionEngine, "__call__", lambda self, pixels: (seen.append(torch_settings()), call(self, pixels))[1]
     )
     before = torch_settings()
     rk.predict(inbox / "00.png", model)
@@ -616,7 +614,7 @@ def test_prediction_restores_torch_settings(model, inbox, pictures, cli, monkeyp
     def fail(pixels):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(torch_eager.EagerEngine, "__call__", lambda self, pixels: fail(pixels))
+    monkeypatch.setattr(base.FunctionEngine, "__call__", lambda self, pixels: fail(pixels))
     with pytest.raises(ZeroDivisionError):
         rk.predict(inbox / "00.png", model)
     assert torch_settings() == before

@@ -56,9 +56,10 @@ class EngineConfig:
         return max(1, count_cores() // self.streams)
 
     def __str__(self) -> str:
-        label = f"{self.engine}-{self.precision}" if self.engine in ENGINE_SPECS else f"{self.engine} {self.precision}"
-        suffix = "" if self.device == "cpu" else f" on {self.device}"
-        return f"{label}, batch {self.batch_size} x {self.streams}{suffix}"
+        label = f"{self.engine}{'-' if self.engine in ENGINE_SPECS else ' '}{self.precision}"
+        return (
+            f"{label}, batch {self.batch_size} x {self.streams}{'' if self.device == 'cpu' else f' on {self.device}'}"
+        )
 
 
 class Engine(Protocol):
@@ -70,6 +71,17 @@ class Engine(Protocol):
 
     def __call__(self, pixels: Pixels) -> Logits:
         """Return logits (N, K) of pixels (N, H, W, C), in the same order."""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionEngine:
+    """An engine made of its configuration and a function from pixels (N, H, W, C) to logits (N, K)."""
+
+    config: EngineConfig
+    function: Callable[[Pixels], Logits]
+
+    def __call__(self, pixels: Pixels) -> Logits:
+        return self.function(pixels)
 
 
 class Backend(Protocol):
@@ -122,13 +134,9 @@ class EngineSpec:
         Raises:
             MachineError: a package is missing; the fix is the command that installs it.
         """
-        missing = (
-            missing_extra_error(package, self.extra)
-            for package in (*self.packages, *(self.export_packages if for_export else ()))
-            if importlib.util.find_spec(package) is None
-        )
-        if error := next(missing, None):
-            raise error
+        for package in (*self.packages, *(self.export_packages if for_export else ())):
+            if importlib.util.find_spec(package) is None:
+                raise missing_extra_error(package, self.extra)
 
     def get_versions(self) -> tuple[str, ...]:
         """Return the packages that run it with their versions, such as ``openvino 2026.4.1``."""
@@ -155,24 +163,16 @@ def _get_version(package: str) -> str:
         return str(getattr(importlib.import_module(package), "__version__", "of unknown version"))
 
 
-_ON_ANY_DEVICE = ("cpu", "cuda")
+_make_torch_spec = partial(EngineSpec, packages=("torch",), devices=("cpu", "cuda"))
 ENGINE_SPECS: dict[str, EngineSpec] = {  # the baseline, then the others, most promising first
-    "eager": EngineSpec(
-        "resnetkit.engines.torch_eager",
-        ("torch",),
-        ("fp32", "bf16"),
-        layouts=((1, None), (16, None), (4, 1)),
-        devices=_ON_ANY_DEVICE,
+    "eager": _make_torch_spec(
+        "resnetkit.engines.torch_eager", precisions=("fp32", "bf16"), layouts=((1, None), (16, None), (4, 1))
     ),
     "openvino": EngineSpec(
         "resnetkit.engines.openvino", ("openvino",), ("int8", "int8-body", "bf16", "fp32"), "openvino", ("nncf",)
     ),
-    "compiled": EngineSpec(
-        "resnetkit.engines.torch_compile",
-        ("torch",),
-        ("bf16", "fp32"),
-        layouts=((1, None), (16, None)),
-        devices=_ON_ANY_DEVICE,
+    "compiled": _make_torch_spec(
+        "resnetkit.engines.torch_compile", precisions=("bf16", "fp32"), layouts=((1, None), (16, None))
     ),
     "onnxruntime": EngineSpec(
         "resnetkit.engines.onnxruntime", ("onnxruntime",), ("int8", "int8-body", "fp32"), "onnx", ("onnx", "onnxscript")

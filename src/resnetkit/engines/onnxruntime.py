@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnetkit.engines.base import Engine, EngineConfig, Logits
+from resnetkit.engines.base import Engine, EngineConfig, FunctionEngine
 from resnetkit.engines.calibration import select_calibration_pixels
 from resnetkit.engines.no_telemetry import import_without_telemetry, silence
 from resnetkit.images.prepare import Pixels
@@ -89,20 +89,8 @@ class _CalibrationReader:
         return next(self._batches, None)
 
 
-class OnnxRuntimeEngine:
-    """A session, which any number of threads may call."""
-
-    def __init__(self, config: EngineConfig, session: Any) -> None:
-        self.config = config
-        self._session = session
-
-    def __call__(self, pixels: Pixels) -> Logits:
-        logits: Logits = self._session.run(None, {_INPUT: pixels})[0]
-        return logits
-
-
 def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
-    """Load ``model.onnx`` as a session, which accepts batches of any size.
+    """Load ``model.onnx`` as a session, which accepts batches of any size from any number of threads.
 
     Args:
         folder: the model folder; not used.
@@ -117,4 +105,4 @@ def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
     if config.streams > 1:  # a spinning thread takes its core from another stream
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = runtime.InferenceSession(artifact / _MODEL, session_options, providers=["CPUExecutionProvider"])
-    return OnnxRuntimeEngine(config, session)
+    return FunctionEngine(config, lambda pixels: session.run(None, {_INPUT: pixels})[0])

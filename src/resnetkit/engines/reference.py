@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from resnetkit.engines.base import Engine, EngineConfig, Logits, batch_calls
+from resnetkit.engines.base import Engine, EngineConfig, FunctionEngine, batch_calls
 from resnetkit.engines.export import pixels_to_tensor
-from resnetkit.images.prepare import Pixels
 from resnetkit.network.inference import LogitsFunction, inference
 from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.device import Precision, select_device, select_precision
-
-
-@dataclass(frozen=True)
-class TorchEngine:
-    """The network as an engine with one stream; torch keeps a thread pool for every thread that calls it."""
-
-    config: EngineConfig
-    infer: LogitsFunction
-
-    def __call__(self, pixels: Pixels) -> Logits:
-        logits: Logits = self.infer(pixels_to_tensor(pixels)).numpy()
-        return logits
 
 
 @contextlib.contextmanager
@@ -36,8 +22,10 @@ def open_torch_engine(
     precision: Precision,
     batch_size: int,
     forward: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[TorchEngine]:
+) -> Iterator[Engine]:
     """Yield an engine that calls the network, for as long as the body runs.
+
+    It has one stream, because torch keeps a thread pool for every thread that calls it.
 
     Args:
         network: the network to call.
@@ -49,7 +37,8 @@ def open_torch_engine(
     torch_device = select_device(device)
     resolved_precision = select_precision(precision, torch_device)
     with inference(network, torch_device, resolved_precision, forward) as infer:
-        yield TorchEngine(EngineConfig("torch", resolved_precision, batch_size, 1, torch_device.type), infer)
+        config = EngineConfig("torch", resolved_precision, batch_size, 1, torch_device.type)
+        yield FunctionEngine(config, lambda pixels: infer(pixels_to_tensor(pixels)).numpy())
 
 
 @contextlib.contextmanager

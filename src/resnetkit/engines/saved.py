@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from resnetkit.errors import Fault, MachineError, TextError, UsageError, Weights
 from resnetkit.files import hash_file
 from resnetkit.runtime.distributed import count_cores
 from resnetkit.runtime.environment import get_cpu_features, get_processor_name
-from resnetkit.serialization import from_data, parse_json, read_text, to_json
+from resnetkit.serialization import from_json, read_text, to_json
 
 Purpose = Literal["latency", "throughput", "startup"]
 ENGINES_FOLDER, ENGINES_FILE, REPORT_FILE = "engines", "engines.json", "report.html"
@@ -111,9 +111,8 @@ class OptimizeResult:
 
 def get_machine_id() -> str:
     """Return the processor, its cores and features; measurements and choices hold only for them."""
-    return ", ".join(
-        filter(None, (get_processor_name(), platform.machine(), f"{count_cores()} cores", *get_cpu_features()))
-    )
+    parts = (get_processor_name(), platform.machine(), f"{count_cores()} cores", *get_cpu_features())
+    return ", ".join(filter(None, parts))
 
 
 def compute_weights_digest(folder: Path) -> str:
@@ -133,17 +132,17 @@ def compute_weights_digest(folder: Path) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ the table
 
-HEADINGS = (
-    "engine",
-    "throughput (images/s)",
-    "batch x streams",
-    "latency (ms)",
-    "start-up (s)",
-    "logit error",
-    "matches fp32 (%)",
-    "accuracy change (points)",
-    "chosen for",
-)
+_COLUMNS: dict[str, Callable[[Measurement], str]] = {
+    "engine": lambda row: row.config.name,
+    "throughput (images/s)": lambda row: _format_value(row.images_per_second, ",.1f"),
+    "batch x streams": lambda row: f"{row.config.batch_size} x {row.config.streams}",
+    "latency (ms)": lambda row: _format_value(row.latency_ms, ",.2f"),
+    "start-up (s)": lambda row: _format_value(row.startup_seconds, ".2f"),
+    "logit error": lambda row: _format_value(row.comparison.logit_error, ".1e"),
+    "matches fp32 (%)": lambda row: _format_value(row.comparison.match_rate, ".2f", 100),
+    "accuracy change (points)": lambda row: _format_value(row.comparison.accuracy_change, "+z.2f"),
+}
+HEADINGS = (*_COLUMNS, "chosen for")
 
 
 def format_table_row(row: Measurement, result: OptimizeResult) -> tuple[str, ...]:
@@ -153,22 +152,11 @@ def format_table_row(row: Measurement, result: OptimizeResult) -> tuple[str, ...
         row: the measurement.
         result: the result it belongs to, which says what the engine was chosen for.
     """
-    comparison, match_rate = row.comparison, row.comparison.match_rate
-    return (
-        row.config.name,
-        _format_value(row.images_per_second, ",.1f"),
-        f"{row.config.batch_size} x {row.config.streams}",
-        _format_value(row.latency_ms, ",.2f"),
-        _format_value(row.startup_seconds, ".2f"),
-        _format_value(comparison.logit_error, ".1e"),
-        _format_value(None if match_rate is None else 100 * match_rate, ".2f"),
-        _format_value(comparison.accuracy_change, "+z.2f"),
-        result.list_purposes(row.config),
-    )
+    return (*(format_cell(row) for format_cell in _COLUMNS.values()), result.list_purposes(row.config))
 
 
-def _format_value(value: float | None, format_spec: str) -> str:
-    return "" if value is None else format(value, format_spec)
+def _format_value(value: float | None, format_spec: str, factor: float = 1) -> str:
+    return "" if value is None else format(factor * value, format_spec)
 
 
 def find_baseline(rows: Sequence[Measurement]) -> Measurement | None:
@@ -213,9 +201,8 @@ def read_engines_file(folder: Path) -> OptimizeResult | None:
     Raises:
         WeightsError: the file is damaged or not a regular file.
     """
-    engines_folder = folder / ENGINES_FOLDER
-    path = engines_folder / ENGINES_FILE
-    if not os.path.lexists(path) and (engines_folder.is_dir() or not os.path.lexists(engines_folder)):
+    path = folder / ENGINES_FOLDER / ENGINES_FILE
+    if not os.path.lexists(path) and (path.parent.is_dir() or not os.path.lexists(path.parent)):
         return None
     try:
         return _parse_engines_file(path)
@@ -226,9 +213,8 @@ def read_engines_file(folder: Path) -> OptimizeResult | None:
 def _parse_engines_file(path: Path) -> OptimizeResult:
     if not path.is_file():
         raise UsageError("not a regular file")
-    result = from_data(OptimizeResult, parse_json(read_text(path, "this file"), str(path)), str(path))
-    faults = [fault for i, saved in enumerate(result.engines) for fault in _find_faults(f"engines.{i}", saved)]
-    if faults:
+    result = from_json(OptimizeResult, read_text(path, "this file"), str(path))
+    if faults := [fault for i, saved in enumerate(result.engines) for fault in _find_faults(f"engines.{i}", saved)]:
         raise TextError(f"{path} is damaged", faults)
     return result
 
@@ -323,7 +309,7 @@ def estimate_seconds(row: Measurement, n_images: int) -> float:
 
 
 def _find_stale_reason(folder: Path, result: OptimizeResult) -> str:
-    """Return why no measurement holds any more; empty if they hold."""
+    """Return why all measurements are invalid here; empty if they are valid."""
     if result.machine != get_machine_id():
         return f"the engines were optimized on another machine ({result.machine}; this is {get_machine_id()})"
     changed = result.weights_digest != compute_weights_digest(folder)
@@ -331,7 +317,7 @@ def _find_stale_reason(folder: Path, result: OptimizeResult) -> str:
 
 
 def find_unusable_reason(saved: SavedEngine) -> str:
-    """Return why an engine is not usable on this machine, without a look at its files; empty if it is."""
+    """Return why an engine is not usable on this machine; empty if it is. Its files are not checked."""
     config = saved.config
     spec = ENGINE_SPECS.get(config.engine)
     # these names become the name of a folder
@@ -375,12 +361,10 @@ def open_engine(folder: Path, saved: SavedEngine) -> Engine:
             raise MachineError(what, where=str(folder), fix=fix)
     try:
         return ENGINE_SPECS[config.engine].import_backend().load_engine(folder, artifact, config)
-    except MachineError as error:
-        raise MachineError(
-            f"cannot load {config.name}: {error.what}", where=str(folder), fix=error.fix or fix
-        ) from error
     except Exception as error:  # libraries raise errors of any type
         message = str(error).strip().split("\n")[0][:_MAX_MESSAGE_LENGTH] or type(error).__name__
+        if isinstance(error, MachineError):
+            message, fix = error.what, error.fix or fix
         raise MachineError(f"cannot load {config.name}: {message}", where=str(folder), fix=fix) from error
 
 

@@ -220,12 +220,11 @@ def _open_torch_session(
     from resnetkit.runtime.device import parse_precision
     from resnetkit.runtime.distributed import check_same_on_all_ranks
 
-    def get_digest() -> str:
-        return compute_weights_digest(candidates.folder) if candidates.folder else compute_network_digest(network)
-
-    precision = parse_precision(candidates.choice.precision or "fp32")
-    card = _check_card(network.card)
+    card, precision = _check_card(network.card), parse_precision(candidates.choice.precision or "fp32")
     if dist.world_size > 1:
         check_same_on_all_ranks(dist, model=compute_network_digest(network))
     with open_torch_engine(network, candidates.choice.device, precision, batch_size) as engine:
-        yield InferenceSession(engine, card, get_digest)
+        folder = candidates.folder
+        yield InferenceSession(
+            engine, card, lambda: compute_weights_digest(folder) if folder else compute_network_digest(network)
+        )

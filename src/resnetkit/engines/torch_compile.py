@@ -6,14 +6,12 @@ Shapes: pixels (N, H, W, C) uint8, logits (N, K) fp32.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from resnetkit import files
-from resnetkit.engines.base import Engine, EngineConfig, Logits, pad_batch
+from resnetkit.engines.base import Engine, EngineConfig, FunctionEngine, Logits, pad_batch
 from resnetkit.engines.export import make_example_input, pixels_to_tensor
 from resnetkit.engines.no_telemetry import silence
 from resnetkit.engines.torch_eager import export_artifact as export_artifact  # noqa: PLC0414  nothing to export either
@@ -23,23 +21,6 @@ from resnetkit.images.prepare import Pixels
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _RECOMPILE_LIMIT = 128  # torch counts each engine of a process as a recompilation of one function, and stops at 8
-
-
-class CompiledEngine:
-    """The compiled network."""
-
-    def __init__(self, config: EngineConfig, function: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        self.config = config
-        self._function = function
-        self._device = device
-
-    def __call__(self, pixels: Pixels) -> Logits:
-        if torch.get_num_threads() != self.config.threads:  # another number would compile it again
-            torch.set_num_threads(self.config.threads)
-        batch = pixels_to_tensor(pad_batch(pixels, self.config.batch_size)).to(self._device)
-        with torch.no_grad():  # as during compilation
-            logits: Logits = self._function(batch).cpu().numpy()
-        return logits[: len(pixels)]
 
 
 def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
@@ -57,7 +38,16 @@ def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
     """
     os.environ.setdefault(_CACHE_VARIABLE, str(files.get_cache_folder() / "inductor"))
     network, device = load_export_module(folder, config)
-    engine = CompiledEngine(config, torch.compile(network, dynamic=False, fullgraph=True), device)
+    compiled = torch.compile(network, dynamic=False, fullgraph=True)
+
+    @torch.no_grad()  # as during compilation
+    def infer(pixels: Pixels) -> Logits:
+        if torch.get_num_threads() != config.threads:  # another number would compile it again
+            torch.set_num_threads(config.threads)
+        batch = pixels_to_tensor(pad_batch(pixels, config.batch_size)).to(device)
+        return compiled(batch).cpu().numpy()[: len(pixels)]  # type: ignore[no-any-return]
+
+    engine = FunctionEngine(config, infer)
     _warm_up(engine, make_example_input(network.network.card, config.batch_size).numpy())
     return engine
 

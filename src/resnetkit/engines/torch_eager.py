@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from resnetkit.engines.base import Engine, EngineConfig, Logits, bf16_unsupported_error
+from resnetkit.engines.base import Engine, EngineConfig, FunctionEngine, Logits, bf16_unsupported_error
 from resnetkit.engines.export import ExportModule, pixels_to_tensor
 from resnetkit.images.prepare import Pixels
 from resnetkit.network.layers import NetworkModule
@@ -29,22 +29,8 @@ def export_artifact(network: NetworkModule, artifact: Path, precision: str, pixe
     """
 
 
-class EagerEngine:
-    """The network in PyTorch, in channels-last order."""
-
-    def __init__(self, config: EngineConfig, module: ExportModule, device: torch.device) -> None:
-        self.config = config
-        self._module = module
-        self._device = device
-
-    def __call__(self, pixels: Pixels) -> Logits:
-        with torch.inference_mode():
-            logits: Logits = self._module(pixels_to_tensor(pixels).to(self._device)).cpu().numpy()
-        return logits
-
-
 def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
-    """Load the network of a model folder.
+    """Load the network of a model folder, in channels-last order.
 
     Args:
         folder: the model folder.
@@ -54,7 +40,13 @@ def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
     Raises:
         MachineError: bf16 on a processor without bf16 instructions.
     """
-    return EagerEngine(config, *load_export_module(folder, config))
+    module, device = load_export_module(folder, config)
+
+    @torch.inference_mode()
+    def infer(pixels: Pixels) -> Logits:
+        return module(pixels_to_tensor(pixels).to(device)).cpu().numpy()  # type: ignore[no-any-return]
+
+    return FunctionEngine(config, infer)
 
 
 def load_export_module(folder: Path, config: EngineConfig) -> tuple[ExportModule, torch.device]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from resnetkit.optimization.client import BenchmarkClient, open_benchmark_client
 
 _FINALS_SHARE, _REFERENCE_SHARE = 0.3, 0.1
-_MIN_SHARE = 0.25  # of the remaining search time: few engines need theirs, and the rest goes to the others
+_MIN_SHARE = 0.25  # of the remaining search time; most engines need less and leave the rest to the others
 _MIN_SECONDS = 0.2  # of a measurement
-MIN_COMPARED_IMAGES = 100  # enough for fp32, which is far from its limit and the slowest
+MIN_COMPARED_IMAGES = 100  # enough for fp32: the slowest precision, with errors far below the limit
 _COMPARED_SHARES = {"fp32": 0.0, "bf16": 0.02}  # of the budget; the logits of both have a limit as well
 _INT8_COMPARED_SHARE = 0.1
 _TIMEOUT_FACTOR = 3  # times the expected duration

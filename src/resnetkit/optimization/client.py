@@ -1,4 +1,6 @@
-"""The client of `resnetkit.optimization.worker`: tries an engine in a process of its own, where a crash is harmless.
+"""The client of `resnetkit.optimization.worker`, which runs an engine in a process of its own.
+
+A crash of the engine ends only that process.
 
 This module imports no torch.
 """
@@ -37,7 +39,6 @@ class BenchmarkClient:
 
     def __init__(self, folder: Path, work_dir: Path) -> None:
         self._work_dir, self._started = work_dir, time.perf_counter()
-        self.loaded_config: EngineConfig | None = None
         self.process = WorkerProcess(WORKER_MODULE, [str(folder)], has_replies=True)
 
     def export(self, config: EngineConfig, pixels: Path | None, timeout: float) -> None:
@@ -59,10 +60,8 @@ class BenchmarkClient:
             pixels: a file with at least one image.
             timeout: seconds.
         """
-        self.loaded_config = None
         artifact = str(self._work_dir / config.name)
         self._request("load", timeout, artifact=artifact, config=asdict(config), pixels=str(pixels))
-        self.loaded_config = config
         return time.perf_counter() - self._started
 
     def infer(self, pixels: Path, n_images: int, timeout: float) -> Logits:

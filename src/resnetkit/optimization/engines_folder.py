@@ -15,16 +15,8 @@ from pathlib import Path
 
 from resnetkit import files
 from resnetkit.architecture.card import CARD_FILE
+from resnetkit.engines import saved
 from resnetkit.engines.base import ENGINE_SPECS
-from resnetkit.engines.saved import (
-    ENGINES_FILE,
-    ENGINES_FOLDER,
-    REPORT_FILE,
-    Measurement,
-    OptimizeResult,
-    Purpose,
-    SavedEngine,
-)
 from resnetkit.errors import UsageError
 from resnetkit.optimization.report import get_model_name, render_optimize_report
 from resnetkit.serialization import to_json
@@ -58,12 +50,12 @@ def create_work_folder(model_folder: Path) -> Iterator[tuple[Path, str]]:
     Raises:
         UsageError: a link or a file has the name ``engines``; its content does not belong to this model.
     """
-    folder, name = model_folder / ENGINES_FOLDER, secrets.token_hex(4)
+    folder, name = model_folder / saved.ENGINES_FOLDER, secrets.token_hex(4)
     if folder.is_symlink():
         raise _not_ours_error("link", folder, "remove the link; a new folder takes its place")
     if os.path.lexists(folder) and not folder.is_dir():
         raise _not_ours_error("file", folder, "remove it")
-    path = folder / ENGINES_FILE
+    path = folder / saved.ENGINES_FILE
     if os.path.lexists(path) and not path.is_file():
         raise _not_ours_error("folder" if path.is_dir() else "special file", path, "remove it")
     if folder.is_dir():
@@ -79,7 +71,9 @@ def _not_ours_error(kind: str, path: Path, fix: str) -> UsageError:
     return UsageError(f"cannot save engines: a {kind} has the name {path.name}", where=str(path), fix=fix)
 
 
-def save_engines(work_dir: Path, name: str, best: Mapping[Purpose, Measurement]) -> tuple[SavedEngine, ...]:
+def save_engines(
+    work_dir: Path, name: str, best: Mapping[saved.Purpose, saved.Measurement]
+) -> tuple[saved.SavedEngine, ...]:
     """Keep the files of the chosen engines and remove all others.
 
     Args:
@@ -88,7 +82,7 @@ def save_engines(work_dir: Path, name: str, best: Mapping[Purpose, Measurement])
         best: the chosen engine for each purpose.
     """
     engines = tuple(_build_saved_engine(work_dir, name, purpose, row) for purpose, row in best.items())
-    saved_names = {saved.config.name for saved in engines}
+    saved_names = {engine.config.name for engine in engines}
     for path in work_dir.iterdir():
         if path.is_file():
             path.unlink()
@@ -97,13 +91,13 @@ def save_engines(work_dir: Path, name: str, best: Mapping[Purpose, Measurement])
     return engines
 
 
-def _build_saved_engine(work_dir: Path, name: str, purpose: Purpose, row: Measurement) -> SavedEngine:
+def _build_saved_engine(work_dir: Path, name: str, purpose: saved.Purpose, row: saved.Measurement) -> saved.SavedEngine:
     artifact, versions = work_dir / row.config.name, ENGINE_SPECS[row.config.engine].get_versions()
     paths = sorted(path for path in artifact.iterdir() if path.is_file()) if artifact.is_dir() else []
-    return SavedEngine(purpose, row, versions, name, tuple((path.name, files.hash_file(path)) for path in paths))
+    return saved.SavedEngine(purpose, row, versions, name, tuple((path.name, files.hash_file(path)) for path in paths))
 
 
-def publish_result(model_folder: Path, name: str, result: OptimizeResult) -> None:
+def publish_result(model_folder: Path, name: str, result: saved.OptimizeResult) -> None:
     """Write the list of engines and the report, then remove the engines of earlier searches.
 
     Args:
@@ -111,9 +105,9 @@ def publish_result(model_folder: Path, name: str, result: OptimizeResult) -> Non
         name: the name of this search's folder inside ``engines/``.
         result: the result to write.
     """
-    folder = model_folder / ENGINES_FOLDER
-    files.write_text(folder / ENGINES_FILE, to_json(result))
-    files.write_text(folder / REPORT_FILE, render_optimize_report(get_model_name(model_folder), result))
+    folder = model_folder / saved.ENGINES_FOLDER
+    files.write_text(folder / saved.ENGINES_FILE, to_json(result))
+    files.write_text(folder / saved.REPORT_FILE, render_optimize_report(get_model_name(model_folder), result))
     for path in folder.iterdir():
         if _RUN_FOLDER_NAME.fullmatch(path.name) and path.name != name and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

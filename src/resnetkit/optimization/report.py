@@ -8,17 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from resnetkit.engines import saved
 from resnetkit.engines.base import EngineConfig
-from resnetkit.engines.saved import (
-    HEADINGS,
-    Measurement,
-    OptimizeResult,
-    SavedEngine,
-    find_baseline,
-    format_table_row,
-    group_skip_reasons,
-    select_best_per_engine,
-)
 from resnetkit.html import page as html
 from resnetkit.html.charts import SCATTER_STYLE, ScatterPoint, draw_scatter_plot
 
@@ -27,15 +18,12 @@ _PURPOSES = {
     "throughput": "many images",
     "startup": "start-up to the first prediction",
 }
-_STYLE = (
-    SCATTER_STYLE
-    + """
+_SCROLL_STYLE = """
 .scroll { background: linear-gradient(to right, var(--paper) 30%, transparent) left / 2rem 100% no-repeat local,
   linear-gradient(to left, var(--paper) 30%, transparent) right / 2rem 100% no-repeat local,
   linear-gradient(to right, var(--soft), transparent) left / .5rem 92% no-repeat scroll,
   linear-gradient(to left, var(--soft), transparent) right / .5rem 92% no-repeat scroll; }
 """
-)
 _CHART_NOTE = (
     "Each mark is a configuration: an engine, a precision, a batch size and a number of streams. Higher is faster. "
     "Farther left is closer to the network in fp32. The logit error is the largest difference of a logit, divided by "
@@ -56,7 +44,7 @@ def get_model_name(folder: Path) -> str:
     return path.parent.name if path.name == "model" and (path.parent / "run.toml").is_file() else path.name
 
 
-def render_optimize_report(name: str, result: OptimizeResult) -> str:
+def render_optimize_report(name: str, result: saved.OptimizeResult) -> str:
     """Render the report as one HTML page; all text in it is escaped.
 
     Args:
@@ -64,47 +52,43 @@ def render_optimize_report(name: str, result: OptimizeResult) -> str:
         result: what `optimize` measured and chose.
     """
     plotted = [row for row in result.measurements if row.comparison.logit_error is not None and row.throughput]
-    best = select_best_per_engine(result)
-    is_logits_only = bool(plotted) and all(row.comparison.match_rate is None for row in plotted)
-    sections = [
-        (
-            "",
-            html.render_stat_cards(_build_cards(result))
-            + (html.render_note(_LOGITS_ONLY_NOTE) if is_logits_only else ""),
-        )
-    ]
+    best = saved.select_best_per_engine(result)
+    sections = [("", html.render_stat_cards(_build_cards(result)))]
+    if plotted and all(row.comparison.match_rate is None for row in plotted):
+        sections.append(("", html.render_note(_LOGITS_ONLY_NOTE)))
     if plotted:
         sections.append(
             ("Throughput against logit error", _draw_chart(result, plotted) + html.render_note(_CHART_NOTE))
         )
     sections.append(("The best of each engine", _render_table(result, best) + html.render_note(_TABLE_NOTE)))
-    if reasons := group_skip_reasons(best):
+    if reasons := saved.group_skip_reasons(best):
         sections.append(("Skipped", html.render_html_list(reasons)))
     sections.append(("All measurements", _render_table(result, result.measurements)))
     lead = f"Measured on {result.machine}; predictions compared on {result.comparison_data}."
-    return html.render_html(f"engines of {name}", lead, sections, style=_STYLE)
+    return html.render_html(f"engines of {name}", lead, sections, style=SCATTER_STYLE + _SCROLL_STYLE)
 
 
-def _render_table(result: OptimizeResult, rows: Sequence[Measurement]) -> str:
+def _render_table(result: saved.OptimizeResult, rows: Sequence[saved.Measurement]) -> str:
     """Render the measured rows, without empty columns."""
-    records = [dict(zip(HEADINGS, format_table_row(row, result), strict=True)) for row in rows if row.throughput]
-    ordered = [*_FIRST_COLUMNS, *(name for name in HEADINGS if name not in _FIRST_COLUMNS)]
+    cells = (saved.format_table_row(row, result) for row in rows if row.throughput)
+    records = [dict(zip(saved.HEADINGS, row_cells, strict=True)) for row_cells in cells]
+    ordered = [*_FIRST_COLUMNS, *(name for name in saved.HEADINGS if name not in _FIRST_COLUMNS)]
     columns = [name for name in ordered if any(row[name] for row in records)]
     return html.render_html_table(columns, ([row[name] for name in columns] for row in records))
 
 
-def _build_cards(result: OptimizeResult) -> Iterator[tuple[str, str, str]]:
-    baseline = find_baseline(result.measurements)
-    for saved in result.engines:
-        speedup = format_speedup(saved.measurement, baseline) if saved.purpose == "throughput" else ""
-        details = ", ".join(filter(None, (_PURPOSES[saved.purpose], _format_config(saved.config), speedup)))
-        yield saved.purpose, format_headline(saved), details
+def _build_cards(result: saved.OptimizeResult) -> Iterator[tuple[str, str, str]]:
+    baseline = saved.find_baseline(result.measurements)
+    for engine in result.engines:
+        speedup = format_speedup(engine.measurement, baseline) if engine.purpose == "throughput" else ""
+        details = ", ".join(filter(None, (_PURPOSES[engine.purpose], _format_config(engine.config), speedup)))
+        yield engine.purpose, format_headline(engine), details
     if baseline:
         details = f"PyTorch with folded norms, {_format_config(baseline.config)}"
         yield "baseline", f"{baseline.throughput:,.1f} images/s", details
 
 
-def format_speedup(row: Measurement, baseline: Measurement | None) -> str:
+def format_speedup(row: saved.Measurement, baseline: saved.Measurement | None) -> str:
     """Return the speedup over the baseline, which was measured in the same round; empty if unknown.
 
     Args:
@@ -125,17 +109,17 @@ def _use_nonbreaking_spaces(text: str) -> str:
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def format_headline(saved: SavedEngine) -> str:
+def format_headline(engine: saved.SavedEngine) -> str:
     """Return the number that a saved engine was chosen for, with its unit."""
-    row = saved.measurement
+    row = engine.measurement
     return {
         "latency": f"{row.latency_ms or 0:,.2f} ms",
         "throughput": f"{row.throughput:,.1f} images/s",
         "startup": f"{row.startup_seconds or 0:.2f} s",
-    }[saved.purpose]
+    }[engine.purpose]
 
 
-def _draw_chart(result: OptimizeResult, rows: list[Measurement]) -> str:
+def _draw_chart(result: saved.OptimizeResult, rows: list[saved.Measurement]) -> str:
     points = [
         ScatterPoint(
             color_group=row.config.engine,
@@ -151,6 +135,6 @@ def _draw_chart(result: OptimizeResult, rows: list[Measurement]) -> str:
     return draw_scatter_plot("throughput against logit error", ("logit error", "images/s"), points)
 
 
-def _format_tooltip(row: Measurement) -> str:
+def _format_tooltip(row: saved.Measurement) -> str:
     reason = f" ({row.reason})" if row.reason else ""
     return f"{row.config}: {row.throughput:,.1f} images/s, logit error {row.comparison.logit_error or 0:.1e}{reason}"

@@ -128,19 +128,14 @@ def _select_subsets(dataset: Dataset, split: str, max_images: int) -> tuple[Imag
     comparison = dataset.splits[split]
     if "train" in dataset.splits and split != "train":
         return _sample_images(dataset.splits["train"], N_CALIBRATION_IMAGES), _sample_images(comparison, max_images)
-    indices = _shuffle_indices(len(comparison))
-    n_calibration = min(N_CALIBRATION_IMAGES, max(1, len(indices) // 2))
-    compared = indices[n_calibration : n_calibration + max_images] if len(indices) > 1 else indices
-    return comparison.take(indices[:n_calibration]), comparison.take(compared)
+    n_calibration = min(N_CALIBRATION_IMAGES, max(1, len(comparison) // 2))
+    first = n_calibration if len(comparison) > 1 else 0
+    return _sample_images(comparison, n_calibration), _sample_images(comparison, max_images, first)
 
 
-def _sample_images(images: Images, max_images: int) -> Images:
-    return images.take(_shuffle_indices(len(images))[:max_images])
-
-
-def _shuffle_indices(n: int) -> Indices:
-    """Return 0 to n - 1 in an order that is the same in every run."""
-    return np.random.default_rng(0).permutation(n)
+def _sample_images(images: Images, max_images: int, first: int = 0) -> Images:
+    """Return images from position ``first`` of an order that is random, but the same in every run."""
+    return images.take(np.random.default_rng(0).permutation(len(images))[first : first + max_images])
 
 
 def _compute_max_images(preparation: Preparation) -> int:

@@ -39,7 +39,7 @@ class BenchmarkWorker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.engine: Engine | None = None
+        self.engine: Engine  # of the last `load`
 
     def export(self, engine: str, precision: str, artifact: str, pixels: str | None) -> None:
         """Export the artifact of an engine from the weights.
@@ -79,7 +79,7 @@ class BenchmarkWorker:
             n_images: the number of images.
             out: the file to write, in the format of `numpy.save`.
         """
-        with batch_calls(self._get_engine()) as infer:
+        with batch_calls(self.engine) as infer:
             np.save(out, infer(np.load(pixels, mmap_mode="r")[:n_images]))
 
     def measure(self, pixels: str, seconds: float) -> dict[str, float]:
@@ -89,12 +89,7 @@ class BenchmarkWorker:
             pixels: a file with images.
             seconds: the duration of the measurement.
         """
-        return measure_speed(self._get_engine(), np.load(pixels), seconds)
-
-    def _get_engine(self) -> Engine:
-        if self.engine is None:
-            raise ResnetkitError("no engine is loaded")
-        return self.engine
+        return measure_speed(self.engine, np.load(pixels), seconds)
 
 
 def measure_speed(engine: Engine, pixels: Pixels, seconds: float) -> dict[str, float]:
@@ -158,11 +153,7 @@ def _handle_request(worker: BenchmarkWorker, request: dict[str, Any]) -> dict[st
     except ResnetkitError as error:
         return {"error": ": ".join(filter(None, (error.what, error.fix)))}
     except Exception as error:  # noqa: BLE001  libraries raise any type, and each means that the engine is unusable
-        return {"error": _get_first_line(f"{type(error).__name__}: {error}")}
-
-
-def _get_first_line(text: str) -> str:
-    return text.strip().partition("\n")[0].strip()[:300]
+        return {"error": f"{type(error).__name__}: {error}".strip().partition("\n")[0].strip()[:300]}
 
 
 if __name__ == "__main__":
