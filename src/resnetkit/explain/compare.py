@@ -207,10 +207,8 @@ def _list_total_changes(total: Totals, base: Totals, *, with_costs: bool) -> lis
     """List the totals that differ; params and MACs only if no other sentence contains them."""
     changes = []
     if with_costs:
-        changes += [
-            f"{total.params.value:,} params ({_format_times(total.params)})",
-            f"{total.macs.value:,} MACs ({_format_times(total.macs)})",
-        ]
+        counts = {"params": total.params, "MACs": total.macs}
+        changes += [f"{count.value:,} {name} ({_format_times(count)})" for name, count in counts.items()]
     if total.depth != base.depth:
         changes.append(f"depth {total.depth.value:,} instead of {base.depth.value:,}")
     if total.receptive_field != base.receptive_field:

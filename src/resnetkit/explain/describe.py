@@ -24,7 +24,7 @@ def format_costs(part: Section | Node) -> str:
     return f"{format_shape(part.output)}, {part.params:,} params, {part.macs:,} MACs"
 
 
-def format_convolution(op: ConvOp) -> str:
+def _format_convolution(op: ConvOp) -> str:
     """Return ``3x3/2 128``, with groups and dilation if they differ from 1."""
     stride = f"/{op.stride}" if op.stride > 1 else ""
     groups = f" in {op.groups} groups" if op.groups > 1 else ""
@@ -35,7 +35,7 @@ def format_convolution(op: ConvOp) -> str:
 def format_operation(node: Node) -> str:
     """Describe an operation without its input channels."""
     if isinstance(node.op, ConvOp):
-        return format_convolution(node.op)
+        return _format_convolution(node.op)
     return f"linear {node.op.out_features}" if isinstance(node.op, LinearOp) else str(node.op)
 
 
@@ -73,6 +73,16 @@ def list_stages(plan: Plan) -> list[Section]:
 def list_blocks(stage: Section) -> list[Section]:
     """Return the blocks of a stage."""
     return [child for child in stage.children if isinstance(child, Section) and child.role == "block"]
+
+
+def list_all_blocks(plan: Plan) -> list[Section]:
+    """Return the blocks of all stages of a network."""
+    return [block for stage in list_stages(plan) for block in list_blocks(stage)]
+
+
+def list_shortcuts(plan: Plan) -> list[Section]:
+    """Return the shortcuts of all blocks of a network."""
+    return [shortcut for block in list_all_blocks(plan) if (shortcut := find_shortcut(block))]
 
 
 def split_into_boxes(part: Section | Node) -> tuple[Section | Node, ...]:

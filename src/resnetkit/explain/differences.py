@@ -22,6 +22,7 @@ from resnetkit.explain import describe
 from resnetkit.explain.why import OPTION_NAMES
 
 NetworkPart = Literal["stem", "branches", "shortcuts", "head", "network"]
+_CostChange = tuple[int, int] | tuple[None, None]
 T = TypeVar("T")
 
 
@@ -53,8 +54,8 @@ class _PlanPair:
     def map(self, function: Callable[[Plan], T]) -> tuple[T, T]:
         return function(self.plan), function(self.base)
 
-    def format_contrast(self, ours: str, theirs: str, verb: str = "has") -> str:
-        return f"{self.name} {verb} {ours}; {self.base_name} {theirs}"
+    def format_contrast(self, ours: str, theirs: str, predicate: str = "has") -> str:
+        return f"{self.name} {predicate} {ours}; {self.base_name} {theirs}"
 
 
 def find_differences(name: str, plan: Plan, base_name: str, base: Plan) -> list[Difference]:
@@ -76,9 +77,7 @@ def find_differences(name: str, plan: Plan, base_name: str, base: Plan) -> list[
     ]
 
 
-def _compute_cost_change(
-    pair: _PlanPair, part: NetworkPart, parts: list[NetworkPart]
-) -> tuple[int, int] | tuple[None, None]:
+def _compute_cost_change(pair: _PlanPair, part: NetworkPart, parts: list[NetworkPart]) -> _CostChange:
     """Return the change of params and MACs that this difference alone explains, or (None, None)."""
     total_change = pair.plan.params - pair.base.params, pair.plan.macs - pair.base.macs
     if len(parts) == 1 and part in ("network", "branches"):  # these decide what the other parts cost
@@ -107,19 +106,12 @@ def _count_costs(plan: Plan, part: NetworkPart) -> tuple[int, int]:
 
 
 def _classify_part(node: Node) -> NetworkPart:
-    names = node.path.split(".")
-    if names[0] == "stem":
-        return "stem"
-    return "head" if names[0] == "head" else "shortcuts" if "shortcut" in names else "branches"
+    section, *names = node.path.split(".")
+    ends: dict[str, NetworkPart] = {"stem": "stem", "head": "head"}
+    return ends.get(section, "shortcuts" if "shortcut" in names else "branches")
 
 
 # ------------------------------------------------------------------------------------------------- the whole network
-
-
-def _compare_input(pair: _PlanPair) -> Iterator[str]:
-    ours, theirs = pair.map(lambda plan: describe.format_shape(plan.input))
-    if ours != theirs:
-        yield pair.format_contrast(f"images of {ours}", f"of {theirs}", "takes")
 
 
 def _compare_norm(pair: _PlanPair) -> Iterator[str]:
@@ -132,17 +124,12 @@ def _compare_norm(pair: _PlanPair) -> Iterator[str]:
         yield pair.format_contrast(*texts)
 
 
-def _compare_activation(pair: _PlanPair) -> Iterator[str]:
-    names = pair.map(lambda plan: {str(node.op) for node in plan.nodes if isinstance(node.op, ActivationOp)})
-    ours, theirs = (_join_texts(texts, "no activation") for texts in names)
-    if ours != theirs:
-        yield pair.format_contrast(f"the activation {ours}", theirs)
+def _list_activations(plan: Plan) -> str:
+    return _join_texts({str(node.op) for node in plan.nodes if isinstance(node.op, ActivationOp)}, "no activation")
 
 
-def _compare_bias(pair: _PlanPair) -> Iterator[str]:
-    ours, theirs = pair.map(lambda plan: sum(node.op.bias for node in plan.nodes if isinstance(node.op, ConvOp)))
-    if ours != theirs:
-        yield pair.format_contrast(f"biases in {ours:,} convolutions", f"in {theirs:,}")
+def _count_biases(plan: Plan) -> str:
+    return f"{sum(node.op.bias for node in plan.nodes if isinstance(node.op, ConvOp)):,}"
 
 
 def _join_texts(texts: set[str], default: str) -> str:
@@ -181,40 +168,23 @@ def _get_nodes(plan: Plan, name: str) -> tuple[Node, ...]:
 # --------------------------------------------------------------------------------------------------------- branches
 
 
-def _compare_blocks(pair: _PlanPair) -> Iterator[str]:
-    yield from _compare_stages(pair, lambda stage: f"{len(describe.list_blocks(stage))}", "stages of {} blocks")
+def _join_by_stage(plan: Plan, format_stage: Callable[[Section], object]) -> str:
+    """Join one number for each stage; if a stage has none, there is nothing to compare."""
+    values = [str(format_stage(stage)) for stage in describe.list_stages(plan)]
+    return ", ".join(values) if all(values) else ""
 
 
-def _compare_channels(pair: _PlanPair) -> Iterator[str]:
-    yield from _compare_stages(pair, lambda stage: str(stage.output[0]), "stages of {} channels")
+def _count_blocks(stage: Section) -> int:
+    return len(describe.list_blocks(stage))
 
 
-def _compare_width(pair: _PlanPair) -> Iterator[str]:
-    yield from _compare_stages(pair, _format_inner_widths, "branches of width {}")
+def _get_channels(stage: Section) -> int:
+    return stage.output[0]
 
 
-def _format_inner_widths(stage: Section) -> str:
+def _format_widths(stage: Section) -> str:
     """Return the channels between the convolutions of a branch; a branch of one convolution has none."""
     return "-".join(dict.fromkeys(str(op.out_channels) for op in _select_convolutions(stage)[:-1]))
-
-
-def _compare_stages(pair: _PlanPair, format_stage: Callable[[Section], str], template: str) -> Iterator[str]:
-    """Compare one number for each stage."""
-    ours, theirs = pair.map(lambda plan: [format_stage(stage) for stage in describe.list_stages(plan)])
-    if ours != theirs and all(ours) and all(theirs):
-        yield pair.format_contrast(template.format(", ".join(ours)), "of " + ", ".join(theirs))
-
-
-def _compare_kernels(pair: _PlanPair) -> Iterator[str]:
-    ours, theirs = pair.map(lambda plan: _format_by_stage(plan, _format_kernels))
-    if ours != theirs:
-        yield pair.format_contrast(f"branches of {ours}", f"of {theirs}")
-
-
-def _compare_groups(pair: _PlanPair) -> Iterator[str]:
-    ours, theirs = pair.map(lambda plan: _format_by_stage(plan, _format_groups))
-    if ours != theirs:
-        yield pair.format_contrast(f"branches with {ours}", f"with {theirs}")
 
 
 def _format_kernels(stage: Section) -> str:
@@ -270,15 +240,11 @@ def _format_strides(ours: Section, theirs: Section) -> tuple[str, str]:
     """Compare the size of the strides; if it is equal, their block; if that is equal, their operation."""
     a, b = _select_strided(ours), _select_strided(theirs)
     strides = _multiply_strides(a), _multiply_strides(b)
-    if strides[0] != strides[1]:
+    if strides[0] != strides[1] or not a:
         return f"stride {strides[0]}", f"stride {strides[1]}"
-    if not a or not b:
-        return "", ""
     blocks = _describe_block(ours, a), _describe_block(theirs, b)
-    if blocks[0] != blocks[1]:
+    if blocks[0] != blocks[1] or _format_kernels(ours) != _format_kernels(theirs):
         return f"the stride in {blocks[0]}", f"the stride in {blocks[1]}"
-    if _format_kernels(ours) != _format_kernels(theirs):
-        return "", ""
     return f"the stride at {_describe_node(ours, a[0])}", f"the stride at {_describe_node(theirs, b[0])}"
 
 
@@ -316,20 +282,14 @@ def _format_dilation(stage: Section) -> str:
     return f"dilation {dilation}" if dilation > 1 else "no dilation"
 
 
-def _compare_extras(pair: _PlanPair) -> Iterator[str]:
-    """Compare pre-activation and the operations of blocks except convolutions, norms and activations."""
-    ours, theirs = (_join_texts(names, "nothing else") for names in pair.map(_collect_extras))
-    if ours != theirs:
-        yield pair.format_contrast(f"{ours} in its blocks", theirs)
-
-
-def _collect_extras(plan: Plan) -> set[str]:
-    blocks = [block for stage in describe.list_stages(plan) for block in describe.list_blocks(stage)]
+def _list_extras(plan: Plan) -> str:
+    """List the operations of blocks except convolutions, norms and activations; name pre-activation."""
+    blocks = describe.list_all_blocks(plan)
     ops = [node.op for block in blocks for node in describe.select_main_path(block)]
     names = {str(op).split(",")[0] for op in ops if not isinstance(op, (*describe.MINOR_OPS, ConvOp))}
     if any(child.path.endswith(".pre") for block in blocks for child in block.children):
         names.add("norm and activation before the branch")
-    return names
+    return _join_texts(names, "nothing else")
 
 
 # -------------------------------------------------------------------------------------------------------- shortcuts
@@ -347,16 +307,15 @@ def _compare_shortcuts(pair: _PlanPair) -> Iterator[str]:
 
 def _collect_adapters(plan: Plan) -> dict[str, str]:
     """Return the kind of shortcut of each block by path."""
-    blocks = [block for stage in describe.list_stages(plan) for block in describe.list_blocks(stage)]
-    return {block.path: _describe_adapter(block) for block in blocks}
+    return {block.path: _describe_adapter(block) for block in describe.list_all_blocks(plan)}
 
 
 def _describe_adapter(block: Section) -> str:
     shortcut = describe.find_shortcut(block)
     if shortcut is None:
         return ""
-    pads = [node.op for node in shortcut.nodes if isinstance(node.op, ZeroPadOp)]
-    pads_at_end = any(op.after > op.before + 1 for op in pads)
+    ops = [node.op for node in shortcut.nodes]
+    pads_at_end = any(isinstance(op, ZeroPadOp) and op.after > op.before + 1 for op in ops)
     return describe_shortcut(shortcut) + (" (zeros at the end)" if pads_at_end else "")
 
 
@@ -395,20 +354,43 @@ def _get_signature(node: Node | None) -> object:
     return node and (node.path, node.op, node.input, node.output)
 
 
+def _make_comparator(
+    describe_plan: Callable[[Plan], str], ours: str, theirs: str = "{}", predicate: str = "has"
+) -> Callable[[_PlanPair], Iterator[str]]:
+    """Return a function that compares one text for each network, if both have it.
+
+    Args:
+        describe_plan: describes a network; an empty text means that it has nothing to compare.
+        ours: the words around the text of the network.
+        theirs: the words around the text of the baseline.
+        predicate: ``has`` or ``takes``.
+    """
+
+    def compare(pair: _PlanPair) -> Iterator[str]:
+        texts = pair.map(describe_plan)
+        if texts[0] != texts[1] and all(texts):
+            yield pair.format_contrast(ours.format(texts[0]), theirs.format(texts[1]), predicate)
+
+    return compare
+
+
 COMPARATORS: tuple[tuple[NetworkPart, Callable[[_PlanPair], Iterator[str]]], ...] = (
-    ("network", _compare_input),
+    (
+        "network",
+        _make_comparator(lambda plan: describe.format_shape(plan.input), "images of {}", "of {}", "takes"),
+    ),
     ("stem", _compare_stem),
-    ("branches", _compare_blocks),
-    ("branches", _compare_kernels),
-    ("branches", _compare_channels),
-    ("branches", _compare_width),
-    ("branches", _compare_groups),
+    ("branches", _make_comparator(lambda plan: _join_by_stage(plan, _count_blocks), "stages of {} blocks", "of {}")),
+    ("branches", _make_comparator(lambda plan: _format_by_stage(plan, _format_kernels), "branches of {}", "of {}")),
+    ("branches", _make_comparator(lambda plan: _join_by_stage(plan, _get_channels), "stages of {} channels", "of {}")),
+    ("branches", _make_comparator(lambda plan: _join_by_stage(plan, _format_widths), "branches of width {}", "of {}")),
+    ("branches", _make_comparator(lambda plan: _format_by_stage(plan, _format_groups), "branches with {}", "with {}")),
     ("branches", _compare_strides),
     ("branches", _compare_dilations),
-    ("branches", _compare_extras),
+    ("branches", _make_comparator(_list_extras, "{} in its blocks")),
     ("shortcuts", _compare_shortcuts),
     ("network", _compare_norm),
-    ("network", _compare_activation),
-    ("network", _compare_bias),
+    ("network", _make_comparator(_list_activations, "the activation {}")),
+    ("network", _make_comparator(_count_biases, "biases in {} convolutions", "in {}")),
     ("head", _compare_head),
 )

@@ -138,10 +138,7 @@ def _render_parts_table(plan: Plan) -> str:
 
 
 def _render_reasons(plan: Plan) -> str:
-    parts = {"the network": plan.root} | {part.path: part for part in plan.root.children}
-    items = "".join(
-        f"<div><dt>{escape(label)}</dt><dd>{escape(facts.explain_part(plan, part))}</dd></div>"
-        for label, part in parts.items()
-    )
+    parts = (plan.root, *plan.root.children)
+    reasons = [(part.path or "the network", facts.explain_part(plan, part)) for part in parts]
     note = f"The sizes are for images of {escape(typeset_shape(plan.input))}."
-    return f'<p class="note" id="size-note">{note}</p><dl id="reasons">{items}</dl>'
+    return f'<p class="note" id="size-note">{note}</p><div id="reasons">{html.render_stats(reasons)}</div>'

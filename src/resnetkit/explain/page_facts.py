@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from resnetkit.architecture import operations as ops
 from resnetkit.architecture.plan import Node, Plan, Section, plan
@@ -22,6 +22,7 @@ from resnetkit.explain.describe import split_into_boxes
 from resnetkit.explain.why import why
 
 OUTPUT_STRIDES = (16, 8)
+T = TypeVar("T")
 
 
 def get_size_rule(op: ops.Op) -> dict[str, Any]:
@@ -61,19 +62,16 @@ def plan_stride_variants(spec: Network) -> tuple[Plan, ...]:
 def _plan_dilated(spec: Network, target: int) -> Plan | None:
     """Replace strides of the last stages by dilation until the output stride is ``target``."""
     stages = list(spec.stages)
-    for i in reversed(range(len(stages))):
-        reduce = stages[i].reduce
-        if isinstance(reduce, PoolAfter):
+    for i, stage in reversed(list(enumerate(stages))):
+        if isinstance(stage.reduce, PoolAfter):
             return None  # a dilated pool without padding would make the map smaller
-        if reduce.stride == 1 or reduce.atrous:
-            continue
-        stages[i] = replace(stages[i], reduce=replace(reduce, atrous=True))
+        stages[i] = replace(stage, reduce=replace(stage.reduce, atrous=stage.reduce.stride > 1))
         try:
             candidate = plan(replace(spec, stages=tuple(stages)))
         except SpecError:
             return None
-        if candidate.root.stride <= target:
-            return candidate if candidate.root.stride == target else None
+        if candidate.root.stride == target:
+            return candidate
     return None
 
 
@@ -113,40 +111,36 @@ class _SharedTables:
     operations: dict[tuple[ops.Op, int], int] = field(default_factory=dict)
     sentences: dict[str, int] = field(default_factory=dict)
 
-    def add_tree(self, tree: dict[str, Any]) -> int:
-        return self.trees.setdefault(json.dumps(tree), len(self.trees))
 
-    def add_operation(self, op: ops.Op, channels: int) -> int:
-        return self.operations.setdefault((op, channels), len(self.operations))
-
-    def add_sentence(self, text: str) -> int:
-        return self.sentences.setdefault(text, len(self.sentences))
+def _add_once(table: dict[T, int], value: T) -> int:
+    """Add a value unless the table has it, and return its index."""
+    return table.setdefault(value, len(table))
 
 
 def _build_parts(network_plan: Plan, tables: _SharedTables) -> list[dict[str, Any]]:
     return [
         _describe(network_plan, part, part.path, tables)
-        | {"boxes": [_build_box(network_plan, box, tables) for box in split_into_boxes(part)]}
+        | {"boxes": [(box.path, _add_box(network_plan, box, tables)) for box in split_into_boxes(part)]}
         for part in network_plan.root.children
     ]
 
 
-def _build_box(network_plan: Plan, box: Section | Node, tables: _SharedTables) -> tuple[str, int]:
-    return box.path, tables.add_tree(_build_tree(network_plan, box, box.path, tables))
+def _add_box(network_plan: Plan, box: Section | Node, tables: _SharedTables) -> int:
+    return _add_once(tables.trees, json.dumps(_build_tree(network_plan, box, box.path, tables)))
 
 
 def _describe(network_plan: Plan, part: Section | Node, path: str, tables: _SharedTables) -> dict[str, Any]:
     description = typeset_arrows(describe_part(network_plan, part))
-    why_index = tables.add_sentence(explain_part(network_plan, part))
+    why_index = _add_once(tables.sentences, explain_part(network_plan, part))
     return {"path": path, "role": part.role, "description": description, "why": why_index}
 
 
 def _build_tree(network_plan: Plan, part: Section | Node, box_path: str, tables: _SharedTables) -> dict[str, Any]:
     """Describe a part with paths relative to its box, so that equal blocks have equal trees."""
     data = _describe(network_plan, part, part.path.removeprefix(box_path), tables)
-    data["reason"] = tables.add_sentence(typeset_arrows(part.reason))
+    data["reason"] = _add_once(tables.sentences, typeset_arrows(part.reason))
     if isinstance(part, Node):
-        return data | {"operation": tables.add_operation(part.op, part.output[0])}
+        return data | {"operation": _add_once(tables.operations, (part.op, part.output[0]))}
     if part.role == "shortcut":
         data["shortcut_kind"] = describe_shortcut(part)
     return data | {"children": [_build_tree(network_plan, child, box_path, tables) for child in part.children]}

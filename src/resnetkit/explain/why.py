@@ -14,7 +14,7 @@ from resnetkit.architecture import spec as s
 from resnetkit.architecture.operations import format_ordinal
 from resnetkit.architecture.plan import Node, Plan, Section, parse_block_number, parse_stage_number
 from resnetkit.architecture.rules import get_block_stride
-from resnetkit.explain.describe import find_shortcut, format_shape
+from resnetkit.explain.describe import format_shape, list_shortcuts
 from resnetkit.formatting import pluralize
 from resnetkit.weights.layer_aliases import resolve_path
 
@@ -32,8 +32,21 @@ def why(plan: Plan, path: str) -> str:
         UsageError: no part has this path or name; the error suggests the closest ones.
     """
     part = plan[resolve_path(plan, path)]
-    sentence = SENTENCES[part.role](plan, part)
-    return "\n".join(line for line in [sentence, *_format_size_formula(part), _format_cost(plan, part)] if line)
+    lines = [_format_sentence(plan, part), *_format_size_formula(part), _format_cost(plan, part)]
+    return "\n".join(filter(None, lines))
+
+
+def _format_sentence(plan: Plan, part: Section | Node) -> str:
+    sentence = SENTENCES[part.role]
+    return _fill_template(sentence, plan, part) if isinstance(sentence, str) else sentence(plan, part)
+
+
+def _fill_template(template: str, plan: Plan, part: Section | Node) -> str:
+    assert isinstance(part, Node)
+    texts = {"input_map": _format_map(part.input), "output_text": _describe_shape(part.output)}
+    texts["bias"] = _bias(plan, part.op) if isinstance(part.op, ops.ConvOp) else ""
+    numbers = {"nth": format_ordinal(part.op.window[1]), "share": part.params / plan.params}
+    return template.format(op=part.op, input=part.input, output=part.output, **texts, **numbers)
 
 
 # ---------------------------------------------------------------------------------------------------------- sections
@@ -81,16 +94,15 @@ def _is_pre_activation(plan: Plan) -> bool:
 
 def _pre_activation_block(part: Section | Node) -> str:
     roles = {node.role for node in part.nodes}
+    formula = "A pre-activation block computes branch(activation(norm(x))) + shortcut(x)."
     if "projection" in roles:
-        return (
+        formula = (
             "A pre-activation block with a projection normalizes and activates x once. Branch and projection both "
-            "start from the result. Nothing follows the addition."
+            "start from the result."
         )
-    note = "" if roles & {"shortcut-pool", "shortcut-pad"} else ", so the input reaches the end unchanged"
-    return (
-        "A pre-activation block computes branch(activation(norm(x))) + shortcut(x). "
-        f"Nothing follows the addition{note}."
-    )
+    changes_input = roles & {"projection", "shortcut-pool", "shortcut-pad"}
+    note = "" if changes_input else ", so the input reaches the end unchanged"
+    return f"{formula} Nothing follows the addition{note}."
 
 
 def _pre(plan: Plan, part: Section | Node) -> str:
@@ -121,17 +133,16 @@ def _shortcut(plan: Plan, part: Section | Node) -> str:
 
 def _adapter_condition(plan: Plan, part: Section) -> str:
     """Return when a shortcut needs an adapter, with the cases that occur in this network."""
-    assert isinstance(plan.spec.shortcuts, s.Shortcuts)
-    smaller, wider = describe_adapter(plan.spec.shortcuts.smaller), describe_adapter(plan.spec.shortcuts.wider)
+    shortcuts = plan.spec.shortcuts
+    assert isinstance(shortcuts, s.Shortcuts)
+    smaller, wider = _ADAPTER_NAMES[type(shortcuts.smaller)], _ADAPTER_NAMES[type(shortcuts.wider)]
     if not part.nodes:
         if wider == smaller:
             return f"Different channels or a stride would need {smaller}."
         return f"Different channels would need {wider}, a stride alone {smaller}."
     if part.input[0] == part.output[0] and _get_spec_stride(plan, part) == 1:
         return "Options A and B use the identity if nothing differs."
-    shortcuts = [shortcut for stage in plan.root.children for block in getattr(stage, "children", ())
-                 if (shortcut := find_shortcut(block))]  # fmt: skip
-    stride_only = [shortcut.path for shortcut in shortcuts
+    stride_only = [shortcut.path for shortcut in list_shortcuts(plan)
                    if shortcut.input[0] == shortcut.output[0] and _get_spec_stride(plan, shortcut) > 1]  # fmt: skip
     start = "Different channels alone are enough, and so is a stride."
     if stride_only:
@@ -139,15 +150,13 @@ def _adapter_condition(plan: Plan, part: Section) -> str:
     return f"{start} No block of this network has a stride alone; it would need {smaller}."
 
 
-def describe_adapter(adapter: s.Adapter) -> str:
-    """Describe an adapter of a shortcut in two or three words."""
-    return {
-        s.Identity: "the identity",
-        s.ZeroPadded: "zeros (a padded identity)",
-        s.Projection: "a projection",
-        s.PooledProjection: "a pooled projection",
-        s.Subsampled: "a pooled identity",
-    }[type(adapter)]
+_ADAPTER_NAMES: dict[type[s.Adapter], str] = {
+    s.Identity: "the identity",
+    s.ZeroPadded: "zeros (a padded identity)",
+    s.Projection: "a projection",
+    s.PooledProjection: "a pooled projection",
+    s.Subsampled: "a pooled identity",
+}
 
 
 def _adapter_reason(plan: Plan, part: Section) -> str:
@@ -163,7 +172,7 @@ def _adapter_reason(plan: Plan, part: Section) -> str:
     if not isinstance(op, ops.ZeroPadOp):
         return f"{cause} The shortcut is therefore a {op} of its input. It has no weights."
     pixels = f"every {format_ordinal(op.stride)} pixel of its input" if op.stride > 1 else "its input"
-    option = f" (option {option_name})" if (option_name := _get_option_name(plan)) else ""
+    option = _format_option(OPTION_NAMES.get(plan.spec.shortcuts))
     return (
         f"{cause} The shortcut therefore takes {pixels} and adds {op.before} channels of zeros before and {op.after} "
         f"after. It has no weights{option}."
@@ -195,18 +204,16 @@ def _describe_projection(plan: Plan, node: Node, *, is_pooled: bool) -> str:
     has_norm = not (_is_pre_activation(plan) or isinstance(plan.spec.norm, s.NoNorm | s.FoldedNorm))
     extras = " and ".join(name for name, exists in (("a bias", op.bias), ("a norm", has_norm)) if exists)
     costs = f"{op.weights:,} weights plus {extras}" if extras else f"{op.weights:,} weights"
-    option = _get_option_name(plan)
-    if plan.spec.shortcuts == s.OPTION_D and not is_pooled:
-        option = "D: pooled only if there is a stride"
-    suffix = f" (option {option})" if option else ""
+    is_unpooled_d = plan.spec.shortcuts == s.OPTION_D and not is_pooled
+    option = "D: pooled only if there is a stride" if is_unpooled_d else OPTION_NAMES.get(plan.spec.shortcuts)
     return (
         f"The shortcut is therefore {pool}a 1x1 projection {op.in_channels} -> {op.out_channels} with stride "
-        f"{op.stride}. It has {costs}{suffix}."
+        f"{op.stride}. It has {costs}{_format_option(option)}."
     )
 
 
-def _get_option_name(plan: Plan) -> str:
-    return OPTION_NAMES.get(plan.spec.shortcuts, "")
+def _format_option(option: str | None) -> str:
+    return f" (option {option})" if option else ""
 
 
 OPTION_NAMES: dict[s.Shortcuts | s.NoShortcuts, str] = {
@@ -226,12 +233,6 @@ def _head(plan: Plan, part: Section | Node) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------- operations
-
-
-def _stem_conv(plan: Plan, part: Section | Node) -> str:
-    op = _get_op(part, ops.ConvOp)
-    start = f"A {op.kernel}x{op.kernel} convolution of the stem"
-    return f"{start}, {op.in_channels} -> {op.out_channels} channels. {_bias(plan, op)}"
 
 
 def _branch_conv(plan: Plan, part: Section | Node) -> str:
@@ -257,16 +258,15 @@ def _projection_conv(plan: Plan, part: Section | Node) -> str:
 
 
 def _bias(plan: Plan, op: ops.ConvOp) -> str:
-    if op.bias and plan.spec.bias == "always":
-        note = "" if isinstance(plan.spec.norm, s.NoNorm) else " A norm that follows subtracts it again."
-        return f"It has a bias, like every convolution of this network.{note}"
+    if plan.spec.bias != "without-norm":
+        is_subtracted = op.bias and not isinstance(plan.spec.norm, s.NoNorm)
+        note = " A norm that follows subtracts it again." if is_subtracted else ""
+        return f"It has {'a' if op.bias else 'no'} bias, like every convolution of this network.{note}"
     if op.bias:
         return "It has a bias because no norm follows it."
-    if plan.spec.bias == "never":
-        return "It has no bias, like every convolution of this network."
-    if isinstance(plan.spec.norm, s.BatchNorm):
-        return "It has no bias: the norm that follows subtracts any constant and adds its own."
-    return "It has no bias: the norm that follows adds its own to each channel."
+    is_batch_norm = isinstance(plan.spec.norm, s.BatchNorm)
+    effect = "subtracts any constant and adds its own" if is_batch_norm else "adds its own to each channel"
+    return f"It has no bias: the norm that follows {effect}."
 
 
 def _norm(plan: Plan, part: Section | Node) -> str:
@@ -274,30 +274,19 @@ def _norm(plan: Plan, part: Section | Node) -> str:
     over = f"each of the {op.channels} channels"
     if isinstance(op.norm, s.GroupNorm):
         over = f"each image in {op.norm.groups} groups of the {op.channels} channels"
-    return f"This norm normalizes {over}. A learned scale and shift of each channel follow."
+    note = _NORM_NOTES.get(part.role, "")
+    if part.role == "branch-last-norm" and isinstance(plan.spec.shortcuts, s.NoShortcuts):
+        note = ""
+    return f"This norm normalizes {over}. A learned scale and shift of each channel follow.{note}"
 
 
-def _pre_norm(plan: Plan, part: Section | Node) -> str:
-    return f"{_norm(plan, part)} It comes before the convolutions (pre-activation)."
-
-
-def _head_norm(plan: Plan, part: Section | Node) -> str:
-    return f"{_norm(plan, part)} Pre-activation blocks end without a norm, so the head starts with one."
-
-
-def _last_norm(plan: Plan, part: Section | Node) -> str:
-    if isinstance(plan.spec.shortcuts, s.NoShortcuts):
-        return _norm(plan, part)
-    reason = "a branch without negative values could only increase the sum"
-    return f"{_norm(plan, part)} No activation follows before the addition: {reason}."
-
-
-def _act(plan: Plan, part: Section | Node) -> str:
-    return "An activation between two convolutions. Without it both would be one linear map."
-
-
-def _stem_act(plan: Plan, part: Section | Node) -> str:
-    return "The activation of the stem. The stages start from a non-linear map."
+_NORM_NOTES = {
+    "pre-norm": " It comes before the convolutions (pre-activation).",
+    "head-norm": " Pre-activation blocks end without a norm, so the head starts with one.",
+    "branch-last-norm": " No activation follows before the addition: a branch without negative values could only "
+    "increase the sum.",
+}
+_BETWEEN_LAYERS = "An activation between two {}. Without it both would be one linear map."
 
 
 def _block_act(plan: Plan, part: Section | Node) -> str:
@@ -324,36 +313,20 @@ _EDGE_SENTENCES = {
 }
 
 
-def _stage_pool(plan: Plan, part: Section | Node) -> str:
-    op = _get_op(part, ops.MaxPoolOp)
-    return f"The stage ends with a pool that keeps the maximum of each {op.kernel}x{op.kernel} window, as in VGG."
-
-
-def _blur(plan: Plan, part: Section | Node) -> str:
-    op = _get_op(part, ops.BlurOp)
-    return (
-        f"A fixed {op.kernel}x{op.kernel} filter smooths the map before every {format_ordinal(op.stride)} pixel is "
-        "kept. Otherwise fine detail would alias, and a shift of the image would change the output."
-    )
+_BLUR = (
+    "A fixed {op.kernel}x{op.kernel} filter smooths the map before every {nth} pixel is kept. "
+    "Otherwise fine detail would alias, and a shift of the image would change the output."
+)
 
 
 def _attention(plan: Plan, part: Section | Node) -> str:
     assert isinstance(part, Node) and isinstance(part.op, ops.SqueezeExciteOp | ops.EfficientChannelsOp)
-    start, op = f"Each of the {part.op.channels} channels is multiplied by a weight from 0 to 1.", part.op
+    op, start = part.op, f"Each of the {part.op.channels} channels is multiplied by a weight from 0 to 1."
     if isinstance(op, ops.SqueezeExciteOp):
-        return (
-            f"{start} The channel averages go through {op.reduced} numbers and back, so the whole image decides the "
-            "weights."
-        )
-    return (
-        f"{start} It depends on the average of the channel and those of {op.kernel - 1} neighbors, with {op.kernel} "
-        "weights in all."
-    )
-
-
-def _drop(plan: Plan, part: Section | Node) -> str:
-    rate = _get_op(part, ops.StochasticDepthOp).rate
-    return f"In training, stochastic depth skips this branch {rate:.1%} of the time; in evaluation never."
+        steps = f"The channel averages go through {op.reduced} numbers and back"
+        return f"{start} {steps}, so the whole image decides the weights."
+    sources = f"the average of the channel and those of {op.kernel - 1} neighbors"
+    return f"{start} It depends on {sources}, with {op.kernel} weights in all."
 
 
 def _shortcut_pool(plan: Plan, part: Section | Node) -> str:
@@ -366,49 +339,14 @@ def _shortcut_pool(plan: Plan, part: Section | Node) -> str:
     return f"This pool {action}, so that the input fits the branch."
 
 
-def _shortcut_pad(plan: Plan, part: Section | Node) -> str:
-    return "Channels of zeros make the identity as wide as the branch, without weights or MACs."
-
-
-def _add(plan: Plan, part: Section | Node) -> str:
-    return f"Branch and shortcut are added here. Both have {_describe_shape(part.output)}."
-
-
-def _pre_act(plan: Plan, part: Section | Node) -> str:
-    return "The branch starts from an activated map."
-
-
 def _head_act(plan: Plan, part: Section | Node) -> str:
     if len(part.output) == 1:
-        return "An activation between two linear layers. Without it both would be one linear map."
+        return _BETWEEN_LAYERS.format("linear layers")
     return "The last block ends without an activation, so the head applies one."
 
 
-def _average_to(plan: Plan, part: Section | Node) -> str:
-    side = _get_op(part, ops.AdaptiveAvgPoolOp).side
-    return f"An adaptive average pool reduces any map to {side}x{side} and flattens it to a vector of {part.output[0]}."
-
-
-def _hidden(plan: Plan, part: Section | Node) -> str:
-    share = f"{part.params / plan.params:.0%} of all params of this network"
-    start = f"A linear layer with {part.input[0]} x {part.output[0]} weights"
-    return f"{start}. It has {share}. Residual networks average over the map instead."
-
-
-def _head_drop(plan: Plan, part: Section | Node) -> str:
-    rate = _get_op(part, ops.DropoutOp).rate
-    return f"In training, dropout sets {rate:.0%} of these numbers to zero; in evaluation none."
-
-
-def _average(plan: Plan, part: Section | Node) -> str:
-    return f"The average over {_format_map(part.input)} makes a vector of {part.output[0]}, for any image size."
-
-
-def _classifier(plan: Plan, part: Section | Node) -> str:
-    return f"One linear layer turns {part.input[0]} features into {part.output[0]} logits."
-
-
-SENTENCES: dict[str, Callable[[Plan, Section | Node], str]] = {
+# Templates use the operation `op`, the shapes `input` and `output`, and the values of `_fill_template`.
+SENTENCES: dict[str, str | Callable[[Plan, Section | Node], str]] = {
     "network": _network,
     "stem": _stem,
     "stage": _stage,
@@ -417,34 +355,37 @@ SENTENCES: dict[str, Callable[[Plan, Section | Node], str]] = {
     "branch": _branch,
     "shortcut": _shortcut,
     "head": _head,
-    "stem-conv": _stem_conv,
+    "stem-conv": "A {op.kernel}x{op.kernel} convolution of the stem, {input[0]} -> {output[0]} channels. {bias}",
     "stem-norm": _norm,
-    "stem-act": _stem_act,
+    "stem-act": "The activation of the stem. The stages start from a non-linear map.",
     "stem-pool": _stem_pool,
-    "stem-blur": _blur,
-    "pre-norm": _pre_norm,
-    "pre-act": _pre_act,
+    "stem-blur": _BLUR,
+    "pre-norm": _norm,
+    "pre-act": "The branch starts from an activated map.",
     "branch-conv": _branch_conv,
     "branch-norm": _norm,
-    "branch-last-norm": _last_norm,
-    "branch-act": _act,
-    "branch-blur": _blur,
+    "branch-last-norm": _norm,
+    "branch-act": _BETWEEN_LAYERS.format("convolutions"),
+    "branch-blur": _BLUR,
     "branch-attention": _attention,
-    "branch-drop": _drop,
+    "branch-drop": "In training, stochastic depth skips this branch {op.rate:.1%} of the time; in evaluation never.",
     "projection": _projection_conv,
     "projection-norm": _norm,
     "shortcut-pool": _shortcut_pool,
-    "shortcut-pad": _shortcut_pad,
-    "add": _add,
+    "shortcut-pad": "Channels of zeros make the identity as wide as the branch, without weights or MACs.",
+    "add": "Branch and shortcut are added here. Both have {output_text}.",
     "block-act": _block_act,
-    "stage-pool": _stage_pool,
-    "head-norm": _head_norm,
+    "stage-pool": "The stage ends with a pool that keeps the maximum of each {op.kernel}x{op.kernel} window, as in "
+    "VGG.",
+    "head-norm": _norm,
     "head-act": _head_act,
-    "global-average": _average,
-    "average": _average_to,
-    "hidden": _hidden,
-    "head-drop": _head_drop,
-    "classifier": _classifier,
+    "global-average": "The average over {input_map} makes a vector of {output[0]}, for any image size.",
+    "average": "An adaptive average pool reduces any map to {op.side}x{op.side} and flattens it to a vector of "
+    "{output[0]}.",
+    "hidden": "A linear layer with {input[0]} x {output[0]} weights. It has {share:.0%} of all params of this "
+    "network. Residual networks average over the map instead.",
+    "head-drop": "In training, dropout sets {op.rate:.0%} of these numbers to zero; in evaluation none.",
+    "classifier": "One linear layer turns {input[0]} features into {output[0]} logits.",
 }
 
 # ----------------------------------------------------------------------------------------------------------- helpers

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from importlib.resources import files
 
 from resnetkit.architecture.operations import Shape
-from resnetkit.architecture.plan import Node, Plan, Section
+from resnetkit.architecture.plan import Node, Plan, Section, parse_stage_number
 from resnetkit.architecture.summary import describe_shortcut
 from resnetkit.explain import describe
 from resnetkit.explain.drawings import scale
@@ -98,8 +99,13 @@ def draw_interactive(plan: Plan, name: str) -> str:
     elements += [_draw_image(layout), *(_draw_box(plan, box, layout, max_macs) for box in boxes)]
     elements += _draw_captions(plan, boxes, layout)
     geometry = {"data_max_height": layout.image_height, "data_max_bar_height": _MAX_BAR_HEIGHT}
-    root = build_element("g", SCENE, *elements, id="drawing", **geometry)
+    root = build_element("g", _read_scene(), *elements, id="drawing", **geometry)
     return build_svg(WIDTH, layout.row_height * n_rows, f"The network {name}, drawn to scale", root)
+
+
+def _read_scene() -> str:
+    """Read the image that the drawing shows: a made-up photograph of 100 by 100 units."""
+    return files("resnetkit.explain.drawings").joinpath("scene.svg").read_text(encoding="utf-8").strip()
 
 
 def render_legend_items(plan: Plan) -> str:
@@ -162,8 +168,7 @@ def _place_boxes(groups: Sequence[_Group], layout: _Layout) -> list[_Box]:
 
 def _draw_box(plan: Plan, box: _Box, layout: _Layout, max_macs: int) -> str:
     part, center_y, bars_y = box.part, layout.get_center_y(box.row), layout.get_bars_y(box.row)
-    side = scale.get_longer_side(part.output)
-    height = scale.scale_height(side, max(plan.input[1:]), layout.image_height, 6.0)
+    height = scale.scale_height(scale.get_longer_side(part.output), max(plan.input[1:]), layout.image_height, 6.0)
     top, radius = center_y - height / 2, min(3.0, box.width / 4)
     body = build_element("rect", class_="body", x=box.x, y=top, width=box.width, height=height, rx=radius)
     bar_height, bar_width = _MAX_BAR_HEIGHT * part.macs / max_macs, min(box.width, 10.0)
@@ -179,7 +184,7 @@ def _draw_box(plan: Plan, box: _Box, layout: _Layout, max_macs: int) -> str:
         arc = build_element("path", class_=_get_arc_class(describe_shortcut(shortcut)), d=path)
     tooltip = build_title(f"{part.path}: {typeset_shape(part.output)}")
     geometry = {"data_center_y": center_y, "data_arc_ends": "{:.2f} {:.2f}".format(*ends)}
-    css_class = f"box {_get_color_class(plan, box.group)}"
+    css_class = f"box {_get_color_class(plan, part.path)}"
     return build_element("g", tooltip, hit_area, arc, body, bar, class_=css_class, data_path=part.path, **geometry)
 
 
@@ -227,32 +232,13 @@ def _draw_caption(plan: Plan, part: Section | Node, x: float, y: float) -> str:
     return build_element("g", hit_area, title, *lines, text_anchor="middle", class_="caption", data_path=part.path)
 
 
-def _get_color_class(plan: Plan, group: int) -> str:
-    """Return the class of a group: gray for stem and head, from light to dark for the stages."""
-    stages = [i for i, part in enumerate(plan.root.children) if part.role == "stage"]
-    if group not in stages:
+def _get_color_class(plan: Plan, path: str) -> str:
+    """Return the class of a part: gray in stem and head, from light to dark for the stages."""
+    if not path.startswith("stage"):
         return "gray"
-    return f"color{min(stages.index(group), 5) + (1 if len(stages) > 3 else 2)}"
+    return f"color{min(parse_stage_number(path), 6) + (0 if len(plan.spec.stages) > 3 else 1)}"
 
 
 def typeset_shape(shape: Shape) -> str:
     """Return channels, height and width with multiplication signs between them."""
     return " \N{MULTIPLICATION SIGN} ".join(map(str, shape))
-
-
-# A made-up photograph, 100 by 100: sky, sun, mountains, a lake, meadows, a tree and a house.
-SCENE = """<symbol id="scene" viewBox="0 0 100 100" preserveAspectRatio="xMidYMid slice">
-<rect width="100" height="100" fill="#a9d3ee"/><rect width="100" height="34" fill="#8fc3e8"/>
-<rect y="34" width="100" height="14" fill="#c9e4ef"/><circle cx="76" cy="19" r="8" fill="#ffe08a"/>
-<path d="M8 22q3-5 8-3 3-5 8-1 5-1 6 4z" fill="#f4fafd"/><path d="M46 13q2-3 5-2 2-3 5-1 4 0 4 3z" fill="#f4fafd"/>
-<path d="M0 56 20 30 33 45 46 33 70 58H0z" fill="#8199b5"/><path d="M20 30l-6 8 5-1 3 3 4-2z" fill="#eef4f8"/>
-<path d="M46 33l-5 5 5 0 4 2 1-2z" fill="#eef4f8"/><path d="M52 58 78 37 100 54v6H52z" fill="#6d8aa6"/>
-<path d="M0 55q30-6 55 0t45-1v16H0z" fill="#5fa3b8"/>
-<path d="M14 61h20M44 64h26M22 66h14" stroke="#bfe0e8" stroke-width=".8"/>
-<path d="M0 62q22-3 40 5t60 2v31H0z" fill="#7fae62"/><path d="M0 76q30-8 60 2t40-2v24H0z" fill="#5f964f"/>
-<path d="M0 90q40-9 100 0v10H0z" fill="#4a8044"/>
-<path d="M58 58h17v13H58z" fill="#f3e3cf"/><path d="M55 59l11.500-10L78 59z" fill="#b8523a"/>
-<path d="M64 63h5v8h-5z" fill="#7a4a35"/><path d="M71 62h2.500v3H71z" fill="#5f86a8"/>
-<path d="M25 66h4v20h-4z" fill="#6e4a32"/><circle cx="27" cy="55" r="12" fill="#3f7a45"/>
-<circle cx="19" cy="60" r="8" fill="#4a8a4d"/><circle cx="35" cy="60" r="8" fill="#376d3e"/>
-<circle cx="24" cy="50" r="6" fill="#5c9c58"/></symbol>"""

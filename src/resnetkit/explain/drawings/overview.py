@@ -36,8 +36,8 @@ def draw_overview(plan: Plan, name: str) -> str:
     free_width = _WIDTH - 2 * _MARGIN - _STAGE_GAP * (len(groups) - 1) - gap * n_gaps
     unit = free_width / sum(_get_width_units(part) for group in groups for part in group)
     elements, x = [], _MARGIN
-    for child, group, color in zip(plan.root.children, groups, _list_colors(len(groups)), strict=True):
-        start = x
+    for i, (child, group) in enumerate(zip(plan.root.children, groups, strict=True)):
+        start, color = x, _GROUP_COLORS[min(i, len(_GROUP_COLORS) - 1)]
         for part in group:
             elements.append(_draw_box(plan, part, x, unit * _get_width_units(part), color))
             x += unit * _get_width_units(part) + gap
@@ -47,10 +47,6 @@ def draw_overview(plan: Plan, name: str) -> str:
     heading = build_text(text, _MARGIN, 26.0, fill=scale.TEXT_COLOR, font_size=15, font_weight=600)
     background = build_element("rect", width=_WIDTH, height=_HEIGHT, rx=10, fill="#ffffff")
     return build_svg(_WIDTH, _HEIGHT, f"The network {name}", background, heading, *_draw_legend(plan), *elements) + "\n"
-
-
-def _list_colors(n_groups: int) -> list[str]:
-    return [_GROUP_COLORS[min(i, len(_GROUP_COLORS) - 1)] for i in range(n_groups)]
 
 
 def _get_width_units(part: Section | Node) -> float:
@@ -79,9 +75,7 @@ def _draw_arc(shortcut: Section, x: float, width: float, top: float) -> str:
 
 def _draw_caption(plan: Plan, part: Section | Node, center_x: float) -> str:
     y = _CENTER_Y + _MAX_BOX_HEIGHT / 2 + 26
-    lines = [str(part.output[0])]
-    if len(part.output) == 3:
-        lines = [f"{part.output[0]} x {describe.format_shape(part.output[1:])}"]
+    lines = [" x ".join(filter(None, (str(part.output[0]), describe.format_shape(part.output[1:]))))]
     if part.role == "stage":
         lines.append(f"{part.macs / plan.macs:.0%} of MACs")
     title = build_text(part.path, center_x, y, text_anchor="middle", fill=scale.TEXT_COLOR, font_weight=600)
@@ -91,7 +85,7 @@ def _draw_caption(plan: Plan, part: Section | Node, center_x: float) -> str:
 
 def _draw_legend(plan: Plan) -> list[str]:
     elements, y = [], _HEIGHT - 18
-    adapter_flags = {bool(part.nodes) for part in plan.parts.values() if part.role == "shortcut"}
+    adapter_flags = {bool(shortcut.nodes) for shortcut in describe.list_shortcuts(plan)}
     for i, (color, label) in enumerate(_LEGEND_LABELS[flag] for flag in sorted(adapter_flags)):
         x = _MARGIN + 200.0 * i
         elements.append(build_element("line", x1=x, x2=x + 18, y1=y, y2=y, stroke=color, stroke_width=2.5))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 
 from resnetkit.architecture.operations import Shape
-from resnetkit.architecture.plan import Plan, Section
+from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.summary import describe_shortcut
+from resnetkit.explain.describe import list_shortcuts
 
 TEXT_COLOR, MUTED_COLOR = "#1c2733", "#5d6b7a"
 IDENTITY_COLOR, PROJECTION_COLOR, PADDED_COLOR = "#8b98a5", "#d9480f", "#1864ab"
@@ -24,8 +25,7 @@ SHORTCUT_LABELS = {  # legend texts; the keys are the values of `describe_shortc
 
 def list_shortcut_kinds(*plans: Plan) -> list[str]:
     """Return the kinds of shortcuts that the networks contain, in the order of the legend."""
-    parts = [part for plan in plans for part in plan.parts.values()]
-    kinds = {describe_shortcut(part) for part in parts if isinstance(part, Section) and part.role == "shortcut"}
+    kinds = {describe_shortcut(shortcut) for plan in plans for shortcut in list_shortcuts(plan)}
     return [kind for kind in SHORTCUT_LABELS if kind in kinds]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import cycle, groupby
 
 from resnetkit.architecture import operations as ops
 from resnetkit.architecture.plan import Node, Plan, Section
@@ -20,6 +20,7 @@ from resnetkit.architecture.summary import describe_shortcut
 from resnetkit.errors import UsageError
 from resnetkit.explain import describe
 from resnetkit.explain.drawings import scale
+from resnetkit.formatting import truncate
 from resnetkit.html import svg
 
 MAX_HEIGHT = 1800.0  # pixels; exceeded only if no more blocks can be folded
@@ -132,8 +133,9 @@ class _Column:
         self.add_nodes(describe.select_main_path(part), color, prefix, has_shortcut=shortcut is not None)
         if shortcut and len(self.boxes) > first_box:
             kind = describe_shortcut(shortcut)
+            label = ", ".join(_format_label(node) for node in shortcut.nodes if _classify_node(node))
             note = f"{prefix}{shortcut.path}: {kind}, {shortcut.reason}, {describe.format_costs(shortcut)}"
-            self.arcs.append(_Arc(first_box, len(self.boxes) - 1, kind, _format_arc_label(shortcut), note))
+            self.arcs.append(_Arc(first_box, len(self.boxes) - 1, kind, label, note))
 
     def add_nodes(self, nodes: Sequence[Node], color: str, prefix: str = "", *, has_shortcut: bool = False) -> None:
         """Add a box for each visible operation; a block of several operations is set apart from the box above."""
@@ -166,28 +168,23 @@ def draw_side_by_side(plans: Mapping[str, Plan]) -> str:
 
 def _format_heading(name: str) -> str:
     """Replace characters that cannot be printed by question marks and truncate long names."""
-    name = "".join(char if char.isprintable() else "?" for char in name)
-    return name if len(name) <= 28 else name[:27] + "…"
+    return truncate("".join(char if char.isprintable() else "?" for char in name), 28, "…")
 
 
 def _build_column(name: str, plan: Plan, fold_threshold: int) -> _Column:
-    column, stage_index = _Column(name, plan, fold_threshold), 0
+    column, stage_colors = _Column(name, plan, fold_threshold), cycle(_STAGE_COLORS)
     note = f"an image of {describe.format_shape(plan.input)}"
     column.boxes.append(_Box("image", "image", note, plan.input[1:], "none", 0.0))
     for child in plan.root.children:
         if isinstance(child, Section) and child.role == "stage":
-            column.add_stage(child, _STAGE_COLORS[stage_index % len(_STAGE_COLORS)])
-            stage_index += 1
+            column.add_stage(child, next(stage_colors))
         else:
             column.add_nodes(child.nodes, _STEM_COLOR)
+    column.tops = [0.0] * len(column.boxes)
     return column
 
 
 # ----------------------------------------------------------------------------------------------------------- labels
-
-
-def _format_arc_label(shortcut: Section) -> str:
-    return ", ".join(_format_label(node) for node in shortcut.nodes if _classify_node(node))
 
 
 def _classify_node(node: Node) -> str:
@@ -233,6 +230,10 @@ class _Band:
     top: float
     bottom: float
 
+    @property
+    def label(self) -> str:
+        return describe.format_shape(self.size) or "vector"
+
 
 def _layout_bands(columns: Sequence[_Column]) -> list[_Band]:
     """Place every box; return the bands, the largest maps first and vectors last."""
@@ -264,8 +265,6 @@ def _get_sort_key(size: ops.Shape) -> tuple[int, ops.Shape]:
 
 def _stack_boxes(column: _Column, size: ops.Shape, top: float) -> float:
     """Stack the boxes of one size from ``top``; return where they end."""
-    if not column.tops:
-        column.tops = [0.0] * len(column.boxes)
     y = top
     for i, box in enumerate(column.boxes):
         if box.size == size:
@@ -283,7 +282,7 @@ def _estimate_text_width(text: str, font_size: float) -> float:
 
 
 def _build_document(columns: Sequence[_Column], bands: Sequence[_Band]) -> str:
-    x = _MARGIN + max(_estimate_text_width(_format_size(band.size), _FONT_SIZE) for band in bands)
+    x = _MARGIN + max(_estimate_text_width(band.label, _FONT_SIZE) for band in bands)
     for column in columns:
         column.center = x + _GUTTER + column.left_width
         x = column.center + column.right_width
@@ -296,10 +295,6 @@ def _build_document(columns: Sequence[_Column], bands: Sequence[_Band]) -> str:
     return svg.build_svg(width, height, label, background, *shading, *marks, *legend) + "\n"
 
 
-def _format_size(size: ops.Shape) -> str:
-    return describe.format_shape(size) or "vector"
-
-
 def _draw_label(text: str, x: float, y: float, *, color: str = scale.MUTED_COLOR, **attributes: object) -> str:
     return svg.build_text(text, x, y, **{"fill": color, "font_size": _FONT_SIZE} | attributes)
 
@@ -307,7 +302,7 @@ def _draw_label(text: str, x: float, y: float, *, color: str = scale.MUTED_COLOR
 def _draw_band(band: _Band, width: float, *, is_shaded: bool) -> Iterator[str]:
     if is_shaded:
         yield svg.build_element("rect", x=0.0, y=band.top, width=width, height=band.bottom - band.top, fill=_BAND_COLOR)
-    yield _draw_label(_format_size(band.size), _MARGIN, (band.top + band.bottom) / 2 + 4, font_weight=600)
+    yield _draw_label(band.label, _MARGIN, (band.top + band.bottom) / 2 + 4, font_weight=600)
 
 
 def _draw_column(column: _Column) -> Iterator[str]:
