@@ -15,7 +15,7 @@ from resnetkit.commands.stdin import read_file_arguments
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.errors import DataError
 from resnetkit.formatting import pluralize
-from resnetkit.prediction.formats import check_parquet_installed
+from resnetkit.prediction.formats import import_pyarrow
 from resnetkit.prediction.inputs import describe_skipped_files
 
 
@@ -49,7 +49,7 @@ def run(options: Options) -> int:
     """Run the command and return its exit code."""
     out = check_output_file(options.out, ".npz", ".parquet")
     if out.suffix == ".parquet":
-        check_parquet_installed()
+        import_pyarrow()
     files = read_file_arguments(options.files, "resnetkit embed")
     from resnetkit.prediction.embed import embed
     from resnetkit.runtime.device import parse_precision

@@ -222,7 +222,7 @@ def _create_writer(options: Options) -> ResumableWriter | None:
         check_output_file(options.parquet, ".parquet")
     path = check_output_file(options.out, ".csv", ".jsonl", ".parquet") if options.out else None
     if options.output_path.endswith(".parquet"):
-        formats.check_parquet_installed()
+        formats.import_pyarrow()
         return None
     return ResumableWriter(path, options.resume) if path else None
 

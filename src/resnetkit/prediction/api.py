@@ -111,12 +111,10 @@ def expand_on_main(files: Sequence[InputLike], dist: ProcessGroup) -> list[Image
     """
     if dist.world_size == 1:
         return expand_inputs(files)
-    encoded = dist.run_on_main(lambda: [(item.name, _encode_content(item.content)) for item in expand_inputs(files)])
-    return [ImageInput(name, None if content is None else base64.b64decode(content)) for name, content in encoded]
-
-
-def _encode_content(content: bytes | None) -> str | None:
-    return None if content is None else base64.b64encode(content).decode()
+    encoded = dist.run_on_main(
+        lambda: [(item.name, base64.b64encode(item.content or b"").decode()) for item in expand_inputs(files)]
+    )
+    return [ImageInput(name, base64.b64decode(content) or None) for name, content in encoded]
 
 
 def _build_predictions(batch: list[InputResult], labels: Sequence[str], top: int) -> Iterator[Prediction]:

@@ -79,7 +79,8 @@ def embed(
     """
     network = model if isinstance(model, NetworkModule) else load_network(model)
     inputs = expand_inputs([files] if isinstance(files, InputLike) else files)
-    layer = layer or find_last_layer(network)
+    last_layer = "head.pool" if "head.pool" in network.list_feature_paths() else f"stage{len(network.card.spec.stages)}"
+    layer = layer or last_layer
     network.check_feature_paths([layer])
 
     def forward(x: Tensor) -> Tensor:
@@ -94,11 +95,6 @@ def embed(
                 on_progress(len(rows), len(inputs))
     errors = tuple(row.what if isinstance(row, ImageError) else "" for row in rows)
     return Embeddings(tuple(item.name for item in inputs), _stack_vectors(rows), errors, layer)
-
-
-def find_last_layer(network: NetworkModule) -> str:
-    """Return the layer before the classifier: the pooling, or the last stage of a network without a head."""
-    return "head.pool" if "head.pool" in network.list_feature_paths() else f"stage{len(network.card.spec.stages)}"
 
 
 def _stack_vectors(rows: Sequence[NDArray[np.float32] | ImageError]) -> NDArray[np.float32]:

@@ -176,16 +176,17 @@ def _read_complete_rows(file: BinaryIO, has_quotes: bool = False) -> Iterator[tu
 # -------------------------------------------------------------------------------------------------------------- Parquet
 
 
-def check_parquet_installed() -> None:
-    """Check that pyarrow is installed, before any work is done.
+def import_pyarrow() -> Any:
+    """Import pyarrow, which is needed for Parquet files alone; a command does so before any work is done.
 
     Raises:
-        MachineError: it is not.
+        MachineError: it is not installed.
     """
     try:
-        import pyarrow  # noqa: F401
+        import pyarrow.parquet
     except ImportError:
         raise missing_extra_error("pyarrow, which writes Parquet,", "data") from None
+    return pyarrow
 
 
 def write_parquet(path: Path, columns: dict[str, Any]) -> None:
@@ -198,20 +199,15 @@ def write_parquet(path: Path, columns: dict[str, Any]) -> None:
     Raises:
         MachineError: pyarrow is not installed.
     """
-    check_parquet_installed()
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow = import_pyarrow()
     table = pyarrow.table({name: _to_arrow_column(column) for name, column in columns.items()})
     with files.atomic_write(path) as temporary_path:
-        parquet.write_table(table, temporary_path)
+        pyarrow.parquet.write_table(table, temporary_path)
 
 
 def _to_arrow_column(values: Any) -> Any:
-    import pyarrow
-
     if isinstance(values, np.ndarray) and values.shape[1]:
-        return pyarrow.FixedSizeListArray.from_arrays(values.reshape(-1), values.shape[1])
+        return import_pyarrow().FixedSizeListArray.from_arrays(values.reshape(-1), values.shape[1])
     return [escape_surrogates(value) if isinstance(value, str) else value for value in values]
 
 
@@ -225,16 +221,13 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     Raises:
         MachineError: pyarrow is not installed.
     """
-    check_parquet_installed()
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow = import_pyarrow()
     text, number = pyarrow.string(), pyarrow.float64()
     lists, rows = {"labels": pyarrow.list_(text), "probabilities": pyarrow.list_(number)}, iter(predictions)
     schema = pyarrow.schema({"file": text, "label": text, "probability": number, **lists, "error": text})
     with (
         files.atomic_write(path, exclusive=True) as temporary_path,
-        parquet.ParquetWriter(temporary_path, schema) as writer,
+        pyarrow.parquet.ParquetWriter(temporary_path, schema) as writer,
     ):
         while group := list(itertools.islice(rows, ROW_GROUP_SIZE)):
             writer.write_table(pyarrow.Table.from_pylist(list(map(_build_parquet_row, group)), schema))

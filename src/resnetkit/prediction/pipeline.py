@@ -6,11 +6,11 @@ This module imports no torch.
 from __future__ import annotations
 
 import math
+import operator
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from resnetkit.runtime.threads import WorkerPool, complete_future, wait_for_read
 Outputs = NDArray[Any]
 InferFn = Callable[[Pixels], Outputs]
 InputResult = tuple[ImageInput, Outputs | ImageError]
+_get_name = operator.attrgetter("name")
 JOIN_TIMEOUT = 1.0  # seconds that readers get to finish; a reader that hangs is abandoned
 
 
@@ -55,16 +56,20 @@ def run_pipeline(
     n_readers = max(count_cores(), streams)
     # two batches for each stream and two images for each reader: one in work, one waiting
     max_in_flight = 2 * streams + math.ceil(2 * n_readers / batch_size)
-    pools, pending = _Pools(preparation, infer, WorkerPool(n_readers), WorkerPool(streams)), deque[_Batch]()
+    decode_pool, infer_pool, pending = WorkerPool(n_readers), WorkerPool(streams), deque[_Batch]()
+    decode = partial(try_read_named, partial(load_image, preparation), _get_name)
     try:
         for start in range(0, len(inputs), batch_size):
-            pending.append(_Batch(inputs[start : start + batch_size], pools))
+            pending.append(_Batch(inputs[start : start + batch_size], decode, decode_pool, infer, infer_pool))
             if len(pending) >= max_in_flight:
                 yield pending.popleft().wait_for_results()
         while pending:
             yield pending.popleft().wait_for_results()
     finally:
-        pools.shut_down()
+        decode_pool.shutdown()
+        infer_pool.shutdown()
+        decode_pool.join(JOIN_TIMEOUT)
+        infer_pool.join()  # a process that ends earlier would unload the library during a call
 
 
 def add_shape_check(engine: Engine, n_classes: int) -> InferFn:
@@ -102,44 +107,32 @@ def load_image(preparation: Preparation, item: ImageInput) -> Pixels:
     return load_pixels(Path(item.name) if item.content is None else item.content, preparation)
 
 
-@dataclass(frozen=True)
-class _Pools:
-    """The threads that decode images and compute batches."""
-
-    preparation: Preparation
-    infer: InferFn
-    decode_pool: WorkerPool
-    infer_pool: WorkerPool
-
-    def decode(self, item: ImageInput) -> Pixels | ImageError:
-        return try_read_named(partial(load_image, self.preparation), _get_name, item)
-
-    def shut_down(self) -> None:
-        for pool in (self.decode_pool, self.infer_pool):
-            pool.shutdown()
-        self.decode_pool.join(JOIN_TIMEOUT)
-        self.infer_pool.join()  # a process that ends earlier would unload the library during a call
-
-
 class _Batch:
     """Inputs in progress; the thread that decodes the last of them submits the batch."""
 
-    def __init__(self, inputs: Sequence[ImageInput], pools: _Pools) -> None:
-        self._inputs, self._pools = inputs, pools
+    def __init__(
+        self,
+        inputs: Sequence[ImageInput],
+        decode: Callable[[ImageInput], Pixels | ImageError],
+        decode_pool: WorkerPool,
+        infer: InferFn,
+        infer_pool: WorkerPool,
+    ) -> None:
+        self._inputs, self._decode, self._infer, self._infer_pool = inputs, decode, infer, infer_pool
         self._pixels: list[Pixels | ImageError | None] = [None] * len(inputs)
         self._lock, self._n_unread = threading.Lock(), len(inputs)
         self._outputs: Future[Iterable[Outputs]] = Future()
-        self._decoded = [pools.decode_pool.submit(partial(self._decode_item, index)) for index in range(len(inputs))]
+        self._decoded = [decode_pool.submit(partial(self._decode_item, index)) for index in range(len(inputs))]
 
     def _decode_item(self, index: int) -> None:
-        self._pixels[index] = self._pools.decode(self._inputs[index])
+        self._pixels[index] = self._decode(self._inputs[index])
         with self._lock:
             self._n_unread -= 1
             is_last = self._n_unread == 0
         if is_last:
             readable = [pixels for pixels in self._pixels if isinstance(pixels, np.ndarray)]
-            task = partial(self._pools.infer, np.stack(readable)) if readable else list
-            self._pools.infer_pool.submit(partial(complete_future, self._outputs, task))
+            task = partial(self._infer, np.stack(readable)) if readable else list
+            self._infer_pool.submit(partial(complete_future, self._outputs, task))
 
     def wait_for_results(self) -> list[InputResult]:
         """Return the results; raise what a thread raised."""
@@ -150,7 +143,3 @@ class _Batch:
             (item, pixels if isinstance(pixels, ImageError) else next(outputs))
             for item, pixels in zip(self._inputs, self._pixels, strict=True)
         ]
-
-
-def _get_name(item: ImageInput) -> str:
-    return item.name

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from resnetkit import files
 from resnetkit.errors import UsageError
+from resnetkit.formatting import truncate
 from resnetkit.prediction.formats import Prediction, RowFormat, escape_surrogates
 from resnetkit.prediction.inputs import ImageInput
 from resnetkit.serialization import from_data, parse_json, read_text, to_json
@@ -112,8 +113,7 @@ class ResumableWriter:
         with contextlib.suppress(OSError):
             if not (self._is_complete or (self.part_path.exists() and self.part_path.lstat().st_size)):
                 for path in (self.provenance_path, self.part_path):
-                    with contextlib.suppress(OSError):
-                        path.unlink()
+                    path.unlink(missing_ok=True)
 
     def read_provenance(self) -> Provenance | None:
         """Read what the existing rows depend on; None if there are no rows.
@@ -237,10 +237,8 @@ def _list_option_hints(provenance: Provenance) -> dict[str, str]:
 
 def _find_differences(previous: Provenance, current: Provenance) -> dict[str, tuple[Any, Any]]:
     """Return (previous, current) of each difference, without those that another difference implies."""
-    current_values = asdict(current)
-    differences = {
-        name: (old, current_values[name]) for name, old in asdict(previous).items() if old != current_values[name]
-    }
+    old_values, new_values = asdict(previous), asdict(current)
+    differences = {name: (old, new_values[name]) for name, old in old_values.items() if old != new_values[name]}
     for changed, implied in (("model", set(differences)), ("top", {"columns"}), ("engine", {"artifact", "device"})):
         if changed in differences:
             differences = {name: pair for name, pair in differences.items() if name == changed or name not in implied}
@@ -248,5 +246,4 @@ def _find_differences(previous: Provenance, current: Provenance) -> dict[str, tu
 
 
 def _shorten(value: Any) -> str:
-    text = ", ".join(value) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+    return truncate(", ".join(value) if isinstance(value, tuple) else str(value), _MAX_SHOWN)
