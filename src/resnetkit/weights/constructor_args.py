@@ -9,16 +9,16 @@ This module imports no torch.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from resnetkit.architecture import spec as specs
 from resnetkit.errors import UsageError
 from resnetkit.weights.dialects import is_vgg
 
 ConstructorArgs = dict[str, Any]
-_IMAGENET_STEM = specs.Stem((specs.Conv(64, 7, 2),), (specs.MaxPool(3, 2),))
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,10 @@ def _format_value(value: Any) -> str:
 
 def _describe_branch(spec: specs.Network) -> tuple[str, int, int]:
     """Return (basic or bottleneck, groups, width of a group in the first stage)."""
-    first = spec.stages[0].branch
-    if isinstance(first, specs.Bottleneck):
-        return "bottleneck", first.groups, max(first.width // max(first.groups, 1), 1)
+    match spec.stages[0].branch:
+        case specs.Bottleneck(width, groups):
+            return "bottleneck", groups, max(width // max(groups, 1), 1)
     return "basic", 1, 64
-
-
-def _list_block_counts(spec: specs.Network) -> list[int]:
-    return [stage.blocks for stage in spec.stages]
 
 
 def _build_stages(
@@ -115,58 +111,61 @@ def _build_stages(
 
 def _build_torchvision_args(spec: specs.Network) -> ConstructorArgs:
     block, groups, width = _describe_branch(spec)
-    return {
-        "block": block,
-        "layers": _list_block_counts(spec),
-        "num_classes": _count_classes(spec),
-        "groups": groups,
-        "width_per_group": width,
-    }
+    return _describe_depth(spec) | {"block": block, "groups": groups, "width_per_group": width}
+
+
+def _describe_depth(spec: specs.Network) -> ConstructorArgs:
+    """Return the two arguments that torchvision's and timm's constructors share."""
+    return {"layers": [stage.blocks for stage in spec.stages], "num_classes": specs.count_classes(spec.head)}
 
 
 def _build_torchvision_spec(kwargs: ConstructorArgs) -> specs.Network:
     stages = _build_stages(kwargs["block"], kwargs["layers"], kwargs["groups"], kwargs["width_per_group"])
-    return specs.Network(stages, _IMAGENET_STEM, specs.Linear(kwargs["num_classes"]))
+    return specs.Network(stages, _build_stem(64), specs.Linear(kwargs["num_classes"]))
 
 
 def _build_timm_args(spec: specs.Network) -> ConstructorArgs:
     block, groups, width = _describe_branch(spec)
-    widths = [conv.channels for conv in spec.stem.convs]
-    stem_type = "" if len(widths) != 3 else "deep" if widths[0] == widths[1] else "deep_tiered"
-    return {
+    stem_type, widths = _describe_stem(spec)
+    attention_types = [type(attention) for attention in spec.stages[0].attention]
+    return _describe_depth(spec) | {
         "block": block,
-        "layers": _list_block_counts(spec),
-        "num_classes": _count_classes(spec),
         "in_chans": spec.input[0],
         "cardinality": groups,
         "base_width": width,
-        "stem_type": stem_type,
+        "stem_type": stem_type.replace("tiered", "deep_tiered"),
         "stem_width": widths[1] if stem_type else 64,
         "avg_down": spec.shortcuts == specs.OPTION_D,
-        "attention": _name_attention(spec),
+        "attention": next((name for name, row in _ATTENTIONS.items() if [*map(type, row)] == attention_types), ""),
         "blur": bool(spec.stem.blur),
         "drop_path_rate": spec.stochastic_depth,
     }
 
 
-def _name_attention(spec: specs.Network) -> str:
-    return {specs.SqueezeExcite: "se", specs.EfficientChannels: "eca"}.get(
-        type((*spec.stages[0].attention, None)[0]), ""
-    )
+_ATTENTIONS: dict[str, tuple[specs.Attention, ...]] = {
+    "": (), "se": (specs.SqueezeExcite(),), "eca": (specs.EfficientChannels(),),
+}  # fmt: skip
+
+
+def _describe_stem(spec: specs.Network) -> tuple[str, list[int]]:
+    """Return timm's name for a stem and the channels of its convolutions; one convolution has no name."""
+    widths = [conv.channels for conv in spec.stem.convs]
+    return "" if len(widths) != 3 else "deep" if widths[0] == widths[1] else "tiered", widths
+
+
+def _build_stem(*widths: int) -> specs.Stem:
+    """Return the stem of a 7x7 convolution, or of three 3x3 convolutions."""
+    first, *rest = widths
+    convs = (specs.Conv(first, 3 if rest else 7, 2), *map(specs.Conv, rest))
+    return specs.Stem(convs, (specs.MaxPool(3, 2),))
 
 
 def _build_timm_spec(kwargs: ConstructorArgs) -> specs.Network:
-    stem, width = _IMAGENET_STEM, kwargs["stem_width"]
-    if kwargs["stem_type"]:
-        first = width if kwargs["stem_type"] == "deep" else 3 * (width // 4)
-        stem = specs.Stem((specs.Conv(first, 3, 2), specs.Conv(width), specs.Conv(2 * width)), (specs.MaxPool(3, 2),))
+    width = kwargs["stem_width"]
+    first = width if kwargs["stem_type"] == "deep" else 3 * (width // 4)
+    stem = _build_stem(first, width, 2 * width) if kwargs["stem_type"] else _build_stem(64)
     stages = _build_stages(kwargs["block"], kwargs["layers"], kwargs["cardinality"], kwargs["base_width"])
-    attentions: dict[str, tuple[specs.Attention, ...]] = {
-        "se": (specs.SqueezeExcite(),),
-        "eca": (specs.EfficientChannels(),),
-    }
-    attention = attentions.get(kwargs["attention"], ())
-    stages = tuple(replace(stage, attention=attention) for stage in stages)
+    stages = tuple(replace(stage, attention=_ATTENTIONS[kwargs["attention"]]) for stage in stages)
     if kwargs["blur"]:
         stem = replace(stem, pool=(specs.MaxPool(3, 1),), blur=(specs.Blur(),))
         stages = (stages[0], *(replace(stage, reduce=specs.BlurredFirstBlock()) for stage in stages[1:]))
@@ -175,12 +174,9 @@ def _build_timm_spec(kwargs: ConstructorArgs) -> specs.Network:
 
 
 def _build_timm_v2_args(spec: specs.Network) -> ConstructorArgs:
-    widths = [conv.channels for conv in spec.stem.convs]
-    stem_type = "" if len(widths) != 3 else "deep" if widths[0] == widths[1] else "tiered"
-    return {
-        "layers": _list_block_counts(spec),
+    stem_type, widths = _describe_stem(spec)
+    return _describe_depth(spec) | {
         "channels": [stage.channels for stage in spec.stages],
-        "num_classes": _count_classes(spec),
         "in_chans": spec.input[0],
         "stem_chs": widths[-1] if widths else 64,
         "stem_type": stem_type,
@@ -191,18 +187,14 @@ def _build_timm_v2_args(spec: specs.Network) -> ConstructorArgs:
 def _build_timm_v2_spec(kwargs: ConstructorArgs) -> specs.Network:
     out_channels, stem_type = kwargs["stem_chs"], kwargs["stem_type"]
     first = 3 * out_channels // 8 if stem_type == "tiered" else out_channels // 2
-    convs = (
-        (specs.Conv(first, 3, 2), specs.Conv(out_channels // 2), specs.Conv(out_channels))
-        if stem_type
-        else (specs.Conv(out_channels, 7, 2),)
-    )
+    stem = _build_stem(first, out_channels // 2, out_channels) if stem_type else _build_stem(out_channels)
     stages = tuple(
         specs.Stage(blocks, channels, specs.Bottleneck(max(channels // 4, 1)), specs.FirstBlock(1 if i == 0 else 2))
         for i, (blocks, channels) in enumerate(zip(kwargs["layers"], kwargs["channels"], strict=True))
     )
     return specs.Network(
         stages,
-        specs.Stem(convs, (specs.MaxPool(3, 2),)),
+        stem,
         specs.Linear(kwargs["num_classes"]),
         (kwargs["in_chans"], 224, 224),
         specs.OPTION_D if kwargs["avg_down"] else specs.Shortcuts(),
@@ -219,25 +211,16 @@ def _build_vgg_args(spec: specs.Network) -> ConstructorArgs:
 
 
 def _build_vgg_spec(kwargs: ConstructorArgs) -> specs.Network:
-    widths: list[int] = []
-    stages: list[specs.Stage] = []
-    for entry in kwargs["cfg"]:
-        if entry == "M":
-            stages.append(
-                specs.Stage(len(widths), widths[-1], specs.Chain((specs.Step(widths[-1]),)), specs.PoolAfter())
-            )
-            widths = []
-        else:
-            widths.append(entry)
+    stages, blocks = [], 0
+    for entry, next_entry in itertools.pairwise(kwargs["cfg"]):
+        blocks = 0 if entry == "M" else blocks + 1
+        if next_entry == "M":
+            stages.append(specs.Stage(blocks, entry, specs.Chain((specs.Step(entry),)), specs.PoolAfter()))
     norm = specs.BatchNorm() if kwargs["batch_norm"] else specs.NoNorm()
     head = specs.MLP(kwargs["num_classes"], dropout=kwargs["dropout"])
     return specs.Network(
         tuple(stages), specs.Stem((), ()), head, shortcuts=specs.NoShortcuts(), norm=norm, bias="always"
     )
-
-
-def _count_classes(spec: specs.Network) -> int:
-    return spec.head.classes if isinstance(spec.head, specs.Linear) else 0
 
 
 # ------------------------------------------------------------------------------------------------------ Hugging Face
@@ -249,12 +232,12 @@ def _build_hugging_face_args(spec: specs.Network) -> ConstructorArgs:
         "num_channels": spec.input[0],
         "embedding_size": spec.stem.convs[-1].channels if spec.stem.convs else 0,
         "hidden_sizes": [stage.channels for stage in spec.stages],
-        "depths": _list_block_counts(spec),
-        "layer_type": "bottleneck" if isinstance(first, specs.Bottleneck) else "basic",
+        "depths": [stage.blocks for stage in spec.stages],
+        "layer_type": _describe_branch(spec)[0],
         "hidden_act": "relu",  # transformers uses another one only in the stem and behind additions, not in branches
         "downsample_in_first_stage": spec.stages[0].reduce.stride == 2,
         "downsample_in_bottleneck": isinstance(first, specs.Bottleneck) and first.stride_at == 1,
-        "num_labels": _count_classes(spec),
+        "num_labels": specs.count_classes(spec.head),
     }
 
 
@@ -262,18 +245,15 @@ def build_hugging_face_spec(kwargs: Mapping[str, Any]) -> specs.Network:
     """Return the network that a ``config.json`` of transformers describes."""
     stages = []
     for i, (out_channels, blocks) in enumerate(zip(kwargs["hidden_sizes"], kwargs["depths"], strict=True)):
-        stride_at = 1 if kwargs.get("downsample_in_bottleneck") else 2
-        is_basic = kwargs["layer_type"] == "basic"
-        branch: specs.Branch = (
-            specs.Basic(out_channels)
-            if is_basic
-            else specs.Bottleneck(max(out_channels // 4, 1), 1, 1 if stride_at == 1 else 2)
-        )
+        branch: specs.Branch = specs.Basic(out_channels)
+        if kwargs["layer_type"] == "bottleneck":
+            stride_at: Literal[1, 2] = 1 if kwargs.get("downsample_in_bottleneck") else 2
+            branch = specs.Bottleneck(max(out_channels // 4, 1), 1, stride_at)
         halves_map = i > 0 or kwargs.get("downsample_in_first_stage", False)
         stages.append(specs.Stage(blocks, out_channels, branch, specs.FirstBlock(2 if halves_map else 1)))
-    stem = specs.Stem((specs.Conv(kwargs["embedding_size"], 7, 2),), (specs.MaxPool(3, 2),))
     input_shape = (kwargs.get("num_channels", 3), 224, 224)
-    return specs.Network(tuple(stages), stem, specs.Linear(kwargs["num_labels"]), input_shape)
+    stem, head = _build_stem(kwargs["embedding_size"]), specs.Linear(kwargs["num_labels"])
+    return specs.Network(tuple(stages), stem, head, input_shape)
 
 
 # ----------------------------------------------------------------------------------------------- code for CIFAR
@@ -294,11 +274,8 @@ def _build_akamaster_spec(kwargs: ConstructorArgs) -> specs.Network:
 
 
 def _build_cifar_args(spec: specs.Network) -> ConstructorArgs:
-    return {
-        "block": _describe_branch(spec)[0],
-        "num_blocks": _list_block_counts(spec),
-        "num_classes": _count_classes(spec),
-    }
+    depth = _describe_depth(spec)
+    return {"block": _describe_branch(spec)[0], "num_blocks": depth.pop("layers"), **depth}
 
 
 LIBRARIES: dict[str, tuple[Library, ...]] = {

@@ -18,14 +18,9 @@ from resnetkit import files
 from resnetkit.architecture.card import CARD_FILE, WEIGHTS_FILE
 from resnetkit.errors import MachineError, UsageError, VerificationError, suggest_fix
 from resnetkit.network.layers import NetworkModule
+from resnetkit.weights import hugging_face
 from resnetkit.weights.constructor_args import LIBRARIES, ConstructorArgs, Library, build_constructor_args
 from resnetkit.weights.dialects import ALIASES, select_table
-from resnetkit.weights.hugging_face import (
-    MIN_SQUEEZED_SIDE,
-    PREPROCESSOR_FILE,
-    build_hugging_face_config,
-    build_preprocessor_config,
-)
 from resnetkit.weights.load import load_network
 from resnetkit.weights.read import read_tensors
 from resnetkit.weights.recognize import OWN_DIALECT
@@ -54,8 +49,8 @@ def convert(model: str | os.PathLike[str] | NetworkModule, to: str, path: str | 
     content = to_bytes(tensors, {"format": "pt"})
     if to == "hf":
         configs = {
-            CARD_FILE: build_hugging_face_config(kwargs, network.card),
-            PREPROCESSOR_FILE: build_preprocessor_config(network.card.preparation),
+            CARD_FILE: hugging_face.build_hugging_face_config(kwargs, network.card),
+            hugging_face.PREPROCESSOR_FILE: hugging_face.build_preprocessor_config(network.card.preparation),
         }
         with files.atomic_write_folder(path) as partial_folder:
             (partial_folder / WEIGHTS_FILE).write_bytes(content)
@@ -156,10 +151,11 @@ def describe_losses(network: NetworkModule, to: str) -> str:
         return ""
     if to != "hf":
         return "the file does not hold the class names and the preparation of images"
-    keeps_preparation = preparation.crop[0] == preparation.crop[1] < MIN_SQUEEZED_SIDE and len(preparation.mean) == 3
-    parts = {"this preparation of images": keeps_preparation, "class names": bool(card.classes)}
-    losses = [part for part, is_kept in parts.items() if not is_kept]
-    return f"the folder does not hold {' and '.join(losses)}" if losses else ""
+    height, width = preparation.crop
+    keeps_preparation = height == width < hugging_face.MIN_SQUEEZED_SIDE and len(preparation.mean) == 3
+    parts = {"this preparation of images": keeps_preparation, "class names": card.classes}
+    losses = " and ".join(part for part, is_kept in parts.items() if not is_kept)
+    return f"the folder does not hold {losses}" if losses else ""
 
 
 # ------------------------------------------------------------------------------------------------------- live models
@@ -173,20 +169,19 @@ def _import_module(name: str, package: str) -> Any:
 
 
 def _build_torchvision(kwargs: ConstructorArgs) -> Any:
+    module = _import_module(f"torchvision.models.{kwargs['family']}", "torchvision")
     if kwargs["family"] == "vgg":
-        vgg = _import_module("torchvision.models.vgg", "torchvision")
-        features = vgg.make_layers(kwargs["cfg"], kwargs["batch_norm"])
-        return vgg.VGG(features, kwargs["num_classes"], dropout=kwargs["dropout"])
-    module = _import_module("torchvision.models.resnet", "torchvision")
+        features = module.make_layers(kwargs["cfg"], kwargs["batch_norm"])
+        return module.VGG(features, kwargs["num_classes"], dropout=kwargs["dropout"])
     return module.ResNet(**_drop_keys(kwargs, "block"), block=_select_block(module, kwargs))
 
 
 def _build_timm(kwargs: ConstructorArgs) -> Any:
+    module = _import_module(f"timm.models.{kwargs['family']}", "timm")
+    layers = _import_module("timm.layers", "timm")
     if kwargs["family"] == "resnetv2":
-        module, layers = _import_module("timm.models.resnetv2", "timm"), _import_module("timm.layers", "timm")
         return module.ResNetV2(**_drop_keys(kwargs), norm_layer=layers.BatchNormAct2d, conv_layer=layers.create_conv2d)
-    module, attention = _import_module("timm.models.resnet", "timm"), kwargs["attention"]
-    blur = _import_module("timm.layers", "timm").BlurPool2d if kwargs["blur"] else None
+    blur, attention = layers.BlurPool2d if kwargs["blur"] else None, kwargs["attention"]
     model_args = _drop_keys(kwargs, "block", "attention", "blur")
     block_args = {"attn_layer": attention} if attention else None
     return module.ResNet(**model_args, block=_select_block(module, kwargs), aa_layer=blur, block_args=block_args)

@@ -103,8 +103,7 @@ _CompiledRow = tuple[re.Pattern[str], dict[str, int], str]
 
 def _iterate_translations(key: str, rows: Iterable[_CompiledRow]) -> Iterator[str]:
     for pattern, offsets, target in rows:
-        match = pattern.fullmatch(key)
-        if match:
+        if match := pattern.fullmatch(key):
             yield _fill_placeholders(target, match.groupdict(), offsets)
 
 
@@ -142,23 +141,15 @@ def _build_layer_rows(
         ("stem.norm1.*", norm),
         ("stage{s}.block{b}.branch.conv{i}.*", "layer{s}.{b-1}.conv{i}.*"),
         ("stage{s}.block{b}.branch.norm{i}.*", "layer{s}.{b-1}.bn{i}.*"),
-        *(
-            (f"stage{{s}}.block{{b}}.branch.attention.{layer}.*", f"layer{{s}}.{{b-1}}.se.{layer}.*")
-            for layer in _ATTENTION_LAYERS
-        ),
+        ("stage{s}.block{b}.branch.attention.fc{i}.*", "layer{s}.{b-1}.se.fc{i}.*"),
+        ("stage{s}.block{b}.branch.attention.conv.*", "layer{s}.{b-1}.se.conv.*"),
         *((f"stage{{s}}.block{{b}}.shortcut.{ours}.*", f"layer{{s}}.{{b-1}}.{theirs}.*") for ours, theirs in shortcut),
         ("head.linear.*", head),
     )
 
 
-_ATTENTION_LAYERS = ("fc1", "fc2", "conv")
-
-
 _PROJECTION_ROWS = (("conv", "downsample.0"), ("norm", "downsample.1"))
-_POOLED_PROJECTION_ROWS = (
-    ("conv", "downsample.1"),
-    ("norm", "downsample.2"),
-)  # behind the pool, or an identity in its place
+_POOLED_PROJECTION_ROWS = (("conv", "downsample.1"), ("norm", "downsample.2"))  # 0 is the pool, or an identity
 _DEEP_STEM_ROWS = (
     ("stem.conv1.*", "conv1.0.*"),
     ("stem.norm1.*", "conv1.1.*"),

@@ -71,9 +71,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _parse_spec(config: dict[str, Any], location: str) -> Network:
     model_type = config.get("model_type")
     if model_type != "resnet":
-        raise WeightsError(
-            f"the model type is {str(model_type)[:40]!r}, not resnet", where=location, fix=_RESNETS_ONLY_FIX
-        )
+        message = f"the model type is {str(model_type)[:40]!r}, not resnet"
+        raise WeightsError(message, where=location, fix=_RESNETS_ONLY_FIX)
     kwargs: ConstructorArgs = {"layer_type": "bottleneck", "num_channels": 3, "embedding_size": 64, **config}
     id2label = config.get("id2label")
     kwargs["num_labels"] = len(id2label) if isinstance(id2label, dict) else config.get("num_labels", 2)
@@ -88,17 +87,15 @@ def _parse_spec(config: dict[str, Any], location: str) -> Network:
         message = f"this network uses {str(kwargs['hidden_act'])[:40]!r} in some places and ReLU in others"
         raise WeightsError(message, where=location, fix=_RESNETS_ONLY_FIX)
     spec = build_hugging_face_spec(kwargs) if is_valid else None
-    spec_faults = find_spec_faults(spec) if spec is not None else []
-    if spec is None or spec_faults:
-        details = (
-            str(spec_faults[0]) if spec_faults else ", ".join((*_LIST_KEYS, "layer_type", *_BOOL_KEYS, *_INT_KEYS))
-        )
+    faults = find_spec_faults(spec) if spec is not None else [*_LIST_KEYS, "layer_type", *_BOOL_KEYS, *_INT_KEYS]
+    if spec is None or faults:
+        details = ", ".join(map(str, faults if spec is None else faults[:1]))
         raise WeightsError(f"this config does not describe a network: {details}", where=location, fix=_COPY_FOLDER_FIX)
     return spec
 
 
 def _parse_classes(config: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of classes by index; none if they are only numbered."""
+    """Return the class names in ``id2label``; none if it only numbers the classes (``LABEL_0``)."""
     id2label = config.get("id2label")
     if not isinstance(id2label, dict):
         return ()
@@ -119,10 +116,8 @@ def _read_preparation(folder: Path, card: Card) -> tuple[Preparation, tuple[str,
     if type(side) is int and 0 < side <= _MAX_VALUE and isinstance(crop_ratio, float | int) and 0.01 <= crop_ratio <= 1:
         preparation = Preparation(int(side / crop_ratio), (side, side), mean, std)
     if preparation is None or find_preparation_faults(preparation, card.spec.input[0]):
-        location = str(folder / PREPROCESSOR_FILE)
-        raise WeightsError(
-            "this config does not describe a preparation of images", where=location, fix=_COPY_FOLDER_FIX
-        )
+        message, location = "this config does not describe a preparation of images", str(folder / PREPROCESSOR_FILE)
+        raise WeightsError(message, where=location, fix=_COPY_FOLDER_FIX)
     ignored = _find_ignored_options(config, preparation.crop[0])
     return preparation, tuple(f"the option {name} of the preprocessor config is ignored" for name in ignored)
 

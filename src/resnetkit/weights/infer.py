@@ -8,6 +8,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass, replace
@@ -37,22 +38,14 @@ CONVENTIONS = {
 DEFAULT_CONVENTION = Convention()
 
 
-@dataclass(frozen=True)
-class InferredSpec:
-    """An inferred spec and the assumptions behind it, as sentences."""
-
-    spec: specs.Network
-    assumed: tuple[str, ...]
-
-
 class UnknownNetworkError(Exception):
     """The reason why no network can be inferred from these shapes."""
 
 
 def infer_spec(
     shapes: TensorShapes, convention: Convention = DEFAULT_CONVENTION, pooled_shortcuts: bool = False
-) -> InferredSpec:
-    """Return the network that has these tensors.
+) -> tuple[specs.Network, tuple[str, ...]]:
+    """Return the network that has these tensors, and the assumptions behind it as sentences.
 
     Args:
         shapes: The shapes by our keys.
@@ -68,7 +61,7 @@ def infer_spec(
         spec, notes = _infer_residual(shapes, convention, pooled_shortcuts)
     for fault in find_spec_faults(spec):
         raise UnknownNetworkError(str(fault))
-    return InferredSpec(spec, (*notes, *_list_assumptions(spec)))
+    return spec, (*notes, *_list_assumptions(spec))
 
 
 def _infer_residual(
@@ -76,9 +69,11 @@ def _infer_residual(
 ) -> tuple[specs.Network, list[str]]:
     adapter = specs.PooledProjection() if pooled_shortcuts else specs.Projection()
     stem, notes = _infer_stem(shapes)
-    stages = _infer_stages(shapes)
+    stages = tuple(_infer_stage(shapes, number, blocks) for number, blocks in _check_block_counts(shapes).items())
     shortcuts = _infer_shortcuts(shapes, stages, stem, adapter, convention)
-    spec = specs.Network(stages, stem, _infer_head(shapes), _infer_input(shapes, stem), shortcuts)
+    side = 224 if stem.pool else 32
+    input_shape = (shapes["stem.conv1.weight"][1], side, side)
+    spec = specs.Network(stages, stem, _infer_head(shapes), input_shape, shortcuts)
     if not any(".pre." in key for key in shapes):
         return spec, notes
     bias: Literal["without-norm", "never"] = "without-norm" if "stem.conv1.bias" in shapes else "never"
@@ -88,14 +83,11 @@ def _infer_residual(
 
 def _infer_vgg(shapes: TensorShapes) -> specs.Network:
     """Return a network of 3x3 convolutions and of linear layers behind them."""
-    block_counts = _check_block_counts(shapes)
-    convs = {s: _parse_conv_shape(shapes.get(f"stage{s}.block1.branch.conv1.weight", ())) for s in block_counts}
-    stages = tuple(
-        specs.Stage(
-            block_counts[s], convs[s][0], specs.Chain((specs.Step(convs[s][0], convs[s][2]),)), specs.PoolAfter()
-        )
-        for s in block_counts
-    )
+    stages = []
+    for number, blocks in _check_block_counts(shapes).items():
+        shape = shapes.get(f"stage{number}.block1.branch.conv1.weight", ())
+        channels, _, kernel = _parse_conv_shape(shape)
+        stages.append(specs.Stage(blocks, channels, specs.Chain((specs.Step(channels, kernel),)), specs.PoolAfter()))
     hidden: list[TensorShape] = []
     while linear_shape := shapes.get(f"head.linear{len(hidden) + 1}.weight"):
         hidden.append(linear_shape)
@@ -105,8 +97,9 @@ def _infer_vgg(shapes: TensorShapes) -> specs.Network:
     side = math.isqrt(hidden[0][-1] // stages[-1].channels)
     norm = specs.BatchNorm() if "stage1.block1.branch.norm1.weight" in shapes else specs.NoNorm()
     head = specs.MLP(classifier_shape[0], tuple(shape[0] for shape in hidden), max(side, 1))
-    input_shape = (convs[1][1], 32 * max(side, 1), 32 * max(side, 1))
-    return specs.Network(stages, specs.Stem((), ()), head, input_shape, specs.NoShortcuts(), norm, bias="always")
+    in_channels = shapes["stage1.block1.branch.conv1.weight"][1]
+    input_shape = (in_channels, 32 * max(side, 1), 32 * max(side, 1))
+    return specs.Network(tuple(stages), specs.Stem((), ()), head, input_shape, specs.NoShortcuts(), norm, bias="always")
 
 
 def infer_preparation(spec: specs.Network, convention: Convention) -> Preparation | None:
@@ -123,22 +116,26 @@ def infer_preparation(spec: specs.Network, convention: Convention) -> Preparatio
 
 
 def _infer_stem(shapes: TensorShapes) -> tuple[specs.Stem, list[str]]:
-    convs: list[tuple[int, int, int]] = []
-    while (shape := shapes.get(f"stem.conv{len(convs) + 1}.weight")) is not None:
-        convs.append(_parse_conv_shape(shape))
-    match [conv[2] for conv in convs]:
-        case [7]:
-            note = "the 7x7 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows it"
-            return specs.Stem((specs.Conv(convs[0][0], 7, 2),), (specs.MaxPool(3, 2),)), [note]
-        case [3]:
-            return specs.Stem((specs.Conv(convs[0][0], 3, 1),), ()), [
-                "the 3x3 of the stem has stride 1, and no pool follows it"
-            ]
-        case [3, 3, 3]:
-            first, second, third = (specs.Conv(out, 3, 2 if i == 0 else 1) for i, (out, _, _) in enumerate(convs))
-            note = "the first 3x3 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows the third"
-            return specs.Stem((first, second, third), (specs.MaxPool(3, 2),)), [note]
-    raise UnknownNetworkError("its stem is unknown")
+    convs = _parse_convs(shapes, "stem")
+    kernels = tuple(kernel for _, _, kernel in convs)
+    if kernels not in _STEM_NOTES:
+        raise UnknownNetworkError("its stem is unknown")
+    pool = () if kernels == (3,) else (specs.MaxPool(3, 2),)
+    first, *rest = (specs.Conv(channels, kernel) for channels, _, kernel in convs)
+    return specs.Stem((replace(first, stride=2 if pool else 1), *rest), pool), [_STEM_NOTES[kernels]]
+
+
+_STEM_NOTES = {  # the kernels of the convolutions -> what their shapes do not tell
+    (7,): "the 7x7 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows it",
+    (3,): "the 3x3 of the stem has stride 1, and no pool follows it",
+    (3, 3, 3): "the first 3x3 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows the third",
+}
+
+
+def _parse_convs(shapes: TensorShapes, path: str) -> list[tuple[int, int, int]]:
+    """Return the numbers of each convolution of a stem or branch, as `_parse_conv_shape` does."""
+    keys = itertools.takewhile(shapes.__contains__, (f"{path}.conv{i}.weight" for i in itertools.count(1)))
+    return [_parse_conv_shape(shapes[key]) for key in keys]
 
 
 def _parse_conv_shape(shape: TensorShape) -> tuple[int, int, int]:
@@ -148,16 +145,11 @@ def _parse_conv_shape(shape: TensorShape) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _infer_stages(shapes: TensorShapes) -> tuple[specs.Stage, ...]:
-    return tuple(_infer_stage(shapes, number, blocks) for number, blocks in _check_block_counts(shapes).items())
-
-
 def count_blocks(shapes: TensorShapes) -> dict[int, int]:
     """Return the highest block number of each stage, in the order of the stages."""
     blocks: dict[int, int] = {}
     for key in shapes:
-        match = re.match(r"stage(\d{1,4})\.block(\d{1,4})\.", key)
-        if match:
+        if match := re.match(r"stage(\d{1,4})\.block(\d{1,4})\.", key):
             blocks[int(match[1])] = max(blocks.get(int(match[1]), 0), int(match[2]))
     return dict(sorted(blocks.items()))
 
@@ -171,9 +163,7 @@ def _check_block_counts(shapes: TensorShapes) -> dict[int, int]:
 
 
 def _infer_stage(shapes: TensorShapes, number: int, blocks: int) -> specs.Stage:
-    convs: list[tuple[int, int, int]] = []
-    while (shape := shapes.get(f"stage{number}.block1.branch.conv{len(convs) + 1}.weight")) is not None:
-        convs.append(_parse_conv_shape(shape))
+    convs = _parse_convs(shapes, f"stage{number}.block1.branch")
     reduce = specs.FirstBlock(1 if number == 1 else 2)
     branch: specs.Branch
     match [kernel for _, _, kernel in convs]:
@@ -213,9 +203,8 @@ def _infer_shortcuts(
             stride = stage.reduce.stride if block == 1 else 1
             cause = find_shortcut_cause(in_channels, stage.channels, stride)
             has_projection = f"stage{number}.block{block}.shortcut.conv.weight" in shapes
-            block_adapter = (
-                adapter if has_projection else specs.Identity() if cause == "same" else convention.padding_adapter
-            )
+            adapter_without_weights = specs.Identity() if cause == "same" else convention.padding_adapter
+            block_adapter = adapter if has_projection else adapter_without_weights
             if block_adapter is None:
                 raise UnknownNetworkError("no tensor for shortcuts that change channels: option A, or no shortcuts?")
             if adapters.setdefault(cause, block_adapter) != block_adapter:
@@ -228,11 +217,6 @@ def _infer_shortcuts(
 def _infer_head(shapes: TensorShapes) -> specs.Linear | specs.Pooled:
     shape = shapes.get("head.linear.weight")
     return specs.Linear(shape[0]) if shape is not None and len(shape) == 2 else specs.Pooled()
-
-
-def _infer_input(shapes: TensorShapes, stem: specs.Stem) -> tuple[int, int, int]:
-    side = 224 if stem.pool else 32
-    return shapes["stem.conv1.weight"][1], side, side
 
 
 def _list_assumptions(spec: specs.Network) -> list[str]:

@@ -37,9 +37,7 @@ _TIMM = (
     *_LAYERS,
     ("stem.act1", "act1"),
     (f"{_BLOCK}.branch.act{{i}}", "layer{s}.{b-1}.act{i}"),
-    (f"{_BLOCK}.branch.attention", "layer{s}.{b-1}.se.fc1"),
-    (f"{_BLOCK}.branch.attention", "layer{s}.{b-1}.se.fc2"),
-    (f"{_BLOCK}.branch.attention", "layer{s}.{b-1}.se.conv"),
+    *((f"{_BLOCK}.branch.attention", f"layer{{s}}.{{b-1}}.se.{layer}") for layer in ("fc1", "fc2", "conv")),
     ("head.pool", "global_pool"),
 )
 _TIMM_V2 = (
@@ -91,15 +89,11 @@ _CAFFE = (
     ("stem.act1", "conv1_relu"),
     ("stem.pool", "pool1"),
     (f"{_BLOCK}.shortcut.conv", "res{s+1}_{b}_branch1"),
-    (f"{_BLOCK}.branch.conv1", "res{s+1}_{b}_branch2a"),
-    (f"{_BLOCK}.branch.conv2", "res{s+1}_{b}_branch2b"),
-    (f"{_BLOCK}.branch.conv3", "res{s+1}_{b}_branch2c"),
-    *(row for kind in ("bn", "scale") for row in (
-        (f"{_BLOCK}.shortcut.norm", kind + "{s+1}_{b}_branch1"),
-        (f"{_BLOCK}.branch.norm1", kind + "{s+1}_{b}_branch2a"),
-        (f"{_BLOCK}.branch.norm2", kind + "{s+1}_{b}_branch2b"),
-        (f"{_BLOCK}.branch.norm3", kind + "{s+1}_{b}_branch2c"),
-    )),
+    (f"{_BLOCK}.shortcut.norm", "bn{s+1}_{b}_branch1"),
+    (f"{_BLOCK}.shortcut.norm", "scale{s+1}_{b}_branch1"),
+    *((f"{_BLOCK}.branch.{layer}{i}", f"{prefix}{{s+1}}_{{b}}_branch2{letter}")
+      for layer, prefix in (("conv", "res"), ("norm", "bn"), ("norm", "scale"))
+      for i, letter in enumerate("abc", 1)),
     (f"{_BLOCK}.add", "res{s+1}_{b}"),
     (f"{_BLOCK}.act", "res{s+1}_{b}_relu"),
     (f"{_BLOCK}.branch.act1", "res{s+1}_{b}_branch2a_relu"),

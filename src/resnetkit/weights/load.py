@@ -26,29 +26,13 @@ from resnetkit.formatting import pluralize
 from resnetkit.network.build import build_meta_network
 from resnetkit.network.layers import NetworkModule
 from resnetkit.network.report import TensorReport
+from resnetkit.weights import hugging_face, mismatch, recognize
 from resnetkit.weights import model_source as sources
 from resnetkit.weights.dialects import ALIASES
-from resnetkit.weights.hugging_face import build_card_from_config, read_hugging_face_folder
 from resnetkit.weights.infer import infer_preparation
-from resnetkit.weights.mismatch import (
-    BATCH_COUNT,
-    FLOAT_FIX,
-    Mismatch,
-    find_mismatches,
-    format_mismatches,
-    sanitize_text,
-    suggest_weights_fix,
-)
+from resnetkit.weights.mismatch import BATCH_COUNT, Mismatch, sanitize_text
 from resnetkit.weights.read import is_plain_tensor, read_tensors
-from resnetkit.weights.recognize import (
-    KNOWN_DIALECTS,
-    RecognizedWeights,
-    guess_networks,
-    iterate_mappings,
-    make_identity_mapping,
-    match_named,
-    recognize_weights,
-)
+from resnetkit.weights.recognize import RecognizedWeights
 from resnetkit.weights.unwrap import unwrap_containers
 
 _COPY_FOLDER_FIX = "copy the whole model folder again"
@@ -85,11 +69,10 @@ def load_network(source: object, options: LoadOptions = DEFAULT_OPTIONS) -> Netw
         WeightsError: the weights are damaged, do not fit, or their network cannot be recognized.
     """
     options = replace(options, dialect=ALIASES.get(options.dialect or "", options.dialect))
-    if options.dialect and options.dialect not in KNOWN_DIALECTS:
-        fix = suggest_fix(str(options.dialect), KNOWN_DIALECTS)
+    if options.dialect and options.dialect not in recognize.KNOWN_DIALECTS:
+        fix = suggest_fix(options.dialect, recognize.KNOWN_DIALECTS)
         raise UsageError(f"unknown dialect {options.dialect!r}", where="dialect", fix=fix)
-    resolved = _resolve_source(source, options)
-    match resolved:
+    match resolved := _resolve_source(source, options):
         case sources.LiveModule(NetworkModule() as model):
             _check_unset(options, "network, dialect", "this model already has a card that describes it")
             return model
@@ -105,7 +88,7 @@ def load_network(source: object, options: LoadOptions = DEFAULT_OPTIONS) -> Netw
         case sources.HuggingFaceFolder(path):
             network_option = LoadOptions(options.network)
             _check_unset(network_option, str(path), "the config of this folder already describes its weights")
-            card, weights_path = read_hugging_face_folder(path)
+            card, weights_path = hugging_face.read_hugging_face_folder(path)
             return _load_with_config(card, weights_path, read_tensors(weights_path)[0], options)
         case sources.WeightsFile(path):
             return _load_tensors(path, *read_tensors(path), options)
@@ -113,7 +96,7 @@ def load_network(source: object, options: LoadOptions = DEFAULT_OPTIONS) -> Netw
 
 
 def _resolve_source(source: object, options: LoadOptions) -> sources.ModelSource:
-    """Return what a source is; if a network is named, a file is a weights file whatever stands beside it."""
+    """Return what a source is; if the caller names a network, any file is a plain weights file."""
     if options.network and isinstance(source, str | os.PathLike) and Path(source).is_file():
         return sources.WeightsFile(Path(source))
     return sources.resolve_model(source)
@@ -127,9 +110,8 @@ def _check_unset(options: LoadOptions, location: str, message: str) -> None:
 def _no_weights_error(source: sources.CatalogName | sources.SpecFile) -> UsageError:
     name = source.name if isinstance(source, sources.CatalogName) else str(source.path)
     message = f"{name} is a network without weights"
-    if isinstance(source, sources.CatalogName) and any(
-        map(sources.is_model_folder, (Path(name), Path(name) / "model"))
-    ):
+    is_catalog_name = isinstance(source, sources.CatalogName)
+    if is_catalog_name and any(map(sources.is_model_folder, (Path(name), Path(name) / "model"))):
         return UsageError(message, where="model", fix=f"./{name}")
     sources.load_card(source)  # if the file is missing or damaged, this says so
     return UsageError(message, where="model", fix=f"resnetkit train DATA --model {name}")
@@ -137,8 +119,8 @@ def _no_weights_error(source: sources.CatalogName | sources.SpecFile) -> UsageEr
 
 def _load_with_config(card: Card, path: Path, tensors: Mapping[str, Tensor], options: LoadOptions) -> NetworkModule:
     """Load tensors of transformers, whose config describes the network."""
-    recognized = match_named(card.spec, get_shapes(tensors), "hf", body_only=options.body_only)
-    mapping = recognized.mapping if recognized else make_identity_mapping(tensors)
+    recognized = recognize.match_named(card.spec, get_shapes(tensors), "hf", body_only=options.body_only)
+    mapping = recognized.mapping if recognized else recognize.make_identity_mapping(tensors)
     if options.body_only:
         card = replace(card, spec=replace(card.spec, head=Pooled()), classes=())
     skipped = tuple(key for key in tensors if key not in mapping.names)
@@ -165,7 +147,7 @@ def _load_live_module(module: nn.Module, options: LoadOptions) -> NetworkModule:
     """Load a live model of another library; its tensors are copied."""
     name, config = type(module).__name__, getattr(module, "config", None)
     if getattr(config, "model_type", "") == "resnet" and config is not None and not options.network:
-        card = build_card_from_config(config.to_dict(), name)
+        card = hugging_face.build_card_from_config(config.to_dict(), name)
         model = _load_with_config(card, Path(name), _copy_tensors(module.state_dict(), name), options)
     else:
         model = _load_tensors(Path(name), _copy_tensors(module.state_dict(), name), (), options)
@@ -223,11 +205,11 @@ def _run_both(theirs: nn.Module, ours: NetworkModule) -> tuple[Tensor, object]:
 def _recognize(path: Path, their_shapes: TensorShapes, options: LoadOptions) -> RecognizedWeights:
     if options.network:
         return _match_network(path, their_shapes, options, options.network)
-    recognized = recognize_weights(their_shapes, options.dialect, body_only=options.body_only)
+    recognized = recognize.recognize_weights(their_shapes, options.dialect, body_only=options.body_only)
     if isinstance(recognized, RecognizedWeights):
         return recognized
     message = f"cannot recognize the network of these weights: {sanitize_text(recognized, 300)}"
-    body = None if options.body_only else recognize_weights(their_shapes, options.dialect, body_only=True)
+    body = recognize.recognize_weights(their_shapes, options.dialect, body_only=True)
     fix = _NAME_NETWORK_FIX
     if isinstance(body, RecognizedWeights):
         fix = f"{_describe_body(body.spec)}; {_RESET_HEAD_FIX}"
@@ -243,13 +225,11 @@ def _match_network(path: Path, their_shapes: TensorShapes, options: LoadOptions,
     spec = resolve_spec(network)
     if options.any_channels:
         spec = replace(spec, input=(_find_input_channels(their_shapes, options) or spec.input[0], *spec.input[1:]))
-    recognized = match_named(spec, their_shapes, options.dialect, body_only=options.body_only)
+    recognized = recognize.match_named(spec, their_shapes, options.dialect, body_only=options.body_only)
     if recognized is None:
-        lookalike, first_names = guess_networks(their_shapes), list(their_shapes)[:3]
-        fix = "name another --dialect, or none"
-        message = f"the dialect {options.dialect} does not have these names"
-        where = [str(path), ", ".join(map(sanitize_text, first_names))]
-        raise WeightsError(message, where=where, fix=f"this file looks like {lookalike}; {fix}" if lookalike else fix)
+        where = [str(path), ", ".join(map(sanitize_text, list(their_shapes)[:3]))]
+        fix = mismatch.add_lookalike(recognize.guess_networks(their_shapes), "name another --dialect, or none")
+        raise WeightsError(f"the dialect {options.dialect} does not have these names", where=where, fix=fix)
     return recognized
 
 
@@ -257,7 +237,7 @@ def _find_input_channels(their_shapes: TensorShapes, options: LoadOptions) -> in
     """Return the input channels of the first convolution of a file; 0 if it is unknown."""
     shapes = (
         mapping.translate_shapes(their_shapes).get(STEM_WEIGHT, ())
-        for mapping in iterate_mappings(their_shapes, options.dialect, body_only=options.body_only)
+        for mapping in recognize.iterate_mappings(their_shapes, options.dialect, body_only=options.body_only)
     )
     return next((shape[1] for shape in shapes if len(shape) == 4), 0)
 
@@ -319,7 +299,7 @@ def assemble_network(
     if mismatches:
         count = f"{len(mismatches)} of {len(expected.keys() | available.keys())}"
         message = f"these weights do not fit {card.name}: {count} tensors differ"
-        where = [location, *format_mismatches(mismatches)]
+        where = [location, *mismatch.format_mismatches(mismatches)]
         raise WeightsError(message, where=where, fix=_select_fix(mismatches, get_shapes(tensors), fix))
     converted = _convert_tensors(expected, available, location)
     _warn_counts(count_nonfinite(converted), "NaN or infinite values", location)
@@ -336,7 +316,7 @@ def _find_mismatches(expected: TensorShapes, available: Mapping[str, Tensor]) ->
         for key, value in available.items()
         if not (value.is_floating_point() or key.endswith(BATCH_COUNT))
     }
-    return find_mismatches(expected, get_shapes(available), integers)
+    return mismatch.find_mismatches(expected, get_shapes(available), integers)
 
 
 def _convert_tensors(expected: TensorShapes, available: Mapping[str, Tensor], location: str) -> dict[str, Tensor]:
@@ -344,24 +324,23 @@ def _convert_tensors(expected: TensorShapes, available: Mapping[str, Tensor], lo
         return {key: available[key].long() if key.endswith(BATCH_COUNT) else available[key].float() for key in expected}
     except (RuntimeError, NotImplementedError) as error:
         message = f"these tensors cannot be converted to fp32: {sanitize_text(str(error), 100)}"
-        raise WeightsError(message, where=location, fix=FLOAT_FIX) from None
+        raise WeightsError(message, where=location, fix=mismatch.FLOAT_FIX) from None
 
 
 def _select_fix(mismatches: Sequence[Mismatch], their_shapes: TensorShapes, fix: str) -> str:
     """Return what to do about mismatches: the option that helps, or to copy a model folder again."""
     if fix != _COPY_FOLDER_FIX:
-        channels = _find_channel_mismatch(mismatches)
-        if channels:
+        if channels := _find_channel_mismatch(mismatches):
             return f"the file has {pluralize(channels, 'input channel')}: --input-channels {channels}"
-        if all(mismatch.key.startswith("head.") for mismatch in mismatches):
+        if mismatch.is_only_head(mismatches):
             fix = _RESET_HEAD_FIX
-    return suggest_weights_fix(mismatches, guess_networks(their_shapes), fix)
+    return mismatch.suggest_weights_fix(mismatches, recognize.guess_networks(their_shapes), fix)
 
 
 def _find_channel_mismatch(mismatches: Sequence[Mismatch]) -> int:
     """Return the input channels of a file, if nothing else differs; otherwise 0."""
     actual, expected = mismatches[0].actual, mismatches[0].expected
-    if [mismatch.key for mismatch in mismatches] != [STEM_WEIGHT] or not isinstance(actual, tuple) or not actual:
+    if [item.key for item in mismatches] != [STEM_WEIGHT] or not isinstance(actual, tuple) or not actual:
         return 0
     is_compatible = isinstance(expected, tuple) and (actual[0], *actual[2:]) == (expected[0], *expected[2:])
     return actual[1] if is_compatible else 0

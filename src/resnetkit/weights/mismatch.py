@@ -91,6 +91,21 @@ def suggest_weights_fix(mismatches: Collection[Mismatch], lookalike: str, defaul
         return FLOAT_FIX
     if all(mismatch.is_transposed for mismatch in mismatches):
         return "save the tensors with the axes in torch's order: O I H W"
-    if all(mismatch.key.startswith("head.") for mismatch in mismatches):
+    if is_only_head(mismatches):
         return f"only the classifier does not fit; {default_fix}"
-    return f"this file looks like {lookalike}; {default_fix}" if lookalike else default_fix
+    return add_lookalike(lookalike, default_fix)
+
+
+def is_only_head(mismatches: Collection[Mismatch]) -> bool:
+    """Return whether nothing but the head differs."""
+    return all(mismatch.key.startswith("head.") for mismatch in mismatches)
+
+
+def add_lookalike(lookalike: str, fix: str) -> str:
+    """Return a fix with the networks that a file looks like, if there are any, before it.
+
+    Args:
+        lookalike: The networks that the file looks like; empty if there are none.
+        fix: The advice.
+    """
+    return f"this file looks like {lookalike}; {fix}" if lookalike else fix

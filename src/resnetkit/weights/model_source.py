@@ -32,39 +32,29 @@ class CatalogName:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class SpecFile:
+@dataclass(frozen=True)
+class _StoredSource:
+    path: Path
+
+
+class SpecFile(_StoredSource):
     """A ``.toml`` or ``.json`` file that describes a network; the file may be missing."""
 
-    path: Path
 
-
-@dataclass(frozen=True, slots=True)
-class ModelFolder:
+class ModelFolder(_StoredSource):
     """A folder with a card of ours and weights."""
 
-    path: Path
 
-
-@dataclass(frozen=True, slots=True)
-class RunFolder:
+class RunFolder(_StoredSource):
     """A finished run of training, which holds a model folder."""
 
-    path: Path
 
-
-@dataclass(frozen=True, slots=True)
-class WeightsFile:
+class WeightsFile(_StoredSource):
     """A file of tensors in any dialect, without a card."""
 
-    path: Path
 
-
-@dataclass(frozen=True, slots=True)
-class HuggingFaceFolder:
+class HuggingFaceFolder(_StoredSource):
     """A folder that transformers wrote."""
-
-    path: Path
 
 
 @dataclass(frozen=True, slots=True, eq=False)

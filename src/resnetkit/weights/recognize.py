@@ -5,7 +5,6 @@ This module imports no torch.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -123,17 +122,17 @@ def recognize_weights(
     for mapping in iterate_mappings(their_shapes, dialect, body_only=body_only):
         shapes = mapping.translate_shapes(their_shapes)
         try:
-            inferred = infer.infer_spec(shapes, mapping.convention, mapping.table.layout.pooled_shortcuts)
+            spec, assumed = infer.infer_spec(shapes, mapping.convention, mapping.table.layout.pooled_shortcuts)
         except infer.UnknownNetworkError as error:
             reasons.append(f"{mapping.dialect}: {error}")
             continue
-        network_plan = plan(inferred.spec)
+        network_plan = plan(spec)
         mismatches = _compare(network_plan, shapes)
         if not mismatches:
             # our own names are the same for a projection and for one behind a pool
-            is_ambiguous = mapping.dialect == OWN_DIALECT and any(".shortcut.conv." in key for key in shapes)
-            assumed = (*inferred.assumed, _AMBIGUOUS_POOL) if is_ambiguous else inferred.assumed
-            return RecognizedWeights(mapping, inferred.spec, assumed, network_plan)
+            if mapping.dialect == OWN_DIALECT and any(".shortcut.conv." in key for key in shapes):
+                assumed = (*assumed, _AMBIGUOUS_POOL)
+            return RecognizedWeights(mapping, spec, assumed, network_plan)
         reasons.append(f"{mapping.dialect}: {mismatches[0]}")
     if reasons:
         return reasons[0]
@@ -152,8 +151,8 @@ def match_named(
 ) -> RecognizedWeights | None:
     """Return the mapping under which the tensors fit a network best.
 
-    The classifier in the file sets the number of classes. If no dialect has these names, the result is None, or without
-    ``dialect`` a mapping that keeps the names.
+    The classifier in the file sets the number of classes. If ``dialect`` does not have these names, the result is None.
+    If no dialect has them, the result keeps the names.
 
     Args:
         network: The network that the user named.
@@ -161,19 +160,17 @@ def match_named(
         dialect: The dialect of the names; None if it is unknown.
         body_only: Whether to ignore everything but the body.
     """
-    best, fewest_mismatches = None, math.inf
+    candidates = []
     has_pooled_shortcuts = derive_layout(network).pooled_shortcuts
     for mapping in iterate_mappings(their_shapes, dialect, body_only=body_only):
         if mapping.dialect != OWN_DIALECT and mapping.table.layout.pooled_shortcuts != has_pooled_shortcuts:
             continue  # the names of its shortcuts say whether they contain a pool
         shapes = mapping.translate_shapes(their_shapes)
         spec = replace(network, head=Pooled()) if body_only else _set_classes(network, shapes)
-        n_mismatches = len(_compare(plan(spec), shapes))
-        if n_mismatches < fewest_mismatches:
-            best, fewest_mismatches = RecognizedWeights(mapping, spec, ()), n_mismatches
-    if best is None and not dialect:
-        return RecognizedWeights(make_identity_mapping(their_shapes), network, ())
-    return best
+        candidates.append((len(_compare(plan(spec), shapes)), RecognizedWeights(mapping, spec, ())))
+    if candidates:
+        return min(candidates, key=lambda pair: pair[0])[1]
+    return None if dialect else RecognizedWeights(make_identity_mapping(their_shapes), network, ())
 
 
 def make_identity_mapping(names: Collection[str]) -> KeyMapping:

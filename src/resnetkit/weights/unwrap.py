@@ -46,7 +46,7 @@ def strip_prefix(name: str) -> str:
 
 
 def iterate_prefixes(names: Collection[str], *, allow_partial: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (removed prefix, name -> name without it): first with nothing removed, then prefix by prefix.
+    """Yield (removed prefix, {name: name without it}), with one more prefix removed each time.
 
     Args:
         names: The names in the file.
@@ -62,4 +62,5 @@ def iterate_prefixes(names: Collection[str], *, allow_partial: bool = False) -> 
         if prefix is None:
             return
         removed += prefix
-        short_names = {name: s.removeprefix(prefix) for name, s in short_names.items() if s.startswith(prefix)}
+        kept = {name: short for name, short in short_names.items() if short.startswith(prefix)}
+        short_names = {name: short.removeprefix(prefix) for name, short in kept.items()}
