@@ -232,7 +232,7 @@ def test_failed_verification_has_exit_code_6_and_nothing_is_written(cli, tmp_pat
     for arguments in (["--dilate", "2"], ["--fold-norms", "--json"], ["--cut", "stage1", "--dilate", "4"]):
         code, out, err = cli("modify", tmp_path / "broken", tmp_path / "out", *arguments)
         assert (code, out) == (6, ""), err
-        assert "error: the edit does not hold its promise, so it was not made\nwhere: the " in err
+        assert "error: the edited network failed verification and was discarded\nwhere: the " in err
         assert "differ by inf" in err
         assert not (tmp_path / "out").exists()
 

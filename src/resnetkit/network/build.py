@@ -14,7 +14,7 @@ from resnetkit.architecture.spec import Features, count_classes, replace_classes
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import UsageError
 from resnetkit.network.init import initialize_weights
-from resnetkit.network.layers import Backbone, NetworkModule, build_module, get_child_name
+from resnetkit.network.layers import Backbone, NetworkModule, build_children
 
 
 def build(
@@ -81,5 +81,4 @@ def build_meta_network(card: Card, network_plan: Plan | None = None) -> NetworkM
     """
     network_plan = network_plan or plan(card.spec)
     network_class = Backbone if isinstance(card.spec.head, Features) else NetworkModule
-    children = [(get_child_name(part), build_module(part)) for part in network_plan.root.children]
-    return network_class(network_plan, card, children)
+    return network_class(network_plan, card, build_children(network_plan.root))

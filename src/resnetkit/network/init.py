@@ -7,7 +7,6 @@ import math
 import torch
 from torch import nn
 
-from resnetkit.architecture.plan import Node
 from resnetkit.errors import UsageError
 from resnetkit.network.layers import NetworkModule
 
@@ -33,16 +32,11 @@ def initialize_weights(model: NetworkModule, *, seed: int = 0, zero_last_norm: b
         raise UsageError(what, where=model.card.name, fix="do not set zero_last_norm")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for node in model.plan.nodes:
-            if node.role != "add":
-                _initialize_node(node, model.get_submodule(node.path), generator, zero_last_norm)
-
-
-def _initialize_node(node: Node, layer: nn.Module, generator: torch.Generator, zero_last_norm: bool) -> None:
-    for module in layer.modules():
-        _initialize_layer(module, generator)
-    if zero_last_norm and node.role == "branch-last-norm":
-        layer.weight.zero_()  # type: ignore[operator]
+        for layer in model.modules():
+            _initialize_layer(layer, generator)
+        if zero_last_norm:
+            for path in (node.path for node in model.plan.nodes if node.role == "branch-last-norm"):
+                model.get_parameter(f"{path}.weight").zero_()
 
 
 def _initialize_layer(layer: nn.Module, generator: torch.Generator) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -26,26 +24,13 @@ from resnetkit.errors import UsageError, suggest_fix
 from resnetkit.network.report import TensorReport
 
 
-class StemModule(nn.Sequential):
-    """The layers before the first stage."""
-
-
-class PreActivation(nn.Sequential):
-    """The norm and the activation before the branch of a pre-activation block."""
-
-
-class BranchModule(nn.Sequential):
-    """The convolutions of a block."""
-
-
-class ShortcutModule(nn.Sequential):
-    """The path around the branch; if empty, the identity."""
-
-
 class Block(nn.Module):
-    """A block: activation(branch(x) + shortcut(x)) (arXiv 1512.03385, equations 1 and 2)."""
+    """A block: activation(branch(x) + shortcut(x)) (arXiv 1512.03385, equations 1 and 2).
 
-    def __init__(self, branch: BranchModule, shortcut: ShortcutModule, act: nn.Module) -> None:
+    An empty shortcut is the identity.
+    """
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module, act: nn.Module) -> None:
         super().__init__()
         self.branch = branch
         self.shortcut = shortcut
@@ -58,7 +43,7 @@ class Block(nn.Module):
 class PreBlock(nn.Module):
     """A pre-activation block: branch(pre(x)) + shortcut(x) (arXiv 1603.05027, figure 4 e)."""
 
-    def __init__(self, pre: PreActivation, branch: BranchModule, shortcut: ShortcutModule) -> None:
+    def __init__(self, pre: nn.Module, branch: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
         self.pre = pre
         self.branch = branch
@@ -93,13 +78,8 @@ class CheckpointedStage(StageModule):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
-        context_fn = partial(_make_checkpoint_contexts, self)
-        return checkpoint(super().forward, x, use_reentrant=False, context_fn=context_fn)  # type: ignore[no-any-return]
-
-
-def _make_checkpoint_contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return the contexts of the first run and the second run."""
-    return contextlib.nullcontext(), _preserve_statistics(stage)
+        contexts = contextlib.nullcontext(), _preserve_statistics(self)  # of the first run and of the second run
+        return checkpoint(super().forward, x, use_reentrant=False, context_fn=lambda: contexts)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -116,10 +96,6 @@ def _preserve_statistics(stage: nn.Module) -> Iterator[None]:
             setattr(norm, name, buffer)
 
 
-class HeadModule(nn.Sequential):
-    """The layers after the last stage."""
-
-
 class NetworkModule(nn.Module):
     """A network: stem, stages and head in sequence.
 
@@ -129,16 +105,16 @@ class NetworkModule(nn.Module):
     Args:
         plan: the plan of the network.
         card: the card of the model.
-        children: the name and module of stem, stages and head.
+        children: stem, stages and head by name.
     """
 
-    def __init__(self, plan: Plan, card: Card, children: Iterable[tuple[str, nn.Module]]) -> None:
+    def __init__(self, plan: Plan, card: Card, children: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.plan = plan
         self.card = card
         self.report = TensorReport()
         self.frozen_paths: frozenset[str] = frozenset()
-        for name, child in children:
+        for name, child in children.items():
             self.add_module(name, child)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -227,7 +203,15 @@ def _collect_outputs(parent: nn.Module, path: str, x: Tensor, wanted: set[str], 
 # --------------------------------------------------------------------------------------- operations that torch lacks
 
 
-class ZeroPad(nn.Module):
+class _Layer(nn.Module):
+    """A layer that prints its settings."""
+
+    def extra_repr(self) -> str:
+        names = [name for name in vars(self) if name != "training" and not name.startswith("_")]
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+class ZeroPad(_Layer):
     """Every stride-th pixel, with channels of zeros before and after the channels (option A)."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
@@ -237,11 +221,8 @@ class ZeroPad(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
-    def extra_repr(self) -> str:
-        return f"{self.before}, {self.after}, stride={self.stride}"
 
-
-class DilatedAvgPool2d(nn.Module):
+class DilatedAvgPool2d(_Layer):
     """`nn.AvgPool2d(kernel, stride, ceil_mode=True, count_include_pad=False)` with dilation."""
 
     def __init__(self, op: ops.AvgPoolOp) -> None:
@@ -260,9 +241,6 @@ class DilatedAvgPool2d(nn.Module):
         shifted = [padded[..., i : i + height, j : j + width] for i in offsets for j in offsets]
         return torch.stack(shifted).sum(0)
 
-    def extra_repr(self) -> str:
-        return f"{self.kernel}, stride={self.stride}, dilation={self.dilation}"
-
 
 class GlobalAvgPool2d(nn.Module):
     """Global average pooling: (N, C, H, W) -> (N, C)."""
@@ -271,7 +249,7 @@ class GlobalAvgPool2d(nn.Module):
         return x.mean((2, 3))
 
 
-class PaddedMaxPool2d(nn.Module):
+class PaddedMaxPool2d(_Layer):
     """A max pool with explicit padding: zeros as in Keras, or minus infinity.
 
     The pool of torch has no zero padding, and too little padding for dilation.
@@ -286,11 +264,8 @@ class PaddedMaxPool2d(nn.Module):
         padded = F.pad(x, (self.padding,) * 4, value=self.pad_value)
         return F.max_pool2d(padded, self.kernel, self.stride, dilation=self.dilation)
 
-    def extra_repr(self) -> str:
-        return f"{self.kernel}, stride={self.stride}, dilation={self.dilation}, edge={self.pad_value}"
 
-
-class BlurPool2d(nn.Module):
+class BlurPool2d(_Layer):
     """A binomial filter on each channel with reflect padding (arXiv 1904.11486).
 
     With dilation each sub-grid of the map is padded by itself, so that an atrous network blurs as the original does.
@@ -320,11 +295,8 @@ class BlurPool2d(nn.Module):
         on_grid = (position - grid) // self.dilation % (2 * last_index).clamp_min(1)
         return torch.minimum(on_grid, 2 * last_index - on_grid) * self.dilation + grid
 
-    def extra_repr(self) -> str:
-        return f"{len(self.weights)}, stride={self.stride}"
 
-
-class AdaptiveAvgPoolFlatten(nn.Module):
+class AdaptiveAvgPoolFlatten(_Layer):
     """Adaptive average pooling, flattened: (N, C, H, W) -> (N, C * side * side)."""
 
     def __init__(self, side: int) -> None:
@@ -333,9 +305,6 @@ class AdaptiveAvgPoolFlatten(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x, self.side).flatten(1)
-
-    def extra_repr(self) -> str:
-        return f"{self.side}"
 
 
 class SqueezeExcitation(nn.Module):
@@ -362,7 +331,7 @@ class EfficientChannelAttention(nn.Module):
         return x * self.conv(x.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None]  # type: ignore[no-any-return]
 
 
-class StochasticDepth(nn.Module):
+class StochasticDepth(_Layer):
     """Sets the branch of some images to zero in training, and scales the others up (arXiv 1603.09382)."""
 
     def __init__(self, rate: float) -> None:
@@ -374,9 +343,6 @@ class StochasticDepth(nn.Module):
             return x
         keep_mask = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.rate
         return x * keep_mask.to(x.dtype) / (1 - self.rate)
-
-    def extra_repr(self) -> str:
-        return f"{self.rate:g}"
 
 
 # ------------------------------------------------------------------------------------------------- node -> module
@@ -433,36 +399,26 @@ _LAYER_BUILDERS: dict[type, Callable[[Any], nn.Module]] = {
     ops.LinearOp: lambda op: nn.Linear(op.in_features, op.out_features, device=_META_DEVICE),
 }
 
-_SECTION_MODULES: dict[str, type[nn.Sequential]] = {
-    "stem": StemModule,
-    "stage": StageModule,
-    "pre": PreActivation,
-    "branch": BranchModule,
-    "shortcut": ShortcutModule,
-    "head": HeadModule,
-}
-
 
 def build_module(part: Section | Node) -> nn.Module:
     """Build the module of a node or section on the meta device, without data."""
     if isinstance(part, Node):
         return _LAYER_BUILDERS[type(part.op)](part.op)
-    children = {get_child_name(child): build_module(child) for child in part.children if child.role != "add"}
+    children = build_children(part)
     if part.role == "block" and "shortcut" in children:
         return _build_block(children)
-    container = PlainBlock() if part.role == "block" else _SECTION_MODULES[part.role]()
+    container: nn.Sequential = {"block": PlainBlock, "stage": StageModule}.get(part.role, nn.Sequential)()
     for key, child in children.items():
         container.add_module(key, child)
     return container
 
 
+def build_children(section: Section) -> dict[str, nn.Module]:
+    """Build the modules of the children of a section, by name."""
+    return {part.path.rpartition(".")[2]: build_module(part) for part in section.children if part.role != "add"}
+
+
 def _build_block(children: dict[str, nn.Module]) -> nn.Module:
     if "pre" not in children:
-        return Block(**children)  # type: ignore[arg-type]
-    has_parameters = any(True for _ in children["shortcut"].parameters())
-    return (ProjectedPreBlock if has_parameters else PreBlock)(**children)  # type: ignore[arg-type]
-
-
-def get_child_name(part: Section | Node) -> str:
-    """Return the last name of the path of a node or section."""
-    return part.path.rpartition(".")[2]
+        return Block(**children)
+    return (ProjectedPreBlock if list(children["shortcut"].parameters()) else PreBlock)(**children)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 class Verification:
     """A comparison of a network before and after a change.
 
-    ``difference`` is the largest difference, relative to the largest number. Without a ``limit`` the change promises
-    nothing, and ``reason`` says why.
+    ``difference`` is the largest difference, relative to the largest number. Without a ``limit`` any
+    difference is accepted, and ``reason`` says why.
     """
 
     subject: str
@@ -22,7 +22,7 @@ class Verification:
 
     @property
     def is_within_limit(self) -> bool:
-        """True if the difference is as small as promised; NaN and infinite differences never are."""
+        """True if the difference is finite and at most the limit."""
         return math.isfinite(self.difference) and (self.limit is None or self.difference <= self.limit)
 
     def __str__(self) -> str:

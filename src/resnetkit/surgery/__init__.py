@@ -1,10 +1,10 @@
-"""Edit a trained network; each edit reports every tensor and verifies what it promises.
+"""Edit a trained network; each edit reports every tensor and verifies what stays equal.
 
     model, report = resnetkit.surgery.dilate(model, output_stride=8)
     print(report)
 
 Each function takes a network and returns a new one of the same type, device and mode, with its `TensorReport`. The
-network that was passed in does not change. If a promised identity does not hold, the edit raises `VerificationError`.
+network that was passed in does not change. If a verification fails, the edit raises `VerificationError`.
 """
 
 from resnetkit.surgery.blocks import deepen, insert, remove, shortcuts
@@ -15,23 +15,6 @@ from resnetkit.surgery.strides import dilate, restride, stem
 from resnetkit.surgery.widths import prune, widen
 
 __all__ = [
-    "checkpoint",
-    "classes",
-    "cut",
-    "deepen",
-    "dilate",
-    "features",
-    "fold_norms",
-    "freeze",
-    "freeze_norms",
-    "group_norm",
-    "head",
-    "input_channels",
-    "insert",
-    "prune",
-    "remove",
-    "restride",
-    "shortcuts",
-    "stem",
-    "widen",
-]
+    "checkpoint", "classes", "cut", "deepen", "dilate", "features", "fold_norms", "freeze", "freeze_norms",
+    "group_norm", "head", "input_channels", "insert", "prune", "remove", "restride", "shortcuts", "stem", "widen",
+]  # fmt: skip

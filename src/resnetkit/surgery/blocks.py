@@ -107,18 +107,15 @@ def _find_identity_faults(spec: specs.Network, number: int, position: int, count
     stage, path = spec.stages[number - 1], f"stage{number}"
     is_last = _has_final_stride(stage) and position in (0, stage.blocks)
     keeps_identity = spec.order == "norm-act-conv" or spec.activation == "relu"
+    adapter = specs.Identity() if isinstance(spec.shortcuts, specs.NoShortcuts) else spec.shortcuts.same
+    copies_input = _find_channel_offset(adapter, 1, 1) is not None or _can_project_identity(spec, adapter)
     end = f"the end of a stage whose last block has the stride {stage.reduce.stride}"
     checks = [
         (path, f"{count} blocks", count >= 1, "1 or more"),
         (f"{path}.block{position}", end, not is_last, "behind a block before it"),
-        (
-            path,
-            f"activation {spec.activation}",
-            keeps_identity,
-            "relu, because it keeps its own output; or pre-activation",
-        ),
+        (path, f"activation {spec.activation}", keeps_identity, "relu, which keeps its own output; or pre-activation"),
         *_build_plain_checks(spec, stage, path),
-        *_build_shortcut_checks(spec, path),
+        (path, f"{type(adapter).__name__} for equal shapes", copies_input, "shortcuts.same = identity"),
     ]
     return [Fault(location, actual, allowed) for location, actual, is_valid, allowed in checks if not is_valid]
 
@@ -144,13 +141,6 @@ def _build_plain_checks(spec: specs.Network, stage: specs.Stage, path: str) -> I
         (path, "group norm and no shortcut", not has_group_norm, "batch norm, or none"),
         (path, "attention and no shortcut", not stage.attention, "no attention, which scales channels"),
     ]
-
-
-def _build_shortcut_checks(spec: specs.Network, path: str) -> IdentityChecks:
-    adapter = specs.Identity() if isinstance(spec.shortcuts, specs.NoShortcuts) else spec.shortcuts.same
-    starts_as_identity = _find_channel_offset(adapter, 1, 1) is not None or _can_project_identity(spec, adapter)
-    problem = f"{type(adapter).__name__} for equal shapes"
-    return [(path, problem, starts_as_identity, "shortcuts.same = identity")]
 
 
 def _can_project_identity(spec: specs.Network, adapter: specs.Adapter) -> bool:

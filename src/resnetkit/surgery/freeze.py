@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from resnetkit.architecture.plan import Section
 from resnetkit.errors import UsageError
+from resnetkit.network.compare import compute_output, get_device, make_test_images, relative_error
 from resnetkit.network.layers import NetworkModule
 from resnetkit.network.report import Verification
 from resnetkit.surgery.select import as_list, find_paths, select_stages
 from resnetkit.surgery.transfer import EditResult, check_model_argument, make_recomputed_stage, transfer
-from resnetkit.surgery.verify import EXACT, compute_output, finish_edit, get_device, make_test_images, relative_error
+from resnetkit.surgery.verify import EXACT, finish_edit
 
 
 @check_model_argument
@@ -74,8 +75,7 @@ def _verify_statistics(model: NetworkModule, buffers: list[str]) -> Verification
     """Compare statistics before and after a batch in training mode."""
     old, new = copy.deepcopy(model).double().train(), copy.deepcopy(model).double().train()
     with _preserve_rng(model), torch.no_grad():
-        for x in _make_batches(model):
-            new(x)
+        new(_make_batch(model))
     old_state, new_state = old.state_dict(), new.state_dict()
     errors = [relative_error(new_state[key].double(), old_state[key].double()) for key in buffers]
     return Verification("frozen statistics after a batch in training mode", max(errors, default=0.0), 0.0)
@@ -86,8 +86,8 @@ def _preserve_rng(model: NetworkModule) -> AbstractContextManager[None]:
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
-def _make_batches(model: NetworkModule) -> list[Tensor]:
-    return [x.to(get_device(model)) for x in make_test_images(model.card.spec, 2)[:1]]
+def _make_batch(model: NetworkModule) -> Tensor:
+    return make_test_images(model.card.spec, 2)[0].to(get_device(model))
 
 
 def _find_batch_norms(model: NetworkModule) -> list[str]:
@@ -122,7 +122,7 @@ def checkpoint(model: NetworkModule, stages: Iterable[int | str] | int | str) ->
 
 def _verify_gradients(model: NetworkModule, new_model: NetworkModule) -> Verification:
     """Compare gradients and statistics after one step on the same batch."""
-    (x,) = _make_batches(model)
+    x = _make_batch(model)
     pairs = list(zip(_run_training_step(model, x), _run_training_step(new_model, x), strict=True))
     return Verification("gradients and statistics after a batch", max(relative_error(b, a) for a, b in pairs), EXACT)
 

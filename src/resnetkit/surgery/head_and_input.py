@@ -16,20 +16,19 @@ from resnetkit.architecture.rules import check_spec, get_block_stride
 from resnetkit.errors import UsageError, suggest_fix
 from resnetkit.formatting import pluralize
 from resnetkit.network.build import parse_classes
+from resnetkit.network.compare import (
+    OutputFunction,
+    compute_output,
+    flatten_maps,
+    make_output_function,
+    make_test_images,
+)
 from resnetkit.network.layers import NetworkModule
 from resnetkit.network.report import Verification
 from resnetkit.surgery.select import find_paths, select_stages
 from resnetkit.surgery.transfer import AdaptedTensors, EditResult, check_model_argument, edit, edit_card, transfer
-from resnetkit.surgery.verify import (
-    OutputFunction,
-    compute_output,
-    finish_edit,
-    flatten_maps,
-    make_output_function,
-    make_test_images,
-    select_rounding_limit,
-    verify_equal,
-)
+from resnetkit.surgery.verify import finish_edit, select_rounding_limit, verify_equal
+from resnetkit.surgery.widths import repeat_channels
 
 _CLASSIFIER, _CLASSIFIER_KEYS = "head.linear.", ("head.linear.weight", "head.linear.bias")
 
@@ -52,31 +51,27 @@ def classes(model: NetworkModule, classes: int | Sequence[str], *, seed: int = 0
     new_spec = specs.replace_classes(card.spec, n_classes)
     new_card = edit_card(card, new_spec, "with a new classifier", classes=names)
     old_indices = {name: i for i, name in enumerate(card.classes)}
-    index_pairs = [(new, old_indices[name]) for new, name in enumerate(names) if name in old_indices]
+    new = [i for i, name in enumerate(names) if name in old_indices]
+    old = [old_indices[names[i]] for i in new]
     new_model = transfer(model, new_card, reinit_prefix=_CLASSIFIER, seed=seed)
-    if not index_pairs:
+    if not new:
         return finish_edit(model, new_model)
-    rows = _copy_known_rows(model, new_model, index_pairs)
+    rows = _copy_known_rows(model, new_model, old, new)
     new_model = transfer(model, new_card, rows, reinit_prefix=_CLASSIFIER, seed=seed)
-    new, old = ([pair[i] for pair in index_pairs] for i in (0, 1))
-    description = f"the logits of {pluralize(len(index_pairs), 'class')} that stayed"
+    description = f"the logits of {pluralize(len(new), 'class')} that stayed"
     outputs = _select_columns(old), _select_columns(new)
     return finish_edit(model, new_model, verify_equal(description, model, new_model, outputs=outputs))
 
 
 def _copy_known_rows(
-    model: NetworkModule, reset_model: NetworkModule, index_pairs: Sequence[tuple[int, int]]
+    model: NetworkModule, reset_model: NetworkModule, old: list[int], new: list[int]
 ) -> AdaptedTensors:
-    """Return the new classifier with the rows of known classes, given as (new, old) indices."""
-    n_classes = specs.count_classes(reset_model.card.spec.head)
-    note, tensors = f"{len(index_pairs)} of {n_classes} rows kept, by name", {}
-    new, old = ([pair[i] for pair in index_pairs] for i in (0, 1))
+    """Return the new classifier with the rows of known classes, given by their old and new indices."""
+    note = f"{len(new)} of {specs.count_classes(reset_model.card.spec.head)} rows kept, by name"
     old_tensors, new_tensors = model.state_dict(), reset_model.state_dict()
     for key in _CLASSIFIER_KEYS:
-        tensor = new_tensors[key].clone()
-        tensor[new] = old_tensors[key][old]
-        tensors[key] = (tensor, note)
-    return tensors
+        new_tensors[key][new] = old_tensors[key][old]
+    return {key: (new_tensors[key], note) for key in _CLASSIFIER_KEYS}
 
 
 def _select_columns(indices: list[int]) -> OutputFunction:
@@ -94,7 +89,7 @@ _GRAYSCALE_NOTE = (
 
 @check_model_argument
 def input_channels(model: NetworkModule, channels: int, *, method: str = "zero") -> EditResult:
-    """Return the same network for images of another number of channels; the promised outputs are verified.
+    """Return the network for images with another number of channels; verify the outputs that stay equal.
 
     One channel gets the sum of all weights: outputs are those for an image of equal channels. From one channel to
     several, each gets an equal fraction of the weights.
@@ -157,9 +152,8 @@ def _adapt_weight(weight: Tensor, channels: int, method: str) -> tuple[Tensor, s
         note = f"the mean for {n_added} more channels, {old_channels}/{channels} of all"
         return torch.cat([weight, mean], 1) * (old_channels / channels), note
     if method == "cyclic":
-        indices = torch.arange(channels) % old_channels
-        counts = torch.bincount(indices)[indices].to(weight)[:, None, None]
-        return weight[:, indices] / counts, f"{old_channels} channels repeated, which share their weights"
+        note = f"{old_channels} channels repeated, which share their weights"
+        return repeat_channels(weight, torch.arange(channels) % old_channels), note
     zeros = weight.new_zeros(weight.shape[0], n_added, *weight.shape[2:])
     return torch.cat([weight, zeros], 1), f"zeros for {n_added} more channels"
 
@@ -243,14 +237,16 @@ def head(model: NetworkModule, kind: str) -> EditResult:
     def old_output(network: NetworkModule, x: Tensor) -> Tensor:
         return make_output_function(feature_path)(network, x).mean((2, 3))
 
-    verification = verify_equal("the averages of the last maps", model, new_model, outputs=(old_output, compute_output))
+    outputs = old_output, compute_output
+    verification = verify_equal("the averages of the last maps", model, new_model, outputs=outputs)
     return finish_edit(model, new_model, verification)
 
 
 def _finish_with_maps(model: NetworkModule, new_model: NetworkModule, path: str) -> EditResult:
     """Verify that the output of the new network is the map that the old one has at a path."""
     outputs = make_output_function(path), compute_output
-    return finish_edit(model, new_model, verify_equal(f"the maps of {path}", model, new_model, outputs=outputs))
+    verification = verify_equal(f"the maps of {path}", model, new_model, outputs=outputs)
+    return finish_edit(model, new_model, verification)
 
 
 @check_model_argument
@@ -271,17 +267,12 @@ def _truncate_spec(spec: specs.Network, path: str) -> specs.Network:
     number = parse_stage_number(path)
     stages = list(spec.stages[:number])
     if "." in path:
-        stages[-1] = shorten_stage(stages[-1], parse_block_number(path))
+        stages[-1] = _shorten_stage(stages[-1], parse_block_number(path))
     return replace(spec, stages=tuple(stages))
 
 
-def shorten_stage(stage: specs.Stage, blocks: int) -> specs.Stage:
-    """Return a stage with its first blocks only.
-
-    Args:
-        stage: The stage.
-        blocks: The number of blocks to keep.
-    """
+def _shorten_stage(stage: specs.Stage, blocks: int) -> specs.Stage:
+    """Return a stage with its first blocks only."""
     is_complete = blocks == stage.blocks and not isinstance(stage.reduce, specs.PoolAfter)
     keeps_reduce = is_complete or get_block_stride(stage, 1) > 1
     return replace(stage, blocks=blocks, reduce=stage.reduce if keeps_reduce else specs.FirstBlock())

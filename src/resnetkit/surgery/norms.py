@@ -25,6 +25,10 @@ from resnetkit.surgery.transfer import EditResult, check_model_argument, edit_ca
 from resnetkit.surgery.verify import finish_edit, verify_equal, verify_rounded
 
 _FOLDED_NOTE = "with the norm behind it"
+_NOT_FOLDED_REASONS: dict[type, str] = {
+    GroupNorm: "group norm uses statistics of each image, which no weight can hold",
+    FoldedNorm: "they are folded already",
+}
 
 
 @check_model_argument
@@ -39,7 +43,7 @@ def fold_norms(model: NetworkModule) -> EditResult:
     """
     norm = model.card.spec.norm
     if not isinstance(norm, BatchNorm):
-        fix = _explain_no_folding(norm)
+        fix = _NOT_FOLDED_REASONS.get(type(norm), "there are none")
         raise UsageError("this network has no batch norms to fold", where="norm", fix=fix)
     new_model = transfer(model, *_fold_batch_norms(model, norm))
     before, after = len(model.plan.nodes), len(new_model.plan.nodes)
@@ -78,13 +82,6 @@ def _fold_batch_norms(model: NetworkModule, norm: BatchNorm) -> tuple[Card, dict
         if key.endswith(".bias") and key not in tensors
     }
     return card, {**missing_biases, **fused}
-
-
-def _explain_no_folding(norm: Norm) -> str:
-    return {
-        GroupNorm: "group norm uses statistics of each image, which no weight can hold",
-        FoldedNorm: "they are folded already",
-    }.get(type(norm), "there are none")
 
 
 def _find_conv_norm_pairs(model: NetworkModule) -> Iterator[tuple[str, str]]:
@@ -168,7 +165,11 @@ def _check_images(images: Tensor, spec: Spec) -> None:
 
 def _fit_norms(model: NetworkModule, new_model: NetworkModule, images: Tensor) -> dict[str, Tensor]:
     """Return weight and bias of every group norm; the images pass each network once."""
-    targets, tensors = _record_norm_outputs(model, images), {}
+    targets: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+
+    def record(path: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        targets[path] = output
 
     def fit(path: str, layer: nn.GroupNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         normalized = F.group_norm(inputs[0], layer.num_groups, eps=layer.eps)
@@ -176,19 +177,9 @@ def _fit_norms(model: NetworkModule, new_model: NetworkModule, images: Tensor) -
         tensors.update({f"{path}.weight": weight, f"{path}.bias": bias})
         return (normalized * weight[:, None, None] + bias[:, None, None]).to(normalized.dtype)
 
+    _run_with_hooks(model, images, record)
     _run_with_hooks(new_model, images, fit)
     return tensors
-
-
-def _record_norm_outputs(model: NetworkModule, images: Tensor) -> dict[str, Tensor]:
-    """Return the output of each norm for the images (N, C, H, W)."""
-    outputs: dict[str, Tensor] = {}
-
-    def record(path: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs[path] = output
-
-    _run_with_hooks(model, images, record)
-    return outputs
 
 
 def _run_with_hooks(model: NetworkModule, images: Tensor, hook_function: Callable[..., Tensor | None]) -> None:

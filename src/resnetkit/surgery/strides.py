@@ -16,18 +16,12 @@ from resnetkit.architecture.spec import Conv, GroupNorm, MaxPool, PoolAfter, Ste
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.architecture.tensors import get_tensor_shapes
 from resnetkit.errors import UsageError, suggest_fix
+from resnetkit.network.compare import OutputFunction, make_output_function
 from resnetkit.network.layers import NetworkModule
 from resnetkit.network.report import Verification
 from resnetkit.surgery.select import check_integer, find_paths, select_stages
 from resnetkit.surgery.transfer import AdaptedTensors, EditResult, check_model_argument, edit, edit_card, transfer
-from resnetkit.surgery.verify import (
-    EXACT,
-    OUTPUT_CHANGED_NOTE,
-    OutputFunction,
-    finish_edit,
-    make_output_function,
-    verify_equal,
-)
+from resnetkit.surgery.verify import EXACT, OUTPUT_CHANGED_NOTE, finish_edit, verify_equal
 
 
 @check_model_argument

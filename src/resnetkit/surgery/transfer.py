@@ -124,12 +124,11 @@ def _match_tensors(
 
 def _find_origin(path: str, old_paths: PathMap) -> str:
     """Return the old path of a part; `NO_ORIGIN` for a new part."""
-    parts = path.split(".")
-    prefixes = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
-    prefix = next((prefix for prefix in prefixes if prefix in old_paths), None)
-    if prefix is None:
-        return path
-    return old_paths[prefix] + path[len(prefix) :] if old_paths[prefix] else NO_ORIGIN
+    if path in old_paths or "." not in path:
+        return old_paths.get(path, path)
+    parent, _, name = path.rpartition(".")
+    origin = _find_origin(parent, old_paths)
+    return f"{origin}.{name}" if origin else NO_ORIGIN
 
 
 def _build_report(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from resnetkit.architecture.plan import parse_stage_number
-from resnetkit.architecture.spec import Basic, Bottleneck, Chain, GroupNorm, Stage
+from resnetkit.architecture.spec import Bottleneck, Chain, GroupNorm, Stage
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import Fault, UsageError
 from resnetkit.network.layers import NetworkModule
@@ -75,10 +75,8 @@ def prune(model: NetworkModule, keep: float, *, stages: Iterable[int | str] | in
         message = f"{str(keep)[:20]} is not a fraction of channels"
         raise UsageError(message, where="prune", fix="a number above 0 and below 1")
     numbers = select_stages(model.plan, range(1, len(spec.stages) + 1) if stages is None else stages)
-    widths = {
-        i: _scale_width(spec.stages[i - 1], keep) for i in numbers if not isinstance(spec.stages[i - 1].branch, Chain)
-    }
-    faults = [fault for i in numbers for fault in _find_width_faults(spec, i, widths.get(i, 0), grows=False)]
+    widths = {i: _scale_width(spec.stages[i - 1], keep) for i in numbers}
+    faults = [fault for i in numbers for fault in _find_width_faults(spec, i, widths[i], grows=False)]
     raise_faults("these stages cannot be pruned", faults)
     tensors = model.state_dict()
 
@@ -104,12 +102,11 @@ def _get_width(stage: Stage) -> int:
 
 def _get_group_size(stage: Stage) -> int:
     """Return the number of channels that are copied or removed together: those of a group."""
-    branch = stage.branch
-    return branch.width // branch.groups if isinstance(branch, Bottleneck) and branch.groups > 1 else 1
+    return _get_width(stage) // _get_groups(stage) if _get_groups(stage) > 1 else 1
 
 
-def _is_grouped(stage: Stage) -> bool:
-    return isinstance(stage.branch, Bottleneck) and stage.branch.groups > 1
+def _get_groups(stage: Stage) -> int:
+    return stage.branch.groups if isinstance(stage.branch, Bottleneck) else 1
 
 
 def _find_width_faults(spec: Spec, number: int, width: int, *, grows: bool) -> list[Fault]:
@@ -131,21 +128,14 @@ def _find_width_faults(spec: Spec, number: int, width: int, *, grows: bool) -> l
 # --------------------------------------------------------------------------------------------- tensors of other widths
 
 
-@dataclass(frozen=True)
-class ChannelSelection:
-    """The channels that a convolution of a branch has from now on, by their old indices."""
+def repeat_channels(weight: Tensor, channels: Tensor) -> Tensor:
+    """Return a kernel for other input channels; copies of a channel share its weights equally.
 
-    indices: Tensor
-
-    def select_rows(self, tensor: Tensor) -> Tensor:
-        """Return the tensor of these channels, which are its first axis."""
-        return tensor.index_select(0, self.indices.to(tensor.device))
-
-    def select_columns(self, weight: Tensor) -> Tensor:
-        """Return the kernel (O, I, H, W) of the layer that reads these channels: copies share the weight."""
-        indices = self.indices.to(weight.device)
-        counts = torch.bincount(indices)[indices].to(weight)[:, None, None]
-        return weight.index_select(1, indices) / counts
+    Args:
+        weight: The kernel (O, I, H, W).
+        channels: The old index of each new input channel.
+    """
+    return weight[:, channels] / torch.bincount(channels)[channels].to(weight)[:, None, None]
 
 
 def _apply_widths(
@@ -168,13 +158,9 @@ def _apply_widths(
 
 
 def _set_width(stage: Stage, width: int) -> Stage:
-    match stage.branch:
-        case Basic():
-            return replace(stage, branch=Basic(width))
-        case Bottleneck(groups=groups) as branch:
-            groups = width // _get_group_size(stage) if groups > 1 else 1
-            return replace(stage, branch=replace(branch, width=width, groups=groups))
-    return stage
+    groups = {"groups": width // _get_group_size(stage)} if _get_groups(stage) > 1 else {}
+    changes = {"width": width, **groups}
+    return replace(stage, branch=replace(stage.branch, **changes))  # type: ignore[arg-type]
 
 
 def _resize_branch(
@@ -184,22 +170,22 @@ def _resize_branch(
     group_size = _get_group_size(stage)
     selections = [_expand_groups(select_groups(path, 1), group_size)]
     if isinstance(stage.branch, Bottleneck):
-        selections += selections if _is_grouped(stage) else [_expand_groups(select_groups(path, 2), group_size)]
+        selections += selections if _get_groups(stage) > 1 else [_expand_groups(select_groups(path, 2), group_size)]
     old_tensors = {key: value for key, value in tensors.items() if key.startswith(path + ".")}
     new_tensors: dict[str, Tensor] = {}
-    for i, selection in enumerate(selections, 1):
+    for i, channels in enumerate(selections, 1):
         for key, value in old_tensors.items():
             if key.startswith((f"{path}.conv{i}.", f"{path}.norm{i}.")) and value.ndim:
-                new_tensors[key] = selection.select_rows(new_tensors.get(key, value))
+                new_tensors[key] = new_tensors.get(key, value)[channels]
         next_key = f"{path}.conv{i + 1}.weight"
-        if not (_is_grouped(stage) and i == 1):  # a group reads its own channels, as many as before
-            new_tensors[next_key] = selection.select_columns(new_tensors.get(next_key, old_tensors[next_key]))
+        if _get_groups(stage) == 1 or i > 1:  # a group reads its own channels, as many as before
+            new_tensors[next_key] = repeat_channels(new_tensors.get(next_key, old_tensors[next_key]), channels)
     return new_tensors
 
 
-def _expand_groups(group_indices: Tensor, group_size: int) -> ChannelSelection:
-    """Return the channels of groups."""
-    return ChannelSelection((group_indices[:, None] * group_size + torch.arange(group_size)).flatten())
+def _expand_groups(group_indices: Tensor, group_size: int) -> Tensor:
+    """Return the indices of the channels of groups."""
+    return (group_indices[:, None] * group_size + torch.arange(group_size)).flatten()
 
 
 def _compute_filter_norms(tensors: dict[str, Tensor], path: str, conv: int) -> Tensor:
