@@ -401,9 +401,7 @@ def catalog() -> str:
 
 def block(match: re.Match) -> str:
     kind, what = match[2], match[3]
-    text = (
-        output(what) if kind == "made by" else catalog() if what == "the catalog" else measured(what)
-    )
+    text = output(what) if kind == "made by" else catalog() if what == "the catalog" else measured(what)
     return match[1] + text + match[4]
 
 

@@ -9,7 +9,7 @@
     │   └── ImageError           ... one unreadable image
     ├── WeightsError             a file that belongs to weights       exit 4
     ├── MachineError             the machine, or a missing extra      exit 5
-    ├── VerificationError        a promised identity does not hold    exit 6
+    ├── VerificationError        a guarantee does not hold            exit 6
     └── PeerProcessError         another process of the run failed    the code of that process
 
 A bare ``ResnetkitError`` is a bug in resnetkit: every mistake that a user can make has a class below it.
@@ -121,7 +121,7 @@ class MachineError(ResnetkitError):
 
 
 class VerificationError(ResnetkitError):
-    """A promised identity that does not hold."""
+    """A guaranteed identity that does not hold."""
 
     exit_code = 6
 
