@@ -134,18 +134,6 @@ def join_names(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {n_more:,} more" if n_more > 0 else "")
 
 
-def limit_lines(lines: Sequence[str], limit: int, total: int = 0) -> list[str]:
-    """Return the first lines, followed by ``... and 7 more`` if there are more than ``limit``.
-
-    Args:
-        lines: the lines, in order.
-        limit: keep at most this many.
-        total: the number of lines that exist, if ``lines`` holds only the first of them.
-    """
-    n_more = max(total, len(lines)) - limit
-    return [*lines[:limit], *([f"... and {n_more:,} more"] if n_more > 0 else [])]
-
-
 def format_duration(seconds: float) -> str:
     """Format a duration as minutes and seconds: ``1:05`` for 65 seconds."""
     minutes, remainder = divmod(round(seconds), 60)

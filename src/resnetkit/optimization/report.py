@@ -69,8 +69,7 @@ def render_optimize_report(name: str, result: OptimizeResult) -> str:
     sections = [
         (
             "",
-            html.render_stat_cards(_build_cards(result))
-            + (html.render_note(_LOGITS_ONLY_NOTE) if is_logits_only else ""),
+            html.render_stats(_build_cards(result)) + (html.render_note(_LOGITS_ONLY_NOTE) if is_logits_only else ""),
         )
     ]
     if plotted:
