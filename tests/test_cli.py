@@ -171,7 +171,7 @@ def test_extras_are_read_from_the_metadata(monkeypatch):
     assert find_missing_packages("dev", requirements) == ["no-such-thing", "neither-this"]
     assert find_missing_packages("demo", requirements) == ["no-such-thing"]
     assert set(list_extras()) >= {"demo", "dev"}
-    monkeypatch.setattr("resnetkit.runtime.environment.metadata.metadata", Mock(side_effect=PackageNotFoundError))
+    monkeypatch.setattr("importlib.metadata.requires", Mock(side_effect=PackageNotFoundError))
     assert list_extras() == {}
 
 

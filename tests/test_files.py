@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -54,13 +55,16 @@ def test_failing_disk_is_a_machine_error(tmp_path, monkeypatch, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_disk_space(tmp_path):
+def test_too_little_disk_space(tmp_path, monkeypatch):
     folder = tmp_path / "new" / "run"
     files.check_free_space(folder, 1, "a checkpoint")
     with pytest.raises(MachineError) as caught:
         files.check_free_space(folder, 10**18, "a checkpoint")
     assert caught.value.what.startswith("not enough disk space for a checkpoint: needs 1,000,000,000.0 GB, ")
     assert caught.value.what.endswith(" free")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: Mock(free=209_990_000))
+    with pytest.raises(MachineError, match="a checkpoint: needs 210 MB, slightly less free\n"):
+        files.check_free_space(folder, 210_000_000, "a checkpoint")
     assert (caught.value.where, caught.value.fix) == (
         (str(folder),),
         "free some disk space, or write to another disk: --out",
@@ -153,9 +157,7 @@ def test_only_regular_files_are_written_and_read(tmp_path):
         assert is_locked
     with pytest.raises(MachineError) as caught:
         files.hash_file(pipe)
-    assert str(caught.value) == (
-        f"error: this is not a regular file\nwhere: {pipe}\nfix: put a copy of the file itself there"
-    )
+    assert str(caught.value) == (f"error: not a regular file\nwhere: {pipe}\nfix: put a copy of the file itself there")
 
 
 def test_temporary_files_of_a_name_are_removed(tmp_path):

@@ -10,7 +10,6 @@ from resnetkit.formatting import (
     fit_table,
     format_bytes,
     join_names,
-    limit_lines,
     pluralize,
     shorten_count,
     truncate,
@@ -65,9 +64,6 @@ def test_sizes_in_bytes():
 def test_lists_are_limited():
     assert join_names(["a", "b", "c"], 3) == "a, b, c"
     assert join_names([str(i) for i in range(1_005)]) == "0, 1, 2, 3, 4 and 1,000 more"
-    assert limit_lines(["a", "b"], 2) == ["a", "b"]
-    assert limit_lines(["a", "b", "c"], 2) == ["a", "b", "... and 1 more"]
-    assert limit_lines(["a", "b"], 2, total=2_002) == ["a", "b", "... and 2,000 more"]
     assert [pluralize(1, "image"), pluralize(2_000, "image"), pluralize(3, "class")] == [
         "1 image",
         "2,000 images",

@@ -717,7 +717,7 @@ def test_evaluate_checks_its_arguments_before_it_opens_an_engine(model, pictures
     for options, what, error in (
         ({"data": tmp_path / "nowhere"}, "the folder does not exist", UsageError),
         ({"data": other_data}, "the model does not have 2 of 2 classes of the dataset: ant, bee", DataError),
-        ({"data": data, "split": "val"}, "the data have no split 'val'", UsageError),
+        ({"data": data, "split": "val"}, "the data has no split 'val'", UsageError),
         (
             {"data": tmp_path / "nowhere", "bad_files": "never"},
             "unknown policy for unreadable images: never",
@@ -1039,14 +1039,14 @@ def test_weights_that_are_a_pipe(model, saved_model, inbox, cli, tmp_path):
     os.link(saved_model / "config.json", bare / "config.json")
     (model / "model.safetensors").unlink()
     cases = (
-        (model, 5, "this is not a regular file", "put a copy of the file itself there"),
-        (bare, 4, "not a regular file", "put a copy of the file itself at this path"),
+        (model, 5),
+        (bare, 4),
     )
-    for folder, code, what, fix in cases:
+    for folder, code in cases:
         os.mkfifo(folder / "model.safetensors")
         assert cli("predict", inbox / "00.png", "--model", folder)[::2] == (
             code,
-            f"error: {what}\nwhere: {folder / 'model.safetensors'}\nfix: {fix}\n",
+            f"error: not a regular file\nwhere: {folder / 'model.safetensors'}\nfix: put a copy of the file itself there\n",
         )
 
 

@@ -107,7 +107,7 @@ def test_a_saved_model_evaluates_as_the_run_did(trained):
     assert evaluation.confusion == run.evaluation.confusion
     assert rk.evaluate(run.path / "model", data, split="all").n == 60
     assert rk.evaluate(run.path, data, split="train").n == 42
-    with pytest.raises(UsageError, match="the data have no split 'holdout'"):
+    with pytest.raises(UsageError, match="the data has no split 'holdout'"):
         rk.evaluate(run.path, data, split="holdout")
 
 

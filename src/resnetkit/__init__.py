@@ -15,22 +15,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnetkit import surgery
-    from resnetkit.architecture.catalog import list_models as models
-    from resnetkit.architecture.catalog import spec
-    from resnetkit.architecture.plan import plan
-    from resnetkit.data.check import check
-    from resnetkit.errors import ResnetkitError
-    from resnetkit.evaluation.api import evaluate
-    from resnetkit.explain.why import why
-    from resnetkit.network.build import build
-    from resnetkit.optimization.api import optimize
-    from resnetkit.prediction.api import predict
-    from resnetkit.prediction.embed import embed
-    from resnetkit.surgery.load import load
-    from resnetkit.training.api import train
-    from resnetkit.weights.convert import as_module, convert
-    from resnetkit.weights.save import save
+    from resnetkit import surgery as surgery
+    from resnetkit.architecture.catalog import list_models as models  # noqa: F401
+    from resnetkit.architecture.catalog import spec as spec
+    from resnetkit.architecture.plan import plan as plan
+    from resnetkit.data.check import check as check
+    from resnetkit.errors import ResnetkitError as ResnetkitError
+    from resnetkit.evaluation.api import evaluate as evaluate
+    from resnetkit.explain.why import why as why
+    from resnetkit.network.build import build as build
+    from resnetkit.optimization.api import optimize as optimize
+    from resnetkit.prediction.api import predict as predict
+    from resnetkit.prediction.embed import embed as embed
+    from resnetkit.surgery.load import load as load
+    from resnetkit.training.api import train as train
+    from resnetkit.weights.convert import as_module as as_module
+    from resnetkit.weights.convert import convert as convert
+    from resnetkit.weights.save import save as save
 
 __version__ = "0.1.0"
 
@@ -54,25 +55,7 @@ _LOCATIONS = {
     "why": "explain.why:why",
 }
 
-__all__ = [
-    "ResnetkitError",
-    "as_module",
-    "build",
-    "check",
-    "convert",
-    "embed",
-    "evaluate",
-    "load",
-    "models",
-    "optimize",
-    "plan",
-    "predict",
-    "save",
-    "spec",
-    "surgery",
-    "train",
-    "why",
-]
+__all__ = list(_LOCATIONS)
 
 
 def __getattr__(name: str) -> Any:

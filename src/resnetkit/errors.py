@@ -19,7 +19,9 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import copyreg
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -49,13 +51,7 @@ class ResnetkitError(Exception):
         return "\n".join(line.replace("\n", "\\n") for line in lines)  # a file name may contain newlines
 
     def __reduce__(self) -> tuple[object, ...]:  # so that keyword arguments survive pickling between processes
-        return (_rebuild, (type(self), self.__dict__))
-
-
-def _rebuild(error_class: type[ResnetkitError], state: dict[str, object]) -> ResnetkitError:
-    error = error_class.__new__(error_class)
-    error.__dict__.update(state)
-    return error
+        return copyreg.__newobj__, (type(self),), self.__dict__  # type: ignore[attr-defined]
 
 
 class UsageError(ResnetkitError):
@@ -76,9 +72,8 @@ class Fault:
     allowed: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.path}: got {self.value}; allowed: {self.allowed}" if self.value else f"{self.path}: {self.allowed}"
-        )
+        description = f"got {self.value}; allowed: {self.allowed}" if self.value else self.allowed
+        return f"{self.path}: {description}"
 
 
 class FaultsError(UsageError):
@@ -183,29 +178,36 @@ def missing_extra_error(package: str, extra: str) -> MachineError:
     return MachineError(f"{package} is not installed", fix=format_install_command(extra))
 
 
+def read_extras() -> dict[str, list[str]]:
+    """Return extra -> its requirements, such as ``scikit-learn>=1.7``; none without an installation."""
+    from importlib import metadata  # slow to import, and rarely needed
+
+    try:
+        lines = metadata.requires("resnetkit") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    extras: dict[str, list[str]] = {}
+    for line in lines:
+        requirement, _, marker = line.replace(" ", "").partition(";")
+        if extra := re.search(r"""extra==['"]([\w.-]+)['"]""", marker):
+            extras.setdefault(extra[1], []).append(requirement)
+    return extras
+
+
 def format_install_command(extra: str) -> str:
     """Return the pip command that installs the packages of an extra, which need no published resnetkit.
 
     Args:
         extra: the name of the extra; in a checkout that is not installed, the command names the extra itself.
     """
-    from importlib import metadata  # slow to import, and rarely needed
-
-    try:
-        requirements = metadata.requires("resnetkit") or []
-    except metadata.PackageNotFoundError:
-        requirements = []
-    marker = f'extra=="{extra}"'
-    packages = [
-        line.split(";")[0].strip() for line in requirements if marker in line.replace(" ", "").replace("'", '"')
-    ]
+    packages = read_extras().get(extra, [])
     if not packages or any(package.startswith("resnetkit[") for package in packages):
         return f"pip install '.[{extra}]'"
     return "pip install " + " ".join(f"'{package}'" for package in packages)
 
 
 class ResnetkitInterrupt(KeyboardInterrupt):
-    """An interrupt at which the work has stopped in good order.
+    """An interrupt after which all finished work is on the disk.
 
     Args:
         message: the line to print.

@@ -16,13 +16,13 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from resnetkit.errors import MachineError, UsageError
+from resnetkit.errors import MachineError, ResnetkitError, UsageError
 from resnetkit.formatting import format_bytes
 
 _O_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _O_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # else opening a pipe waits for a process at its other end
-_NOT_REGULAR = "not a regular file"
-_DISK_FULL_FIX = "free some disk space, or write to another disk"
+NOT_REGULAR = "not a regular file"
+_DISK_FULL_FIX, _OTHER_FOLDER_FIX = "free some disk space, or write to another disk", "write to another folder"
 _NO_LOCK_ERRORS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # this file system has no locks
 
 
@@ -38,12 +38,25 @@ def hash_file(path: Path) -> str:
     """Return the SHA-256 of the content of a file.
 
     Raises:
-        MachineError: ``path`` is not a regular file; a pipe may never end.
+        MachineError: ``path`` is not a regular file.
     """
-    if path.exists() and not path.is_file():
-        raise MachineError(f"this is {_NOT_REGULAR}", where=str(path), fix="put a copy of the file itself there")
+    check_regular_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_regular_file(path: Path, error_type: type[ResnetkitError] = MachineError) -> None:
+    """Refuse to read a pipe, which may never end, a device or a folder; a missing file is fine.
+
+    Args:
+        path: the file.
+        error_type: the class of the error.
+
+    Raises:
+        ResnetkitError: ``path`` exists, but is not a regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise error_type(NOT_REGULAR, where=str(path), fix="put a copy of the file itself there")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,11 +105,11 @@ def _open_regular_file(path: Path, flags: int) -> int:
         fd = os.open(path, flags | _O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, or a pipe that nobody reads
-            raise OSError(_NOT_REGULAR) from None
+            raise OSError(NOT_REGULAR) from None
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(_NOT_REGULAR)
+        raise OSError(NOT_REGULAR)
     return fd
 
 
@@ -157,7 +170,9 @@ def check_free_space(folder: Path, n_bytes: int, purpose: str) -> None:
     existing_folder = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing_folder).free
     if free < n_bytes:
-        what = f"not enough disk space for {purpose}: needs {format_bytes(n_bytes)}, {format_bytes(free)} free"
+        needed, available = format_bytes(n_bytes), format_bytes(free)
+        amounts = f"needs {needed}, {available if available != needed else 'slightly less'} free"
+        what = f"not enough disk space for {purpose}: {amounts}"
         raise MachineError(what, where=str(folder), fix=f"{_DISK_FULL_FIX}: --out")
 
 
@@ -208,7 +223,8 @@ def atomic_write(path: Path, exclusive: bool = False) -> Iterator[Path]:
         UsageError: ``exclusive``, and ``path`` exists.
     """
     with _translate_os_errors(path):
-        _check_regular(path)
+        if path.exists() and not path.is_file():  # a rename would replace a device or a pipe
+            raise MachineError(f"cannot write: {NOT_REGULAR}", where=str(path), fix=_OTHER_FOLDER_FIX)
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(fd)
@@ -217,19 +233,12 @@ def atomic_write(path: Path, exclusive: bool = False) -> Iterator[Path]:
             yield temporary
             _fsync(temporary)
             temporary.chmod(0o666 & ~_get_umask())
-            if not exclusive:
-                temporary.replace(path)
-            elif not _rename_new(temporary, path):
+            if exclusive and os.path.lexists(path):
                 raise file_exists_error(path)
+            temporary.replace(path)
             _fsync(path.parent)  # else a power cut can lose the new name
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _check_regular(path: Path) -> None:
-    """Refuse a device or a pipe, which a rename would replace by a regular file."""
-    if path.exists() and not path.is_file():
-        raise OSError(_NOT_REGULAR)
 
 
 @contextlib.contextmanager
@@ -265,24 +274,19 @@ def lock_file(path: Path) -> Iterator[bool]:
 def publish(temporary: Path, path: Path, record: Path) -> bool:
     """Rename a complete file to its final name and remove its record; return False if the name is taken.
 
+    If the process is killed meanwhile, the file has one of the two names.
+
     Args:
         temporary: the complete file, already flushed to the disk.
         path: the final name.
         record: the file that describes ``temporary`` while it is incomplete.
     """
-    with _translate_os_errors(path):
-        is_published = _rename_new(temporary, path, record)
-        _fsync(path.parent)
-    return is_published
-
-
-def _rename_new(temporary: Path, path: Path, *records: Path) -> bool:
-    """Rename to a name that is free; return False if it is taken. A kill leaves one of the two names."""
     if os.path.lexists(path):
         return False
-    temporary.rename(path)
-    for record in records:
+    with _translate_os_errors(path):
+        temporary.rename(path)
         record.unlink(missing_ok=True)
+        _fsync(path.parent)
     return True
 
 
@@ -314,7 +318,7 @@ def _translate_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        fix = _DISK_FULL_FIX if _is_disk_full(error) else "write to another folder"
+        fix = _DISK_FULL_FIX if _is_disk_full(error) else _OTHER_FOLDER_FIX
         raise MachineError(f"cannot write: {reason}", where=str(path), fix=fix) from error
 
 

@@ -53,29 +53,21 @@ def tag_of(cls: type) -> str:
 
 def to_data(value: Any) -> Any:
     """Return a dataclass as plain dicts, lists and scalars, without the fields that are ``None``."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _fields_to_data(value)
     if isinstance(value, tuple | list):
         return [to_data(item) for item in value]
-    return value
-
-
-def _fields_to_data(value: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
     hints = _get_hints(type(value))
     items = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return {name: _field_to_data(item, hints[name], name) for name, item in items.items() if item is not None}
 
 
 def _field_to_data(item: Any, hint: Any, field: str) -> Any:
+    """Return a field as data; a member of a union gets its ``kind``, or is its name alone."""
     if isinstance(item, tuple) and typing.get_origin(hint) is tuple:
         return [_field_to_data(inner, typing.get_args(hint)[0], "") for inner in item]
-    if dataclasses.is_dataclass(item) and _is_union(hint):
-        return _tag_item(item, field)
-    return to_data(item)
-
-
-def _tag_item(item: Any, field: str) -> Any:
-    """Return a member of a union with its ``kind``, or its name alone if it has no fields."""
+    if not (dataclasses.is_dataclass(item) and _is_union(hint)):
+        return to_data(item)
     tag = tag_of(type(item))
     if not dataclasses.fields(item):
         return tag
@@ -189,10 +181,8 @@ class _DataReader:
             return self._add_fault(path, _format_value(data), "a list" if is_variadic else f"a list of {len(args)}")
         hints = args[:1] * len(data) if is_variadic else args
         prefix = path.removesuffix("es" if path.endswith("sses") else "s") if path.endswith("s") else path + "."
-        return tuple(
-            self._read_value(hint, item, f"{prefix}{i}")
-            for i, (hint, item) in enumerate(zip(hints, data, strict=True), 1)
-        )
+        items = enumerate(zip(hints, data, strict=True), 1)
+        return tuple(self._read_value(hint, item, f"{prefix}{i}") for i, (hint, item) in items)
 
     def _read_union(self, hint: Any, data: Any, path: str) -> Any:
         members = _get_union_members(hint)
@@ -231,12 +221,9 @@ class _DataReader:
             location = _join_path(path, key)
             if key in renamed:
                 self._add_fault(location, "", f"this key is called {renamed[key]} now")
-            elif fields:
-                self._add_fault(location, "an unknown key", list_choices(key, fields))
             else:
-                self._add_fault(
-                    location, "an unknown key", f"none, because {tag_of(cls)} has no fields: set kind as well"
-                )
+                no_fields = f"none, because {tag_of(cls)} has no fields: set kind as well"
+                self._add_fault(location, "an unknown key", list_choices(key, fields) if fields else no_fields)
         return {renamed[key] for key in unknown_keys if key in renamed}
 
     def _add_fault(self, path: str, value: str, allowed: str) -> None:
@@ -322,11 +309,8 @@ def parse_json(text: str, description: str = "this JSON", max_length: int = MAX_
     _check_length(text, description, max_length)
     try:
         return json.loads(text, object_pairs_hook=_refuse_duplicate_keys, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        location, problem = f"line {error.lineno}, column {error.colno}", _lowercase_first(error.msg)
     except (ValueError, RecursionError) as error:
-        location, problem = _WHOLE_TEXT, _describe_problem(error)
-    raise _make_syntax_error(description, location, problem)
+        raise _make_syntax_error(description, *_locate_problem(error)) from None
 
 
 def parse_toml(text: str, description: str = "this TOML") -> dict[str, Any]:
@@ -344,12 +328,8 @@ def parse_toml(text: str, description: str = "this TOML") -> dict[str, Any]:
         raise _make_syntax_error(description, _WHOLE_TEXT, f"a line has more than {_MAX_DOTS:,} dots")
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        message, _, rest = str(error).partition(" (at ")
-        location, problem = rest.rstrip(")") or _WHOLE_TEXT, _lowercase_first(message)
     except (ValueError, RecursionError) as error:
-        location, problem = _WHOLE_TEXT, _describe_problem(error)
-    raise _make_syntax_error(description, location, problem)
+        raise _make_syntax_error(description, *_locate_problem(error)) from None
 
 
 def read_text(path: Path, description: str, max_length: int = MAX_TEXT_LENGTH) -> str:
@@ -394,8 +374,14 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _describe_problem(error: Exception) -> str:
-    return "too deeply nested" if isinstance(error, RecursionError) else str(error)
+def _locate_problem(error: Exception) -> tuple[str, str]:
+    """Return the location and the reason of an error of a JSON or TOML reader."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}", _lowercase_first(error.msg)
+    if isinstance(error, tomllib.TOMLDecodeError):
+        message, _, location = str(error).partition(" (at ")
+        return location.rstrip(")") or _WHOLE_TEXT, _lowercase_first(message)
+    return _WHOLE_TEXT, "too deeply nested" if isinstance(error, RecursionError) else str(error)
 
 
 def _lowercase_first(text: str) -> str:

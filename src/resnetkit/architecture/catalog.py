@@ -28,12 +28,10 @@ CIFAR_INPUT = (3, 32, 32)
 STEMS_3X3 = {64: Stem((Conv(64, 3),), ()), 16: Stem((Conv(16, 3),), ())}
 
 
-def _make_stages(
-    blocks: tuple[int, ...], channels: int, branches: list[specs.Branch], **stage_fields: Any
-) -> tuple[Stage, ...]:
+def _make_stages(blocks: tuple[int, ...], channels: int, branches: list[specs.Branch]) -> tuple[Stage, ...]:
     """Return stages that double the channels; all but the first halve the map."""
     return tuple(
-        Stage(n, channels * 2**i, branch, specs.FirstBlock(1 if i == 0 else 2), **stage_fields)
+        Stage(n, channels * 2**i, branch, specs.FirstBlock(1 if i == 0 else 2))
         for i, (n, branch) in enumerate(zip(blocks, branches, strict=True))
     )
 
@@ -44,51 +42,44 @@ def _make_basic(*blocks: int, channels: int = 64, **network_fields: Any) -> Netw
 
 
 def _make_bottleneck(
-    *blocks: int,
-    width: int = 64,
-    groups: int = 1,
-    v1: bool = False,
-    attention: tuple[specs.Attention, ...] = (),
-    **network_fields: Any,
+    *blocks: int, width: int = 64, groups: int = 1, v1: bool = False, **network_fields: Any
 ) -> Network:
     branches: list[specs.Branch] = [specs.Bottleneck(width * 2**i, groups, 1 if v1 else 2) for i in range(len(blocks))]
-    return Network(_make_stages(blocks, 256, branches, attention=attention), **network_fields)
+    return Network(_make_stages(blocks, 256, branches), **network_fields)
+
+
+def _add_attention(network: Network, attention: specs.Attention) -> Network:
+    """Add attention to the end of every branch."""
+    return replace(network, stages=tuple(replace(stage, attention=(attention,)) for stage in network.stages))
 
 
 def _add_blur(network: Network) -> Network:
     """Add a blur wherever the map gets smaller, except in shortcuts (timm's resnetblur)."""
-    stages = [
-        replace(stage, reduce=specs.BlurredFirstBlock(stage.reduce.stride)) if stage.reduce.stride > 1 else stage
-        for stage in network.stages
-    ]
-    return replace(
-        network, stages=tuple(stages), stem=replace(network.stem, pool=(specs.MaxPool(3, 1),), blur=(specs.Blur(),))
-    )
+    first_stage, *stages = network.stages
+    stages = [replace(stage, reduce=specs.BlurredFirstBlock()) for stage in stages]
+    stem = replace(network.stem, pool=(specs.MaxPool(3, 1),), blur=(specs.Blur(),))
+    return replace(network, stages=(first_stage, *stages), stem=stem)
 
 
-def _reduce_in_last_blocks(network: Network) -> Network:
-    """Move the stride of each stage to the last block of the stage before it (Keras V2)."""
-    n_stages = len(network.stages)
-    stages = [
-        replace(stage, reduce=specs.LastBlock(2 if i < n_stages else 1)) for i, stage in enumerate(network.stages, 1)
-    ]
-    return replace(network, stages=tuple(stages))
+def _make_keras_v2(*blocks: int) -> Network:
+    """Return a network of Keras V2, where the last block of a stage has the stride of the stage after it."""
+    network = _make_bottleneck(*blocks, **_KERAS_V2)
+    *stages, last_stage = network.stages
+    stages = [replace(stage, reduce=specs.LastBlock(2)) for stage in stages]
+    return replace(network, stages=(*stages, replace(last_stage, reduce=specs.LastBlock())))
 
 
 def _make_vgg(*blocks: int, norm: specs.Norm = specs.NoNorm()) -> Network:  # noqa: B008  NoNorm is frozen
     """Return a VGG (arXiv 1409.1556, table 1): 3x3 convolutions, a pool after each stage, linear layers."""
-    stages = [
-        Stage(n, channels, specs.Chain((specs.Step(channels),)), specs.PoolAfter())
-        for n, channels in zip(blocks, (64, 128, 256, 512, 512), strict=True)
-    ]
+    rows = zip(blocks, (64, 128, 256, 512, 512), strict=True)
+    stages = [Stage(n, width, specs.Chain((specs.Step(width),)), specs.PoolAfter()) for n, width in rows]
     return Network(tuple(stages), Stem((), ()), specs.MLP(), shortcuts=specs.NoShortcuts(), norm=norm, bias="always")
 
 
 def _make_cifar(depth: int, shortcuts: Shortcuts | specs.NoShortcuts) -> Network:
     """Return a network of the paper's section 4.2: 6n + 2 layers with 16, 32 and 64 channels."""
-    n = (depth - 2) // 6
-    cifar_fields: dict[str, Any] = {"stem": STEMS_3X3[16], "head": specs.Linear(10), "input": CIFAR_INPUT}
-    return _make_basic(n, n, n, channels=16, shortcuts=shortcuts, **cifar_fields)
+    blocks, stem, head = 3 * [(depth - 2) // 6], STEMS_3X3[16], specs.Linear(10)
+    return _make_basic(*blocks, channels=16, stem=stem, head=head, input=CIFAR_INPUT, shortcuts=shortcuts)
 
 
 def _adapt_to_cifar(network: Network) -> Network:
@@ -96,15 +87,14 @@ def _adapt_to_cifar(network: Network) -> Network:
     return Network(network.stages, STEMS_3X3[64], specs.Linear(10), CIFAR_INPUT)
 
 
-_DEEP_STEM, _TIERED_STEM, _WIDE_STEM = (
-    Stem((Conv(first, 3, 2), Conv(second), Conv(2 * second))) for first, second in ((32, 32), (24, 32), (64, 64))
-)
+_DEEP_STEM = Stem((Conv(32, 3, 2), Conv(32), Conv(64)))
+_TIERED_STEM = Stem((Conv(24, 3, 2), Conv(32), Conv(64)))
+_WIDE_STEM = Stem((Conv(64, 3, 2), Conv(64), Conv(128)))
 _VARIANT_C: dict[str, Any] = {"stem": _DEEP_STEM}
 _VARIANT_D: dict[str, Any] = {"stem": _DEEP_STEM, "shortcuts": specs.OPTION_D}
 _VARIANT_S: dict[str, Any] = {"stem": _WIDE_STEM}
 _VARIANT_T: dict[str, Any] = {"stem": _TIERED_STEM, "shortcuts": specs.OPTION_D}
 _PRE_ACTIVATION: dict[str, Any] = {"order": "norm-act-conv", "bias": "never"}
-_SE: dict[str, Any] = {"attention": (specs.SqueezeExcite(),)}
 _KERAS_NORM = specs.BatchNorm(1.001e-5, 0.01)
 _KERAS: dict[str, Any] = {"v1": True, "norm": _KERAS_NORM, "bias": "always"}
 _KERAS_V2: dict[str, Any] = {
@@ -116,7 +106,8 @@ _KERAS_V2: dict[str, Any] = {
 _CAFFE: dict[str, Any] = {"v1": True, "stem": Stem(pool=(specs.MaxPool(3, 2, "ceil"),))}
 _PLAIN: dict[str, Any] = {"shortcuts": specs.NoShortcuts()}
 _VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-_DEPTHS = (20, 32, 44, 56, 110, 1202)
+_BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # depth -> blocks of each stage
+_CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)
 
 CATALOG: dict[str, Network] = {
     "resnet18": _make_basic(2, 2, 2, 2),
@@ -129,20 +120,18 @@ CATALOG: dict[str, Network] = {
     "resnext101_64x4d": _make_bottleneck(3, 4, 23, 3, width=256, groups=64),
     "wide_resnet50_2": _make_bottleneck(3, 4, 6, 3, width=128),
     "wide_resnet101_2": _make_bottleneck(3, 4, 23, 3, width=128),
-    "resnet50_v1": _make_bottleneck(3, 4, 6, 3, v1=True),
-    "resnet101_v1": _make_bottleneck(3, 4, 23, 3, v1=True),
-    "resnet152_v1": _make_bottleneck(3, 8, 36, 3, v1=True),
+    **{f"resnet{depth}_v1": _make_bottleneck(*blocks, v1=True) for depth, blocks in _BOTTLENECK_BLOCKS.items()},
     "resnet18_a": _make_basic(2, 2, 2, 2, shortcuts=specs.OPTION_A),
     "resnet18_c": _make_basic(2, 2, 2, 2, shortcuts=specs.OPTION_C),
     "resnet34_a": _make_basic(3, 4, 6, 3, shortcuts=specs.OPTION_A),
     "resnet34_c": _make_basic(3, 4, 6, 3, shortcuts=specs.OPTION_C),
     "plain18": _make_basic(2, 2, 2, 2, **_PLAIN),
     "plain34": _make_basic(3, 4, 6, 3, **_PLAIN),
-    **{f"resnet{depth}": _make_cifar(depth, specs.OPTION_A) for depth in _DEPTHS},
-    **{f"resnet{depth}_a_end": _make_cifar(depth, specs.OPTION_A_END) for depth in _DEPTHS},
-    **{f"resnet{depth}_b": _make_cifar(depth, specs.OPTION_B) for depth in _DEPTHS},
-    **{f"resnet{depth}_c": _make_cifar(depth, specs.OPTION_C) for depth in _DEPTHS},
-    **{f"plain{depth}": _make_cifar(depth, specs.NoShortcuts()) for depth in _DEPTHS if depth < 1000},
+    **{f"resnet{depth}": _make_cifar(depth, specs.OPTION_A) for depth in _CIFAR_DEPTHS},
+    **{f"resnet{depth}_a_end": _make_cifar(depth, specs.OPTION_A_END) for depth in _CIFAR_DEPTHS},
+    **{f"resnet{depth}_b": _make_cifar(depth, specs.OPTION_B) for depth in _CIFAR_DEPTHS},
+    **{f"resnet{depth}_c": _make_cifar(depth, specs.OPTION_C) for depth in _CIFAR_DEPTHS},
+    **{f"plain{depth}": _make_cifar(depth, specs.NoShortcuts()) for depth in _CIFAR_DEPTHS if depth < 1000},
     "resnet10t": _make_basic(1, 1, 1, 1, **_VARIANT_T),
     "resnet14t": _make_bottleneck(1, 1, 1, 1, **_VARIANT_T),
     "resnet18d": _make_basic(2, 2, 2, 2, **_VARIANT_D),
@@ -158,9 +147,9 @@ CATALOG: dict[str, Network] = {
     "resnet152d": _make_bottleneck(3, 8, 36, 3, **_VARIANT_D),
     "resnet200": _make_bottleneck(3, 24, 36, 3),
     "resnet200d": _make_bottleneck(3, 24, 36, 3, **_VARIANT_D),
-    "seresnet50": _make_bottleneck(3, 4, 6, 3, **_SE),
-    "seresnext50_32x4d": _make_bottleneck(3, 4, 6, 3, width=128, groups=32, **_SE),
-    "ecaresnet50d": _make_bottleneck(3, 4, 6, 3, attention=(specs.EfficientChannels(),), **_VARIANT_D),
+    "seresnet50": _add_attention(_make_bottleneck(3, 4, 6, 3), specs.SqueezeExcite()),
+    "seresnext50_32x4d": _add_attention(_make_bottleneck(3, 4, 6, 3, width=128, groups=32), specs.SqueezeExcite()),
+    "ecaresnet50d": _add_attention(_make_bottleneck(3, 4, 6, 3, **_VARIANT_D), specs.EfficientChannels()),
     "resnetblur50": _add_blur(_make_bottleneck(3, 4, 6, 3)),
     "resnetv2_50": _make_bottleneck(3, 4, 6, 3, **_PRE_ACTIVATION),
     "resnetv2_50d": _make_bottleneck(3, 4, 6, 3, **_VARIANT_D, **_PRE_ACTIVATION),
@@ -169,22 +158,17 @@ CATALOG: dict[str, Network] = {
     "resnetv2_101d": _make_bottleneck(3, 4, 23, 3, **_VARIANT_D, **_PRE_ACTIVATION),
     "resnetv2_152": _make_bottleneck(3, 8, 36, 3, **_PRE_ACTIVATION),
     "resnetv2_152d": _make_bottleneck(3, 8, 36, 3, **_VARIANT_D, **_PRE_ACTIVATION),
-    "keras_resnet50": _make_bottleneck(3, 4, 6, 3, **_KERAS),
-    "keras_resnet101": _make_bottleneck(3, 4, 23, 3, **_KERAS),
-    "keras_resnet152": _make_bottleneck(3, 8, 36, 3, **_KERAS),
-    "keras_resnet50v2": _reduce_in_last_blocks(_make_bottleneck(3, 4, 6, 3, **_KERAS_V2)),
-    "keras_resnet101v2": _reduce_in_last_blocks(_make_bottleneck(3, 4, 23, 3, **_KERAS_V2)),
-    "keras_resnet152v2": _reduce_in_last_blocks(_make_bottleneck(3, 8, 36, 3, **_KERAS_V2)),
-    "caffe_resnet50": _make_bottleneck(3, 4, 6, 3, **_CAFFE),
-    "caffe_resnet101": _make_bottleneck(3, 4, 23, 3, **_CAFFE),
-    "caffe_resnet152": _make_bottleneck(3, 8, 36, 3, **_CAFFE),
+    **{f"keras_resnet{depth}": _make_bottleneck(*blocks, **_KERAS) for depth, blocks in _BOTTLENECK_BLOCKS.items()},
+    **{f"keras_resnet{depth}v2": _make_keras_v2(*blocks) for depth, blocks in _BOTTLENECK_BLOCKS.items()},
+    **{f"caffe_resnet{depth}": _make_bottleneck(*blocks, **_CAFFE) for depth, blocks in _BOTTLENECK_BLOCKS.items()},
     **{f"vgg{depth}": _make_vgg(*blocks) for depth, blocks in _VGG.items()},
     **{f"vgg{depth}_bn": _make_vgg(*blocks, norm=specs.BatchNorm()) for depth, blocks in _VGG.items()},
     "cifar_resnet18": _adapt_to_cifar(_make_basic(2, 2, 2, 2)),
     "cifar_resnet34": _adapt_to_cifar(_make_basic(3, 4, 6, 3)),
-    "cifar_resnet50": _adapt_to_cifar(_make_bottleneck(3, 4, 6, 3)),
-    "cifar_resnet101": _adapt_to_cifar(_make_bottleneck(3, 4, 23, 3)),
-    "cifar_resnet152": _adapt_to_cifar(_make_bottleneck(3, 8, 36, 3)),
+    **{
+        f"cifar_resnet{depth}": _adapt_to_cifar(_make_bottleneck(*blocks))
+        for depth, blocks in _BOTTLENECK_BLOCKS.items()
+    },
 }
 
 

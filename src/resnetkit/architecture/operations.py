@@ -9,7 +9,7 @@ This module imports no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from resnetkit.architecture.spec import BatchNorm, GroupNorm
 
@@ -18,83 +18,63 @@ Window = tuple[int, int, int]
 Edge = Literal["padded", "zeros", "ceil"]
 
 
-def compute_output_size(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """Return floor((n + 2 * padding - dilation * (kernel - 1) - 1) / stride) + 1, as torch computes it.
-
-    Args:
-        n: the input size in pixels.
-        kernel: the kernel size.
-        stride: the stride.
-        padding: the padding on each side.
-        dilation: the distance between taps of the kernel.
-    """
-    return (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def compute_output_size_ceil(n: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """Return the output size rounded up (ceil mode): the last window must start inside the map.
-
-    Args:
-        n: the input size in pixels.
-        kernel: the kernel size.
-        stride: the stride.
-        padding: the padding on each side.
-        dilation: the distance between taps of the kernel.
-    """
-    out = -(-(n + 2 * padding - dilation * (kernel - 1) - 1) // stride) + 1
-    return out - 1 if (out - 1) * stride >= n + padding else out
-
-
-def _format_window(name: str, kernel: int, stride: int, dilation: int) -> str:
-    text = f"{name} {kernel}x{kernel}" + (f"/{stride}" if stride > 1 else "")
-    return text + (f", dilation {dilation}" if dilation > 1 else "")
-
-
-class Op(Protocol):
-    """The interface of an operation."""
-
-    @property
-    def params(self) -> int: ...
-    @property
-    def window(self) -> Window: ...
-    def compute_output_shape(self, shape: Shape) -> Shape: ...
-    def count_macs(self, output_shape: Shape) -> int: ...
-
-
-class _FreeOp:
-    """An operation without params and MACs."""
+class Op:
+    """An operation. By default it keeps the shape, has no window and no params, and needs no MACs."""
 
     __slots__ = ()
 
     @property
     def params(self) -> int:
+        """The number of trainable parameters."""
         return 0
-
-    def count_macs(self, output_shape: Shape) -> int:
-        return 0
-
-
-class _PointOp:
-    """An operation without a window: each output depends on one position, or on all."""
-
-    __slots__ = ()
 
     @property
     def window(self) -> Window:
+        """The kernel, stride and dilation; (1, 1, 1) if an output depends on one position, or on all."""
         return 1, 1, 1
 
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the output for an input of this shape."""
+        return shape
 
-class _PointwiseOp(_PointOp):
-    """An operation whose outputs depend on one position each; it keeps the shape."""
+    def count_macs(self, output_shape: Shape) -> int:
+        """Return the multiply-adds for an output of this shape."""
+        return 0
+
+
+class WindowOp(Op):
+    """An operation whose outputs depend on a square window of the map."""
 
     __slots__ = ()
+    kernel: int
+    stride: int
+    dilation: int
+
+    @property
+    def padding(self) -> int:
+        """The padding on each side in pixels."""
+        return self.dilation * (self.kernel - 1) // 2
+
+    @property
+    def window(self) -> Window:
+        return self.kernel, self.stride, self.dilation
+
+    def compute_output_size(self, n: int) -> int:
+        """Return the height or width of the output for ``n`` input pixels, as torch computes it."""
+        return (n + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
     def compute_output_shape(self, shape: Shape) -> Shape:
-        return shape
+        return shape[0], *map(self.compute_output_size, shape[1:])
+
+    def describe_window(self, name: str) -> str:
+        """Return the name of the operation with its kernel, stride and dilation."""
+        stride = f"/{self.stride}" if self.stride > 1 else ""
+        dilation = f", dilation {self.dilation}" if self.dilation > 1 else ""
+        return f"{name} {self.kernel}x{self.kernel}{stride}{dilation}"
 
 
 @dataclass(frozen=True, slots=True)
-class ConvOp:
+class ConvOp(WindowOp):
     """A square convolution with an odd kernel, padded so that stride 1 keeps the size."""
 
     in_channels: int
@@ -106,10 +86,6 @@ class ConvOp:
     bias: bool = False
 
     @property
-    def padding(self) -> int:
-        return self.dilation * (self.kernel - 1) // 2
-
-    @property
     def weights(self) -> int:
         return self.out_channels * (self.in_channels // self.groups) * self.kernel**2
 
@@ -117,26 +93,19 @@ class ConvOp:
     def params(self) -> int:
         return self.weights + self.out_channels * self.bias
 
-    @property
-    def window(self) -> Window:
-        return self.kernel, self.stride, self.dilation
-
     def compute_output_shape(self, shape: Shape) -> Shape:
-        return self.out_channels, *(
-            compute_output_size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:]
-        )
+        return self.out_channels, *map(self.compute_output_size, shape[1:])
 
     def count_macs(self, output_shape: Shape) -> int:
         return self.weights * output_shape[1] * output_shape[2]
 
     def __str__(self) -> str:
-        text = _format_window("conv", self.kernel, self.stride, self.dilation)
-        text += f", {self.in_channels} -> {self.out_channels}"
-        return f"{text}, {self.groups} groups" if self.groups > 1 else text
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
+        return f"{self.describe_window('conv')}, {self.in_channels} -> {self.out_channels}{groups}"
 
 
 @dataclass(frozen=True, slots=True)
-class NormOp(_PointwiseOp):
+class NormOp(Op):
     """A norm with a weight and a bias per channel."""
 
     norm: BatchNorm | GroupNorm
@@ -146,15 +115,12 @@ class NormOp(_PointwiseOp):
     def params(self) -> int:
         return 2 * self.channels
 
-    def count_macs(self, output_shape: Shape) -> int:
-        return 0
-
     def __str__(self) -> str:
         return "batch norm" if isinstance(self.norm, BatchNorm) else f"group norm, {self.norm.groups} groups"
 
 
 @dataclass(frozen=True, slots=True)
-class ActivationOp(_FreeOp, _PointwiseOp):
+class ActivationOp(Op):
     """An activation, by its name in the spec."""
 
     name: str
@@ -164,7 +130,7 @@ class ActivationOp(_FreeOp, _PointwiseOp):
 
 
 @dataclass(frozen=True, slots=True)
-class AddOp(_FreeOp, _PointwiseOp):
+class AddOp(Op):
     """The sum of branch and shortcut."""
 
     def __str__(self) -> str:
@@ -172,7 +138,7 @@ class AddOp(_FreeOp, _PointwiseOp):
 
 
 @dataclass(frozen=True, slots=True)
-class MaxPoolOp(_FreeOp):
+class MaxPoolOp(WindowOp):
     """A max pool with an edge as in `MaxPool`; kernel 2 has no padding."""
 
     kernel: int
@@ -184,21 +150,20 @@ class MaxPoolOp(_FreeOp):
     def padding(self) -> int:
         return 0 if self.edge == "ceil" else self.dilation * ((self.kernel - 1) // 2)
 
-    @property
-    def window(self) -> Window:
-        return self.kernel, self.stride, self.dilation
-
-    def compute_output_shape(self, shape: Shape) -> Shape:
-        compute = compute_output_size_ceil if self.edge == "ceil" else compute_output_size
-        return shape[0], *(compute(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
+    def compute_output_size(self, n: int) -> int:
+        """Return the output size; ceil mode rounds up, but the last window starts inside the map."""
+        if self.edge != "ceil":
+            return WindowOp.compute_output_size(self, n)
+        n_strides = -(-(n - self.dilation * (self.kernel - 1) - 1) // self.stride)
+        return n_strides if n_strides * self.stride >= n else n_strides + 1
 
     def __str__(self) -> str:
         suffix = {"padded": "", "zeros": ", zero padding", "ceil": ", ceil mode"}[self.edge]
-        return _format_window("max pool", self.kernel, self.stride, self.dilation) + suffix
+        return self.describe_window("max pool") + suffix
 
 
 @dataclass(frozen=True, slots=True)
-class BlurOp(_FreeOp):
+class BlurOp(WindowOp):
     """A fixed binomial filter on each channel with reflect padding."""
 
     channels: int
@@ -206,44 +171,31 @@ class BlurOp(_FreeOp):
     stride: int
     dilation: int = 1
 
-    @property
-    def padding(self) -> int:
-        return self.dilation * (self.kernel - 1) // 2
-
-    @property
-    def window(self) -> Window:
-        return self.kernel, self.stride, self.dilation
-
-    def compute_output_shape(self, shape: Shape) -> Shape:
-        """Return the output shape, with sizes of 0 if the map is too small for reflect padding."""
-        sizes = (compute_output_size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
-        return shape[0], *(out if n > self.padding else 0 for n, out in zip(shape[1:], sizes, strict=True))
+    def compute_output_size(self, n: int) -> int:
+        """Return the size of the output; 0 if the map is too small for reflect padding."""
+        return WindowOp.compute_output_size(self, n) if n > self.padding else 0
 
     def __str__(self) -> str:
-        return _format_window("blur", self.kernel, self.stride, self.dilation)
+        return self.describe_window("blur")
 
 
 @dataclass(frozen=True, slots=True)
-class AvgPoolOp(_FreeOp):
+class AvgPoolOp(WindowOp):
     """An average pool in ceil mode that counts only the pixels inside the map."""
 
     kernel: int
     stride: int
     dilation: int = 1
 
-    @property
-    def window(self) -> Window:
-        return self.kernel, self.stride, self.dilation
-
-    def compute_output_shape(self, shape: Shape) -> Shape:
-        return shape[0], *(-(-n // self.stride) for n in shape[1:])
+    def compute_output_size(self, n: int) -> int:
+        return -(-n // self.stride)
 
     def __str__(self) -> str:
-        return _format_window("average pool", self.kernel, self.stride, self.dilation)
+        return self.describe_window("average pool")
 
 
 @dataclass(frozen=True, slots=True)
-class ZeroPadOp(_FreeOp):
+class ZeroPadOp(Op):
     """Every stride-th pixel, with channels of zeros before and after the channels."""
 
     before: int
@@ -263,7 +215,7 @@ class ZeroPadOp(_FreeOp):
 
 
 @dataclass(frozen=True, slots=True)
-class GlobalAvgPoolOp(_FreeOp, _PointOp):
+class GlobalAvgPoolOp(Op):
     """The average over the whole feature map."""
 
     def compute_output_shape(self, shape: Shape) -> Shape:
@@ -274,7 +226,7 @@ class GlobalAvgPoolOp(_FreeOp, _PointOp):
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptiveAvgPoolOp(_FreeOp, _PointOp):
+class AdaptiveAvgPoolOp(Op):
     """Adaptive average pooling to ``side`` x ``side``, flattened to one vector."""
 
     side: int
@@ -287,7 +239,7 @@ class AdaptiveAvgPoolOp(_FreeOp, _PointOp):
 
 
 @dataclass(frozen=True, slots=True)
-class DropoutOp(_FreeOp, _PointwiseOp):
+class DropoutOp(Op):
     """Dropout at this rate in training; the identity in evaluation."""
 
     rate: float
@@ -297,7 +249,7 @@ class DropoutOp(_FreeOp, _PointwiseOp):
 
 
 @dataclass(frozen=True, slots=True)
-class StochasticDepthOp(_FreeOp, _PointwiseOp):
+class StochasticDepthOp(Op):
     """Stochastic depth: drops the branch of single images at this rate in training."""
 
     rate: float
@@ -307,7 +259,7 @@ class StochasticDepthOp(_FreeOp, _PointwiseOp):
 
 
 @dataclass(frozen=True, slots=True)
-class SqueezeExciteOp(_PointwiseOp):
+class SqueezeExciteOp(Op):
     """Channel weights from two layers over the channel averages."""
 
     channels: int
@@ -325,7 +277,7 @@ class SqueezeExciteOp(_PointwiseOp):
 
 
 @dataclass(frozen=True, slots=True)
-class EfficientChannelsOp(_PointwiseOp):
+class EfficientChannelsOp(Op):
     """Channel weights from a convolution along the channel averages."""
 
     channels: int
@@ -343,7 +295,7 @@ class EfficientChannelsOp(_PointwiseOp):
 
 
 @dataclass(frozen=True, slots=True)
-class LinearOp(_PointOp):
+class LinearOp(Op):
     """A linear layer with a bias."""
 
     in_features: int

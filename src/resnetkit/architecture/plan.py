@@ -21,17 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 from resnetkit.architecture import operations as ops
+from resnetkit.architecture import rules
 from resnetkit.architecture import spec as specs
 from resnetkit.architecture.catalog import spec as resolve_spec
 from resnetkit.architecture.operations import Op, Shape
-from resnetkit.architecture.rules import (
-    check_spec,
-    compute_eca_kernel,
-    compute_reduced_channels,
-    get_block_stride,
-    has_weights,
-    select_adapter,
-)
 from resnetkit.architecture.spec import Network, Stage, Step, get_stride_at, list_steps
 from resnetkit.errors import Fault, SpecError, UsageError, find_closest
 
@@ -195,10 +188,10 @@ def plan(spec: Network | str | Path, image: int | tuple[int, int] | tuple[int, i
         UsageError: an unknown name.
     """
     spec = resolve_spec(spec)
-    check_spec(spec)
+    rules.check_spec(spec)
     if image is not None:
         spec = replace(spec, input=_input_shape(spec, image))
-        check_spec(spec)
+        rules.check_spec(spec)
     builder = _PlanBuilder(spec.input)
     return Plan(spec, builder.build_section("", "network", partial(_add_network, spec, builder)))
 
@@ -334,7 +327,7 @@ class _StageBuilder:
 
     def add_blocks(self) -> None:
         for b in range(1, self.stage.blocks + 1):
-            path, stride = f"{self.path}.block{b}", get_block_stride(self.stage, b)
+            path, stride = f"{self.path}.block{b}", rules.get_block_stride(self.stage, b)
             self.builder.build_section(path, "block", partial(self.add_block, path, b, stride))
             self._update_dilation(stride)
         if isinstance(self.stage.reduce, specs.PoolAfter):
@@ -361,8 +354,8 @@ class _StageBuilder:
         add_branch = partial(self.add_branch, f"{path}.branch", number, stride)
         self.builder.build_section(f"{path}.branch", "branch", add_branch)
         if not isinstance(self.spec.shortcuts, specs.NoShortcuts):
-            adapter = select_adapter(self.spec.shortcuts, input_builder.shape[0], self.stage.channels, stride)
-            shortcut_builder = activated_builder if has_weights(adapter) else input_builder
+            adapter = rules.select_adapter(self.spec.shortcuts, input_builder.shape[0], self.stage.channels, stride)
+            shortcut_builder = activated_builder if rules.has_weights(adapter) else input_builder
             add_parts = partial(self.add_shortcut, f"{path}.shortcut", adapter, shortcut_builder, stride)
             self.builder.parts.append(shortcut_builder.build_section(f"{path}.shortcut", "shortcut", add_parts))
             self.builder.receptive_field = max(self.builder.receptive_field, shortcut_builder.receptive_field)
@@ -403,9 +396,9 @@ class _StageBuilder:
         for attention in self.stage.attention:
             match attention:
                 case specs.SqueezeExcite(reduction):
-                    op: Op = ops.SqueezeExciteOp(channels, compute_reduced_channels(channels, reduction))
+                    op: Op = ops.SqueezeExciteOp(channels, rules.compute_reduced_channels(channels, reduction))
                 case specs.EfficientChannels():
-                    op = ops.EfficientChannelsOp(channels, compute_eca_kernel(channels))
+                    op = ops.EfficientChannelsOp(channels, rules.compute_eca_kernel(channels))
             self.builder.add_node(f"{path}.attention", "branch-attention", op)
         n_blocks = sum(stage.blocks for stage in self.spec.stages)
         rate = self.spec.stochastic_depth * (self.n_previous_blocks + number - 1) / max(n_blocks - 1, 1)
@@ -417,20 +410,19 @@ class _StageBuilder:
 
         The stride of the spec decides, so that an atrous stage has the same shortcuts as the original.
         """
-        inputs, outputs, input_shape = builder.shape[0], self.stage.channels, builder.shape
+        in_channels, input_shape = builder.shape[0], builder.shape
         effective_stride = self._get_effective_stride(stride)
         match adapter:
             case specs.Identity():
-                return f"{inputs} channels{_format_location(input_shape)} on both paths"
+                return f"{in_channels} channels{_format_location(input_shape)} on both paths"
             case specs.ZeroPadded(side):
-                n_zeros = outputs - inputs
+                n_zeros = self.stage.channels - in_channels
                 n_leading = n_zeros // 2 if side == "both" else 0
                 op = ops.ZeroPadOp(n_leading, n_zeros - n_leading, effective_stride)
                 builder.add_node(f"{path}.pad", "shortcut-pad", op)
             case specs.Subsampled(kernel):
-                builder.add_node(
-                    f"{path}.pool", "shortcut-pool", ops.MaxPoolOp(kernel, effective_stride, self.dilation)
-                )
+                pool: Op = ops.MaxPoolOp(kernel, effective_stride, self.dilation)
+                builder.add_node(f"{path}.pool", "shortcut-pool", pool)
             case specs.PooledProjection():
                 if stride > 1:
                     pool = ops.AvgPoolOp(stride, effective_stride, self.dilation)
@@ -465,13 +457,13 @@ def _is_pre_activation(spec: Network) -> bool:
 
 
 def _make_convolution(
-    spec: Network, inputs: int, step: Step, stride: int, dilation: int = 1, *, without_norm: bool = False
+    spec: Network, in_channels: int, step: Step, stride: int, dilation: int = 1, *, without_norm: bool = False
 ) -> ops.ConvOp:
     """Return a convolution, without dilation if its kernel is 1; ``without_norm``: no norm follows it."""
     is_norm_free = without_norm or isinstance(spec.norm, specs.NoNorm | specs.FoldedNorm)
     bias = is_norm_free if spec.bias == "without-norm" else spec.bias == "always"
     effective_dilation = dilation if step.kernel > 1 else 1
-    return ops.ConvOp(inputs, step.channels, step.kernel, stride, effective_dilation, step.groups, bias)
+    return ops.ConvOp(in_channels, step.channels, step.kernel, stride, effective_dilation, step.groups, bias)
 
 
 def _add_norm(spec: Network, builder: _PlanBuilder, path: str, role: Role) -> None:

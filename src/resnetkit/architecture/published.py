@@ -26,6 +26,19 @@ _KUANGLIU = "kuangliu/pytorch-cifar, CIFAR-10"
 _TIMM = "timm, results-imagenet.csv, {} weights, 224 pixels"
 _KERAS = "Keras Applications"
 
+_TIMM_ROWS = {
+    "resnet10t": (68.354, "its own"),
+    "resnet14t": (72.242, "its own"),
+    "resnet18d": (72.296, "ra2"),
+    "resnet26": (75.298, "bt"),
+    "resnet50c": (78.016, "gluon"),
+    "resnet50d": (80.546, "ra2"),
+    "resnet50s": (78.710, "gluon"),
+    "seresnet50": (80.260, "ra2"),
+    "resnetblur50": (79.306, "bt"),
+    "resnetv2_50": (80.410, "a1h"),
+}
+
 PUBLISHED: dict[str, PublishedAccuracy] = {
     "resnet18": PublishedAccuracy(69.758, _TORCHVISION_V1),
     "resnet34": PublishedAccuracy(73.314, _TORCHVISION_V1),
@@ -54,26 +67,12 @@ PUBLISHED: dict[str, PublishedAccuracy] = {
     "cifar_resnet18": PublishedAccuracy(93.02, _KUANGLIU),
     "cifar_resnet50": PublishedAccuracy(93.62, _KUANGLIU),
     "vgg16": PublishedAccuracy(71.93, _PAPER_TABLE_3),
-    **{
-        name: PublishedAccuracy(top1, _TIMM.format(weights))
-        for name, (top1, weights) in {
-            "resnet10t": (68.354, "its own"),
-            "resnet14t": (72.242, "its own"),
-            "resnet18d": (72.296, "ra2"),
-            "resnet26": (75.298, "bt"),
-            "resnet50c": (78.016, "gluon"),
-            "resnet50d": (80.546, "ra2"),
-            "resnet50s": (78.710, "gluon"),
-            "seresnet50": (80.260, "ra2"),
-            "resnetblur50": (79.306, "bt"),
-            "resnetv2_50": (80.410, "a1h"),
-        }.items()
-    },
+    **{name: PublishedAccuracy(top1, _TIMM.format(weights)) for name, (top1, weights) in _TIMM_ROWS.items()},
     **{
         f"keras_resnet{name}": PublishedAccuracy(top1, _KERAS)
-        for name, top1 in (("50", 74.9), ("101", 76.4), ("152", 76.6), ("50v2", 76.0), ("101v2", 77.2), ("152v2", 78.0))
+        for name, top1 in {"50": 74.9, "101": 76.4, "152": 76.6, "50v2": 76.0, "101v2": 77.2, "152v2": 78.0}.items()
     },
-    **{
-        f"caffe_resnet{depth}": PublishedAccuracy(top1, _MSRA) for depth, top1 in ((50, 75.3), (101, 76.4), (152, 77.0))
-    },
+    "caffe_resnet50": PublishedAccuracy(75.3, _MSRA),
+    "caffe_resnet101": PublishedAccuracy(76.4, _MSRA),
+    "caffe_resnet152": PublishedAccuracy(77.0, _MSRA),
 }

@@ -49,13 +49,12 @@ def _check_stem(spec: Network) -> Iterator[Fault]:
         yield from _check_range(f"{path}.channels", conv.channels, MAX_CHANNELS)
         yield from _check_odd(f"{path}.kernel", conv.kernel)
         yield from _check_range(f"{path}.stride", conv.stride, MAX_WINDOW)
-    if len(spec.stem.pool) > 1:
-        yield Fault("stem.pool", f"{len(spec.stem.pool)} pools", "one pool or none")
+    for name, layers in (("pool", spec.stem.pool), ("blur", spec.stem.blur)):
+        if len(layers) > 1:
+            yield Fault(f"stem.{name}", f"{len(layers)} {name}s", f"one {name} or none")
     for pool in spec.stem.pool:
         yield from _check_range("stem.pool.kernel", pool.kernel, MAX_WINDOW)
         yield from _check_range("stem.pool.stride", pool.stride, MAX_WINDOW)
-    if len(spec.stem.blur) > 1:
-        yield Fault("stem.blur", f"{len(spec.stem.blur)} blurs", "one blur or none")
     for blur in spec.stem.blur:
         yield from _check_odd("stem.blur.kernel", blur.kernel)
         yield from _check_range("stem.blur.stride", blur.stride, MAX_WINDOW)
@@ -100,15 +99,15 @@ def _check_branch(path: str, stage: Stage, in_channels: int) -> Iterator[Fault]:
         yield Fault(f"{path}.step{len(chain)}.channels", str(chain[-1].channels), allowed)
     if not isinstance(stage.branch, specs.Chain):
         yield from _check_range(f"{path}.width", stage.branch.width, MAX_CHANNELS)
-    step_channels = in_channels
+    step_in_channels = in_channels
     for i, step in enumerate(chain, 1):
         step_path = path
         if isinstance(stage.branch, specs.Chain):
             step_path = f"{path}.step{i}"
             yield from _check_range(f"{step_path}.channels", step.channels, MAX_CHANNELS)
             yield from _check_odd(f"{step_path}.kernel", step.kernel)
-        yield from _check_groups(f"{step_path}.groups", step.groups, step_channels, step.channels)
-        step_channels = step.channels
+        yield from _check_groups(f"{step_path}.groups", step.groups, step_in_channels, step.channels)
+        step_in_channels = step.channels
 
 
 def _check_groups(path: str, groups: int, in_channels: int, out_channels: int) -> Iterator[Fault]:
@@ -129,6 +128,10 @@ def _check_shortcuts(spec: Network) -> Iterator[Fault]:
             if allowed:
                 value = f"{type(adapter).__name__} for {_format_change(channels, stage.channels, stride)}"
                 yield Fault(f"stage{i}.block{b}.shortcut", value, f"shortcuts.{cause} = {allowed}")
+    for cause in ("wider", "smaller", "same"):
+        adapter = getattr(spec.shortcuts, cause)
+        if isinstance(adapter, specs.Subsampled):
+            yield from _check_odd(f"shortcuts.{cause}.kernel", adapter.kernel)
 
 
 def _list_distinct_blocks(stage: Stage, in_channels: int) -> Iterator[tuple[int, int, int]]:
@@ -152,15 +155,6 @@ def _suggest_adapters(adapter: specs.Adapter, in_channels: int, out_channels: in
 def _format_change(in_channels: int, out_channels: int, stride: int) -> str:
     change = f"channels {in_channels} -> {out_channels}" if in_channels != out_channels else ""
     return " and ".join(filter(None, [change, f"stride {stride}" if stride > 1 else ""]))
-
-
-def _check_adapters(spec: Network) -> Iterator[Fault]:
-    if isinstance(spec.shortcuts, specs.NoShortcuts):
-        return
-    for cause in ("wider", "smaller", "same"):
-        adapter = getattr(spec.shortcuts, cause)
-        if isinstance(adapter, specs.Subsampled):
-            yield from _check_odd(f"shortcuts.{cause}.kernel", adapter.kernel)
 
 
 def _check_norm(spec: Network) -> Iterator[Fault]:
@@ -192,9 +186,8 @@ def _check_head(spec: Network) -> Iterator[Fault]:
     if isinstance(spec.head, specs.Features):
         n_stages, stages = len(spec.stages), spec.head.stages
         if list(stages) != sorted({i for i in stages if 1 <= i <= n_stages}) or stages[-1:] != (n_stages,):
-            yield Fault(
-                "head.stages", str(list(stages)), f"stages of 1 to {n_stages} in ascending order, with {n_stages}"
-            )
+            allowed = f"stages of 1 to {n_stages} in ascending order, with {n_stages}"
+            yield Fault("head.stages", str(list(stages)), allowed)
     if isinstance(spec.head, specs.MLP):
         yield from _check_range("head.pool", spec.head.pool, MAX_WINDOW)
         yield from _check_fraction("head.dropout", spec.head.dropout)
@@ -207,9 +200,8 @@ def _check_head(spec: Network) -> Iterator[Fault]:
 def _check_stochastic_depth(spec: Network) -> Iterator[Fault]:
     yield from _check_fraction("stochastic_depth", spec.stochastic_depth)
     if spec.stochastic_depth and isinstance(spec.shortcuts, specs.NoShortcuts):
-        yield Fault(
-            "stochastic_depth", str(spec.stochastic_depth), "0, because a block without a shortcut has only its branch"
-        )
+        allowed = "0, because a block without a shortcut has only its branch"
+        yield Fault("stochastic_depth", str(spec.stochastic_depth), allowed)
 
 
 def _check_fraction(path: str, value: float) -> Iterator[Fault]:
@@ -219,16 +211,9 @@ def _check_fraction(path: str, value: float) -> Iterator[Fault]:
 
 Rule = Callable[[Network], Iterator[Fault]]
 RULES: Sequence[Rule] = (
-    _check_input,
-    _check_stem,
-    _check_stages,
-    _check_branches,
-    _check_shortcuts,
-    _check_adapters,
-    _check_norm,
-    _check_head,
+    _check_input, _check_stem, _check_stages, _check_branches, _check_shortcuts, _check_norm, _check_head,
     _check_stochastic_depth,
-)
+)  # fmt: skip
 
 
 def _check_range(path: str, value: int, maximum: int) -> Iterator[Fault]:

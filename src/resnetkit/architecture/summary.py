@@ -76,12 +76,8 @@ def format_summary_total(plan: Plan) -> str:
 
 def _format_feature_maps(plan: Plan) -> str:
     """Return the outputs of a backbone."""
-    head = plan.spec.head
-    return (
-        f"; outputs the maps of {', '.join(f'stage{i}' for i in head.stages)}"
-        if isinstance(head, specs.Features)
-        else ""
-    )
+    stages = plan.spec.head.stages if isinstance(plan.spec.head, specs.Features) else ()
+    return f"; outputs the maps of {', '.join(f'stage{i}' for i in stages)}" if stages else ""
 
 
 def format_summary(plan: Plan, depth: int = 1) -> str:

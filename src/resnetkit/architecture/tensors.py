@@ -42,6 +42,5 @@ def get_op_tensor_shapes(op: Op) -> dict[str, TensorShape]:
 
 def get_tensor_shapes(plan: Plan) -> dict[str, TensorShape]:
     """Return ``path.tensor`` -> shape of a network, in the order of the module's state dict."""
-    return {
-        f"{node.path}.{name}": shape for node in plan.nodes for name, shape in get_op_tensor_shapes(node.op).items()
-    }
+    shapes_by_path = {node.path: get_op_tensor_shapes(node.op) for node in plan.nodes}
+    return {f"{path}.{name}": shape for path, shapes in shapes_by_path.items() for name, shape in shapes.items()}

@@ -9,16 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from resnetkit.commands import output
 from resnetkit.commands.arguments import Argument
-from resnetkit.commands.output import (
-    check_output_file,
-    print_json,
-    print_table,
-    print_text,
-    progress_bar,
-    suggest_next,
-    write_output,
-)
 from resnetkit.commands.records import build_file_errors
 from resnetkit.data.check import CheckResult, DuplicateGroup, check
 from resnetkit.errors import DataError
@@ -49,20 +41,20 @@ class Options:
 def run(options: Options) -> int:
     """Run the command and return its exit code."""
     if options.page:
-        check_output_file(options.page, ".html")
+        output.check_output_file(options.page, ".html")
     if options.write_list:
-        check_output_file(options.write_list, ".txt")
-    with progress_bar("checking images") as on_progress:
+        output.check_output_file(options.write_list, ".txt")
+    with output.progress_bar("checking images") as on_progress:
         result = check(options.data, on_progress=on_progress)
     if options.json:
-        print_json("check", data=options.data, **_build_record(result))
+        output.print_json("check", data=options.data, **_build_record(result))
     else:
         _show(result)
     _write_files(options, result)
     if not result.findings:
-        suggest_next("resnetkit train", options.data, "--model", "resnet18")
+        output.suggest_next("resnetkit train", options.data, "--model", "resnet18")
     elif not options.page:
-        suggest_next("resnetkit check", options.data, "--page", "check.html")
+        output.suggest_next("resnetkit check", options.data, "--page", "check.html")
     return DataError.exit_code if result.findings else 0
 
 
@@ -70,29 +62,29 @@ def _show(result: CheckResult) -> None:
     counts = result.counts
     rows = [(name, *(str(n[label]) for n in counts.values())) for label, name in enumerate(result.dataset.classes)]
     if len(rows) <= _MAX_CLASSES:
-        print_table(("class", *counts), rows)
+        output.print_table(("class", *counts), rows)
     sizes = ", ".join(f"{name} {width}x{height}" for name, width, height in result.summarize_sizes())
-    print_text(f"{pluralize(len(result.images), 'image')} in {pluralize(len(rows), 'class')}; {sizes}")
+    output.print_text(f"{pluralize(len(result.images), 'image')} in {pluralize(len(rows), 'class')}; {sizes}")
     for note in result.notes:
-        print_text(f"note: {note}")
+        output.print_text(f"note: {note}")
     for finding in result.findings:
-        print_text(f"\n{finding.kind}: {finding.count:,}")
+        output.print_text(f"\n{finding.kind}: {finding.count:,}")
         for example in finding.examples[:_MAX_EXAMPLES]:
-            print_text(f"  {escape_control(example)}")
+            output.print_text(f"  {escape_control(example)}")
         if finding.count > _MAX_EXAMPLES:
-            print_text(f"  ... and {finding.count - _MAX_EXAMPLES:,} more")
+            output.print_text(f"  ... and {finding.count - _MAX_EXAMPLES:,} more")
     if not result.findings:
-        print_text("no problems found")
+        output.print_text("no problems found")
 
 
 def _write_files(options: Options, result: CheckResult) -> None:
     if options.page:
         from resnetkit.data.check_page import build_check_page
 
-        write_output(Path(options.page), build_check_page(result))
+        output.write_output(Path(options.page), build_check_page(result))
     if options.write_list:
         lines = [image.location.replace("\n", "\\n") + "\n" for image in result.unreadable]
-        write_output(Path(options.write_list), "".join(lines), f": {pluralize(len(lines), 'image')}")
+        output.write_output(Path(options.write_list), "".join(lines), f": {pluralize(len(lines), 'image')}")
 
 
 def _build_record(result: CheckResult) -> dict[str, object]:

@@ -52,10 +52,8 @@ def _collect_install_info() -> dict[str, Any]:
     from resnetkit.files import get_cache_folder
     from resnetkit.images.decode import FORMATS
 
-    extras = {
-        name: {"missing": packages, "install": format_install_command(name)}
-        for name, packages in environment.list_extras().items()
-    }
+    missing = environment.list_extras()
+    extras = {name: {"missing": missing[name], "install": format_install_command(name)} for name in missing}
     return {
         "extras": extras,
         "image_formats": environment.select_decodable_formats(FORMATS),
@@ -71,19 +69,16 @@ def _check_device(name: str) -> dict[str, Any]:
         return {"device": str(device), "matmuls": [asdict(check) for check in environment.run_matmul_checks(device)]}
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise MachineError(
-            f"{device} exists but does not compute: {reason}", fix="check its driver, and other programs that use it"
-        ) from error
+        fix = "check its driver, and other programs that use it"
+        raise MachineError(f"{device} exists but does not compute: {reason}", fix=fix) from error
 
 
 def _format_lines(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("python", "system", "machine", "processor", "cores", "threads"):
         yield name, str(info[name] or "unknown")
     yield "features", ", ".join(info["features"]) or "none"
-    gpus = [
-        f"cuda:{i} {name}, {memory / 2**30:.1f} GiB"
-        for i, (name, memory) in enumerate(zip(info["gpus"], info["gpu_memory"], strict=True))
-    ]
+    gpu_rows = enumerate(zip(info["gpus"], info["gpu_memory"], strict=True))
+    gpus = [f"cuda:{i} {name}, {memory / 2**30:.1f} GiB" for i, (name, memory) in gpu_rows]
     yield from [("gpu", gpu) for gpu in gpus or ["none"]]
     yield from info["packages"].items()
     for name, extra in info["extras"].items():

@@ -8,18 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from resnetkit.commands import output
 from resnetkit.commands.arguments import Argument
 from resnetkit.commands.bad_files_options import DEFAULT_BAD_FILES, BadFilesOptions
 from resnetkit.commands.distributed import DEFAULT_DEVICE, DeviceOptions, init_distributed
-from resnetkit.commands.output import (
-    log,
-    print_json,
-    print_table,
-    print_text,
-    progress_bar,
-    sanitize_line,
-    suggest_next,
-)
 from resnetkit.commands.records import build_accuracy_record, build_file_errors, format_accuracy_line, format_skipped
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.engines.select import EngineChoice
@@ -68,24 +60,24 @@ def _run(options: Options, dist: ProcessGroup, device: str) -> int:
     choice = EngineChoice(options.engine, options.device.device, options.precision)
     candidates = select_eval_engine(options.model, choice, options.weights.to_args(), dist)
     model = load_with_options(options.model, options.weights)
-    with progress_bar("reading") as on_progress:
+    with output.progress_bar("reading") as on_progress:
         prepared = prepare_evaluation(
             model, options.data, options.split, bad_files_policy, on_progress=on_progress, dist=dist
         )
     with open_inference(candidates, model, device, options.precision) as (logits_fn, engine_note):
         if engine_note:
-            log(f"engine: {sanitize_line(engine_note)}")
-        with progress_bar("evaluating") as on_progress:
+            output.log(f"engine: {output.sanitize_line(engine_note)}")
+        with output.progress_bar("evaluating") as on_progress:
             evaluation = prepared.run(logits_fn, on_progress)
     if not model.card.classes:
-        log("note: this model has no class names; the data's classes are used, in alphabetical order")
+        output.log("note: this model has no class names; the data's classes are used, in alphabetical order")
     if options.json:
-        print_json("evaluate", model=options.model, data=options.data, **_build_record(evaluation))
+        output.print_json("evaluate", model=options.model, data=options.data, **_build_record(evaluation))
     else:
         _show(evaluation)
     for line in _format_notes(evaluation):
-        log(line)
-    suggest_next("resnetkit predict IMAGE", "--model", options.model, *options.weights.to_args())
+        output.log(line)
+    output.suggest_next("resnetkit predict IMAGE", "--model", options.model, *options.weights.to_args())
     return 0
 
 
@@ -104,19 +96,15 @@ def _build_record(evaluation: Evaluation) -> dict[str, object]:
 
 def _build_confusion(evaluation: Evaluation) -> dict[str, dict[str, int]]:
     """Return the confusion matrix as true class -> predicted class -> count, without zeros."""
-    rows = zip(evaluation.classes, evaluation.confusion, strict=True)
-    return {
-        true: {name: n for name, n in zip(evaluation.classes, counts, strict=True) if n}
-        for true, counts in rows
-        if any(counts)
-    }
+    rows = [{name: n for name, n in zip(evaluation.classes, row, strict=True) if n} for row in evaluation.confusion]
+    return {name: counts for name, counts in zip(evaluation.classes, rows, strict=True) if counts}
 
 
 def _show(evaluation: Evaluation) -> None:
     rows = [(name, str(n), str(correct), f"{correct / n:.1%}") for name, n, correct in evaluation.count_per_class()]
-    print_table(("class", "images", "correct", "accuracy"), rows)
+    output.print_table(("class", "images", "correct", "accuracy"), rows)
     top5 = f"; {evaluation.top5_correct} in the top-5" if len(evaluation.classes) > 5 else ""
-    print_text(format_accuracy_line(evaluation) + top5)
+    output.print_text(format_accuracy_line(evaluation) + top5)
 
 
 def _format_notes(evaluation: Evaluation) -> list[str]:

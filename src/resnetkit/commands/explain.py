@@ -209,10 +209,8 @@ def _build_name_column(network_plan: Plan, path: str, library: str) -> dict[str,
 def _select_shortcut_path(network_plan: Plan) -> str:
     """Return the path for the ``next:`` line: the first shortcut with an adapter."""
     shortcuts = [part for part in network_plan.parts.values() if part.role == "shortcut"]
-    shortcut = next((part for part in shortcuts if part.nodes), None) or next(
-        iter(shortcuts), network_plan.root.children[0]
-    )
-    return shortcut.path
+    candidates = [*(part for part in shortcuts if part.nodes), *shortcuts, network_plan.root.children[0]]
+    return candidates[0].path
 
 
 def _build_record(network_plan: Plan, name: str, options: Options) -> dict[str, object]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -149,10 +149,7 @@ def _apply_edits(
 
 def _build_report_record(report: TensorReport) -> dict[str, Any]:
     tensors = {name: getattr(report, name) for name in ("kept", "renamed", "adapted", "initialized", "dropped")}
-    verifications = [
-        {"subject": v.subject, "difference": v.difference, "limit": v.limit, "reason": v.reason or None}
-        for v in report.verifications
-    ]
+    verifications = [asdict(item) | {"reason": item.reason or None} for item in report.verifications]
     return {**tensors, "notes": report.notes, "verifications": verifications}
 
 
@@ -219,9 +216,8 @@ def _make_prune_edit(text: str) -> Edit:
     if "=" not in text:
         return _make_edit("prune", _parse_number("prune", text, float))
     pairs = [(stage, _parse_number("prune", value, float)) for stage, value in _parse_pairs("prune", text)]
-    return _chain_edits(
-        [(f"prune {stage}={value:g}", _make_edit("prune", value, stages=stage)) for stage, value in pairs]
-    )
+    edits = [(f"prune {stage}={value:g}", _make_edit("prune", value, stages=stage)) for stage, value in pairs]
+    return _chain_edits(edits)
 
 
 def _make_dilate_edit(text: str) -> Edit:

@@ -10,22 +10,13 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+from resnetkit.commands import output
 from resnetkit.commands.arguments import Argument, format_options
 from resnetkit.commands.distributed import DEFAULT_DEVICE, DeviceOptions, init_distributed
-from resnetkit.commands.output import (
-    check_output_file,
-    is_unicode_stdout,
-    log,
-    print_json,
-    print_table,
-    progress_bar,
-    quote_argument,
-    sanitize_line,
-    suggest_next,
-)
 from resnetkit.commands.stdin import read_file_arguments
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.engines.select import DEFAULT_BATCH_SIZE, EngineCandidates, EngineChoice, InferenceSession, select_engine
@@ -92,7 +83,7 @@ def run(options: Options) -> int:
         try:
             return _run_distributed(options)
         except KeyboardInterrupt:
-            log(f"stopped; to resume: {_format_resume_command(options)}")
+            output.log(f"stopped; to resume: {_format_resume_command(options)}")
             return signals.exit_code
         except _RESUMABLE_ERRORS as error:
             if _has_partial_rows(options) and not isinstance(error, UsageError):
@@ -108,7 +99,7 @@ def _has_partial_rows(options: Options) -> bool:
 def _format_resume_command(options: Options) -> str:
     args = [*options.files, *format_options(replace(options, files=(), resume=False)), "--resume"]
     stdin_note = " (with the same names on standard input)" if "-" in options.files else ""
-    return " ".join(map(quote_argument, ["resnetkit", "predict", *args])) + stdin_note
+    return " ".join(map(output.quote_argument, ["resnetkit", "predict", *args])) + stdin_note
 
 
 def _run_distributed(options: Options) -> int:
@@ -124,22 +115,21 @@ def _run(options: Options, dist: ProcessGroup) -> int:
     inputs = expand_on_main(files, dist)
     _check_resumable_inputs(options, inputs)
     candidates = _select_candidates(options, len(inputs), writer, dist)
-    with candidates.open_session(
-        lambda: load_with_options(options.model, options.weights), DEFAULT_BATCH_SIZE, dist
-    ) as session:
+    load_network = partial(load_with_options, options.model, options.weights)
+    with candidates.open_session(load_network, DEFAULT_BATCH_SIZE, dist) as session:
         options = replace(options, top=min(options.top, len(session.card.labels)))
         if dist.world_size == 1:
-            reason = f"; {sanitize_line(session.reason)}" if session.reason else ""
-            log(f"engine: {session.engine.config}{reason}")
+            reason = f"; {output.sanitize_line(session.reason)}" if session.reason else ""
+            output.log(f"engine: {session.engine.config}{reason}")
         with writer.lock() if writer else contextlib.nullcontext():
             counts = _predict_and_write(options, inputs, session, writer, dist)
     for note in describe_skipped_files(options.files):
-        log(f"note: {sanitize_line(note)}")
+        output.log(f"note: {output.sanitize_line(note)}")
     if counts.failed:
         total = pluralize(counts.total, "file")
         message = f"{counts.failed} of {total} {'has' if counts.total == 1 else 'have'} no prediction; the rows say why"
-        log(str(DataError(message)))
-    suggest_next("resnetkit embed FILES", "--model", options.model, *options.weights.to_args())
+        output.log(str(DataError(message)))
+    output.suggest_next("resnetkit embed FILES", "--model", options.model, *options.weights.to_args())
     return DataError.exit_code if counts.failed else 0
 
 
@@ -170,12 +160,10 @@ def _predict_and_write(
     counts, selected = _FileCounts(*existing_counts), inputs if indices is None else [inputs[i] for i in indices]
     is_streaming = not dist.is_main or _select_format(options) not in ("table", "json")
     is_bar_shown = not (sys.stdout.isatty() and (options.csv or options.jsonl))
-    with (
-        progress_bar("classifying images", is_shown=is_bar_shown) as on_progress,
-        contextlib.closing(
-            predict_inputs(selected, session, options.top, on_progress=on_progress, dist=dist)
-        ) as predictions,
-    ):
+    with contextlib.ExitStack() as stack:
+        on_progress = stack.enter_context(output.progress_bar("classifying images", is_shown=is_bar_shown))
+        predictions = predict_inputs(selected, session, options.top, on_progress=on_progress, dist=dist)
+        stack.enter_context(contextlib.closing(predictions))
         new_predictions = counts.count(itertools.islice(predictions, n_existing, None))
         if is_streaming:
             write_fn(new_predictions, options)
@@ -212,15 +200,15 @@ def _suggest_format(names: Sequence[str], options: Options) -> str:
     kept = "out" if options.out else "parquet"
     path = Path(options.output_path)
     suffixes = [f".{name}" for name in ("csv", "jsonl") if name in names and path.suffix != f".{name}"]
-    alternative = f", or --out {quote_argument(str(path.with_suffix(suffixes[0])))}" if suffixes else ""
+    alternative = f", or --out {output.quote_argument(str(path.with_suffix(suffixes[0])))}" if suffixes else ""
     return f"remove {' '.join(f'--{name}' for name in names if name != kept)}{alternative}"
 
 
 def _create_writer(options: Options) -> ResumableWriter | None:
     """Check the output file; return the writer of one that can be resumed."""
     if options.parquet:
-        check_output_file(options.parquet, ".parquet")
-    path = check_output_file(options.out, ".csv", ".jsonl", ".parquet") if options.out else None
+        output.check_output_file(options.parquet, ".parquet")
+    path = output.check_output_file(options.out, ".csv", ".jsonl", ".parquet") if options.out else None
     if options.output_path.endswith(".parquet"):
         formats.import_pyarrow()
         return None
@@ -243,9 +231,8 @@ def _select_candidates(
     if previous and choice == EngineChoice():
         name = "torch" if previous.engine.startswith("torch-") else previous.engine
         with contextlib.suppress(UsageError):  # of another model, which lacks this engine; its rows are refused later
-            return select_engine(
-                options.model, n_images, replace(choice, engine=name).apply_weights_options(args), dist
-            )
+            preferred = replace(choice, engine=name).apply_weights_options(args)
+            return select_engine(options.model, n_images, preferred, dist)
     return select_engine(options.model, n_images, choice.apply_weights_options(args), dist)
 
 
@@ -261,19 +248,15 @@ def _find_remaining(
     if writer is None:
         return None, 0, 0, 0
     config, row_format = session.engine.config, formats.select_row_format(writer.path.suffix, options.top)
+    artifact_digest = session.compute_artifact_digest()
     provenance = Provenance(
-        session.compute_model_digest(),
-        config.name,
-        config.device,
-        options.top,
-        row_format.columns,
-        session.compute_artifact_digest(),
+        session.compute_model_digest(), config.name, config.device, options.top, row_format.columns, artifact_digest
     )
     writer.check_existing(provenance, row_format)
     n_rows = len(writer.existing.names)
     if not n_rows:
         return None, 0, 0, 0
-    log(f"resumed: {pluralize(n_rows, 'row')} of {len(inputs):,} exist in {writer.part_path}")
+    output.log(f"resumed: {pluralize(n_rows, 'row')} of {len(inputs):,} exist in {writer.part_path}")
     return *writer.select_remaining(inputs, config.batch_size), n_rows, writer.existing.n_unreadable
 
 
@@ -297,7 +280,7 @@ def _discard(predictions: Iterable[formats.Prediction], options: Options) -> Non
 
 def _write_table(predictions: Iterable[formats.Prediction], options: Options) -> None:
     rows = [(prediction.file, *_format_prediction(prediction)) for prediction in predictions]
-    print_table(("file", "label", "probability"), rows, n_text_columns=2)
+    output.print_table(("file", "label", "probability"), rows, n_text_columns=2)
 
 
 def _format_prediction(prediction: formats.Prediction) -> tuple[str, str]:
@@ -316,12 +299,12 @@ def _write_csv(predictions: Iterable[formats.Prediction], options: Options) -> N
 
 def _write_jsonl(predictions: Iterable[formats.Prediction], options: Options) -> None:
     for prediction in predictions:
-        print(formats.format_json_line(prediction, not is_unicode_stdout()), flush=True)
+        print(formats.format_json_line(prediction, not output.is_unicode_stdout()), flush=True)
 
 
 def _write_json(predictions: Iterable[formats.Prediction], options: Options) -> None:
     records = [formats.build_record(prediction) for prediction in predictions]
-    print_json("predict", model=options.model, predictions=records)
+    output.print_json("predict", model=options.model, predictions=records)
 
 
 def _write_parquet(predictions: Iterable[formats.Prediction], options: Options) -> None:

@@ -14,24 +14,13 @@ from resnetkit.evaluation.result import Evaluation, format_accuracy
 
 def build_plan_record(network_plan: Plan) -> dict[str, Any]:
     """Build the JSON record of a plan: input (C, H, W), counts, depth, receptive field in pixels."""
-    return {
-        "input": network_plan.input,
-        "params": network_plan.params,
-        "macs": network_plan.macs,
-        "depth": network_plan.depth,
-        "receptive_field": network_plan.receptive_field,
-    }
+    names = ("input", "params", "macs", "depth", "receptive_field")
+    return {name: getattr(network_plan, name) for name in names}
 
 
 def build_accuracy_record(evaluation: Evaluation) -> dict[str, Any]:
     """Build the JSON record of an accuracy: the split, exact counts, top-1 (0 to 1) and its 95 % interval."""
-    return {
-        "split": evaluation.split,
-        "n": evaluation.n,
-        "correct": evaluation.correct,
-        "top1": evaluation.top1,
-        "interval": evaluation.interval,
-    }
+    return {name: getattr(evaluation, name) for name in ("split", "n", "correct", "top1", "interval")}
 
 
 def format_accuracy_line(evaluation: Evaluation) -> str:

@@ -42,9 +42,8 @@ class WeightsOptions:
         """
         if self.to_args():
             message = "these options are about a weights file, and the model is not one"
-            raise UsageError(
-                message, where=[model, " ".join(self.to_args())], fix="remove them, or name a weights file"
-            )
+            where = [model, " ".join(self.to_args())]
+            raise UsageError(message, where=where, fix="remove them, or name a weights file")
 
 
 DEFAULT_WEIGHTS = WeightsOptions()

@@ -107,7 +107,7 @@ class Dataset:
     Attributes:
         name: The source as the user wrote it.
         classes: The class names; label ``k`` means ``classes[k]``.
-        splits: The images of ``train``, ``val`` and ``test`` in this order, or of ``all`` if the data have no splits.
+        splits: The images of ``train``, ``val`` and ``test`` in this order, or of ``all`` if the data has no splits.
         notes: Sentences that the user should read, such as skipped files. None of them is an error.
     """
 
@@ -137,7 +137,7 @@ class Dataset:
             return concatenate_images(tuple(self.splits.values()))
         if name not in self.splits:
             fix = f"one of {', '.join(self.splits)}"
-            raise UsageError(f"the data have no split {name!r}", where=self.name, fix=fix)
+            raise UsageError(f"the data has no split {name!r}", where=self.name, fix=fix)
         return self.splits[name]
 
 

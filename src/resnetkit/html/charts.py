@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from resnetkit.formatting import truncate
 from resnetkit.html.svg import build_element, build_svg, build_text, build_title, build_wide_svg
 
 _HUES = {"one": "#2563eb", "two": "#d9480f", "three": "#2b8a3e", "four": "#9c36b5", "five": "#0b7285", "six": "#846a00"}
@@ -87,7 +88,7 @@ def _draw_line(index: int, name: str, points: Sequence[tuple[float, float]]) -> 
     color, dash = _COLORS[index % len(_COLORS)], {"stroke_dasharray": "6 4"} if index >= len(_COLORS) else {}
     x, y = _LEFT + 185.0 * (index % _LEGEND_COLUMNS), _TOP + _LEGEND_ROW_HEIGHT * (index // _LEGEND_COLUMNS)
     legend_line = build_element("line", x1=x, x2=x + 18, y1=y, y2=y, stroke=color, stroke_width=3, **dash)
-    legend_name = build_text(_truncate(name, 21), x + 24, y + 4, fill=_TEXT_COLOR)
+    legend_name = build_text(truncate(name, 21, "…"), x + 24, y + 4, fill=_TEXT_COLOR)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     polyline = build_element("polyline", points=path, fill="none", stroke=color, stroke_width=2, **dash)
     markers = [build_element("circle", cx=x, cy=y, r=2.5, fill=color) for x, y in points] if len(points) <= 40 else []
@@ -241,8 +242,10 @@ def draw_confusion_matrix(label: str, classes: Sequence[str], counts: Sequence[S
     for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
         y, x = top + 8 + size * i, left + size * (i + 0.5) + (4 if is_upright else 0)
         style = {"transform": f"rotate(-90 {x:g} {top:g})"} if is_upright else {"text_anchor": "middle"}
-        elements.append(build_text(_truncate(name), left - 6, y + size / 2 + 4, fill=_TEXT_COLOR, text_anchor="end"))
-        elements.append(build_text(_truncate(name), x, top, fill=_TEXT_COLOR, **style))
+        elements.append(
+            build_text(truncate(name, 16, "…"), left - 6, y + size / 2 + 4, fill=_TEXT_COLOR, text_anchor="end")
+        )
+        elements.append(build_text(truncate(name, 16, "…"), x, top, fill=_TEXT_COLOR, **style))
         for j, n in enumerate(row):
             fraction, tooltip = n / max(sum(row), 1), f"{name} predicted as {classes[j]}: {n}"
             elements.append(_draw_cell(left + size * j, y, n, fraction, _COLORS[2 if i == j else 1], tooltip=tooltip))
@@ -254,10 +257,5 @@ def _draw_cell(x: float, y: float, n: int, fraction: float, color: str, *, toolt
     style = {"rx": 3, "fill": color if n else _LINE_COLOR, "fill_opacity": round(0.1 + 0.7 * fraction if n else 0.3, 3)}
     box = build_element("rect", build_title(tooltip), x=x, y=y, width=_CELL_SIZE - 2, height=_CELL_SIZE - 2, **style)
     style = {"fill": _TEXT_COLOR, "text_anchor": "middle", "font_size": 11}
-    return build_element(
-        "g", box, build_text(str(n), x + _CELL_SIZE / 2 - 1, y + _CELL_SIZE / 2 + 4, **style) if n else ""
-    )
-
-
-def _truncate(name: str, limit: int = 16) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    count = build_text(str(n), x + _CELL_SIZE / 2 - 1, y + _CELL_SIZE / 2 + 4, **style) if n else ""
+    return build_element("g", box, count)

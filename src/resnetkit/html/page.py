@@ -70,9 +70,8 @@ def render_html(
         style: CSS of this package to add to the common style; not escaped, too.
     """
     css = STYLE + style
-    body = "".join(
-        f"<section>{f'<h2>{escape(heading)}</h2>' if heading else ''}{markup}</section>" for heading, markup in sections
-    )
+    titled = ((f"<h2>{escape(heading)}</h2>" if heading else "", markup) for heading, markup in sections)
+    body = "".join(f"<section>{heading}{markup}</section>" for heading, markup in titled)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_format_content_policy(css, script)}">'
@@ -107,17 +106,12 @@ def render_html_table(headings: Sequence[str], rows: Iterable[Sequence[object]])
     return render_scroll_box(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
-def render_stats(pairs: Iterable[tuple[str, str]]) -> str:
-    """Render large numbers with their names: (name, number)."""
-    return "<dl>" + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs) + "</dl>"
-
-
-def render_stat_cards(stats: Iterable[tuple[str, str, str]]) -> str:
-    """Render large numbers with their names and a detail in small letters: (name, number, detail)."""
-    blocks = [
-        f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd><dd class="more">{escape(detail)}</dd></div>'
-        for k, v, detail in stats
-    ]
+def render_stats(stats: Iterable[Sequence[str]]) -> str:
+    """Render large numbers with their names: (name, number), or (name, number, detail in small letters)."""
+    blocks = []
+    for name, number, *details in stats:
+        more = "".join(f'<dd class="more">{escape(detail)}</dd>' for detail in details)
+        blocks.append(f"<div><dt>{escape(name)}</dt><dd>{escape(number)}</dd>{more}</div>")
     return f"<dl>{''.join(blocks)}</dl>"
 
 

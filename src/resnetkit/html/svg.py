@@ -20,10 +20,9 @@ def build_element(tag: str, /, *children: str, **attributes: Any) -> str:
         children: Markup, already escaped.
         attributes: The attributes; ``stroke_width=2`` becomes ``stroke-width="2"``.
     """
-    pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_format_value(value))}"' for key, value in attributes.items()
-    )
-    return f"<{tag}{pairs}>{''.join(children)}</{tag}>" if children else f"<{tag}{pairs}/>"
+    values = {key.rstrip("_").replace("_", "-"): escape(_format_value(value)) for key, value in attributes.items()}
+    opening = " ".join([f"<{tag}", *(f'{key}="{value}"' for key, value in values.items())])
+    return f"{opening}>{''.join(children)}</{tag}>" if children else f"{opening}/>"
 
 
 def build_text(text: str, x: float | str, y: float, **attributes: Any) -> str:

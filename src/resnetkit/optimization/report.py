@@ -53,7 +53,7 @@ def render_optimize_report(name: str, result: saved.OptimizeResult) -> str:
     """
     plotted = [row for row in result.measurements if row.comparison.logit_error is not None and row.throughput]
     best = saved.select_best_per_engine(result)
-    sections = [("", html.render_stat_cards(_build_cards(result)))]
+    sections = [("", html.render_stats(_build_cards(result)))]
     if plotted and all(row.comparison.match_rate is None for row in plotted):
         sections.append(("", html.render_note(_LOGITS_ONLY_NOTE)))
     if plotted:

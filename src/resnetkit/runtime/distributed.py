@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from resnetkit.errors import DataError, UsageError
 
@@ -20,68 +20,48 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ProcessGroup(Protocol):
-    """The collectives of a run. All ranks must call the same ones in the same order."""
+class ProcessGroup:
+    """The collectives of a run. All ranks must call the same ones in the same order.
 
-    @property
-    def rank(self) -> int:
-        """The index of this process, from 0."""
+    This class itself is the group of a single process.
 
-    @property
-    def world_size(self) -> int:
-        """The number of processes."""
+    Attributes:
+        rank: the index of this process, from 0.
+        world_size: the number of processes.
+    """
+
+    rank, world_size = 0, 1
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which prints and writes files."""
+        return self.rank == 0
 
     def all_reduce_max(self, value: int) -> int:
         """Return the largest value of all ranks."""
+        return value
 
     def all_reduce_any(self, value: bool) -> bool:
         """Return whether the value of any rank is true."""
+        return bool(self.all_reduce_max(int(value)))
 
     def run_on_main(self, compute: Callable[[], Any]) -> Any:
         """Run a function on rank 0 and return its result, which JSON can represent, on all ranks."""
+        return compute()
 
     def all_gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, which JSON can represent, in the order of the ranks."""
+        return [value]
 
     def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of rank 0 on all ranks."""
+        return dict(tensors)
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks, which has the same bits on all of them."""
 
 
-@dataclass(frozen=True)
-class SingleProcess:
-    """A `ProcessGroup` of one process."""
-
-    rank: int = 0
-    world_size: int = 1
-    is_main: bool = True
-
-    def all_reduce_max(self, value: int) -> int:
-        return value
-
-    def all_reduce_any(self, value: bool) -> bool:
-        return value
-
-    def run_on_main(self, compute: Callable[[], Any]) -> Any:
-        return compute()
-
-    def all_gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(tensors)
-
-    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Do nothing: the sum over one process is its own value."""
-
-
-SINGLE_PROCESS = SingleProcess()
+SINGLE_PROCESS = ProcessGroup()
 
 # ------------------------------------------------------------------------------------------- the variables of torchrun
 

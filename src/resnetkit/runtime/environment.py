@@ -17,6 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnetkit.errors import read_extras
+
 if TYPE_CHECKING:
     import torch
 
@@ -107,13 +109,8 @@ def select_decodable_formats(formats: Sequence[str]) -> list[str]:
 
 def list_extras() -> dict[str, list[str]]:
     """Return extra -> its missing packages, read from the metadata of resnetkit."""
-    try:
-        package_metadata = metadata.metadata("resnetkit")
-    except metadata.PackageNotFoundError:  # run from source, without installation
-        return {}
-    requirements = _parse_requirements(package_metadata.get_all("Requires-Dist") or [])
-    extras = package_metadata.get_all("Provides-Extra") or []
-    return {extra: find_missing_packages(extra, requirements) for extra in extras}
+    requirements = read_extras()
+    return {extra: find_missing_packages(extra, requirements) for extra in requirements}
 
 
 def find_missing_packages(extra: str, requirements: Mapping[str, Sequence[str]]) -> list[str]:
@@ -125,23 +122,12 @@ def find_missing_packages(extra: str, requirements: Mapping[str, Sequence[str]])
     """
     packages: list[str] = []
     for requirement in requirements.get(extra, ()):
-        name, _, nested_extras = requirement.rstrip("]").partition("[")
+        name, *nested_extras = re.findall(r"[\w.-]+", requirement.partition("]")[0])
         if name == "resnetkit":
-            packages += chain.from_iterable(find_missing_packages(e, requirements) for e in nested_extras.split(","))
+            packages += chain.from_iterable(find_missing_packages(nested, requirements) for nested in nested_extras)
         elif _get_version(name) == _NOT_INSTALLED:
             packages.append(name)
     return packages
-
-
-def _parse_requirements(lines: Sequence[str]) -> dict[str, list[str]]:
-    """Return extra -> its packages, from lines such as ``scikit-learn>=1.7; extra == "demo"``."""
-    requirements: dict[str, list[str]] = {}
-    for line in lines:
-        extra = re.search(r"""extra\s*==\s*['"]([\w.-]+)['"]""", line)
-        package = re.match(r"[\w.-]+(\[[\w.,-]+\])?", line.replace(" ", ""))
-        if extra and package:
-            requirements.setdefault(extra[1], []).append(package[0])
-    return requirements
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from resnetkit.runtime.key_value_store import KeyValueStore
 
 REPORT_TIMEOUT = 3.0  # seconds that a process waits for the reports of the others after a collective has failed
 LOWER_RANK_TIMEOUT = 1.0  # seconds that a failed process waits for a report of a lower rank
-LINGER_SECONDS = 0.2  # time for the others to read the store, which may end with rank 0
+LINGER_SECONDS = 0.2  # rank 0 stays this long, because the store may end with it and the others must read it
 
 
 class FailureReporter:
@@ -119,7 +119,7 @@ class FailureReporter:
         return next((failure for failure in failures if failure[1]), None)
 
     def _make_peer_error(self, rank: int, failure: dict[str, Any]) -> PeerProcessError:
-        """Return an error that has a text once on every other machine, for its log."""
+        """Return the error for this rank; on each other machine, only local rank 0 has a text to print."""
         is_silent = self.launch.local_rank != 0 or self.hosts[rank] == self.hosts[self.launch.rank]
         what = "" if is_silent else f"{self.describe_rank(rank)} failed: {failure['what']}"
         return PeerProcessError(what, exit_code=int(failure["code"]))

@@ -22,15 +22,15 @@ from torch.distributed.rendezvous import rendezvous
 
 from resnetkit.errors import MachineError, UsageError
 from resnetkit.runtime.device import select_device
-from resnetkit.runtime.distributed import LaunchInfo, count_cores
+from resnetkit.runtime.distributed import LaunchInfo, ProcessGroup, count_cores
 from resnetkit.runtime.failures import FailureReporter
 from resnetkit.runtime.rendezvous import create_prefix_store
 
 _BUCKET_NUMEL = 8 * 2**20  # elements in one all_reduce
 
 
-class TorchProcessGroup:
-    """A `resnetkit.runtime.distributed.ProcessGroup` on torch.distributed.
+class TorchProcessGroup(ProcessGroup):
+    """The processes that torchrun has started, connected by torch.distributed.
 
     Args:
         launch: rank and world size of this process.
@@ -40,18 +40,11 @@ class TorchProcessGroup:
     def __init__(self, launch: LaunchInfo, failure_reporter: FailureReporter) -> None:
         self.rank, self.world_size, self.failure_reporter = launch.rank, launch.world_size, failure_reporter
 
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
     def all_reduce_max(self, value: int) -> int:
         tensor = torch.tensor([value])
         with self._explain_errors():
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
-
-    def all_reduce_any(self, value: bool) -> bool:
-        return bool(self.all_reduce_max(int(value)))
 
     def run_on_main(self, compute: Callable[[], Any]) -> Any:
         """Run a function on rank 0 and broadcast its result.
@@ -153,27 +146,24 @@ def _select_local_device(device: str, launch: LaunchInfo) -> torch.device:
     n_gpus = torch.cuda.device_count()
     if launch.local_world_size > n_gpus:
         what = f"{launch.local_world_size} processes on this machine, but {n_gpus} GPUs"
-        raise MachineError(
-            what, where="--nproc-per-node", fix="start at most one process per GPU, or pass --device cpu"
-        )
+        fix = "start at most one process per GPU, or pass --device cpu"
+        raise MachineError(what, where="--nproc-per-node", fix=fix)
     torch.cuda.set_device(launch.local_rank)
     return torch.device("cuda", launch.local_rank)
 
 
 def _connect(launch: LaunchInfo, device: torch.device, timeout: float) -> FailureReporter:
     """Initialize torch.distributed at the address that torchrun has set."""
-    timeout_delta = timedelta(seconds=timeout)
+    rank, world_size, timeout_delta = launch.rank, launch.world_size, timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         store = create_prefix_store(next(rendezvous("env://", timeout=timeout_delta))[0], launch, timeout)
-        dist.init_process_group(
-            backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout_delta
-        )
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout_delta)
         return FailureReporter(launch, store, timeout)
     except (ValueError, RuntimeError, TimeoutError) as error:
         reason = str(error).splitlines()[0][:200]
         raise MachineError(
-            f"the {launch.world_size} processes of this run could not connect to each other: {reason}",
-            where=f"rank {launch.rank}, at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}",
+            f"the {world_size} processes of this run could not connect to each other: {reason}",
+            where=f"rank {rank}, at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}",
             fix="start all of them with torchrun, with a --master-addr that every machine can reach",
         ) from error

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from resnetkit import file_types
 from resnetkit.errors import WeightsError
+from resnetkit.files import check_regular_file
 from resnetkit.weights.mismatch import sanitize_text
 from resnetkit.weights.pickles import GARBLED_REASON, find_pickle_problem, find_unknown_global
 from resnetkit.weights.unwrap import unwrap_containers
@@ -49,8 +50,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def _read_start(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # a pipe may never end
-        raise WeightsError("not a regular file", where=str(path), fix="put a copy of the file itself at this path")
+    check_regular_file(path, WeightsError)
     try:
         with path.open("rb") as file:
             return file.read(file_types.HEADER_SIZE)
