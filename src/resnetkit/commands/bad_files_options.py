@@ -18,8 +18,8 @@ class BadFilesOptions:
     bad_files: Annotated[str, Argument("skip|error")] = ""
     """How to treat unreadable images: skip (list and count them) or error. By default train skips and evaluate does
     not."""
-    max_bad: Annotated[str, Argument("SHARE")] = ""
-    """How many images may be skipped, as 10% or 0.1 of all; 1% by default."""
+    max_bad: Annotated[str, Argument("FRACTION")] = ""
+    """The largest fraction of images that may be skipped, such as 10% or 0.1; 1% by default."""
 
 
 DEFAULT_BAD_FILES = BadFilesOptions()

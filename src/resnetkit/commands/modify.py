@@ -77,9 +77,9 @@ class Options:
     fold_norms: bool = False
     """Fold batch norms into the convolutions before them."""
     network: Annotated[str, Argument("NAME")] = ""
-    """The network of the weights, if the file does not tell."""
+    """The network of the weights, if the file does not identify it."""
     dialect: Annotated[str, Argument("NAME")] = ""
-    """The library whose tensor names the weights use, if the file does not tell."""
+    """The library whose tensor names the weights use, if the file does not identify it."""
     json: bool = False
     """Print one JSON document instead of lines."""
 

@@ -48,7 +48,7 @@ class Options:
     engines: Annotated[tuple[str, ...], Argument("NAME")] = ()
     """The engines to try: openvino, onnxruntime, eager, compiled; all by default."""
     precisions: Annotated[tuple[str, ...], Argument("NAME")] = ()
-    """The precisions to try: int8, int8-body (stem and head in a higher one), bf16, fp32; all by default."""
+    """The precisions to try: int8, int8-body (stem and head in higher precision), bf16, fp32; all by default."""
     json: bool = False
     """Print one JSON document instead of a table."""
     weights: WeightsOptions = DEFAULT_WEIGHTS

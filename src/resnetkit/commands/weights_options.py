@@ -22,11 +22,11 @@ class WeightsOptions:
     """Statements about a weights file; they take precedence over those of the file."""
 
     network: Annotated[str, Argument("NAME")] = ""
-    """The network of the weights, if the file does not tell."""
+    """The network of the weights, if the file does not identify it."""
     dialect: Annotated[str, Argument("NAME")] = ""
-    """The library whose tensor names the weights use, if the file does not tell."""
+    """The library whose tensor names the weights use, if the file does not identify it."""
     reset_head: Annotated[int | None, Argument("CLASSES")] = None
-    """Replace the classifier by a new one with this number of classes."""
+    """Replace the classifier with a new one for this number of classes."""
     input_channels: int | None = None
     """Adapt the first convolution to this number of channels."""
 

@@ -178,7 +178,7 @@ def _prepare_images(
         np.save(work_dir / CALIBRATION_FILE, samples.calibration_images)
     labels = None if samples.labels is None else samples.labels[:n]
     reference = Fp32Reference(logits, samples.names[:n], labels, card.is_trained and data is not None, max_loss)
-    suffix = "; perhaps fewer of them in fp32 and bf16" if n > MIN_COMPARED_IMAGES else ""
+    suffix = "; fp32 and bf16 may be compared on fewer" if n > MIN_COMPARED_IMAGES else ""
     return reference, samples.describe(n) + suffix
 
 
