@@ -65,7 +65,7 @@ class Options:
     or torch."""
     device: DeviceOptions = DEFAULT_DEVICE
     precision: Annotated[str, Argument("auto|fp32|bf16")] = ""
-    """The precision: by default that of the saved engine, or fp32. If --precision or --device is given, torch computes."""
+    """The precision; by default that of the saved engine, or fp32. It makes torch compute, as --device does."""
     weights: WeightsOptions = DEFAULT_WEIGHTS
 
     @property

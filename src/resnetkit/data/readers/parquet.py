@@ -81,7 +81,7 @@ def _list_parquet_files(folder: Path) -> list[Path]:
 
 
 def _group_by_split(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Return the files of each split, and the names of other files; if no file has a split, all are ``all``."""
+    """Return the files of each split and the names of other files; without splits, all are ``all``."""
     paths = find_parquet_files(root)
     _check_all_shards(paths)
     paths_of_split: dict[str, list[Path]] = defaultdict(list)
