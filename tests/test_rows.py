@@ -522,7 +522,9 @@ def test_copy_needs_disk_space(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free))
     with pytest.raises(MachineError) as caught:
         open_dataset(tmp_path / "a.parquet")
-    assert caught.value.what == ("not enough disk space for the copy of the Parquet images: needs 210 MB, slightly less free")
+    assert caught.value.what == (
+        "not enough disk space for the copy of the Parquet images: needs 210 MB, slightly less is free"
+    )
     assert caught.value.fix == "set RESNETKIT_CACHE to a folder with more space"
     assert not list(tmp_path.glob("cache/parquet/*"))
 

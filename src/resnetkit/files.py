@@ -171,7 +171,7 @@ def check_free_space(folder: Path, n_bytes: int, purpose: str) -> None:
     free = shutil.disk_usage(existing_folder).free
     if free < n_bytes:
         needed, available = format_bytes(n_bytes), format_bytes(free)
-        amounts = f"needs {needed}, {available if available != needed else 'slightly less'} free"
+        amounts = f"needs {needed}, {available if available != needed else 'slightly less is'} free"
         what = f"not enough disk space for {purpose}: {amounts}"
         raise MachineError(what, where=str(folder), fix=f"{_DISK_FULL_FIX}: --out")
 
