@@ -13,6 +13,8 @@ import torch
 
 from resnetkit.architecture.spec import Network
 from resnetkit.cli import COMMANDS, main
+from resnetkit.commands.arguments import list_parameters, parse_options
+from resnetkit.errors import UsageError
 from resnetkit.network.build import build
 from resnetkit.runtime.environment import MatmulCheck, find_missing_packages, list_extras
 from resnetkit.serialization import from_toml, to_toml
@@ -203,9 +205,26 @@ INVALID_COMMANDS = {
     "explain resnet50 --json=1": (2, "error: --json takes no value\nwhere: resnetkit explain\n"),
     "explain resnet50 --depth 1 --depth=2": (
         2,
-        "error: --depth is given twice\nwhere: resnetkit explain\nfix: give --depth once\n",
+        "error: --depth is given twice: 1 and 2\nwhere: resnetkit explain\nfix: give --depth once\n",
     ),
-    "explain resnet50 --json --json": (2, "error: --json is given twice\n"),
+    "explain resnet50 --json --json": (2, "error: --json is given twice\nwhere: resnetkit explain\n"),
+    "explain resnet50 --html=a.html --json --html=a.html": (2, "error: --html is given twice: 'a.html' and 'a.html'\n"),
+    "--model A --model B": (
+        2,
+        "error: an option before the command: --model\nfix: begin with a command: resnetkit --help",
+    ),
+    "train digits --set seed=1 --set schedule.warmup=2 --set seed=1": (
+        2,
+        "error: the setting seed is given twice\nwhere: --set seed=1\n       --set seed=1\nfix: give seed once\n",
+    ),
+    "train digits --set schedule.warmup=2 --set schedule=cosine": (
+        2,
+        "error: the setting schedule is given twice\nwhere: --set schedule.warmup=2\n       --set schedule=cosine\n",
+    ),
+    "train digits --set optimizer={lr=1} --set seed=3 --set optimizer.lr=2": (
+        2,
+        "error: the setting optimizer.lr is given twice\nwhere: --set optimizer={lr=1}\n       --set optimizer.lr=2\n",
+    ),
     "explain resnet50 -x": (2, "error: unknown option: -x\nwhere: resnetkit explain\nfix: resnetkit explain --help\n"),
     "explain resnet50 --dep 1": (
         2,
@@ -287,6 +306,28 @@ def test_invalid_commands(arguments, cli, tmp_path, monkeypatch):
     assert (out if code == 0 else err).startswith(expected_text), err
     assert code == 0 or (out == "" and "Traceback" not in err and len(err.splitlines()) <= 6)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_option_given_twice_is_an_error(command):
+    options_type = importlib.import_module(f"resnetkit.commands.{command}").Options
+    options = [item for item in list_parameters(options_type) if not item.argument.is_positional and not item.is_list]
+    assert len(options) >= 2
+    for item in options:
+        is_flag, texts = item.value_type is bool, (*item.choices, "1", "2")[:2]
+        values = "" if is_flag else ": {!r} and {!r}".format(*(item.convert(command, text) for text in texts))
+        words = [item.option if is_flag else f"{item.option}={text}" for text in texts]
+        for spelled in (words, " ".join(words).replace("=", " ").split()):
+            with pytest.raises(UsageError) as caught:
+                parse_options(options_type, command, ["a", *spelled, "b"])
+            assert caught.value.what == f"{item.option} is given twice{values}"
+            assert (caught.value.exit_code, caught.value.fix) == (2, f"give {item.option} once")
+
+
+def test_lists_can_be_given_in_parts():
+    words = ["model/", "--engines", "openvino", "eager", "--json", "--engines=compiled", "--precisions", "fp32"]
+    options = parse_options(importlib.import_module("resnetkit.commands.optimize").Options, "optimize", words)
+    assert (options.engines, options.precisions) == (("openvino", "eager", "compiled"), ("fp32",))
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,8 @@ def _run_command(args: list[str]) -> int:
     command, *rest = args
     if any("\0" in arg for arg in args):
         raise UsageError("an argument holds a NUL character", fix="remove it; no file name can hold one")
+    if command.startswith("-"):
+        raise UsageError(f"an option before the command: {command}", fix="begin with a command: resnetkit --help")
     if command not in COMMANDS:
         raise UsageError(f"unknown command: {command!r}", fix=_suggest_command(command))
     module, prog = importlib.import_module(f"resnetkit.commands.{command}"), f"resnetkit {command}"

@@ -174,7 +174,8 @@ class _StoreOnce(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         if hasattr(namespace, self.dest):
-            raise UsageError(f"{option} is given twice", where=parser.prog, fix=f"give {option} once")
+            both = f": {getattr(namespace, self.dest)!r} and {values!r}" if self.nargs != 0 else ""
+            raise UsageError(f"{option} is given twice{both}", where=parser.prog, fix=f"give {option} once")
         setattr(namespace, self.dest, True if self.nargs == 0 else values)
 
 

@@ -67,7 +67,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Parse settings such as ``schedule.warmup=5`` into nested changes; values are TOML or a bare word.
 
     Raises:
-        UsageError: a setting is not KEY=VALUE, or sets a key inside a value.
+        UsageError: a setting is not KEY=VALUE, is given twice, or sets a key inside a value.
     """
     changes: dict[str, Any] = {}
     for setting in settings:
@@ -80,8 +80,16 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
                 raise UsageError("this key lies inside a value that another setting sets", where=setting)
+        if last in table:
+            where = [f"--set {item}" for item in settings if _is_same_or_inside(item.partition("=")[0], path)]
+            raise UsageError(f"the setting {path} is given twice", where=where, fix=f"give {path} once")
         table[last] = _parse_value(value)
     return changes
+
+
+def _is_same_or_inside(first: str, second: str) -> bool:
+    """Return whether one of two paths is the other, or lies inside it."""
+    return f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
 
 
 def _parse_value(text: str) -> Any:
