@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from resnetkit.commands.arguments import Argument
 from resnetkit.commands.bad_files_options import DEFAULT_BAD_FILES, BadFilesOptions
+from resnetkit.commands.data_options import DEFAULT_DATA_READING, DataReadingOptions
 from resnetkit.commands.distributed import DEFAULT_DEVICE, DeviceOptions, init_distributed
 from resnetkit.commands.output import (
     log,
@@ -42,6 +43,7 @@ class Options:
     """A folder, a table (.csv), Parquet or an archive as train takes it, or digits."""
     split: Literal["train", "val", "test", "all"] | None = None
     """The split to evaluate; by default test, else val, else all."""
+    reading: DataReadingOptions = DEFAULT_DATA_READING
     bad_files: BadFilesOptions = DEFAULT_BAD_FILES
     engine: Annotated[str, Argument("torch|auto|NAME")] = "torch"
     """The inference engine: the network itself (torch), the fastest that optimize saved (auto), or one of those."""
@@ -70,7 +72,13 @@ def _run(options: Options, dist: ProcessGroup, device: str) -> int:
     model = load_with_options(options.model, options.weights)
     with progress_bar("reading") as on_progress:
         prepared = prepare_evaluation(
-            model, options.data, options.split, bad_files_policy, on_progress=on_progress, dist=dist
+            model,
+            options.data,
+            options.split,
+            bad_files_policy,
+            on_progress=on_progress,
+            dist=dist,
+            options=options.reading.build(),
         )
     with open_inference(candidates, model, device, options.precision) as (logits_fn, engine_note):
         if engine_note:

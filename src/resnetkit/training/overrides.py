@@ -8,10 +8,12 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from resnetkit.data.bad_files import parse_bad_files_policy
+from resnetkit.data.options import DataOptions
 from resnetkit.errors import TextError, UsageError
 from resnetkit.serialization import merge, parse_json, parse_toml, read_text, to_data
 from resnetkit.training.presets import get_preset
@@ -37,6 +39,7 @@ def merge_options(
     input_channels: int | None = None,
     bad_files: str | None = None,
     max_bad: str | float | None = None,
+    **data_options: Any,
 ) -> dict[str, Any]:
     """Return nested settings with the options of the command line merged over them.
 
@@ -59,12 +62,14 @@ def merge_options(
         input_channels: The input channels for a weights file.
         bad_files: ``skip`` or ``error``.
         max_bad: The share of images that may be skipped: 0.1 or ``10%``.
+        **data_options: The fields of `DataOptions`, such as ``merge_classes``.
     """
     settings = merge(get_preset(recipe).changes, settings) if recipe else settings
     weights_options = _drop_unset(
         network=network, dialect=dialect, reset_head=reset_head, input_channels=input_channels
     )
     values: dict[str, Any] = {
+        "data_options": _drop_unset(**data_options),
         "epochs": epochs,
         "batch_size": batch_size,
         "seed": seed,
@@ -143,4 +148,5 @@ def flatten_settings(settings: Mapping[str, Any], path: str = "") -> dict[str, s
     return values
 
 
-TRAIN_OPTION_NAMES = tuple(inspect.signature(merge_options).parameters)[1:]
+_DATA_OPTIONS = tuple(field.name for field in fields(DataOptions))
+TRAIN_OPTION_NAMES = (*tuple(inspect.signature(merge_options).parameters)[1:-1], *_DATA_OPTIONS)
