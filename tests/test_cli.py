@@ -66,7 +66,7 @@ def test_unreadable_image_is_a_row_and_exit_code_3(trained, cli, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"x")
     code, out, err = cli("predict", tmp_path / "bad.jpg", data / "rose" / "0.png", "--model", run)
     assert code == 3
-    assert "(not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF)" in out.splitlines()[1]
+    assert "(not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, ICO, PPM)" in out.splitlines()[1]
     assert len(out.splitlines()) == 3
     assert err == (
         "engine: torch fp32, batch 32 x 1\n"
@@ -122,7 +122,7 @@ def test_doctor(cli, monkeypatch, tmp_path):
     assert {"python", "system", "machine", "processor", "cores", "threads", "features", "gpu", "pyarrow"} <= set(values)
     assert values["cache"] == str(tmp_path / "my cache")
     spaced = re.sub(" +", " ", out)
-    assert "image formats JPEG, PNG, WEBP, BMP, GIF\n" in spaced
+    assert "image formats JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, ICO, PPM\n" in spaced
     assert "extra demo installed" in spaced
     assert list(tmp_path.iterdir()) == []
     document = json.loads(cli("doctor", "--json")[1])

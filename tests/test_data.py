@@ -15,6 +15,7 @@ from resnetkit.data.dataset import compute_fingerprint, split_dataset
 from resnetkit.data.loader import ImageLoader
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, UsageError
+from resnetkit.images.decode import FORMATS
 from resnetkit.images.prepare import load_pixels
 from resnetkit.prediction.inputs import ImageInput
 from resnetkit.prediction.pipeline import run_pipeline
@@ -150,7 +151,7 @@ def test_error_lists_every_unreadable_image(pictures):
         ImageLoader(data.train_split, make_default_preparation(spec("resnet20")), SkippedFiles(data, Error()))
     assert caught.value.what == "7 unreadable images"
     assert len(caught.value.where) == 7
-    assert caught.value.where[0] == f"{root}/a/0.png: not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF"
+    assert caught.value.where[0] == f"{root}/a/0.png: not a supported image; allowed: {', '.join(FORMATS)}"
     assert caught.value.fix == (
         "repair or remove them, or skip them (--bad-files skip); "
         f"resnetkit check {root} --write-list bad.txt lists all of them"

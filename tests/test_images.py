@@ -42,8 +42,65 @@ def noise(*shape):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_formats(kind):
-    image = Image.fromarray(np.full((6, 5, 3), 200, np.uint8))
-    assert decode(encoded(image, kind)).size == (5, 6)
+    image = Image.fromarray(np.full((16, 16, 3), 200, np.uint8))
+    assert decode(encoded(image, kind)).size == (16, 16)
+
+
+TIFF_VARIANTS = {
+    "plain": {}, "LZW": {"compression": "tiff_lzw"}, "deflate": {"compression": "tiff_deflate"},
+    "PackBits": {"compression": "packbits"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", TIFF_VARIANTS)
+def test_tiff_has_the_pixels_of_png(variant):
+    pixels = noise(9, 12, 3)
+    decoded = decode(encoded(Image.fromarray(pixels), "TIFF", **TIFF_VARIANTS[variant]))
+    assert np.array_equal(np.asarray(decoded), pixels)
+    deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    expected = decode(encoded(deep), "L")
+    assert np.array_equal(np.asarray(decode(encoded(deep, "TIFF", **TIFF_VARIANTS[variant]), "L")), expected)
+    assert np.array_equal(np.asarray(expected), pixels[..., 0])
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
+def test_orientation_is_applied_once(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 32, 1).repeat(48, 0))  # dark left, light right
+    decoded = np.asarray(decode(encoded(image, kind, exif=exif), "L")).astype(int)
+    assert decoded.shape == (64, 48)
+    assert decoded[:30].max() < 20
+    assert decoded[34:].min() > 235
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_range_are_refused(dtype):
+    with pytest.raises(ImageError, match="floating-point or 32-bit numbers, whose range is unknown"):
+        decode(encoded(Image.fromarray(noise(9, 12).astype(dtype)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF", "PPM"])
+def test_truncated_files_of_other_formats_are_refused(kind):
+    content = encoded(Image.fromarray(noise(40, 60, 3)), kind)
+    for size in (20, len(content) // 2, len(content) - 1):
+        with pytest.raises(ImageError):
+            decode(content[:size])
+
+
+def test_icons_are_checked_like_their_images():
+    image = Image.fromarray(noise(48, 48, 3))
+    assert decode(encoded(image, "ICO", sizes=[(16, 16), (48, 48)])).size == (48, 48)
+    assert decode(encoded(image, "ICO", sizes=[(32, 32)], bitmap_format="bmp")).size == (32, 32)
+    large = encoded(Image.new("L", (9000, 8000)))  # more pixels than the entry of the icon says
+    entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(large), 22)
+    with pytest.raises(ImageError, match="more than 64,000,000 pixels"):
+        decode(b"\0\0\1\0\1\0" + entry + large)
+    bitmap = struct.pack("<IiiHHIIiiII", 40, 9000, 16000, 1, 24, 0, 0, 0, 0, 0, 0)
+    with pytest.raises(ImageError, match="a bitmap in the icon is larger than 256x256 pixels"):
+        decode(b"\0\0\1\0\1\0" + entry + bitmap)
+    with pytest.raises(ImageError, match="the icon has no image"):
+        decode(b"\0\0\1\0\0\0")
 
 
 # ------------------------------------------------------------------------------------------------------ not an image
@@ -69,14 +126,10 @@ OTHER_FORMATS = {  # first bytes, or a format that Pillow writes
     "EPS": "EPS",
     "FITS": b"SIMPLE  =                    T" + b" " * 50,
     "PDF": "PDF",
-    "TIFF": "TIFF",
     "JPEG 2000": "JPEG2000",
     "JPEG XL": b"\xff\x0a" + bytes(20),
     "SVG": b'<?xml version="1.0"?>\n<!-- drawn --><svg xmlns="http://www.w3.org/2000/svg"/>',
     "HEIC": b"\0\0\0\x18ftypheic" + bytes(20),
-    "AVIF": b"\0\0\0\x18ftypavif" + bytes(20),
-    "ICO": "ICO",
-    "PPM": "PPM",
     "OpenEXR": b"v/1\x01" + bytes(20),
     "DICOM": bytes(128) + b"DICM" + bytes(20),
 }
@@ -96,7 +149,7 @@ def test_other_formats_are_rejected_by_name_and_never_parsed(tmp_path, monkeypat
         with pytest.raises(ImageError) as caught:
             decode(source)
         assert str(caught.value) == (
-            f"error: format {kind} is not supported; allowed: JPEG, PNG, WEBP, BMP, GIF\n"
+            f"error: format {kind} is not supported; allowed: JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, ICO, PPM\n"
             f"where: {where}\nfix: save it as PNG or JPEG"
         )
 
@@ -115,7 +168,7 @@ NOT_IMAGES = {
     "this is a pickle, not an image": b"\x80\x02}.",
     "this is an HDF5 file, not an image": b"\x89HDF\r\n\x1a\n",
     "the file is empty": b"",
-    "not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF": b"just text",
+    "not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, ICO, PPM": b"just text",
     "damaged, or an unusual variant: the JPEG header cannot be read": b"\xff\xd8\xff\xe0",
 }
 

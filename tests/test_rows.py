@@ -20,6 +20,7 @@ from resnetkit.data.loader import ImageLoader
 from resnetkit.data.open import open_dataset
 from resnetkit.data.readers import parquet as parquet_reader
 from resnetkit.errors import DataError, ImageError, MachineError
+from resnetkit.images.decode import FORMATS
 
 from helpers.processes import AUDIT
 
@@ -256,7 +257,7 @@ def test_error_of_an_unreadable_row_names_the_reason(tmp_path):
             "the row has no image",
             "the row has no bytes, only a file name; resnetkit opens no file that another file names",
             "the row has no image",
-            "not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF",
+            f"not a supported image; allowed: {', '.join(FORMATS)}",
         ]
         assert rows.format_location(1).endswith(".arrow row 1" if name == "saved" else "rows.parquet row 1")
 
@@ -345,7 +346,8 @@ def test_ambiguous_and_missing_columns_are_errors(tmp_path):
     assert str(open_error(tmp_path / "a.parquet")) == (
         f"error: no unique column for images\nwhere: {tmp_path / 'a.parquet'}\n"
         "       columns: label: int64, left: binary, right: binary\n"
-        "fix: keep one column of bytes called image, and one of integers or strings called label"
+        "fix: keep one column of bytes called image, and one of integers or strings called label; "
+        "or choose: --image-column, --label-column"
     )
     parquet.write_table(table(3, features=None, category=TEXTS), tmp_path / "a.parquet")
     assert open_error(tmp_path / "a.parquet").what == "no unique column for labels"
@@ -381,7 +383,10 @@ def test_description_of_columns_that_is_not_json(tmp_path):
 def test_split_without_labels_is_reported_and_not_used(tmp_path):
     root = hub(tmp_path / "d", train=table(9), test=table(3, label=pyarrow.array([-1, -1, -1])))
     data = open_dataset(root)
-    assert (list(data.splits), data.notes) == (["train"], ("the test split has no labels, so it is not used",))
+    assert (list(data.splits), data.notes) == (
+        ["train"],
+        ("skipped 3 images of the unlabeled test split: row 0, row 1, row 2",),
+    )
 
 
 def test_class_that_only_val_has_is_an_error(tmp_path):
@@ -415,7 +420,7 @@ def test_layouts_of_splits(tmp_path):
     assert list(open_dataset(tmp_path / "a").splits) == ["train", "test"]
     assert list(open_dataset(tmp_path / "a" / "default").splits) == ["train", "test"]
     root = hub(tmp_path / "b", train=table(3), extra=table(3))
-    assert open_dataset(root).notes == ("skipped files of unknown splits: extra.parquet",)
+    assert open_dataset(root).notes == ("skipped 1 file of unknown splits: extra.parquet",)
     assert list(open_dataset(hub(tmp_path / "c", x=table(3), y=table(3))).splits) == ["all"]
 
 

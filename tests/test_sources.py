@@ -16,6 +16,7 @@ import resnetkit as rk
 from resnetkit.data.dataset import compute_fingerprint, find_leaks, split_dataset
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, UsageError
+from resnetkit.images.decode import SUFFIXES
 
 from helpers.tiny import BASE
 
@@ -65,7 +66,7 @@ def test_hidden_and_empty_folders_are_skipped(pictures):
     data = open_dataset(root)
     assert data.classes == ("ant", "bee")
     assert len(data.train_split) == 6
-    assert data.notes == ("skipped folders without images: wasp",)
+    assert data.notes == ("skipped 1 folder without images: wasp",)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +96,22 @@ def test_folder_next_to_splits_is_not_a_class(pictures):
 
 def test_skipped_files_are_counted(pictures):
     root = pictures("d", ["ant", "bee"], 3)
-    for name in ("1.tif", "2.TIF", "notes.txt", "README"):
+    for name in ("1.heic", "2.HEIC", "notes.txt", "README"):
         (root / "ant" / name).write_bytes(b"x")
+    shutil.copy(root / "ant" / "1.png", root / "bee" / "1.png.part")
+    (root / "labels.txt").write_text("x")
     (root / "loose.png").write_bytes(b"x")
     (root / "ant" / "__1.png").write_bytes((root / "ant" / "1.png").read_bytes())
     data = open_dataset(root)
     assert data.notes == (
-        "skipped files of other types: 2 .tif, 1 README, 1 .txt (supported: .jpg .jpeg .png .webp .bmp .gif)",
-        "skipped images outside of class folders: loose.png",
+        f"skipped 5 files of other types: 2 .heic, 1 .part (PNG), 1 .txt, 1 README (supported: {' '.join(SUFFIXES)})",
+        "skipped 1 image outside of class folders: loose.png",
+        "skipped 1 file outside of class folders: 1 .txt",
     )
+    assert {kind: len(paths) for kind, paths in data.findings.items()} == {
+        "skipped files of other types": 5,
+        "skipped images outside of class folders": 1,
+    }
     assert len(data.train_split) == 7
 
 
@@ -208,11 +216,9 @@ def test_extra_class_unknown_split_and_empty_split(table):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("path,label,width", "unknown column: 'width'"),
         ("path,name", "the column label is missing"),
         ("a.png,ant", "the column path is missing"),
-        ("path,label,part,split", "two columns have the same meaning"),
-        ("path,label,class", "two columns have the same meaning"),
+        ("path,label,class", "two columns can be the label: label, class; choose: --label-column"),
         ("", "the column path is missing"),
     ],
 )
@@ -220,7 +226,10 @@ def test_wrong_headers(table, header, message):
     with pytest.raises(DataError) as caught:
         open_dataset(table(header + "\nant/0.png,ant,3\n"))
     assert f"line 1: {message}" in caught.value.where
-    assert caught.value.fix == "name the columns path, label and optionally split; remove other columns"
+    assert f"line 1: the columns are: {(header or 'ant/0.png,ant,3').replace(',', ', ')}" in caught.value.where
+    assert caught.value.what == "the table has unusable columns"
+    fix = "name the columns path and label, or choose them: --image-column, --label-column, --split-column"
+    assert caught.value.fix == fix
 
 
 def test_table_without_rows(table):

@@ -140,7 +140,7 @@ def test_predictions_come_in_order_and_bad_files_are_rows(trained, tmp_path):
     assert [answer.file for answer in answers[:4]] == [str(path) for path in files[:4]]
     assert len(answers) == 4 + 20
     assert (answers[0].label, answers[0].error, len(answers[0].top)) == ("rose", "", 2)
-    assert answers[1].error == "not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF"
+    assert answers[1].error == "not a supported image; allowed: JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, ICO, PPM"
     assert answers[2].error == "the file does not exist"
     assert answers[3].label in run.card.classes
     assert sum(answer.label == "tulip" for answer in answers[4:]) >= 18

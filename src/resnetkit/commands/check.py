@@ -5,12 +5,13 @@ This module imports no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 from resnetkit.commands import output
 from resnetkit.commands.arguments import Argument
+from resnetkit.commands.data_options import DEFAULT_DATA_READING, DataReadingOptions
 from resnetkit.commands.records import build_file_errors
 from resnetkit.data.check import CheckResult, DuplicateGroup, check
 from resnetkit.errors import DataError
@@ -30,6 +31,7 @@ class Options:
 
     data: Annotated[str, Argument("DATA", is_positional=True)]
     """A folder, a table (.csv), Parquet or an archive as train takes it, or digits."""
+    reading: DataReadingOptions = DEFAULT_DATA_READING
     page: Annotated[str, Argument("FILE")] = ""
     """An .html file to write: the findings with their images."""
     write_list: Annotated[str, Argument("FILE")] = ""
@@ -45,16 +47,17 @@ def run(options: Options) -> int:
     if options.write_list:
         output.check_output_file(options.write_list, ".txt")
     with output.progress_bar("checking images") as on_progress:
-        result = check(options.data, on_progress=on_progress)
+        result = check(options.data, on_progress=on_progress, **asdict(options.reading))
     if options.json:
         output.print_json("check", data=options.data, **_build_record(result))
     else:
         _show(result)
     _write_files(options, result)
+    data_args = [options.data, *options.reading.build().to_args()]
     if not result.findings:
-        output.suggest_next("resnetkit train", options.data, "--model", "resnet18")
+        output.suggest_next("resnetkit train", *data_args, "--model", "resnet18")
     elif not options.page:
-        output.suggest_next("resnetkit check", options.data, "--page", "check.html")
+        output.suggest_next("resnetkit check", *data_args, "--page", "check.html")
     return DataError.exit_code if result.findings else 0
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from resnetkit.commands import output
 from resnetkit.commands.arguments import Argument
 from resnetkit.commands.bad_files_options import DEFAULT_BAD_FILES, BadFilesOptions
+from resnetkit.commands.data_options import DEFAULT_DATA_READING, DataReadingOptions
 from resnetkit.commands.distributed import DEFAULT_DEVICE, DeviceOptions, init_distributed
 from resnetkit.commands.records import build_accuracy_record, build_file_errors, format_accuracy_line, format_skipped
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
@@ -34,6 +35,7 @@ class Options:
     """A folder, a table (.csv), Parquet or an archive as train takes it, or digits."""
     split: Literal["train", "val", "test", "all"] | None = None
     """The split to evaluate; by default test, else val, else all."""
+    reading: DataReadingOptions = DEFAULT_DATA_READING
     bad_files: BadFilesOptions = DEFAULT_BAD_FILES
     engine: Annotated[str, Argument("torch|auto|NAME")] = "torch"
     """The inference engine: the network itself (torch), the fastest that optimize saved (auto), or one of those."""
@@ -62,7 +64,13 @@ def _run(options: Options, dist: ProcessGroup, device: str) -> int:
     model = load_with_options(options.model, options.weights)
     with output.progress_bar("reading") as on_progress:
         prepared = prepare_evaluation(
-            model, options.data, options.split, bad_files_policy, on_progress=on_progress, dist=dist
+            model,
+            options.data,
+            options.split,
+            bad_files_policy,
+            on_progress=on_progress,
+            dist=dist,
+            options=options.reading.build(),
         )
     with open_inference(candidates, model, device, options.precision) as (logits_fn, engine_note):
         if engine_note:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from resnetkit.commands.arguments import Argument
 from resnetkit.commands.bad_files_options import DEFAULT_BAD_FILES, BadFilesOptions
+from resnetkit.commands.data_options import DEFAULT_DATA_READING, DataReadingOptions
 from resnetkit.commands.distributed import DEFAULT_DEVICE, SAME_SIGNAL_SECONDS, DeviceOptions, init_distributed
 from resnetkit.commands.output import can_rewrite_lines, log, print_json, print_text, suggest_next
 from resnetkit.commands.records import build_accuracy_record, build_file_errors, format_accuracy_line, format_skipped
@@ -23,7 +24,7 @@ from resnetkit.runtime.signals import SignalHandler, handle_signals
 from resnetkit.serialization import merge
 from resnetkit.training.overrides import merge_options, parse_settings, read_config_file
 from resnetkit.training.recipe_limits import edit_recipe
-from resnetkit.training.resolve import resolve_model_name, resolve_recipe
+from resnetkit.training.resolve import get_data_options, resolve_model_name, resolve_recipe
 from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, resolve_model
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Options:
     track: Annotated[str | None, Argument("NAMES", default_text="from --config, or none")] = None
     """Also log to these trackers (comma-separated): tensorboard, mlflow, wandb. Each needs its extra, and writes into
     the run folder only."""
+    reading: DataReadingOptions = DEFAULT_DATA_READING
     bad_files: BadFilesOptions = DEFAULT_BAD_FILES
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, _BY_DATA] = None
     """The precision of the computation; auto is bf16 if the processor has bf16 instructions."""
@@ -141,7 +143,7 @@ def _show(options: Options, run: Run) -> None:
         log(f"note: training stopped early: {run.results.stop_reason}")
     for line in format_skipped(evaluation.skipped):
         log(line)
-    suggest_next("resnetkit evaluate", str(run.path), run.recipe.data)
+    suggest_next("resnetkit evaluate", str(run.path), run.recipe.data, *run.recipe.data_options.to_args())
 
 
 def _train(options: Options, overrides: dict[str, Any], signals: SignalHandler, dist: ProcessGroup, device: str) -> Run:
@@ -183,7 +185,8 @@ def _collect_overrides(options: Options) -> dict[str, Any]:
     file_overrides = read_config_file(Path(options.config)) if options.config else {}
     overrides = merge(file_overrides, parse_settings(options.set))
     values = {name: getattr(options, name) for name in _OVERRIDES}
-    values |= {name: value or None for name, value in (asdict(options.weights) | asdict(options.bad_files)).items()}
+    groups = asdict(options.weights) | asdict(options.bad_files) | asdict(options.reading)
+    values |= {name: value or None for name, value in groups.items()}
     return merge_options(overrides, **values)
 
 
@@ -203,6 +206,6 @@ def _print_config(options: Options, overrides: dict[str, Any]) -> int:
 
         network = load_base_network(model, overrides)
         spec = network.card.spec if network else None
-    n_images = len(open_dataset(options.data).train_split)
+    n_images = len(open_dataset(options.data, options=get_data_options(overrides)).train_split)
     print(to_toml(resolve_recipe(n_images, options.data, model, overrides, spec)), end="")
     return 0

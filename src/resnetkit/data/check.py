@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from resnetkit.data.class_names import describe_spellings, find_spellings
 from resnetkit.data.dataset import Dataset, Images, hash_content
 from resnetkit.data.open import open_dataset
+from resnetkit.data.options import DataOptions
 from resnetkit.errors import ImageError
 from resnetkit.formatting import join_names
 from resnetkit.images.decode import try_read
@@ -115,12 +118,14 @@ class CheckResult:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """All problems; empty if the data are sound."""
-        missing = self.dataset.find_missing_classes()
+        missing, spellings = self.dataset.find_missing_classes(), find_spellings(self.dataset.classes)
         examples_of_kind = {
             "unreadable images": [f"{image.location}: {image.error}" for image in self.unreadable],
             **{kind: list(map(str, groups)) for kind, groups in self.duplicates_by_kind.items()},
             "missing classes": [f"{split} has no images of {join_names(names)}" for split, names in missing.items()],
             "class imbalance": list(self._find_imbalance()),
+            "classes written in several ways": list(map(describe_spellings, spellings)),
+            **self.dataset.findings,
         }
         return tuple(Finding(kind, tuple(examples)) for kind, examples in examples_of_kind.items() if examples)
 
@@ -147,7 +152,7 @@ class CheckResult:
                 yield f"{split}: {classes[most_common]} has {max_count:,} images, {classes[rarest]} has {min_count:,}"
 
 
-def check(data: str | Path, *, on_progress: ProgressCallback | None = None) -> CheckResult:
+def check(data: str | Path, *, on_progress: ProgressCallback | None = None, **options: Any) -> CheckResult:
     """Decode every image of a dataset on all cores and look for problems; nothing is written.
 
     Problems are unreadable images, duplicates (equal pixels after EXIF rotation, in RGB), leaks between splits,
@@ -156,8 +161,9 @@ def check(data: str | Path, *, on_progress: ProgressCallback | None = None) -> C
     Args:
         data: A folder, a table, an archive, or ``digits``, as in `open_dataset`.
         on_progress: Called with (images done, all images).
+        **options: The fields of `DataOptions`, such as ``merge_classes=True``.
     """
-    dataset = open_dataset(data, on_progress)
+    dataset = open_dataset(data, on_progress, DataOptions(**options))
     positions = [(split, i) for split, images in dataset.splits.items() for i in range(len(images))]
     chunks = [positions[i : i + _CHUNK_SIZE] for i in range(0, len(positions), _CHUNK_SIZE)]
     images: list[ImageInfo] = []

@@ -12,17 +12,18 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from resnetkit.data.class_names import check_classes, find_spellings
 from resnetkit.data.readers.row_index import ImageRows, concatenate_rows
 from resnetkit.data.readers.row_index import Indices as Indices  # noqa: PLC0414  defined there, public here
-from resnetkit.errors import DataError, ImageError, UsageError, find_closest
+from resnetkit.errors import DataError, ImageError, UsageError
 from resnetkit.formatting import join_names
 from resnetkit.images.decode import decode
 
@@ -109,12 +110,14 @@ class Dataset:
         classes: The class names; label ``k`` means ``classes[k]``.
         splits: The images of ``train``, ``val`` and ``test`` in this order, or of ``all`` if the data has no splits.
         notes: Sentences that the user should read, such as skipped files. None of them is an error.
+        findings: Kind of problem -> its occurrences, as far as opening the data finds them, such as skipped files.
     """
 
     name: str
     classes: tuple[str, ...]
     splits: dict[str, Images]
     notes: tuple[str, ...] = ()
+    findings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def train_split(self) -> Images:
@@ -155,52 +158,26 @@ def concatenate_images(splits: Sequence[Images]) -> Images:
     return ImageFiles(tuple(paths), names, labels)
 
 
-# --------------------------------------------------------------------------------------------------------- class names
+# ------------------------------------------------------------------------------------------------------------- classes
 
 
-def is_text(name: str) -> bool:
-    """Return whether a class name is printable text, as cards, tables and web pages need it."""
-    return name.isprintable() and not any("\ud800" <= character <= "\udfff" for character in name)
+def merge_spellings(dataset: Dataset) -> Dataset:
+    """Merge the classes whose names mean the same, under the shortest name; a note lists them."""
+    groups = find_spellings(dataset.classes)
+    first_spelling = {name: group[0] for group in groups for name in group}
+    classes = tuple(name for name in dataset.classes if first_spelling.get(name, name) == name)
+    label_of_class = {name: label for label, name in enumerate(classes)}
+    labels = np.array([label_of_class[first_spelling.get(name, name)] for name in dataset.classes], np.int64)
+    splits = {split: replace(images, labels=labels[images.labels]) for split, images in dataset.splits.items()}
+    notes = [f"merged classes: {join_names([' = '.join(map(repr, group)) for group in groups])}"] if groups else []
+    return replace(dataset, classes=classes, splits=splits, notes=(*dataset.notes, *notes))
 
 
-def hint_name(name: str, known_names: Iterable[str]) -> str:
-    """Return the beginning of a fix, "did you mean X? Otherwise ", or "" if no known name is similar.
-
-    Args:
-        name: The unknown name.
-        known_names: The allowed names.
-    """
-    return "".join(f"did you mean {match}? Otherwise " for match in find_closest(name, known_names))
-
-
-def describe_extra_classes(split: str, train_split: str, classes: Sequence[str]) -> str:
-    """Describe classes that the model cannot learn.
-
-    Args:
-        split: The split that has them.
-        train_split: The split to train on, which lacks them.
-        classes: Their names.
-    """
-    return f"{split} has a class that {train_split} lacks: {join_names(classes)}"
-
-
-def check_classes(classes_of_split: Mapping[str, Iterable[str]], location: str) -> None:
-    """Check that every class of any split also occurs in the first split.
-
-    Args:
-        classes_of_split: Split -> the names of its classes.
-        location: The dataset, for the error.
-
-    Raises:
-        DataError: a split has a class that cannot be learned; the error suggests a similar name.
-    """
-    train_split = next(iter(classes_of_split))
-    known = sorted(classes_of_split[train_split])
-    for split, classes in classes_of_split.items():
-        extra = sorted(set(classes) - set(known))
-        if extra:
-            fix = f"{hint_name(extra[0], known)}add it to {train_split}, or remove it from {split}"
-            raise DataError(describe_extra_classes(split, train_split, extra), where=location, fix=fix)
+def check_split_classes(dataset: Dataset) -> None:
+    """Check that ``train`` has every class of the other splits; raises `DataError` like `check_classes`."""
+    classes = np.array(dataset.classes, dtype=object)
+    names = {split: classes[np.unique(images.labels)].tolist() for split, images in dataset.splits.items()}
+    check_classes(names, dataset.name)
 
 
 # -------------------------------------------------------------------------------------------------------------- splits

@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from resnetkit.data.bad_files import parse_bad_files_policy
+from resnetkit.data.options import DataOptions
 from resnetkit.engines.reference import open_tensor_inference
 from resnetkit.engines.select import EngineCandidates, EngineChoice, select_engine
 from resnetkit.evaluation.metrics import prepare_evaluation
@@ -34,6 +36,7 @@ def evaluate(
     bad_files: str | None = None,
     max_bad: str | float | None = None,
     on_progress: ProgressCallback | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Measure the accuracy of a model on one split of a dataset; classes are matched by name.
 
@@ -49,6 +52,7 @@ def evaluate(
         bad_files: ``error`` or ``skip`` for unreadable images; ``skip`` lists them in the result.
         max_bad: the largest share of images to skip; 0.01 by default.
         on_progress: called with (images read, images in all).
+        **options: the fields of `DataOptions`, such as ``merge_classes=True`` or ``label_column="species"``.
 
     Raises:
         DataError: the dataset has a class that the model does not have, or an unreadable image.
@@ -58,7 +62,7 @@ def evaluate(
     policy = parse_bad_files_policy(bad_files, max_bad)
     candidates = select_eval_engine(model, EngineChoice(engine, device, parse_precision(precision)))
     network = model if isinstance(model, NetworkModule) else load_network(model)
-    prepared = prepare_evaluation(network, data, split, policy, on_progress=on_progress)
+    prepared = prepare_evaluation(network, data, split, policy, on_progress=on_progress, options=DataOptions(**options))
     with open_inference(candidates, network, device, precision) as (compute_logits, note):
         evaluation = prepared.run(compute_logits, on_progress)
     return replace(evaluation, notes=(*evaluation.notes, f"engine: {note}")) if note else evaluation

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from resnetkit.architecture.card import Card
 from resnetkit.data.bad_files import BadFiles, SkippedFiles
+from resnetkit.data.class_names import check_spellings, normalize_class_name
 from resnetkit.data.dataset import Dataset, Indices, compute_fingerprint, split_dataset
 from resnetkit.data.loader import ImageLoader, sync_unreadable
 from resnetkit.data.open import open_dataset
+from resnetkit.data.options import DEFAULT_DATA_OPTIONS, DataOptions
 from resnetkit.errors import DataError, suggest_fix
 from resnetkit.evaluation.result import Evaluation, Predictions, count_equal
 from resnetkit.formatting import join_names
@@ -120,6 +122,7 @@ def prepare_evaluation(
     *,
     on_progress: ProgressCallback | None = None,
     dist: ProcessGroup = SINGLE_PROCESS,
+    options: DataOptions = DEFAULT_DATA_OPTIONS,
 ) -> PreparedEvaluation:
     """Open a split and match its classes with those of a network, before anything is computed.
 
@@ -130,11 +133,14 @@ def prepare_evaluation(
         bad_files: what to do with unreadable images.
         on_progress: called with (images listed, images in all).
         dist: the process group.
+        options: how the data is read.
     """
-    card, dataset = network.card, open_dataset(data, on_progress)
+    card, dataset = network.card, open_dataset(data, on_progress, options)
+    if not set(dataset.classes) <= set(card.classes):
+        check_spellings(dataset.classes, dataset.name)
     split_dataset, chosen_split = choose_split(dataset, card, split)
     n_classes = count_network_classes(network)
-    class_indices = match_classes(split_dataset.classes, card.classes or n_classes)
+    class_indices = match_classes(split_dataset.classes, card.classes or n_classes, options.merge_classes)
     selected = replace(split_dataset, splits={chosen_split: split_dataset.get_split(chosen_split)})
     if dist.world_size > 1:
         check_same_on_all_ranks(dist, images=compute_fingerprint(selected), model=compute_network_digest(network))
@@ -192,12 +198,15 @@ def count_predictions(
     return Counts(*map(tuple, columns))
 
 
-def match_classes(names: tuple[str, ...], model_classes: tuple[str, ...] | int) -> Tensor:
+def match_classes(
+    names: tuple[str, ...], model_classes: tuple[str, ...] | int, ignore_spelling: bool = False
+) -> Tensor:
     """Return the model's index of each class of a dataset, as a tensor of shape (classes,).
 
     Args:
         names: the classes of the dataset.
         model_classes: the classes of the model; if they have no names, their number, and the order decides.
+        ignore_spelling: whether names are equal that differ only in how they are written.
 
     Raises:
         DataError: the model does not have a class of the dataset, or has another number of unnamed classes.
@@ -207,12 +216,15 @@ def match_classes(names: tuple[str, ...], model_classes: tuple[str, ...] | int) 
             what = f"the model has {model_classes} unnamed classes, but the dataset has {len(names)} classes"
             raise DataError(what, fix=f"use a dataset with {model_classes} classes in the order of the model's classes")
         return torch.arange(len(names))
-    index_by_name = {name: index for index, name in enumerate(model_classes)}
-    if unknown := [name for name in names if name not in index_by_name]:
-        what = f"the model does not have {len(unknown)} of {len(names)} classes of the dataset: {join_names(unknown)}"
-        fix = suggest_fix(unknown[0], model_classes, "use a dataset whose class names are those of the model")
-        raise DataError(what, where=f"the model's classes: {join_names(model_classes, 10)}", fix=fix)
-    return torch.tensor([index_by_name[name] for name in names])
+    normalize = normalize_class_name if ignore_spelling else str
+    index_by_name = {normalize(name): index for index, name in enumerate(model_classes)}
+    if unknown := [name for name in names if normalize(name) not in index_by_name]:
+        raise DataError(
+            f"the model does not have {len(unknown)} of {len(names)} classes of the dataset: {join_names(unknown)}",
+            where=f"the model's classes: {join_names(model_classes, 10)}",
+            fix=suggest_fix(unknown[0], model_classes, "use a dataset whose class names are those of the model"),
+        )
+    return torch.tensor([index_by_name[normalize(name)] for name in names])
 
 
 def choose_split(dataset: Dataset, card: Card, split: str | None) -> tuple[Dataset, str]:

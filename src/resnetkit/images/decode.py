@@ -1,6 +1,6 @@
 """Decode image files to upright 8-bit pixels, in the same way for every command.
 
-Only JPEG, PNG, WebP, BMP and GIF are parsed, whatever the file name says. The number of pixels is read from the header
+Only the types in `FORMATS` are parsed, whatever the file name says. The number of pixels is read from the header
 before anything is decoded. Only the first frame of an animation is decoded. The EXIF orientation is applied, 16 bits
 become 8, and transparent pixels are blended with white. Color profiles (ICC) are ignored, because published networks
 were trained without them. CMYK is converted as red = (1 - C)(1 - K), and so on. `jpeg` rejects truncated JPEGs instead
@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -26,14 +25,17 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from resnetkit import file_types
 from resnetkit.errors import DataError, ImageError, ResnetkitError
-from resnetkit.images import jpeg
+from resnetkit.formatting import join_names
+from resnetkit.images import icon, jpeg
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "ICO", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ico", ".ppm",
+            ".pgm", ".pbm", ".pnm")  # fmt: skip
 MAX_IMAGE_PIXELS = 64_000_000
 MAX_IMAGE_BYTES = 256_000_000  # an uncompressed image with MAX_IMAGE_PIXELS
 TOO_MANY_BYTES = f"the file has more than {MAX_IMAGE_BYTES:,} bytes"
 _TOO_MANY_PIXELS = f"the image has more than {MAX_IMAGE_PIXELS:,} pixels"
+_MAX_KINDS = 30  # kinds of skipped files in one note
 _RLE_COMPRESSIONS, _MAX_RLE_PIXELS = (1, 2), 4_000_000  # run lengths of BMP, which Pillow decodes in Python
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -71,11 +73,29 @@ def find_files(folder: Path) -> Iterator[Path]:
 
 def note_other_files(files: Iterable[Path]) -> list[str]:
     """Count the files without an image suffix in one sentence; return no sentence if there are none."""
-    other_files = Counter(path.suffix.lower() or path.name for path in files if not has_image_suffix(path.name))
-    if not other_files:
-        return []
-    summary = ", ".join(f"{count:,} {suffix}" for suffix, count in other_files.most_common(5))
-    return [f"skipped files of other types: {summary} (supported: {' '.join(SUFFIXES)})"]
+    kinds = count_kinds(path for path in files if not has_image_suffix(path.name))
+    return [f"skipped files of other types: {kinds} (supported: {' '.join(SUFFIXES)})"] if kinds else []
+
+
+def count_kinds(files: Iterable[Path]) -> str:
+    """Count files by ending: ``3 .txt, 1 .part (JPEG)``; images with another ending are named."""
+    files_of_kind: dict[str, list[Path]] = {}
+    for file in files:
+        files_of_kind.setdefault(file.suffix.lower() or file.name, []).append(file)
+    kinds = sorted(files_of_kind.items(), key=lambda item: (-len(item[1]), item[0]))
+    return join_names([f"{len(group):,} {kind}{_name_image_type(group[0])}" for kind, group in kinds], _MAX_KINDS)
+
+
+def _name_image_type(file: Path) -> str:
+    """Return `` (JPEG)`` for an image, and "" for any other file or one that cannot be read."""
+    try:
+        if not file.is_file():  # opening a pipe would block
+            return ""
+        with file.open("rb") as stream:
+            file_type = file_types.detect_file_type(stream.read(file_types.HEADER_SIZE))
+    except OSError:
+        return ""
+    return f" ({file_type})" if file_type in file_types.IMAGE_TYPES else ""
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -147,7 +167,9 @@ def decode(source: str | Path | bytes, color_mode: str = "RGB", shorter_side: in
     """
     location = "the given bytes" if isinstance(source, bytes) else str(source)
     try:
-        return _decode_bytes(_read_file(source), color_mode, shorter_side)
+        content = _read_file(source)
+        content = icon.unpack_icon(content) if content.startswith(icon.SIGNATURE) else content
+        return _decode_bytes(content, color_mode, shorter_side)
     except ImageError as error:
         raise ImageError(error.what, where=location, fix=error.fix) from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them raise
@@ -197,6 +219,9 @@ def _build_format_error(first_bytes: bytes) -> ImageError:
 
 def _flatten_image(image: Image.Image) -> Image.Image:
     """Convert to 8 bits per channel, and blend transparent pixels with white."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        what = "its pixels are floating-point or 32-bit numbers, whose range is unknown"
+        raise ImageError(what, fix="save it with 8 or 16 bits per channel")
     if image.mode.startswith("I"):
         return Image.fromarray(_convert_16_bit(np.asarray(image), image.info.get("transparency")))
     if image.has_transparency_data:

@@ -28,7 +28,7 @@ PACKAGES = (
 )  # fmt: skip
 _FEATURE_PREFIXES = ("avx2", "avx512_", "amx_", "neon", "sve")  # of the names in torch.cpu.get_capabilities()
 _CPUINFO = Path("/proc/cpuinfo")
-_CODECS = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp"}  # optional features of a Pillow build
+_CODECS = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif"}  # optional features of a Pillow build
 
 
 def collect_versions() -> dict[str, str]:

@@ -7,19 +7,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from resnetkit.data.bad_files import parse_bad_files_policy
+from resnetkit.data.options import DataOptions
 from resnetkit.errors import TextError, UsageError
 from resnetkit.serialization import merge, parse_json, parse_toml, read_text, to_data
 from resnetkit.training.presets import get_preset
 
+_DATA_OPTIONS = tuple(field.name for field in fields(DataOptions))
 WEIGHTS_OPTIONS = ("network", "dialect", "reset_head", "input_channels")
 _PLAIN_OPTIONS = (
     "epochs", "batch_size", "seed", "split_seed", "patience", "checkpoint_steps", "accumulate", "precision",
 )  # fmt: skip
-TRAIN_OPTION_NAMES = ("recipe", *_PLAIN_OPTIONS, "lr", "track", *WEIGHTS_OPTIONS, "bad_files", "max_bad")
+TRAIN_OPTION_NAMES = (
+    "recipe",
+    *_PLAIN_OPTIONS,
+    "lr",
+    "track",
+    *WEIGHTS_OPTIONS,
+    "bad_files",
+    "max_bad",
+    *_DATA_OPTIONS,
+)
 
 
 def merge_options(settings: Mapping[str, Any], **options: Any) -> dict[str, Any]:
@@ -36,6 +48,7 @@ def merge_options(settings: Mapping[str, Any], **options: Any) -> dict[str, Any]
     weights_options = {name: given[name] for name in WEIGHTS_OPTIONS if name in given}
     track, bad_files, max_bad = given.get("track"), given.get("bad_files"), given.get("max_bad")
     changes = {
+        "data_options": {name: given[name] for name in _DATA_OPTIONS if name in given} or None,
         **{name: options.get(name) for name in _PLAIN_OPTIONS},
         "trackers": track.split(",") if isinstance(track, str) else list(track) if track else None,
         "optimizer": {"lr": given["lr"]} if "lr" in given else None,

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 from resnetkit.architecture.card import Preparation
 from resnetkit.data.bad_files import BadFiles, Skip
+from resnetkit.data.options import DEFAULT_DATA_OPTIONS, DataOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +222,7 @@ class Recipe:
         sync_batch_norm: Whether batch norms use the images of all processes.
         start: Random weights or fine-tuning.
         bad_files: How to treat unreadable images.
+        data_options: The columns of a table, and whether equal classes are merged.
         optimizer: The optimizer and its settings.
         schedule: The course of the learning rate.
         augment: How pixels are cut from an image.
@@ -254,6 +256,7 @@ class Recipe:
     sync_batch_norm: bool = False
     start: Start = Scratch()
     bad_files: BadFiles = Skip()  # noqa: RUF009 - frozen
+    data_options: DataOptions = DEFAULT_DATA_OPTIONS
     optimizer: Optimizer = SGD()
     schedule: Schedule = Cosine()
     augment: Augment = PadCrop()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from resnetkit.architecture.spec import Network
+from resnetkit.data.options import DataOptions
 from resnetkit.serialization import from_data
 from resnetkit.training.recipe import Recipe, adapt_for_fine_tuning, build_default_recipe
 from resnetkit.training.recipe_limits import edit_recipe
@@ -58,6 +59,11 @@ def resolve_model_name(model: str | None, settings: Mapping[str, Any]) -> str:
     """
     values = {"model": settings["model"]} if "model" in settings else {}
     return from_data(_ModelSettings, values | ({"model": model} if model else {}), "this configuration").model
+
+
+def get_data_options(settings: Mapping[str, Any]) -> DataOptions:
+    """Return how the data is read; raises `TextError` if the settings are not valid."""
+    return from_data(DataOptions, settings.get("data_options", {}), "data_options")
 
 
 def get_start_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def resume_run(
     old_recipe = from_data(Recipe, dist.run_on_main(lambda: to_data(read_recipe(path))), str(path))
     recipe = edit_recipe(old_recipe, _collect_changes(old_recipe, data, model, merge_options(settings, **options)))
     base, source_card = _load_base(path, recipe)
-    dataset = open_dataset(recipe.data, on_progress)
+    dataset = open_dataset(recipe.data, on_progress, recipe.data_options)
     run = resolve_run(dataset, recipe, base, source_card, device=device, world_size=dist.world_size)
     run = replace(run, out=path)
     check_distributed(run, dist)

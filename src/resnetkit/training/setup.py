@@ -16,6 +16,7 @@ from resnetkit.architecture.card import Card, TrainingInfo, find_preparation_fau
 from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import replace_classes
 from resnetkit.data.bad_files import SkippedFiles
+from resnetkit.data.class_names import check_spellings
 from resnetkit.data.dataset import Dataset, compute_fingerprint, find_leaks, split_dataset
 from resnetkit.data.loader import ImageLoader, get_cache_limit, resolve_workers
 from resnetkit.data.open import open_dataset
@@ -34,7 +35,7 @@ from resnetkit.training.checkpoint import check_checkpoint_space
 from resnetkit.training.events import PreparedRun
 from resnetkit.training.overrides import WEIGHTS_OPTIONS, merge_options
 from resnetkit.training.recipe import FineTune, RandomResizedCrop, Recipe, Scratch
-from resnetkit.training.resolve import get_start_settings, resolve_model_name, resolve_recipe
+from resnetkit.training.resolve import get_data_options, get_start_settings, resolve_model_name, resolve_recipe
 from resnetkit.training.run_folder import choose_run_folder, make_run_folder, remove_partial_run, write_run_metadata
 from resnetkit.training.trackers.client import check_trackers_installed
 from resnetkit.weights.load import load_network
@@ -70,8 +71,8 @@ def prepare_run(
         **options: The options of `resnetkit.training.overrides.merge_options`.
     """
     workers = resolve_workers(workers)
-    dataset = open_dataset(data, on_progress)
     changes = merge_options(settings, **options)
+    dataset = open_dataset(data, on_progress, get_data_options(changes))
     name = resolve_model_name(os.fspath(model) if model else None, changes)
     network = load_base_network(name, changes)
     weights_spec = network.card.spec if network else None
@@ -137,11 +138,12 @@ def resolve_run(
         world_size: The number of processes.
 
     Raises:
-        DataError: the data has fewer than two classes.
+        DataError: the data has fewer than two classes, or a class that is written in several ways.
     """
     if len(dataset.classes) < 2:
         what = f"at least two classes are needed; the data has one ({dataset.classes[0]})"
         raise DataError(what, where=dataset.name, fix="add a folder for each other class")
+    check_spellings(dataset.classes, dataset.name)
     splits = split_dataset(dataset, recipe.split_seed)
     card = _build_card(dataset, recipe, source_card)
     torch_device = select_device(device)

@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetkit.data.dataset import ALIAS_TO_SPLIT, COPY_AGAIN, Dataset
+from resnetkit.data.options import DEFAULT_DATA_OPTIONS, DataOptions
 from resnetkit.data.readers import columns as arrow_columns
 from resnetkit.data.readers.row_index import NO_BYTES, PATH_ONLY, Indices, Shard, get_file_stamp
 from resnetkit.errors import DataError, UsageError
@@ -35,20 +37,21 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / _STATE_FILE).is_file() or (folder / _SPLITS_FILE).is_file()
 
 
-def open_saved_dataset(root: Path, name: str) -> Dataset:
+def open_saved_dataset(root: Path, name: str, options: DataOptions = DEFAULT_DATA_OPTIONS) -> Dataset:
     """Open a folder that ``save_to_disk`` wrote, of a dataset with or without splits.
 
     Args:
         root: The folder.
         name: The folder as the user wrote it.
+        options: The names of the columns.
     """
     arrow_columns.check_pyarrow()
     folders, unknown_splits = _find_splits(root)
-    files = {split: [_read_labeled(file, root) for file in _list_files(folder)] for split, folder in folders.items()}
+    read = partial(_read_labeled, root, options)
+    files = {split: list(map(read, _list_files(folder))) for split, folder in folders.items()}
     columns = check_same_columns(name, [file_columns for pairs in files.values() for file_columns, _ in pairs])
-    notes = [f"skipped unknown splits: {join_names(unknown_splits)}"] if unknown_splits else []
     shards = {split: [shard for _, shard in pairs] for split, pairs in files.items()}
-    return arrow_columns.build_dataset(name, columns, shards, notes)
+    return arrow_columns.build_dataset(name, columns, shards, {"splits of unknown names": unknown_splits})
 
 
 def check_same_columns(name: str, all_columns: list[arrow_columns.DatasetColumns]) -> arrow_columns.DatasetColumns:
@@ -102,12 +105,14 @@ def _read_list(path: Path, key: str) -> list[Any]:
         raise DataError(error.what, where=[str(path), *error.where], fix=COPY_AGAIN) from None
 
 
-def _read_labeled(path: Path, root: Path) -> tuple[arrow_columns.DatasetColumns, arrow_columns.LabeledShard]:
+def _read_labeled(
+    root: Path, options: DataOptions, path: Path
+) -> tuple[arrow_columns.DatasetColumns, arrow_columns.LabeledShard]:
     import pyarrow
 
     with translate_pyarrow_errors(path):
         arrow_file = open_arrow_file(path)
-        columns = arrow_columns.detect_columns(arrow_file.schema, path)
+        columns = arrow_columns.detect_columns(arrow_file.schema, path, options)
         batches = list(arrow_file.iter_batches(columns.image, columns.label))
         chunks = [batch.column(columns.label) for batch in batches]
         labels = pyarrow.chunked_array(chunks, arrow_file.schema.field(columns.label).type)

@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetkit.data.dataset import COPY_AGAIN, Dataset, ImageArrays, is_text
+from resnetkit.data.class_names import is_text
+from resnetkit.data.dataset import COPY_AGAIN, Dataset, ImageArrays
 from resnetkit.errors import DataError
 
 _PIXEL_BYTES = 3 * 32 * 32

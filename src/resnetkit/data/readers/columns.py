@@ -9,6 +9,7 @@ This module imports no torch.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from resnetkit.data.dataset import COPY_AGAIN, SPLIT_ALIASES, Dataset, check_classes, is_text
+from resnetkit.data.class_names import is_text
+from resnetkit.data.dataset import COPY_AGAIN, SPLIT_ALIASES, Dataset
+from resnetkit.data.label_kinds import check_label_kind
+from resnetkit.data.options import DEFAULT_DATA_OPTIONS, DataOptions
 from resnetkit.data.readers.row_index import ImageRows, Indices, Shard
-from resnetkit.errors import DataError, TextError, missing_extra_error
+from resnetkit.data.scan import describe_skipped, list_skipped_findings
+from resnetkit.errors import DataError, TextError, UsageError, missing_extra_error
 from resnetkit.formatting import join_names
 from resnetkit.serialization import parse_json
 
 _IMAGE_NAMES = ("image", "images", "img", "picture", "pictures", "photo", "pixel_values")
 _LABEL_NAMES = ("label", "labels", "class", "classes", "fine_label", "target", "category", "species", "breed")
+_PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image_path")
 _MAX_EXAMPLES = 5
 T = TypeVar("T", list[Any], dict[str, Any])
 
@@ -65,32 +71,79 @@ class LabeledShard:
 # ------------------------------------------------------------------------------------------------------------- columns
 
 
-def detect_columns(schema: Any, path: Path) -> DatasetColumns:
+def detect_columns(schema: Any, path: Path, options: DataOptions = DEFAULT_DATA_OPTIONS) -> DatasetColumns:
     """Find the image and label columns by type and name.
 
     Args:
         schema: The Arrow schema.
         path: The file, for errors.
+        options: The names of the columns, if the user names them.
 
     Raises:
         DataError: a column is missing or ambiguous; the error lists all columns.
+        UsageError: a split column is named, which only CSV tables have.
     """
-    images = [field.name for field in schema if _can_hold_images(field.type)]
+    if options.split_column:
+        fix = "write one file per split: train-....parquet, validation-....parquet"
+        raise UsageError("a split column is only read from CSV tables", where="--split-column", fix=fix)
+    images = find_image_columns(schema)
+    image = _select_only(images, [name for name in images if name.lower() in _IMAGE_NAMES], options.image_column)
+    label, classes = detect_label(schema, path, options)
+    image = image if image in images else ""
+    if not image or not label:
+        raise _build_columns_error(
+            schema, path, [role for role, name in (("images", image), ("labels", label)) if not name]
+        )
+    return DatasetColumns(image, not _is_binary(schema.field(image).type), label, classes)
+
+
+def find_image_columns(schema: Any) -> list[str]:
+    """List the columns of bytes, or of pairs of bytes and path."""
+    return [field.name for field in schema if _can_hold_images(field.type)]
+
+
+def detect_label(schema: Any, path: Path, options: DataOptions) -> tuple[str, tuple[str, ...]]:
+    """Return the label column, "" if it is not clear, and its class names if the file has them.
+
+    Args:
+        schema: The Arrow schema.
+        path: The file, for errors.
+        options: The name of the column, if the user names it.
+    """
     labels = [field.name for field in schema if _can_hold_labels(field.type)]
     declared_classes = _read_declared_classes(schema, path)
-    image = _select_only(images, [name for name in images if name.lower() in _IMAGE_NAMES])
     likely_labels = [name for name in labels if name.lower() in _LABEL_NAMES]
-    label = _select_only([name for name in labels if name in declared_classes], likely_labels)
-    if not image or not label:
-        roles = " and ".join(role for role, name in (("images", image), ("labels", label)) if not name)
-        columns = join_names([f"{field.name}: {str(field.type)[:60]}" for field in schema], 12)
-        fix = "keep one column of bytes called image, and one of integers or strings called label"
-        raise DataError(f"no unique column for {roles}", where=[str(path), f"columns: {columns}"], fix=fix)
-    return DatasetColumns(image, not _is_binary(schema.field(image).type), label, declared_classes.get(label, ()))
+    label = _select_only([name for name in labels if name in declared_classes], likely_labels, options.label_column)
+    return (label if label in labels else ""), declared_classes.get(label, ())
 
 
-def _select_only(candidates: Sequence[str], preferred: Sequence[str]) -> str:
-    """Select the only preferred name, or else the only candidate; return "" if it is ambiguous."""
+def detect_paths(schema: Any, options: DataOptions) -> str:
+    """Return the string column that holds the paths of images, or "" if there is none.
+
+    Args:
+        schema: The Arrow schema.
+        options: The name of the column, if the user names it.
+    """
+    from pyarrow import types
+
+    names = [field.name for field in schema if types.is_string(field.type) or types.is_large_string(field.type)]
+    likely = [name for name in names if name.lower() in (*_IMAGE_NAMES, *_PATH_NAMES)]
+    name = _select_only([], likely, options.image_column)
+    return name if name in names else ""
+
+
+def _build_columns_error(schema: Any, path: Path, roles: Sequence[str]) -> DataError:
+    columns = join_names([f"{field.name}: {str(field.type)[:60]}" for field in schema], 12)
+    fix = "keep one column of bytes called image, and one of integers or strings called label"
+    fix += "; or choose: --image-column, --label-column"
+    what = f"no unique column for {' and '.join(roles)}"
+    return DataError(what, where=[str(path), f"columns: {columns}"], fix=fix)
+
+
+def _select_only(candidates: Sequence[str], preferred: Sequence[str], requested: str) -> str:
+    """Return the requested name, else the only preferred one or the only candidate, else ""."""
+    if requested:
+        return requested
     choices = preferred or candidates
     return choices[0] if len(choices) == 1 else ""
 
@@ -100,7 +153,8 @@ def _can_hold_images(arrow_type: Any) -> bool:
     from pyarrow import types
 
     index = arrow_type.get_field_index("bytes") if types.is_struct(arrow_type) else -1
-    return _is_binary(arrow_type) or (index >= 0 and _is_binary(arrow_type.field(index).type))
+    content_type = arrow_type.field(index).type if index >= 0 else arrow_type
+    return _is_binary(content_type) or (index >= 0 and types.is_null(content_type))
 
 
 def _is_binary(arrow_type: Any) -> bool:
@@ -171,15 +225,18 @@ def convert_to_int64(array: Any) -> Indices:
 
 
 def build_dataset(
-    name: str, columns: DatasetColumns, labeled_shards: Mapping[str, Sequence[LabeledShard]], notes: Sequence[str]
+    name: str,
+    columns: DatasetColumns,
+    labeled_shards: Mapping[str, Sequence[LabeledShard]],
+    skipped: Mapping[str, Sequence[str]],
 ) -> Dataset:
     """Build the dataset of some files.
 
     Args:
         name: The source as the user wrote it.
         columns: The columns of every file.
-        labeled_shards: Split -> its files. Splits without any label are dropped with a note.
-        notes: Further notes for the user.
+        labeled_shards: Split -> its files. Splits without any label are skipped.
+        skipped: Kind -> what is skipped, as in `describe_skipped`.
 
     Raises:
         DataError: a row has no label, or a split has a class that ``train`` lacks.
@@ -197,9 +254,16 @@ def build_dataset(
         raise DataError(what, where=unlabeled_rows[:_MAX_EXAMPLES] or name, fix=fix)
     classes = _resolve_classes(name, columns, splits)
     label_of_key = {key: label for label, key in enumerate(classes)}
-    dropped = [f"the {split} split has no labels, so it is not used" for split in labeled_shards if split not in splits]
+    unlabeled = {
+        f"images of the unlabeled {split} split": [f"row {row}" for file in files for row in range(len(file.codes))]
+        for split, files in labeled_shards.items()
+        if split not in splits
+    }
+    skipped = {kind: items for kind, items in {**skipped, **unlabeled}.items() if items}
+    label_notes = [] if columns.classes else check_label_kind(_count_labels(splits), name)
     images = {split: _build_image_rows(files, label_of_key) for split, files in splits.items()}
-    return Dataset(name, tuple(map(str, classes)), dict(images), (*notes, *dropped))
+    notes = (*describe_skipped(skipped), *label_notes)
+    return Dataset(name, tuple(map(str, classes)), dict(images), notes, list_skipped_findings(skipped))
 
 
 def _apply_class_names(file: LabeledShard, classes: Sequence[str]) -> LabeledShard:
@@ -225,12 +289,19 @@ def _get_class_name(key: str | int, classes: Sequence[str], path: Path) -> str:
 def _resolve_classes(
     name: str, columns: DatasetColumns, splits: Mapping[str, Sequence[LabeledShard]]
 ) -> tuple[str | int, ...]:
-    """Return the declared classes, or the sorted label values of the first split."""
+    """Return the declared classes, or the sorted label values of all splits."""
     keys = {split: {file.keys[i] for file in files for i in np.unique(file.codes)} for split, files in splits.items()}
     if len({type(key) for split_keys in keys.values() for key in split_keys}) > 1:
         raise DataError("labels are integers in one file and strings in another", where=name, fix="use strings in all")
-    check_classes({split: list(map(str, split_keys)) for split, split_keys in keys.items()}, name)
-    return columns.classes or tuple(sorted(next(iter(keys.values()))))
+    return columns.classes or tuple(sorted(set().union(*keys.values())))
+
+
+def _count_labels(splits: Mapping[str, Sequence[LabeledShard]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for file in itertools.chain.from_iterable(splits.values()):
+        values, n_rows = np.unique(file.codes, return_counts=True)
+        counts.update({str(file.keys[i]): int(n) for i, n in zip(values.tolist(), n_rows, strict=True)})
+    return counts
 
 
 def _build_image_rows(files: Sequence[LabeledShard], label_of_key: Mapping[str | int, int]) -> ImageRows:

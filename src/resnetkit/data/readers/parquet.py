@@ -19,16 +19,18 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from resnetkit import files
 from resnetkit.data.dataset import ALIAS_TO_SPLIT, COPY_AGAIN, Dataset
+from resnetkit.data.options import DEFAULT_DATA_OPTIONS, DataOptions
 from resnetkit.data.readers import columns as arrow_columns
 from resnetkit.data.readers.arrow import check_same_columns, open_arrow_file, translate_pyarrow_errors
+from resnetkit.data.readers.path_table import PathTable, build_path_dataset, read_path_table
 from resnetkit.data.readers.row_index import Shard, get_file_stamp
 from resnetkit.errors import DataError, MachineError
-from resnetkit.formatting import join_names
 from resnetkit.images.decode import is_folder, list_entries
 from resnetkit.runtime.progress import ProgressCallback
 
@@ -40,24 +42,48 @@ _SHARD_NAME = re.compile(r"(.*-)(\d{1,9})-of-(\d{1,9})", re.DOTALL)
 _CHANGE_CACHE = "set RESNETKIT_CACHE to a folder with more space"
 
 
-def open_parquet(path: Path, name: str, on_progress: ProgressCallback | None = None) -> Dataset:
+def open_parquet(
+    path: Path,
+    name: str,
+    on_progress: ProgressCallback | None = None,
+    options: DataOptions = DEFAULT_DATA_OPTIONS,
+) -> Dataset:
     """Open Parquet files, and copy those that the cache lacks.
+
+    If the rows hold only paths, these name files beside the Parquet file, and nothing is copied.
 
     Args:
         path: A file or a folder.
         name: The path as the user wrote it.
         on_progress: Called with (rows copied, all rows).
+        options: The names of the columns, and whether equal classes are merged.
     """
     arrow_columns.check_pyarrow()
     paths_of_split, unassigned = _group_by_split(path) if path.is_dir() else ({"all": [path]}, [])
     root = path if path.is_dir() else path.parent
-    sources = {split: [_open_source(file, root) for file in paths] for split, paths in paths_of_split.items()}
+    skipped = {"files of unknown splits": unassigned}
+    path_tables = {split: _read_path_tables(paths, options) for split, paths in paths_of_split.items()}
+    if all(path_tables.values()):
+        return build_path_dataset(root, name, path_tables, options)
+    open_source = partial(_open_source, root, options)
+    sources = {split: list(map(open_source, paths)) for split, paths in paths_of_split.items()}
     all_sources = [source for split_sources in sources.values() for source in split_sources]
     columns = check_same_columns(name, [source.columns for source in all_sources])
     copier = _ShardCopier(sum(len(source.codes) for source in all_sources), on_progress)
     labeled_shards = {split: list(map(copier.get_labeled_shard, group)) for split, group in sources.items()}
-    notes = [f"skipped files of unknown splits: {join_names(unassigned)}"] if unassigned else []
-    return arrow_columns.build_dataset(name, columns, labeled_shards, notes)
+    return arrow_columns.build_dataset(name, columns, labeled_shards, skipped)
+
+
+def _read_path_tables(paths: Sequence[Path], options: DataOptions) -> list[PathTable]:
+    """Return the paths and labels of files whose rows hold only paths; empty if a file holds images."""
+    tables = []
+    for path in paths:
+        with _open_parquet(path) as (file, _):
+            table = read_path_table(file, path, options)
+        if table is None:
+            return []
+        tables.append(table)
+    return tables
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -81,14 +107,14 @@ def _list_parquet_files(folder: Path) -> list[Path]:
 
 
 def _group_by_split(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Return the files of each split and the names of other files; without splits, all are ``all``."""
+    """Return the files of each split, ``all`` if no file has one, and the paths of other files."""
     paths = find_parquet_files(root)
     _check_all_shards(paths)
     paths_of_split: dict[str, list[Path]] = defaultdict(list)
     for file in paths:
         paths_of_split[_detect_split(file, root)].append(file)
     unassigned = paths_of_split.pop("", [])
-    return (paths_of_split, [file.name for file in unassigned]) if paths_of_split else ({"all": unassigned}, [])
+    return (paths_of_split, list(map(str, unassigned))) if paths_of_split else ({"all": unassigned}, [])
 
 
 def _detect_split(file: Path, root: Path) -> str:
@@ -127,11 +153,11 @@ class _ParquetSource:
     codes: Any
 
 
-def _open_source(path: Path, root: Path) -> _ParquetSource:
+def _open_source(root: Path, options: DataOptions, path: Path) -> _ParquetSource:
     import pyarrow
 
     with _open_parquet(path) as (file, stamp):
-        columns = arrow_columns.detect_columns(file.schema_arrow, path)
+        columns = arrow_columns.detect_columns(file.schema_arrow, path, options)
         labels = file.read([columns.label], use_threads=False).column(columns.label)
         if len(labels) != file.metadata.num_rows:
             raise ValueError("its label column has a different number of rows")
