@@ -1,10 +1,10 @@
 """Decode image files to upright 8-bit pixels, in the same way for every command.
 
 Only JPEG, PNG, WebP, BMP and GIF are parsed, whatever the file name says. The number of pixels is read from the header
-before anything is decoded. Only the first frame of an animation is decoded. The EXIF orientation is applied, 16 bits
-become 8, and transparent pixels are blended with white. Color profiles (ICC) are ignored, because published networks
-were trained without them. CMYK is converted as red = (1 - C)(1 - K), and so on. `jpeg` rejects truncated JPEGs instead
-of filling them with gray.
+before anything is decoded. Only the first frame of an animation is decoded. The EXIF orientation is applied if it can
+be read, 16 bits become 8, and transparent pixels are blended with white. Color profiles (ICC) are ignored, because
+published networks were trained without them. CMYK is converted as red = (1 - C)(1 - K), and so on. `jpeg` and `png`
+reject incomplete files instead of filling them with gray or black.
 
 This module imports no torch.
 """
@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from resnetkit import file_types
 from resnetkit.errors import DataError, ImageError, ResnetkitError
-from resnetkit.images import jpeg
+from resnetkit.images import jpeg, png
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -35,6 +35,11 @@ MAX_IMAGE_BYTES = 256_000_000  # an uncompressed image with MAX_IMAGE_PIXELS
 TOO_MANY_BYTES = f"the file has more than {MAX_IMAGE_BYTES:,} bytes"
 _TOO_MANY_PIXELS = f"the image has more than {MAX_IMAGE_PIXELS:,} pixels"
 _RLE_COMPRESSIONS, _MAX_RLE_PIXELS = (1, 2), 4_000_000  # run lengths of BMP, which Pillow decodes in Python
+# The factor by which a reduced image must exceed the target, so that the resize has pixels to average. 1/8 reads one
+# coefficient per block and is the fastest; large photographs, as cameras make them, need less.
+_MIN_OVERSAMPLING, _MIN_OVERSAMPLING_LARGE, _LARGE_SIDE = 2.0, 1.4, 2000
+# EXIF orientation -> what makes the image upright
+_TRANSPOSITIONS: dict[Any, Image.Transpose] = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))
 T = TypeVar("T")
 Result = TypeVar("Result")
 # Pillow warns about large images and odd EXIF; resnetkit decides both itself. The filter is process-wide, so switching
@@ -171,11 +176,48 @@ def _decode_bytes(content: bytes, color_mode: str, shorter_side: int) -> Image.I
         is_rle = image.format == "BMP" and image.info.get("compression") in _RLE_COMPRESSIONS
         if image.width * image.height > (_MAX_RLE_PIXELS if is_rle else MAX_IMAGE_PIXELS):
             raise ImageError(_TOO_MANY_PIXELS)
+        png_data = png.parse_png(content) if image.format == "PNG" else None
+        if len(content) < _count_min_file_bytes(image, header or png_data):
+            raise ImageError("damaged: the file is too short for the size in its header")
         if header:
-            jpeg.load_jpeg(image, content, header, shorter_side)
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return convert_mode(_flatten_image(image), color_mode)
+            decoded = jpeg.load_jpeg(image, content, header, _choose_reduction(image, shorter_side))
+        else:
+            image.load()
+            decoded = image
+        if png_data:
+            png.check_rows(image, png_data)
+        return convert_mode(_flatten_image(_rotate_upright(decoded, image)), color_mode)
+
+
+def _count_min_file_bytes(image: ImageFile.ImageFile, header: jpeg.JpegHeader | png.PngData | None) -> int:
+    """Count the bytes that a file of this size needs at least; 0 if there is no bound."""
+    if header:
+        return header.min_file_bytes
+    for tile in image.tile[:1]:
+        if tile.codec_name == "raw" and isinstance(tile.args, tuple):  # BMP; the last row may lack its padding
+            return tile.offset + int(tile.args[1]) * (image.height - 1)
+    return 0
+
+
+def _choose_reduction(image: Image.Image, shorter_side: int) -> int:
+    """Choose 8, 4, 2 or 1; both sides are multiples of it, or the center would shift by part of a pixel."""
+    min_side = min(image.size)
+    required_side = shorter_side * (_MIN_OVERSAMPLING_LARGE if min_side >= _LARGE_SIDE else _MIN_OVERSAMPLING)
+    for factor in (8, 4, 2) if shorter_side else ():
+        if image.width % factor == image.height % factor == 0 and min_side >= factor * required_side:
+            return factor
+    return 1
+
+
+def _rotate_upright(decoded: Image.Image, opened: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation of the opened image; without one that can be read, the image stays as it is."""
+    try:
+        transposition = _TRANSPOSITIONS.get(opened.getexif().get(ExifTags.Base.Orientation))
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises whatever broken EXIF makes it raise
+        return decoded
+    return decoded if transposition is None else decoded.transpose(transposition)
 
 
 def _open_image(content: bytes) -> ImageFile.ImageFile:
