@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from resnetkit.commands.arguments import Argument
+from resnetkit.commands.image_options import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from resnetkit.commands.output import (
     check_output_file,
     print_json,
@@ -44,10 +45,12 @@ class Options:
     """A .txt file to write: the unreadable images, one per line."""
     json: bool = False
     """Print one JSON document instead of a table."""
+    images: ImageOptions = DEFAULT_IMAGE_OPTIONS
 
 
 def run(options: Options) -> int:
     """Run the command and return its exit code."""
+    options.images.apply()
     if options.page:
         check_output_file(options.page, ".html")
     if options.write_list:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from resnetkit.commands.arguments import Argument
 from resnetkit.commands.bad_files_options import DEFAULT_BAD_FILES, BadFilesOptions
 from resnetkit.commands.distributed import DEFAULT_DEVICE, DeviceOptions, init_distributed
+from resnetkit.commands.image_options import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from resnetkit.commands.output import (
     log,
     print_json,
@@ -50,11 +51,13 @@ class Options:
     device: DeviceOptions = DEFAULT_DEVICE
     json: bool = False
     """Print one JSON document instead of a table."""
+    images: ImageOptions = DEFAULT_IMAGE_OPTIONS
     weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
 def run(options: Options) -> int:
     """Run the command and return its exit code."""
+    options.images.apply()
     with init_distributed(options.device) as (dist, device):
         return _run(options, dist, device)
 

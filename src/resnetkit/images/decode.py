@@ -27,6 +27,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from resnetkit import file_types
 from resnetkit.errors import DataError, ImageError, ResnetkitError
 from resnetkit.images import jpeg, png
+from resnetkit.images.memory import DECODING_BUDGET
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -34,6 +35,7 @@ MAX_IMAGE_PIXELS = 64_000_000
 MAX_IMAGE_BYTES = 256_000_000  # an uncompressed image with MAX_IMAGE_PIXELS
 TOO_MANY_BYTES = f"the file has more than {MAX_IMAGE_BYTES:,} bytes"
 _TOO_MANY_PIXELS = f"the image has more than {MAX_IMAGE_PIXELS:,} pixels"
+_BYTES_PER_PIXEL = 4  # Pillow pads RGB to four bytes
 _RLE_COMPRESSIONS, _MAX_RLE_PIXELS = (1, 2), 4_000_000  # run lengths of BMP, which Pillow decodes in Python
 # The factor by which a reduced image must exceed the target, so that the resize has pixels to average. 1/8 reads one
 # coefficient per block and is the fastest; large photographs, as cameras make them, need less.
@@ -120,6 +122,8 @@ def try_read(read: Callable[[T], Result], source: T) -> Result | ImageError:
 def try_read_named(read: Callable[[T], Result], get_name: Callable[[T], str], source: T) -> Result | ImageError:
     """Call `try_read`, and name the image in any error that no image should cause.
 
+    The memory of a decoded image stays reserved until ``read`` returns.
+
     Args:
         read: The function that decodes an image.
         get_name: A function that returns the name of ``source`` for the error.
@@ -130,7 +134,8 @@ def try_read_named(read: Callable[[T], Result], get_name: Callable[[T], str], so
         MemoryError: the memory is full.
     """
     try:
-        return try_read(read, source)
+        with DECODING_BUDGET.hold():
+            return try_read(read, source)
     except MemoryError:
         raise
     except Exception as error:
@@ -179,18 +184,23 @@ def _decode_bytes(content: bytes, color_mode: str, shorter_side: int) -> Image.I
         png_data = png.parse_png(content) if image.format == "PNG" else None
         if len(content) < _count_min_file_bytes(image, header or png_data):
             raise ImageError("damaged: the file is too short for the size in its header")
-        if header:
-            decoded = jpeg.load_jpeg(image, content, header, _choose_reduction(image, shorter_side))
-        else:
-            image.load()
-            decoded = image
-        if png_data:
-            png.check_rows(image, png_data)
-        return convert_mode(_flatten_image(_rotate_upright(decoded, image)), color_mode)
+        reduction = _choose_reduction(image, shorter_side) if header else 1
+        n_pixels = image.width * image.height // reduction**2
+        n_copies = 3 if image.has_transparency_data else 2  # as stored, in RGB, and the white background
+        n_bytes = n_copies * _BYTES_PER_PIXEL * n_pixels + (header.coefficient_bytes if header else 0)
+        with DECODING_BUDGET.reserve(n_bytes, _BYTES_PER_PIXEL * n_pixels):
+            if header:
+                decoded = jpeg.load_jpeg(image, content, header, reduction)
+            else:
+                image.load()
+                decoded = image
+            if png_data:
+                png.check_rows(image, png_data)
+            return convert_mode(_flatten_image(_rotate_upright(decoded, image)), color_mode)
 
 
 def _count_min_file_bytes(image: ImageFile.ImageFile, header: jpeg.JpegHeader | png.PngData | None) -> int:
-    """Count the bytes that a file of this size needs at least; 0 if there is no bound."""
+    """Count the bytes that a file of this size needs at least; 0 if that is unknown."""
     if header:
         return header.min_file_bytes
     for tile in image.tile[:1]:
@@ -210,7 +220,7 @@ def _choose_reduction(image: Image.Image, shorter_side: int) -> int:
 
 
 def _rotate_upright(decoded: Image.Image, opened: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation of the opened image; without one that can be read, the image stays as it is."""
+    """Apply the EXIF orientation of the opened image, if it can be read."""
     try:
         transposition = _TRANSPOSITIONS.get(opened.getexif().get(ExifTags.Base.Orientation))
     except MemoryError:

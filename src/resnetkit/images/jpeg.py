@@ -40,6 +40,7 @@ _DAMAGE = {  # a warning of libjpeg -> what it means; others, as for extra bytes
     "bad Huffman code": "the data are corrupt",
     "bad arithmetic code": "the data are corrupt",
 }
+_COEFFICIENT_BYTES = 128  # of a block: 64 numbers of 16 bits
 _HASHED_ROWS = 256
 # Extra data of a JPEG, with every restart marker that may be due. They do not start with a zero, which libjpeg reads
 # instead of missing data.
@@ -48,22 +49,31 @@ _EXTRA_DATA = b"".join(bytes((*b"\xb7" * 512, 0xFF, 0xD0 + i % 8)) for i in rang
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """The position of the first scan, and the marker and the content of the frame header."""
+    """The position of the first scan, and the frame header; a single scan may hold all components."""
 
     scan_start: int
     frame_marker: int
     frame: bytes
+    is_single_scan: bool
 
     @property
     def min_file_bytes(self) -> int:
-        """The bytes that the file needs at least; 0 if there is no bound."""
+        """The bytes that the file needs at least; 0 if that is unknown."""
+        return self._count_blocks() * _MIN_BLOCK_BITS.get(self.frame_marker, 0) // 8
+
+    @property
+    def coefficient_bytes(self) -> int:
+        """The bytes of the coefficients that libjpeg keeps until the last scan; 0 if there is a single scan."""
+        return 0 if self.is_single_scan else self._count_blocks() * _COEFFICIENT_BYTES
+
+    def _count_blocks(self) -> int:
         samplings = [(factor >> 4, factor & 15) for factor in self.frame[9::3]]
         height, width = (int.from_bytes(self.frame[i : i + 2], "big") for i in (3, 5))
         max_h, max_v = (max((sampling[axis] for sampling in samplings), default=0) for axis in (0, 1))
         if not max_h or not max_v:
             return 0
         blocks = [-(-width * h // (8 * max_h)) * -(-height * v // (8 * max_v)) for h, v in samplings]
-        return sum(blocks) * _MIN_BLOCK_BITS.get(self.frame_marker, 0) // 8
+        return sum(blocks)
 
 
 def parse_jpeg_header(content: bytes) -> JpegHeader:
@@ -89,7 +99,7 @@ def parse_jpeg_header(content: bytes) -> JpegHeader:
     is_single_scan = frame_marker in _SEQUENTIAL_MARKERS and frame[7:8] == n_scanned
     if not is_single_scan and _count_marker(content, _SOS) > _MAX_SCANS:  # libjpeg reads no second scan otherwise
         raise ImageError(f"the image has more than {_MAX_SCANS} scans")
-    return JpegHeader(match.end(), frame_marker, frame)
+    return JpegHeader(match.end(), frame_marker, frame, is_single_scan)
 
 
 def _count_marker(content: bytes, marker: bytes) -> int:
