@@ -18,7 +18,7 @@ LAYERS = ["errors", "formatting", "file_types", "serialization", "files", "html"
 NARROW = {  # layers that import less than their place allows
     "file_types": set(),
     "runtime": {"errors"},
-    "images": {"errors", "formatting", "file_types", "architecture"},
+    "images": {"errors", "formatting", "file_types", "runtime", "architecture"},
     "html": {"formatting"},
     "data": {"errors", "formatting", "serialization", "files", "html", "runtime", "architecture", "images"},
     "network": {"errors", "formatting", "runtime", "architecture", "images"},

@@ -12,6 +12,7 @@ from typing import Annotated
 from resnetkit.commands import output
 from resnetkit.commands.arguments import Argument
 from resnetkit.commands.data_options import DEFAULT_DATA_READING, DataReadingOptions
+from resnetkit.commands.image_options import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from resnetkit.commands.records import build_file_errors
 from resnetkit.data.check import CheckResult, DuplicateGroup, check
 from resnetkit.errors import DataError
@@ -38,10 +39,12 @@ class Options:
     """A .txt file to write: the unreadable images, one per line."""
     json: bool = False
     """Print one JSON document instead of a table."""
+    images: ImageOptions = DEFAULT_IMAGE_OPTIONS
 
 
 def run(options: Options) -> int:
     """Run the command and return its exit code."""
+    options.images.apply()
     if options.page:
         output.check_output_file(options.page, ".html")
     if options.write_list:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from resnetkit.commands.arguments import Argument
+from resnetkit.commands.image_options import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from resnetkit.commands.output import check_output_file, log, print_json, progress_bar, sanitize_line, suggest_next
 from resnetkit.commands.records import build_file_errors
 from resnetkit.commands.stdin import read_file_arguments
@@ -42,11 +43,13 @@ class Options:
     """The precision in which the network computes."""
     json: bool = False
     """Print one JSON document about the written file."""
+    images: ImageOptions = DEFAULT_IMAGE_OPTIONS
     weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
 def run(options: Options) -> int:
     """Run the command and return its exit code."""
+    options.images.apply()
     out = check_output_file(options.out, ".npz", ".parquet")
     if out.suffix == ".parquet":
         import_pyarrow()

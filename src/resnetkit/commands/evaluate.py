@@ -13,6 +13,7 @@ from resnetkit.commands.arguments import Argument
 from resnetkit.commands.bad_files_options import DEFAULT_BAD_FILES, BadFilesOptions
 from resnetkit.commands.data_options import DEFAULT_DATA_READING, DataReadingOptions
 from resnetkit.commands.distributed import DEFAULT_DEVICE, DeviceOptions, init_distributed
+from resnetkit.commands.image_options import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from resnetkit.commands.records import build_accuracy_record, build_file_errors, format_accuracy_line, format_skipped
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.engines.select import EngineChoice
@@ -44,11 +45,13 @@ class Options:
     device: DeviceOptions = DEFAULT_DEVICE
     json: bool = False
     """Print one JSON document instead of a table."""
+    images: ImageOptions = DEFAULT_IMAGE_OPTIONS
     weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
 def run(options: Options) -> int:
     """Run the command and return its exit code."""
+    options.images.apply()
     with init_distributed(options.device) as (dist, device):
         return _run(options, dist, device)
 

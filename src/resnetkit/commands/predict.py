@@ -17,6 +17,7 @@ from typing import Annotated
 from resnetkit.commands import output
 from resnetkit.commands.arguments import Argument, format_options
 from resnetkit.commands.distributed import DEFAULT_DEVICE, DeviceOptions, init_distributed
+from resnetkit.commands.image_options import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from resnetkit.commands.stdin import read_file_arguments
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.engines.select import DEFAULT_BATCH_SIZE, EngineCandidates, EngineChoice, InferenceSession, select_engine
@@ -66,6 +67,7 @@ class Options:
     device: DeviceOptions = DEFAULT_DEVICE
     precision: Annotated[str, Argument("auto|fp32|bf16")] = ""
     """The precision; by default that of the saved engine, or fp32. It makes torch compute, as --device does."""
+    images: ImageOptions = DEFAULT_IMAGE_OPTIONS
     weights: WeightsOptions = DEFAULT_WEIGHTS
 
     @property
@@ -77,6 +79,7 @@ class Options:
 def run(options: Options) -> int:
     """Run the command and return its exit code; if its rows can be resumed, an interrupt logs how."""
     _check_output_options(options)
+    options.images.apply()
     if not options.out or options.out.endswith(".parquet") or read_launch_info():
         return _run_distributed(options)
     with handle_signals() as signals:

@@ -15,6 +15,7 @@ from resnetkit.commands.arguments import Argument
 from resnetkit.commands.bad_files_options import DEFAULT_BAD_FILES, BadFilesOptions
 from resnetkit.commands.data_options import DEFAULT_DATA_READING, DataReadingOptions
 from resnetkit.commands.distributed import DEFAULT_DEVICE, SAME_SIGNAL_SECONDS, DeviceOptions, init_distributed
+from resnetkit.commands.image_options import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from resnetkit.commands.output import can_rewrite_lines, log, print_json, print_text, suggest_next
 from resnetkit.commands.records import build_accuracy_record, build_file_errors, format_accuracy_line, format_skipped
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions
@@ -97,11 +98,13 @@ class Options:
     """Print the recipe that would run, and stop."""
     json: bool = False
     """Print one JSON document at the end instead of a table."""
+    images: ImageOptions = DEFAULT_IMAGE_OPTIONS
     weights: WeightsOptions = DEFAULT_WEIGHTS
 
 
 def run(options: Options) -> int:
     """Run the command and return its exit code."""
+    options.images.apply()
     with handle_signals(SAME_SIGNAL_SECONDS if read_launch_info() else 0.0) as signals:
         try:
             with init_distributed(options.device) as (dist, device):

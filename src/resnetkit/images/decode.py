@@ -1,10 +1,10 @@
 """Decode image files to upright 8-bit pixels, in the same way for every command.
 
 Only the types in `FORMATS` are parsed, whatever the file name says. The number of pixels is read from the header
-before anything is decoded. Only the first frame of an animation is decoded. The EXIF orientation is applied, 16 bits
-become 8, and transparent pixels are blended with white. Color profiles (ICC) are ignored, because published networks
-were trained without them. CMYK is converted as red = (1 - C)(1 - K), and so on. `jpeg` rejects truncated JPEGs instead
-of filling them with gray.
+before anything is decoded. Only the first frame of an animation is decoded. The EXIF orientation is applied if it can
+be read, 16 bits become 8, and transparent pixels are blended with white. Color profiles (ICC) are ignored, because
+published networks were trained without them. CMYK is converted as red = (1 - C)(1 - K), and so on. `jpeg` and `png`
+reject incomplete files instead of filling them with gray or black.
 
 This module imports no torch.
 """
@@ -21,12 +21,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from resnetkit import file_types
 from resnetkit.errors import DataError, ImageError, ResnetkitError
 from resnetkit.formatting import join_names
-from resnetkit.images import icon, jpeg
+from resnetkit.images import icon, jpeg, png
+from resnetkit.images.memory import DECODING_BUDGET
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "ICO", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ico", ".ppm",
@@ -36,7 +37,13 @@ MAX_IMAGE_BYTES = 256_000_000  # an uncompressed image with MAX_IMAGE_PIXELS
 TOO_MANY_BYTES = f"the file has more than {MAX_IMAGE_BYTES:,} bytes"
 _TOO_MANY_PIXELS = f"the image has more than {MAX_IMAGE_PIXELS:,} pixels"
 _MAX_KINDS = 30  # kinds of skipped files in one note
+_BYTES_PER_PIXEL = 4  # Pillow pads RGB to four bytes
 _RLE_COMPRESSIONS, _MAX_RLE_PIXELS = (1, 2), 4_000_000  # run lengths of BMP, which Pillow decodes in Python
+# The factor by which a reduced image must exceed the target, so that the resize has pixels to average. 1/8 reads one
+# coefficient per block and is the fastest; large photographs, as cameras make them, need less.
+_MIN_OVERSAMPLING, _MIN_OVERSAMPLING_LARGE, _LARGE_SIDE = 2.0, 1.4, 2000
+# EXIF orientation -> what makes the image upright
+_TRANSPOSITIONS: dict[Any, Image.Transpose] = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))
 T = TypeVar("T")
 Result = TypeVar("Result")
 # Pillow warns about large images and odd EXIF; resnetkit decides both itself. The filter is process-wide, so switching
@@ -135,6 +142,8 @@ def try_read(read: Callable[[T], Result], source: T) -> Result | ImageError:
 def try_read_named(read: Callable[[T], Result], get_name: Callable[[T], str], source: T) -> Result | ImageError:
     """Call `try_read`, and name the image in any error that no image should cause.
 
+    The memory of a decoded image stays reserved until ``read`` returns.
+
     Args:
         read: The function that decodes an image.
         get_name: A function that returns the name of ``source`` for the error.
@@ -145,7 +154,8 @@ def try_read_named(read: Callable[[T], Result], get_name: Callable[[T], str], so
         MemoryError: the memory is full.
     """
     try:
-        return try_read(read, source)
+        with DECODING_BUDGET.hold():
+            return try_read(read, source)
     except MemoryError:
         raise
     except Exception as error:
@@ -193,11 +203,53 @@ def _decode_bytes(content: bytes, color_mode: str, shorter_side: int) -> Image.I
         is_rle = image.format == "BMP" and image.info.get("compression") in _RLE_COMPRESSIONS
         if image.width * image.height > (_MAX_RLE_PIXELS if is_rle else MAX_IMAGE_PIXELS):
             raise ImageError(_TOO_MANY_PIXELS)
-        if header:
-            jpeg.load_jpeg(image, content, header, shorter_side)
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return convert_mode(_flatten_image(image), color_mode)
+        png_data = png.parse_png(content) if image.format == "PNG" else None
+        if len(content) < _count_min_file_bytes(image, header or png_data):
+            raise ImageError("damaged: the file is too short for the size in its header")
+        reduction = _choose_reduction(image, shorter_side) if header else 1
+        n_pixels = image.width * image.height // reduction**2
+        n_copies = 3 if image.has_transparency_data else 2  # as stored, in RGB, and the white background
+        n_bytes = n_copies * _BYTES_PER_PIXEL * n_pixels + (header.coefficient_bytes if header else 0)
+        with DECODING_BUDGET.reserve(n_bytes, _BYTES_PER_PIXEL * n_pixels):
+            if header:
+                decoded = jpeg.load_jpeg(image, content, header, reduction)
+            else:
+                image.load()
+                decoded = image
+            if png_data:
+                png.check_rows(image, png_data)
+            return convert_mode(_flatten_image(_rotate_upright(decoded, image)), color_mode)
+
+
+def _count_min_file_bytes(image: ImageFile.ImageFile, header: jpeg.JpegHeader | png.PngData | None) -> int:
+    """Count the bytes that a file of this size needs at least; 0 if that is unknown."""
+    if header:
+        return header.min_file_bytes
+    for tile in image.tile[:1]:
+        if tile.codec_name == "raw" and isinstance(tile.args, tuple):  # BMP; the last row may lack its padding
+            return tile.offset + int(tile.args[1]) * (image.height - 1)
+    return 0
+
+
+def _choose_reduction(image: Image.Image, shorter_side: int) -> int:
+    """Choose 8, 4, 2 or 1; both sides are multiples of it, or the center would shift by part of a pixel."""
+    min_side = min(image.size)
+    required_side = shorter_side * (_MIN_OVERSAMPLING_LARGE if min_side >= _LARGE_SIDE else _MIN_OVERSAMPLING)
+    for factor in (8, 4, 2) if shorter_side else ():
+        if image.width % factor == image.height % factor == 0 and min_side >= factor * required_side:
+            return factor
+    return 1
+
+
+def _rotate_upright(decoded: Image.Image, opened: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation of the opened image, if it can be read."""
+    try:
+        transposition = _TRANSPOSITIONS.get(opened.getexif().get(ExifTags.Base.Orientation))
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises whatever broken EXIF makes it raise
+        return decoded
+    return decoded if transposition is None else decoded.transpose(transposition)
 
 
 def _open_image(content: bytes) -> ImageFile.ImageFile:

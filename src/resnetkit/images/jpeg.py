@@ -1,54 +1,79 @@
-"""Decode JPEGs at a reduced size, and reject truncated ones that libjpeg accepts.
+"""Decode JPEGs, at a reduced size if possible, and reject damaged ones.
 
-libjpeg fills missing blocks with gray and only warns. A JPEG is therefore checked in two steps:
-
-1. The end marker must exist, and the header must be bounded, so that no file takes much time.
-2. If the last block looks like a missing one, the image is decoded a second time with extra data appended.
-   Extra data change the pixels only if the original data stop too early.
-
-The check covers only the end of the data. A file that is damaged earlier, or whose last block happens to look intact,
-passes. docs/decisions/023 describes the alternative `simplejpeg`.
+libjpeg fills missing blocks with gray and only warns, and Pillow hides the warning. simplejpeg decodes with the same
+library and reports it, so every JPEG whose data stop early is rejected, at any size (docs/decisions/023). A few
+variants that simplejpeg does not decode are decoded by Pillow, twice: extra data change the pixels only if the original
+data stop too early.
 
 This module imports no torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from io import BytesIO
-from typing import cast
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFile
+import simplejpeg
+from PIL import Image, ImageFile
 
 from resnetkit.errors import ImageError
 
 SIGNATURE = b"\xff\xd8\xff"
 _SOS, _EOI = b"\xff\xda", b"\xff\xd9"
-_MARKER_PREFIX = 0xFF  # within entropy-coded data a zero always follows it
 _MAX_SCANS, _MAX_SEGMENTS = 200, 2000  # each costs time even if it is tiny; progressive images have about ten scans
-_SEGMENT = re.compile(rb"[^\xff]{0,1000}\xff{1,1000}([^\0\xff])", re.DOTALL)
-_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
+# libjpeg skips other bytes before a marker, and FF 00 too
+_SEGMENT = re.compile(rb"(?:[^\xff]|\xff{1,1000}+\0){0,1000}+\xff{1,1000}+([^\0\xff])", re.DOTALL)
 _STANDALONE_MARKERS = b"\x01" + bytes(range(0xD0, 0xD9))  # markers without a payload
-_SEQUENTIAL_SOF = b"\xc0\xc1"  # frames that store complete blocks one after the other, Huffman-coded
-_RGB_IDS = b"RGB"  # component ids of a frame that stores RGB instead of YCbCr
-
-# The factor by which a reduced image must exceed the target, so that the resize has pixels to average. 1/8 reads one
-# coefficient per block and is the fastest; large photographs, as cameras make them, need less.
-_MIN_OVERSAMPLING, _MIN_OVERSAMPLING_LARGE, _LARGE_SIDE = 2.0, 1.4, 2000
-_MISSING_LUMA, _ROUNDING_ERROR = 128, 1
-_GRAY_LEVELS = range(120, 137)  # a missing block is gray 128; its chroma blends with the row above
-# Extra data of a JPEG with every restart marker that may be due: at least one block of them is not gray.
-_EXTRA_DATA = b"".join(bytes((*bytes(512), 0xFF, 0xD0 + i % 8)) for i in range(16)) + _EOI
+_FRAME_MARKERS = bytes(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC))
+# frames that are Huffman-coded -> the least bits of a block: a code for its first coefficient, and for a sequential
+# one a code that ends it. Arithmetic coding has no bound.
+_MIN_BLOCK_BITS = {0xC0: 2, 0xC1: 2, 0xC2: 1}
+_SEQUENTIAL_MARKERS = (0xC0, 0xC1)
+_COLORS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # Pillow's mode -> the name in simplejpeg
+_DAMAGE = {  # a warning of libjpeg -> what it means; others, as for extra bytes before a marker, are harmless
+    "Premature end of JPEG file": "the end marker is missing",
+    "premature end of data segment": "the data stop before the last pixel",
+    "instead of RST": "the data stop before the last pixel",
+    "bad Huffman code": "the data are corrupt",
+    "bad arithmetic code": "the data are corrupt",
+}
+_COEFFICIENT_BYTES = 128  # of a block: 64 numbers of 16 bits
+_HASHED_ROWS = 256
+# Extra data of a JPEG, with every restart marker that may be due. They do not start with a zero, which libjpeg reads
+# instead of missing data.
+_EXTRA_DATA = b"".join(bytes((*b"\xb7" * 512, 0xFF, 0xD0 + i % 8)) for i in range(16)) + _EOI
 
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """The position of the first scan, and whether a single scan holds all channels with luma at full size."""
+    """The position of the first scan, and the frame header; a single scan may hold all components."""
 
     scan_start: int
+    frame_marker: int
+    frame: bytes
     is_single_scan: bool
+
+    @property
+    def min_file_bytes(self) -> int:
+        """The bytes that the file needs at least; 0 if that is unknown."""
+        return self._count_blocks() * _MIN_BLOCK_BITS.get(self.frame_marker, 0) // 8
+
+    @property
+    def coefficient_bytes(self) -> int:
+        """The bytes of the coefficients that libjpeg keeps until the last scan; 0 if there is a single scan."""
+        return 0 if self.is_single_scan else self._count_blocks() * _COEFFICIENT_BYTES
+
+    def _count_blocks(self) -> int:
+        samplings = [(factor >> 4, factor & 15) for factor in self.frame[9::3]]
+        height, width = (int.from_bytes(self.frame[i : i + 2], "big") for i in (3, 5))
+        max_h, max_v = (max((sampling[axis] for sampling in samplings), default=0) for axis in (0, 1))
+        if not max_h or not max_v:
+            return 0
+        blocks = [-(-width * h // (8 * max_h)) * -(-height * v // (8 * max_v)) for h, v in samplings]
+        return sum(blocks)
 
 
 def parse_jpeg_header(content: bytes) -> JpegHeader:
@@ -57,7 +82,7 @@ def parse_jpeg_header(content: bytes) -> JpegHeader:
     Raises:
         ImageError: the header is broken, or there are so many segments or scans that decoding takes very long.
     """
-    position, frame = 2, b""
+    position, frame_marker, frame = 2, 0, b""
     for _ in range(_MAX_SEGMENTS):
         match = _SEGMENT.match(content, position)
         if match is None:
@@ -66,14 +91,15 @@ def parse_jpeg_header(content: bytes) -> JpegHeader:
             break
         length = int.from_bytes(content[match.end() : match.end() + 2], "big")
         position = match.end() + (0 if match[1] in _STANDALONE_MARKERS else max(2, length))
-        if match[1] in _SEQUENTIAL_SOF:
-            frame = content[match.end() : position]
+        if match[1] in _FRAME_MARKERS:
+            frame_marker, frame = match[1][0], content[match.end() : position]
     else:
         raise ImageError(f"the header has more than {_MAX_SEGMENTS:,} segments")
-    is_single_scan = _is_single_scan(frame, content[match.end() + 2 : match.end() + 3])
+    n_scanned = content[match.end() + 2 : match.end() + 3]
+    is_single_scan = frame_marker in _SEQUENTIAL_MARKERS and frame[7:8] == n_scanned
     if not is_single_scan and _count_marker(content, _SOS) > _MAX_SCANS:  # libjpeg reads no second scan otherwise
         raise ImageError(f"the image has more than {_MAX_SCANS} scans")
-    return JpegHeader(match.end(), is_single_scan)
+    return JpegHeader(match.end(), frame_marker, frame, is_single_scan)
 
 
 def _count_marker(content: bytes, marker: bytes) -> int:
@@ -83,82 +109,51 @@ def _count_marker(content: bytes, marker: bytes) -> int:
     return sum(int(np.count_nonzero(array == value)) for array in pairs)
 
 
-def _is_single_scan(frame: bytes, n_scanned: bytes) -> bool:
-    """Return whether one scan holds all channels of the frame, the first one at full size."""
-    component_ids, samplings = frame[8::3], [(factor >> 4, factor & 15) for factor in frame[9::3]]
-    if len(samplings) not in (1, 3) or frame[7:8] != n_scanned or n_scanned != bytes([len(samplings)]):
-        return False
-    max_h, max_v = samplings[0]
-    return component_ids != _RGB_IDS and all(h <= max_h and v <= max_v for h, v in samplings)
-
-
-def load_jpeg(image: ImageFile.ImageFile, content: bytes, header: JpegHeader, shorter_side: int) -> None:
-    """Decode an opened JPEG, at a reduced size if ``shorter_side`` permits.
+def load_jpeg(image: ImageFile.ImageFile, content: bytes, header: JpegHeader, reduction: int) -> Image.Image:
+    """Decode an opened JPEG.
 
     Args:
-        image: The image that Pillow opened; its pixels are loaded.
+        image: The image that Pillow opened.
         content: All bytes of the file.
         header: The result of `parse_jpeg_header`.
-        shorter_side: The shorter side in pixels to which the caller resizes, 0 for the full size.
+        reduction: 1, 2, 4 or 8, which both sides are multiples of.
+
+    Returns:
+        The image in the mode ``L``, ``RGB`` or ``CMYK``.
 
     Raises:
-        ImageError: the end marker is missing, or the data stop before the last pixel.
+        ImageError: the end marker is missing, or the data are incomplete or corrupt.
     """
-    is_simple = header.is_single_scan and image.info.get("adobe_transform") != 0  # 0: RGB
-    reduction = _choose_reduction(image, shorter_side) if is_simple else 1
-    if reduction > 1:
-        image.draft(None, (image.width // reduction, image.height // reduction))
-    image.decodermaxblock = len(content)  # decode in one call, as the file is in memory
-    image.load()
-    find_marker = content.find if is_simple and image.format == "MPO" else content.rfind  # MPO: several images
-    end = find_marker(_EOI, header.scan_start)
+    width, height = image.width // reduction, image.height // reduction
+    try:
+        pixels = simplejpeg.decode_jpeg(content, _COLORS[image.mode], min_width=width, min_height=height)
+    except ValueError as error:
+        for warning, reason in _DAMAGE.items():
+            if warning in str(error):
+                raise ImageError(f"damaged: {reason}") from None
+        return _load_with_pillow(image, content, header.scan_start)
+    if image.mode == "CMYK":
+        np.invert(pixels, out=pixels)  # Adobe's programs store the absence of ink
+    return Image.frombuffer(image.mode, pixels.shape[1::-1], pixels, "raw", image.mode, 0, 1)
+
+
+def _load_with_pillow(image: ImageFile.ImageFile, content: bytes, scan_start: int) -> ImageFile.ImageFile:
+    """Decode a variant that simplejpeg does not know, or whose header has harmless faults, at full size."""
+    find_marker = content.find if image.format == "MPO" else content.rfind  # MPO: several images
+    end = find_marker(_EOI, scan_start)
     if end < 0:
         raise ImageError("damaged: the end marker is missing")
-    if not is_simple and _has_gray_corner(image):
-        _check_complete(content, end)
-    elif is_simple and (content[end - 1] == _MARKER_PREFIX or _has_missing_last_block(image, content, reduction)):
-        next_marker = _MARKER.search(content, header.scan_start)
-        _check_complete(content, next_marker.start() if next_marker else len(content))
-
-
-def _choose_reduction(image: Image.Image, shorter_side: int) -> int:
-    """Choose 8, 4, 2 or 1; both sides are multiples of it, or the center would shift by part of a pixel."""
-    min_side = min(image.size)
-    required_side = shorter_side * (_MIN_OVERSAMPLING_LARGE if min_side >= _LARGE_SIDE else _MIN_OVERSAMPLING)
-    for factor in (8, 4, 2) if shorter_side else ():
-        if image.width % factor == image.height % factor == 0 and min_side >= factor * required_side:
-            return factor
-    return 1
-
-
-def _has_missing_last_block(image: Image.Image, content: bytes, reduction: int) -> bool:
-    """Return whether the last block has the luma of a missing one.
-
-    Only luma is compared, since chroma may be blended with neighbor blocks. Many images end in a gray close to it, and
-    RGB rounds the difference away, so the stored luma decides.
-    """
-    luma = _get_last_block_extrema(image, reduction)
-    if image.mode == "L" or not all(abs(value - _MISSING_LUMA) <= _ROUNDING_ERROR for value in luma):
-        return luma == (_MISSING_LUMA, _MISSING_LUMA)
-    with Image.open(BytesIO(content), formats=("JPEG",)) as luma_image:
-        luma_image.draft("L", image.size)
-        return _get_last_block_extrema(luma_image, reduction) == (_MISSING_LUMA, _MISSING_LUMA)
-
-
-def _get_last_block_extrema(image: Image.Image, reduction: int) -> tuple[int, int]:
-    """Return the smallest and the largest luma of the last block."""
-    side = 8 // reduction
-    corner = (image.width - 1) // side * side, (image.height - 1) // side * side
-    return cast(tuple[int, int], image.crop((*corner, *image.size)).convert("L").getextrema())
-
-
-def _has_gray_corner(image: Image.Image) -> bool:
-    pixel = image.getpixel((image.width - 1, image.height - 1))
-    return all(value in _GRAY_LEVELS for value in (pixel if isinstance(pixel, tuple) else (pixel,)))
-
-
-def _check_complete(content: bytes, end: int) -> None:
-    """Check that extra data change no pixel, in full size, because a reduced block may hide a change."""
-    versions = (content, content[:end] + _EXTRA_DATA)
-    if ImageChops.difference(*(Image.open(BytesIO(data), formats=("JPEG",)) for data in versions)).getbbox():
+    extended_digest = _hash_pixels(Image.open(BytesIO(content[:end] + _EXTRA_DATA), formats=("JPEG",)))
+    if _hash_pixels(image) != extended_digest:
         raise ImageError("damaged: the data stop before the last pixel")
+    return image
+
+
+def _hash_pixels(image: ImageFile.ImageFile) -> bytes:
+    """Decode an image and hash its pixels, some rows at a time to save memory."""
+    image.decodermaxblock = 2**30  # decode in one call, as the file is in memory
+    image.load()
+    digest = hashlib.blake2b()
+    for top in range(0, image.height, _HASHED_ROWS):
+        digest.update(image.crop((0, top, image.width, min(top + _HASHED_ROWS, image.height))).tobytes())
+    return digest.digest()

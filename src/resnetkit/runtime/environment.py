@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = (
-    "resnetkit", "torch", "torchvision", "numpy", "pillow", "safetensors", "rich", "scikit-learn", "pyarrow",
-    "openvino", "nncf", "onnx", "onnxruntime", "tensorboard", "mlflow-skinny", "wandb",
+    "resnetkit", "torch", "torchvision", "numpy", "pillow", "simplejpeg", "safetensors", "rich", "scikit-learn",
+    "pyarrow", "openvino", "nncf", "onnx", "onnxruntime", "tensorboard", "mlflow-skinny", "wandb",
 )  # fmt: skip
 _FEATURE_PREFIXES = ("avx2", "avx512_", "amx_", "neon", "sve")  # of the names in torch.cpu.get_capabilities()
 _CPUINFO = Path("/proc/cpuinfo")

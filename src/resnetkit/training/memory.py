@@ -6,7 +6,7 @@ import math
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from resnetkit.architecture.plan import Plan
 from resnetkit.data.loader import EVAL_BATCH_SIZE
 from resnetkit.errors import MachineError, ResnetkitWarning
 from resnetkit.network.inference import PixelNormalizer
-from resnetkit.runtime.distributed import read_launch_info
+from resnetkit.runtime.free_memory import get_free_memory
 from resnetkit.training.events import PreparedRun
 from resnetkit.training.recipe import Recipe
 from resnetkit.training.run_folder import format_resume_command
@@ -81,36 +81,7 @@ def get_available_memory(device: torch.device, root: Path = Path("/")) -> float:
     """
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    launch = read_launch_info()
-    return min(_get_ulimit_memory(root), min(_iter_free_memory(root)) / (launch.local_world_size if launch else 1))
-
-
-def _iter_free_memory(root: Path) -> Iterator[float]:
-    yield math.inf
-    for line in _read_or_empty(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
-    limit, used = (_read_or_empty(root / f"sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    if limit.isdecimal() and used.isdecimal():
-        yield int(limit) - int(used)
-
-
-def _get_ulimit_memory(root: Path) -> float:
-    """Return the bytes that ``ulimit -v`` leaves to this process."""
-    pages = _read_or_empty(root / "proc/self/statm").split()
-    if not pages:
-        return math.inf
-    import resource  # exists wherever /proc exists
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return limit - int(pages[0]) * resource.getpagesize() if limit != resource.RLIM_INFINITY else math.inf
-
-
-def _read_or_empty(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+    return get_free_memory(root)
 
 
 def format_memory_line(run: PreparedRun) -> str:

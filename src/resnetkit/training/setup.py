@@ -41,7 +41,7 @@ from resnetkit.training.trackers.client import check_trackers_installed
 from resnetkit.weights.load import load_network
 from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, load_card, resolve_model
 
-_VERSION_KEYS = ("resnetkit", "torch", "numpy", "pillow")
+_VERSION_KEYS = ("resnetkit", "torch", "numpy", "pillow", "simplejpeg")
 _SHARED_KEYS = ("images", "network", "device", "precision", *_VERSION_KEYS)  # the same in all processes of a run
 
 
