@@ -24,6 +24,14 @@ settings.register_profile("quick", max_examples=40, deadline=None, derandomize=T
 settings.load_profile("quick")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder(tmp_path_factory):
+    """The cache of the user is not touched; tests that look into it set a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNETKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def cli(capsys):
     """Run a command in this process: (exit code, stdout, stderr)."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import resnetkit as rk
-from resnetkit.optimization.accuracy_check import Fp32Reference
+from resnetkit.engines.accuracy_check import Fp32Reference
 from resnetkit.optimization.samples import compute_reference_logits, load_samples, make_synthetic_samples
 
 from helpers.tiny import BASE

@@ -93,7 +93,11 @@ def make_engine(tmp_path, backend, model, config, pixels=None):
         save(model, folder)
     artifact.mkdir()
     backend.export_artifact(model, artifact, config.precision, pixels)
-    return backend.load_engine(folder, artifact, config)
+    return backend.load_engine(folder, read_contents(artifact), config)
+
+
+def read_contents(artifact):
+    return {path.name: path.read_bytes() for path in artifact.iterdir()}
 
 
 def compute_error(logits, expected):
@@ -140,7 +144,8 @@ def test_openvino(tmp_path, variant):
     assert compute_error(engine(pixels[:3]), expected[:3]) <= TOLERANCES["fp32"]
     assert compute_error(engine(pixels[4:]), expected[4:]) <= TOLERANCES["fp32"]
     if has_fast_bf16(torch.device("cpu")):
-        low = openvino.load_engine(tmp_path / "model", tmp_path / "openvino-fp32", EngineConfig("openvino", "bf16", 8))
+        contents = read_contents(tmp_path / "openvino-fp32")
+        low = openvino.load_engine(tmp_path, contents, EngineConfig("openvino", "bf16", 8))
         assert TOLERANCES["fp32"] < compute_error(low(pixels), expected) <= TOLERANCES["bf16"]
 
 
@@ -397,6 +402,9 @@ def test_bf16_on_a_processor_without_bf16(tmp_path, monkeypatch, name):
     assert str(caught.value) == "error: this processor has no bf16 instructions\nfix: use an engine in fp32 or int8"
 
 
+GRAPH = {"model.xml": b"<?xml", "model.bin": b""}
+
+
 class FakeCore:
     """An OpenVINO core of a processor without bf16, or one that changes the precision."""
 
@@ -409,7 +417,7 @@ class FakeCore:
     def get_type_name(self):
         return self.actual_precision
 
-    def read_model(self, path):
+    def read_model(self, graph, weights):
         return self
 
     def input(self):
@@ -440,23 +448,23 @@ class FakeCore:
 def test_bf16_that_openvino_would_emulate_or_ignore(tmp_path, monkeypatch, capabilities):
     monkeypatch.setattr(openvino, "get_core", lambda: FakeCore(capabilities, "f32"))
     with pytest.raises(MachineError, match="this processor has no bf16 instructions"):
-        openvino.load_engine(tmp_path, tmp_path, EngineConfig("openvino", "bf16"))
+        openvino.load_engine(tmp_path, GRAPH, EngineConfig("openvino", "bf16"))
 
 
 def test_layers_outside_int8_run_in_fp32_without_bf16(tmp_path, monkeypatch):
     core = FakeCore(["FP32"], "f32")
     monkeypatch.setattr(openvino, "get_core", lambda: core)
     monkeypatch.setattr("resnetkit.engines.base.count_cores", lambda: 8)
-    openvino.load_engine(tmp_path, tmp_path, EngineConfig("openvino", "int8", 1, 4))
+    openvino.load_engine(tmp_path, GRAPH, EngineConfig("openvino", "int8", 1, 4))
     assert core.settings == {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 4, "INFERENCE_NUM_THREADS": 8}
 
 
 @pytest.mark.parametrize(
     ("package", "extra", "call"),
     [
-        ("openvino", "openvino", lambda path: openvino.load_engine(path, path, EngineConfig("openvino", "fp32"))),
+        ("openvino", "openvino", lambda path: openvino.load_engine(path, GRAPH, EngineConfig("openvino", "fp32"))),
         ("nncf", "openvino", lambda path: ENGINE_SPECS["openvino"].check_packages(for_export=True)),
-        ("onnxruntime", "onnx", lambda path: onnxruntime.load_engine(path, path, EngineConfig("onnxruntime", "fp32"))),
+        ("onnxruntime", "onnx", lambda path: onnxruntime.load_engine(path, {}, EngineConfig("onnxruntime", "fp32"))),
         ("onnxscript", "onnx", lambda path: onnxruntime.export_artifact(build(BASE), path, "fp32", None)),
     ],
 )
@@ -468,6 +476,42 @@ def test_a_missing_extra(tmp_path, monkeypatch, package, extra, call):
     with pytest.raises(MachineError) as caught:
         call(tmp_path)
     assert str(caught.value) == f"error: {package} is not installed\nfix: {format_install_command(extra)}"
+
+
+# --------------------------------------------------------------------------------------------------------- other files
+
+
+def test_an_onnx_graph_cannot_open_other_files(tmp_path, monkeypatch):
+    onnx, weights = no_telemetry.import_without_telemetry("onnx"), tmp_path / "weights.data"
+    weights.write_bytes(np.ones(8, np.float32).tobytes())
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> graph (float[8] pixels) => (float[8] logits)'
+        "<float[8] weights = {0, 0, 0, 0, 0, 0, 0, 0}> { logits = Mul (pixels, weights) }"
+    )
+    (tensor,) = model.graph.initializer
+    tensor.ClearField("float_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="")
+    monkeypatch.chdir(tmp_path)
+    for location in ("weights.data", "./weights.data", str(weights), f"../{tmp_path.name}/weights.data", "../../x"):
+        tensor.external_data[0].value = location
+        with pytest.raises(Exception, match="External data path validation failed"):
+            onnxruntime.load_engine(
+                tmp_path, {"model.onnx": model.SerializeToString()}, EngineConfig("onnxruntime", "fp32")
+            )
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    tensor.ClearField("external_data")
+    tensor.raw_data = weights.read_bytes()
+    contents = {"model.onnx": model.SerializeToString()}
+    engine = onnxruntime.load_engine(tmp_path, contents, EngineConfig("onnxruntime", "fp32"))
+    assert engine(np.full(8, 3, np.float32)).tolist() == [3.0] * 8
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\t:\x01a", b"<net/>"])
+def test_openvino_reads_its_own_format_only(tmp_path, content):
+    with pytest.raises(MachineError) as caught:
+        openvino.load_engine(tmp_path, GRAPH | {"model.xml": content}, EngineConfig("openvino", "fp32"))
+    assert str(caught.value) == "error: model.xml is not an OpenVINO graph"
 
 
 # ------------------------------------------------------------------------------------------------------------ telemetry
@@ -518,7 +562,8 @@ else:
         backend, artifact = ENGINE_SPECS[name].import_backend(), Path(sys.argv[2], name)
         artifact.mkdir()
         backend.export_artifact(network, artifact, "int8", pixels)
-        backend.load_engine(artifact, artifact, EngineConfig(name, "int8", 2))(pixels)
+        contents = {path.name: path.read_bytes() for path in artifact.iterdir()}
+        backend.load_engine(artifact, contents, EngineConfig(name, "int8", 2))(pixels)
 for _ in range(60):  # a library may send a little later, in a thread of its own
     is_done.wait(0.005)
     look()
@@ -616,7 +661,8 @@ import numpy as np
 from resnetkit.architecture.spec import EfficientChannels
 from resnetkit.engines.base import ENGINE_SPECS, EngineConfig
 folder, config = Path(sys.argv[2]), EngineConfig(sys.argv[1], "fp32", 2)
-engine = ENGINE_SPECS[sys.argv[1]].import_backend().load_engine(folder, folder, config)
+contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+engine = ENGINE_SPECS[sys.argv[1]].import_backend().load_engine(folder, contents, config)
 assert not {"torch", "onnx", "nncf"} & set(sys.modules)
 sys.setswitchinterval(1e-6)
 barrier = threading.Barrier(8)
@@ -652,7 +698,8 @@ signals = []
 signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
 folder = Path(sys.argv[2])
 backend = ENGINE_SPECS[sys.argv[1]].import_backend()
-engines = [backend.load_engine(folder, folder, EngineConfig(sys.argv[1], "fp32", batch)) for batch in (1, 2)]
+contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+engines = [backend.load_engine(folder, contents, EngineConfig(sys.argv[1], "fp32", batch)) for batch in (1, 2)]
 while engines:
     del engines[0]
     gc.collect()

@@ -18,6 +18,7 @@ import torch
 import resnetkit as rk
 from resnetkit import files
 from resnetkit.engines import base
+from resnetkit.engines.accuracy_check import Fp32Reference
 from resnetkit.engines.base import EngineConfig, EngineSpec, batch_calls
 from resnetkit.engines.saved import (
     ENGINES_FILE,
@@ -29,7 +30,6 @@ from resnetkit.engines.saved import (
     read_engines_file,
 )
 from resnetkit.errors import ResnetkitWarning, UsageError, VerificationError
-from resnetkit.optimization.accuracy_check import Fp32Reference
 from resnetkit.optimization.budget import Budget, SearchSettings
 from resnetkit.optimization.choose import select_best_by_purpose, select_fastest, select_finalists
 from resnetkit.optimization.client import BenchmarkError, open_benchmark_client
@@ -164,7 +164,7 @@ def test_a_stopped_or_killed_search_leaves_a_usable_folder(trained_folder, tmp_p
         if number != signal.SIGKILL:
             assert "stopped" in err
             assert not list(folder.glob(f"{ENGINES_FOLDER}/.*.part"))
-        assert rk.load(folder).card.labels == CLASSES and find_usable_engines(folder, 1) == ([], "")
+        assert rk.load(folder).card.labels == CLASSES and find_usable_engines(folder, 1)[:2] == ([], "")
 
 
 def test_a_request_has_a_timeout(folder, tmp_path, misbehaving_specs, monkeypatch):
@@ -225,6 +225,19 @@ def test_a_later_search_replaces_the_first(folder, machine, fake_specs):
     second = rk.optimize(folder, engines="int8-engine", settings=machine.settings)
     assert list_names(folder / ENGINES_FOLDER) == {ENGINES_FILE, REPORT_FILE, second.engines[0].folder}
     assert read_engines_file(folder) == second != first
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(folder, tmp_path, machine, fake_specs, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path / "file"))
+    with pytest.warns(ResnetkitWarning) as caught:
+        result = rk.optimize(folder, engines="fast", settings=machine.settings)
+    message = str(caught[-1].message)
+    assert message.startswith("predict will use torch for this model: cannot write: ")
+    assert message.endswith("; set RESNETKIT_CACHE to a folder that can be written, and optimize again")
+    assert read_engines_file(folder) == result
+    engines, reason, _ = find_usable_engines(folder, 1)
+    assert engines == [] and reason.startswith("cannot read the record of the engines: Not a directory")
 
 
 def test_a_search_that_saves_nothing_keeps_the_saved_engines(folder, machine, fake_specs):

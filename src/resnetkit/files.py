@@ -99,6 +99,24 @@ def write_at(path: Path, data: bytes, offset: int = 0) -> None:
         os.close(fd)
 
 
+def read_regular_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file; refuse links, pipes and devices, which may never end.
+
+    Args:
+        path: the file.
+        max_bytes: the largest size to read.
+
+    Raises:
+        OSError: the file cannot be read, is not a regular file, or is larger.
+    """
+    fd = _open_regular_file(path, os.O_RDONLY | _O_NOFOLLOW)
+    with os.fdopen(fd, "rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(f"larger than {format_bytes(max_bytes)}")
+    return content
+
+
 def _open_regular_file(path: Path, flags: int) -> int:
     """Return a descriptor of a regular file; raise `OSError` for anything else."""
     try:

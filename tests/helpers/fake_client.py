@@ -84,4 +84,7 @@ class FakeClient:
 
 def make_specs(*names, precisions=("fp32",), layouts=LAYOUTS, **options):
     """Return entries of the table of engines that need nothing but numpy."""
-    return {name: EngineSpec("json", ("numpy",), precisions, layouts=layouts, **options) for name in names}
+    return {
+        name: EngineSpec("json", ("numpy",), precisions, layouts=layouts, files=("model.bin",), **options)
+        for name in names
+    }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnetkit.engines import base, saved
+from resnetkit.engines import base, records, saved
 from resnetkit.serialization import to_json
 
 CONFIG = base.EngineConfig("fake", "int8", 4, 2)
@@ -58,12 +58,12 @@ def compute_logits(pixels, n_classes):
     return np.stack([np.sin(means + k) * 3 + 0.01 * k * len(pixels) for k in range(n_classes)], 1).astype(np.float32)
 
 
-def load_engine(folder, artifact, config):
+def load_engine(folder, contents, config):
     return FakeEngine(config, len(saved.read_card(folder).labels))
 
 
 def install(engine_specs=base.ENGINE_SPECS):
-    engine_specs["fake"] = base.EngineSpec("helpers.fake_engine", ("numpy",), ("int8", "fp32"))
+    engine_specs["fake"] = base.EngineSpec("helpers.fake_engine", ("numpy",), ("int8", "fp32"), files=("model.bin",))
 
 
 def _make_measurement(config, images_per_second):
@@ -75,8 +75,11 @@ def write_engines(folder, *configs, content=b"ranges"):
     """Write what `resnetkit optimize` would; ``content`` is that of the exported file."""
     measurements = [_make_measurement(config, 1000.0 + i) for i, config in enumerate(configs or (CONFIG,))]
     files = (("model.bin", hashlib.sha256(content).hexdigest()),)
+    specs = base.ENGINE_SPECS
     engines = tuple(
-        saved.SavedEngine("throughput", row, base.ENGINE_SPECS["fake"].get_versions(), "f1", files)
+        saved.SavedEngine(
+            "throughput", row, specs["fake"].get_versions(), "f1", files if specs[row.config.engine].files else ()
+        )
         for row in measurements
     )
     digest = saved.compute_weights_digest(folder)
@@ -85,7 +88,9 @@ def write_engines(folder, *configs, content=b"ranges"):
         artifact = saved.get_artifact_folder(folder, "f1", row.config)
         artifact.mkdir(parents=True, exist_ok=True)
         (artifact / "model.bin").write_bytes(content)
-    (folder / "engines" / "engines.json").write_text(to_json(result))
+    content = to_json(result).encode()
+    (folder / "engines" / "engines.json").write_bytes(content)
+    assert not records.write_record(content)
 
 
 if __name__ == "__main__":  # the command line with this engine: python tests/helpers/fake_engine.py predict ...

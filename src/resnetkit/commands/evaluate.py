@@ -5,7 +5,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from resnetkit.commands import output
@@ -75,11 +75,13 @@ def _run(options: Options, dist: ProcessGroup, device: str) -> int:
             dist=dist,
             options=options.reading.build(),
         )
-    with open_inference(candidates, model, device, options.precision) as (logits_fn, engine_note):
-        if engine_note:
-            output.log(f"engine: {output.sanitize_line(engine_note)}")
+    with open_inference(candidates, model, device, options.precision) as (logits_fn, notes):
+        for note in notes:
+            output.log(output.sanitize_line(note))
+        n_logged = len(notes)
         with output.progress_bar("evaluating") as on_progress:
             evaluation = prepared.run(logits_fn, on_progress)
+    evaluation = replace(evaluation, notes=(*evaluation.notes, *notes[n_logged:]))
     if not model.card.classes:
         output.log("note: this model has no class names; the data's classes are used, in alphabetical order")
     if options.json:

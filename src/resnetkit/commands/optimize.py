@@ -14,8 +14,8 @@ from resnetkit.commands.arguments import Argument
 from resnetkit.commands.output import can_rewrite_lines, log, print_json, print_table, print_text, suggest_next
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.engines import saved
+from resnetkit.engines.accuracy_check import MAX_LOSS
 from resnetkit.errors import ResnetkitError, UsageError
-from resnetkit.optimization.accuracy_check import MAX_LOSS
 from resnetkit.optimization.report import format_headline
 from resnetkit.runtime.progress import ProgressCallback
 from resnetkit.runtime.signals import handle_signals

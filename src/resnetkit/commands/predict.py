@@ -294,9 +294,10 @@ def _format_prediction(prediction: formats.Prediction) -> tuple[str, str]:
 
 
 def _write_csv(predictions: Iterable[formats.Prediction], options: Options) -> None:
-    row_format = formats.CsvFormat(options.top)
+    row_format, rows = formats.CsvFormat(options.top), iter(predictions)
+    first_rows = list(itertools.islice(rows, 1))  # nothing is printed before the first batch is computed
     print(row_format.header, flush=True)
-    for prediction in predictions:
+    for prediction in itertools.chain(first_rows, rows):
         print(row_format.format_line(prediction), flush=True)
 
 

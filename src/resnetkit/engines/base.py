@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from resnetkit.network.layers import NetworkModule
 
 Logits = NDArray[np.float32]
+EngineContents = Mapping[str, bytes]  # of each file of an engine, by its name
 MAX_BATCH_OR_STREAMS = 1024
 
 
@@ -62,6 +63,10 @@ class EngineConfig:
         )
 
 
+class EngineError(MachineError):
+    """A saved engine cannot be loaded, or fails."""
+
+
 class Engine(Protocol):
     """Compute logits of at most ``config.batch_size`` images; ``config.streams`` threads may call it at once."""
 
@@ -79,6 +84,7 @@ class FunctionEngine:
 
     config: EngineConfig
     function: Callable[[Pixels], Logits]
+    cancel: Callable[[], None] = lambda: None  # ends running calls, if the library can
 
     def __call__(self, pixels: Pixels) -> Logits:
         return self.function(pixels)
@@ -97,12 +103,12 @@ class Backend(Protocol):
             pixels: images for int8 calibration (N, H, W, C); other precisions ignore them.
         """
 
-    def load_engine(self, folder: Path, artifact: Path, config: EngineConfig) -> Engine:
-        """Load the engine of a model folder.
+    def load_engine(self, folder: Path, contents: EngineContents, config: EngineConfig) -> Engine:
+        """Load the engine of a model folder; it opens no other file than those of the model itself.
 
         Args:
             folder: the model folder.
-            artifact: the folder that `export_artifact` filled.
+            contents: the content of the files that `export_artifact` wrote.
             config: the configuration to load.
         """
 
@@ -117,7 +123,8 @@ class EngineSpec:
     """An entry of the table of engines.
 
     ``packages`` are needed to run it and ``export_packages`` to export for it; ``extra`` installs both.
-    ``layouts`` are the combinations of batch size and cores per call that `optimize` measures.
+    ``layouts`` are the combinations of batch size and cores per call that `optimize` measures. ``files`` are the names
+    of all files that `Backend.export_artifact` writes.
     """
 
     module: str
@@ -127,6 +134,7 @@ class EngineSpec:
     export_packages: tuple[str, ...] = ()
     layouts: tuple[tuple[int, int | None], ...] = _LAYOUTS
     devices: tuple[str, ...] = ("cpu",)
+    files: tuple[str, ...] = ()
 
     def check_packages(self, for_export: bool = False) -> None:
         """Check that the packages are installed, also those for export if ``for_export``.
@@ -169,13 +177,23 @@ ENGINE_SPECS: dict[str, EngineSpec] = {  # the baseline, then the others, most p
         "resnetkit.engines.torch_eager", precisions=("fp32", "bf16"), layouts=((1, None), (16, None), (4, 1))
     ),
     "openvino": EngineSpec(
-        "resnetkit.engines.openvino", ("openvino",), ("int8", "int8-body", "bf16", "fp32"), "openvino", ("nncf",)
+        "resnetkit.engines.openvino",
+        ("openvino",),
+        ("int8", "int8-body", "bf16", "fp32"),
+        "openvino",
+        ("nncf",),
+        files=("model.xml", "model.bin"),
     ),
     "compiled": _make_torch_spec(
         "resnetkit.engines.torch_compile", precisions=("bf16", "fp32"), layouts=((1, None), (16, None))
     ),
     "onnxruntime": EngineSpec(
-        "resnetkit.engines.onnxruntime", ("onnxruntime",), ("int8", "int8-body", "fp32"), "onnx", ("onnx", "onnxscript")
+        "resnetkit.engines.onnxruntime",
+        ("onnxruntime",),
+        ("int8", "int8-body", "fp32"),
+        "onnx",
+        ("onnx", "onnxscript"),
+        files=("model.onnx",),
     ),
 }
 

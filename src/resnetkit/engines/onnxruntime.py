@@ -7,11 +7,12 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnetkit.engines.base import Engine, EngineConfig, FunctionEngine
+from resnetkit.engines.base import Engine, EngineConfig, EngineContents, FunctionEngine
 from resnetkit.engines.calibration import select_calibration_pixels
 from resnetkit.engines.no_telemetry import import_without_telemetry, silence
 from resnetkit.images.prepare import Pixels
@@ -89,12 +90,12 @@ class _CalibrationReader:
         return next(self._batches, None)
 
 
-def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
+def load_engine(folder: Path, contents: EngineContents, config: EngineConfig) -> Engine:
     """Load ``model.onnx`` as a session, which accepts batches of any size from any number of threads.
 
     Args:
         folder: the model folder; not used.
-        artifact: the folder with ``model.onnx``.
+        contents: the content of ``model.onnx``.
         config: the configuration to load.
     """
     runtime = import_without_telemetry("onnxruntime")
@@ -104,5 +105,12 @@ def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
     session_options.intra_op_num_threads, session_options.inter_op_num_threads = config.threads, 1
     if config.streams > 1:  # a spinning thread takes its core from another stream
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = runtime.InferenceSession(artifact / _MODEL, session_options, providers=["CPUExecutionProvider"])
-    return FunctionEngine(config, lambda pixels: session.run(None, {_INPUT: pixels})[0])
+    # tensors that lie in other files are looked for here, and not found; a graph could name any file otherwise
+    session_options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    session = runtime.InferenceSession(contents[_MODEL], session_options, providers=["CPUExecutionProvider"])
+    run_options = runtime.RunOptions()
+    return FunctionEngine(
+        config,
+        lambda pixels: session.run(None, {_INPUT: pixels}, run_options)[0],
+        cancel=lambda: setattr(run_options, "terminate", True),
+    )

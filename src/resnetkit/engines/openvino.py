@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnetkit.engines.base import Engine, EngineConfig, Logits, bf16_unsupported_error, pad_batch
+from resnetkit.engines.base import Engine, EngineConfig, EngineContents, Logits, bf16_unsupported_error, pad_batch
 from resnetkit.engines.calibration import select_calibration_pixels
 from resnetkit.engines.no_telemetry import import_without_telemetry, silence
+from resnetkit.errors import MachineError
 from resnetkit.images.prepare import Pixels
 
 if TYPE_CHECKING:
     from resnetkit.network.layers import NetworkModule
 
-_MODEL = "model.xml"
+_MODEL, _WEIGHTS = "model.xml", "model.bin"
 
 
 def export_artifact(network: NetworkModule, artifact: Path, precision: str, pixels: Pixels | None) -> None:
@@ -75,6 +76,7 @@ class OpenVinoEngine:
         self.config = config
         self.compiled = compiled
         self._thread_local = threading.local()
+        self._requests: list[Any] = []
 
     def __call__(self, pixels: Pixels) -> Logits:
         batch = np.ascontiguousarray(pad_batch(pixels, self.config.batch_size))
@@ -83,26 +85,34 @@ class OpenVinoEngine:
         logits: Logits = request.get_output_tensor().data[: len(pixels)].copy()  # the next call overwrites it
         return logits
 
+    def cancel(self) -> None:
+        """End all running calls with an error."""
+        for request in self._requests:
+            request.cancel()
+
     def _get_request(self) -> Any:
         if not hasattr(self._thread_local, "request"):
             self._thread_local.request = self.compiled.create_infer_request()
+            self._requests.append(self._thread_local.request)
         return self._thread_local.request
 
 
-def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
+def load_engine(folder: Path, contents: EngineContents, config: EngineConfig) -> Engine:
     """Compile ``model.xml`` for one batch size.
 
     Args:
         folder: the model folder; not used.
-        artifact: the folder with ``model.xml``.
+        contents: the content of ``model.xml`` and ``model.bin``.
         config: the configuration to load.
 
     Raises:
-        MachineError: bf16 on a processor without bf16 instructions.
+        MachineError: bf16 on a processor without bf16 instructions, or ``model.xml`` is not XML.
     """
+    if not contents[_MODEL].startswith(b"<?xml"):  # openvino also reads other formats, which may name other files
+        raise MachineError(f"{_MODEL} is not an OpenVINO graph")
     core = get_core()
     precision = _select_precision_hint(core, config.precision)
-    model = core.read_model(artifact / _MODEL)
+    model = core.read_model(contents[_MODEL], contents[_WEIGHTS])
     model.reshape([config.batch_size, *(dim.get_length() for dim in model.input().get_partial_shape()[1:])])
     settings = {
         "INFERENCE_PRECISION_HINT": precision,

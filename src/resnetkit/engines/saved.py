@@ -9,26 +9,28 @@ This module imports no torch.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from resnetkit.architecture.card import WEIGHTS_FILE, read_card
-from resnetkit.engines.base import ENGINE_SPECS, MAX_BATCH_OR_STREAMS, Engine, EngineConfig
-from resnetkit.errors import Fault, MachineError, TextError, UsageError, WeightsError, suggest_fix
-from resnetkit.files import hash_file
+from resnetkit.engines.base import ENGINE_SPECS, MAX_BATCH_OR_STREAMS, Engine, EngineConfig, EngineError
+from resnetkit.engines.records import find_distrust_reason
+from resnetkit.errors import Fault, MachineError, ResnetkitError, TextError, UsageError, WeightsError, suggest_fix
+from resnetkit.files import hash_file, read_regular_file
+from resnetkit.formatting import join_names
 from resnetkit.runtime.distributed import count_cores
 from resnetkit.runtime.environment import get_cpu_features, get_processor_name
-from resnetkit.serialization import from_json, read_text, to_json
+from resnetkit.serialization import MAX_TEXT_LENGTH, from_json, to_json
 
 Purpose = Literal["latency", "throughput", "startup"]
 ENGINES_FOLDER, ENGINES_FILE, REPORT_FILE = "engines", "engines.json", "report.html"
 _MAX_MESSAGE_LENGTH = 300
+_MAX_BYTES_PER_WEIGHT_BYTE, _MAX_GRAPH_BYTES = 4, 2**26  # of an engine's file; fp32 engines of bf16 weights have 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,21 +203,30 @@ def read_engines_file(folder: Path) -> OptimizeResult | None:
     Raises:
         WeightsError: the file is damaged or not a regular file.
     """
+    content = _read_engines_file(folder)
+    return None if content is None else _parse_engines_file(folder, content)
+
+
+def _read_engines_file(folder: Path) -> bytes | None:
+    """Return the content of ``engines.json``; None if there is none."""
     path = folder / ENGINES_FOLDER / ENGINES_FILE
-    if not os.path.lexists(path) and (path.parent.is_dir() or not os.path.lexists(path.parent)):
-        return None
     try:
-        return _parse_engines_file(path)
+        return read_regular_file(path, MAX_TEXT_LENGTH)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        what, fix = f"cannot read the list of engines: {error.strerror or error}", format_optimize_command(folder)
+        raise WeightsError(what, where=str(path), fix=fix) from None
+
+
+def _parse_engines_file(folder: Path, content: bytes) -> OptimizeResult:
+    path = folder / ENGINES_FOLDER / ENGINES_FILE
+    try:
+        result = from_json(OptimizeResult, content.decode("utf-8", "backslashreplace"), str(path))
+        if faults := [fault for i, saved in enumerate(result.engines) for fault in _find_faults(f"engines.{i}", saved)]:
+            raise TextError(f"{path} is damaged", faults)
     except UsageError as error:
         raise WeightsError(error.what, where=[str(path), *error.where], fix=format_optimize_command(folder)) from None
-
-
-def _parse_engines_file(path: Path) -> OptimizeResult:
-    if not path.is_file():
-        raise UsageError("not a regular file")
-    result = from_json(OptimizeResult, read_text(path, "this file"), str(path))
-    if faults := [fault for i, saved in enumerate(result.engines) for fault in _find_faults(f"engines.{i}", saved)]:
-        raise TextError(f"{path} is damaged", faults)
     return result
 
 
@@ -239,43 +250,60 @@ def _find_faults(location: str, saved: SavedEngine) -> Iterator[Fault]:
 # ------------------------------------------------------------------------------------------------------- usable engines
 
 
-def find_usable_engines(folder: Path, n_images: int, engine_name: str = "auto") -> tuple[list[SavedEngine], str]:
+class UsableEngines(NamedTuple):
+    """Saved engines that may be used, and why another one may not (empty if there is nothing to say).
+
+    ``is_foreign``: they were not optimized here, so that their predictions must be compared with torch first.
+    """
+
+    engines: list[SavedEngine]
+    reason: str = ""
+    is_foreign: bool = False
+
+
+def find_usable_engines(folder: Path, n_images: int, engine_name: str = "auto") -> UsableEngines:
     """Find the saved engines that are usable here, the one that finishes ``n_images`` soonest first.
 
-    `open_engine` checks the engine's files.
+    Engines that were not optimized by this user on this machine are usable only by name. `open_engine` checks the
+    engine's files.
 
     Args:
         folder: the model folder.
         n_images: the number of images to predict.
         engine_name: the name of one engine (``openvino-int8``), or ``auto`` for any.
 
-    Returns:
-        The engines, and why another one is not usable (empty if there is nothing to say).
-
     Raises:
         UsageError: the named engine was never saved.
         MachineError: the named engine is not usable on this machine.
     """
     is_auto, hint = engine_name == "auto", format_optimize_command(folder)
-    result = read_engines_file(folder)
-    if result is None or not result.engines:
+    content = _read_engines_file(folder)
+    result = None if content is None else _parse_engines_file(folder, content)
+    if content is None or result is None or not result.engines:
         if is_auto:
-            return [], "" if result is None else f"no engine was saved; {hint}"
+            return UsableEngines([], "" if result is None else f"no engine was saved; {hint}")
         raise UsageError("the model was never optimized", where=str(folder), fix=hint)
+    doubt = find_distrust_reason(content) or _find_machine_change(result)
+    if doubt and is_auto:
+        return UsableEngines([], f"{doubt}; {hint}")
     candidates = [saved for saved in result.engines if is_auto or saved.config.name == engine_name]
     if not candidates:
         raise _build_not_saved_error(folder, result, engine_name)
     candidates.sort(key=lambda saved: estimate_seconds(saved.measurement, n_images))
-    stale_reason = _find_stale_reason(folder, result)
+    has_other_weights = result.weights_digest != compute_weights_digest(folder)
+    stale_reason = "the weights have changed since they were optimized" if has_other_weights else ""
     reasons = [stale_reason or find_unusable_reason(saved) for saved in candidates]
     usable = [saved for saved, reason in zip(candidates, reasons, strict=True) if not reason]
+    if doubt:
+        usable = [_limit_streams(saved) for saved in usable]
     reason = next(filter(None, reasons), "")
     if not usable and not is_auto:
         for saved in candidates:
             if saved.config.engine in ENGINE_SPECS:
                 ENGINE_SPECS[saved.config.engine].check_packages()  # its error has a better fix
         raise MachineError(reason, where=str(folder), fix=hint)
-    return usable, f"{reason}; {hint}" if reason else ""
+    reason = reason or (f"{doubt}, so its first predictions are compared with torch" if doubt else "")
+    return UsableEngines(usable, f"{reason}; {hint}" if reason else "", bool(doubt))
 
 
 def _build_not_saved_error(folder: Path, result: OptimizeResult, engine_name: str) -> UsageError:
@@ -308,12 +336,17 @@ def estimate_seconds(row: Measurement, n_images: int) -> float:
     return (row.startup_seconds or 0.0) + n_calls * (row.latency_ms or 0.0) / 1000
 
 
-def _find_stale_reason(folder: Path, result: OptimizeResult) -> str:
-    """Return why all measurements are invalid here; empty if they are valid."""
-    if result.machine != get_machine_id():
-        return f"the engines were optimized on another machine ({result.machine}; this is {get_machine_id()})"
-    changed = result.weights_digest != compute_weights_digest(folder)
-    return "the weights have changed since they were optimized" if changed else ""
+def _limit_streams(saved: SavedEngine) -> SavedEngine:
+    """Return an engine of another machine with no more streams than this one has cores."""
+    config = replace(saved.config, streams=min(saved.config.streams, count_cores()))
+    return replace(saved, measurement=replace(saved.measurement, config=config))
+
+
+def _find_machine_change(result: OptimizeResult) -> str:
+    machine = get_machine_id()
+    if result.machine == machine:
+        return ""
+    return f"the engines were optimized on another machine ({result.machine}; this is {machine})"
 
 
 def find_unusable_reason(saved: SavedEngine) -> str:
@@ -323,6 +356,10 @@ def find_unusable_reason(saved: SavedEngine) -> str:
     # these names become the name of a folder
     if spec is None or config.precision not in spec.precisions or config.device not in spec.devices:
         return f"{config.name!r} is not a known engine"
+    names = [name for name, _ in saved.files]
+    if sorted(names) != sorted(spec.files):
+        allowed = join_names(spec.files) if spec.files else "none"
+        return f"{config.name} lists the files {names}; allowed: {allowed}"
     try:
         spec.check_packages()
     except MachineError as error:
@@ -351,25 +388,39 @@ def open_engine(folder: Path, saved: SavedEngine) -> Engine:
         saved: an engine that `find_usable_engines` returned.
 
     Raises:
-        MachineError: a file is missing or damaged, or the engine's library fails to load it.
+        EngineError: a file is missing or damaged, or the engine's library fails to load it.
     """
     config, fix = saved.config, format_optimize_command(folder)
-    artifact = get_artifact_folder(folder, saved.folder, config)
-    for name, expected in saved.files:
-        if not _has_digest(artifact / name, expected):
-            what = f"a file of {config.name} is missing or damaged: {name}"
-            raise MachineError(what, where=str(folder), fix=fix)
     try:
-        return ENGINE_SPECS[config.engine].import_backend().load_engine(folder, artifact, config)
+        contents = _read_contents(folder, saved)
+        return ENGINE_SPECS[config.engine].import_backend().load_engine(folder, contents, config)
+    except EngineError:
+        raise
     except Exception as error:  # libraries raise errors of any type
-        message = str(error).strip().split("\n")[0][:_MAX_MESSAGE_LENGTH] or type(error).__name__
-        if isinstance(error, MachineError):
-            message, fix = error.what, error.fix or fix
-        raise MachineError(f"cannot load {config.name}: {message}", where=str(folder), fix=fix) from error
+        what = f"cannot load {config.name}: {get_error_line(error)}"
+        raise EngineError(what, where=str(folder), fix=getattr(error, "fix", "") or fix) from error
 
 
-def _has_digest(path: Path, expected: str) -> bool:
-    try:
-        return path.is_file() and hash_file(path) == expected
-    except OSError:
-        return False
+def get_error_line(error: Exception) -> str:
+    """Return the first line of an error of any library, not too long."""
+    text = error.what if isinstance(error, ResnetkitError) else str(error)
+    return text.strip().split("\n")[0][:_MAX_MESSAGE_LENGTH] or type(error).__name__
+
+
+def _read_contents(folder: Path, saved: SavedEngine) -> dict[str, bytes]:
+    """Read each file of an engine once, so that the library gets the bytes that were checked."""
+    artifact = get_artifact_folder(folder, saved.folder, saved.config)
+    max_bytes = _MAX_BYTES_PER_WEIGHT_BYTE * (folder / WEIGHTS_FILE).stat().st_size + _MAX_GRAPH_BYTES
+    contents: dict[str, bytes] = {}
+    for name, digest in saved.files:
+        problem = "is missing or damaged"
+        try:
+            if artifact.resolve() != get_artifact_folder(folder.resolve(), saved.folder, saved.config):
+                raise OSError("behind a link")
+            contents[name] = read_regular_file(artifact / name, max_bytes)
+        except OSError as error:
+            problem = problem if error.strerror else f"is {error}"
+        if name not in contents or hashlib.sha256(contents[name]).hexdigest() != digest:
+            what = f"a file of {saved.config.name} {problem}: {name}"
+            raise EngineError(what, where=str(folder), fix=format_optimize_command(folder))
+    return contents

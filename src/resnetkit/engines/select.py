@@ -12,14 +12,19 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnetkit.architecture.card import Card, get_labels, read_card
-from resnetkit.engines.base import ENGINE_SPECS, Engine
-from resnetkit.engines.saved import SavedEngine, compute_weights_digest, find_usable_engines, open_engine
-from resnetkit.errors import MachineError, UsageError, WeightsError
+from resnetkit.engines.accuracy_check import Fp32Reference
+from resnetkit.engines.base import ENGINE_SPECS, Engine, Logits
+from resnetkit.engines.fallback import FallbackEngine, GuardedEngine, load_guarded_engine
+from resnetkit.engines.saved import SavedEngine, compute_weights_digest, find_usable_engines, format_optimize_command
+from resnetkit.errors import UsageError, VerificationError, WeightsError
+from resnetkit.images.prepare import Pixels
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
+from resnetkit.runtime.threads import WorkerPool
 from resnetkit.runtime.torch_settings import restore_torch_settings
 from resnetkit.serialization import to_json
 from resnetkit.weights.model_source import find_model_folder
@@ -111,13 +116,14 @@ def _hash_texts(*texts: str) -> str:
 class EngineCandidates:
     """The saved engines of a model folder that may be used, best first; torch follows them.
 
-    ``reason`` says why a better engine is not among them.
+    ``reason`` says why a better engine is not among them. ``is_foreign``: they were not optimized here.
     """
 
     choice: EngineChoice
     folder: Path | None = None
     saved_engines: Sequence[SavedEngine] = ()
     reason: str = ""
+    is_foreign: bool = False
 
     @contextlib.contextmanager
     def open_session(
@@ -126,46 +132,80 @@ class EngineCandidates:
         batch_size: int = DEFAULT_BATCH_SIZE,
         dist: ProcessGroup = SINGLE_PROCESS,
     ) -> Iterator[InferenceSession]:
-        """Open the first candidate that loads, or torch, for as long as the body runs.
+        """Open the candidates as one engine, or torch, for as long as the body runs.
 
         Args:
             load_network: returns the network; called only for torch.
             batch_size: the number of images per call of torch.
             dist: the process group.
         """
-        with self.open_saved_engine() as (engine, saved, reason):
-            if engine and self.folder:
-                folder, card = self.folder, _check_card(read_card(self.folder))
-                yield InferenceSession(engine, card, lambda: compute_weights_digest(folder), saved, reason)
-                return
-        with _open_torch_session(load_network(), self, batch_size, dist) as session:
-            yield replace(session, reason=reason)
+        if not self.saved_engines or not self.folder:
+            with _open_torch_session(load_network(), self, batch_size, dist) as session:
+                yield replace(session, reason=self.reason)
+            return
+        folder, card = self.folder, _check_card(read_card(self.folder))
+        with self.open_saved_engines(lambda: _open_torch(load_network(), batch_size), card) as engine:
+            yield InferenceSession(engine, card, lambda: compute_weights_digest(folder), engine.saved, engine.reason)
 
     @contextlib.contextmanager
-    def open_saved_engine(self) -> Iterator[tuple[Engine | None, SavedEngine | None, str]]:
-        """Open the first candidate that loads, for as long as the body runs; None for torch.
+    def open_saved_engines(
+        self,
+        open_torch: Callable[[], contextlib.AbstractContextManager[Engine]],
+        card: Card,
+        on_failure: Callable[[str], None] | None = None,
+    ) -> Iterator[FallbackEngine]:
+        """Open the candidates as one engine, for as long as the body runs.
 
-        Returns:
-            The engine, its record, and why a better engine is not used.
+        Args:
+            open_torch: opens the network itself, which follows the candidates unless the user named one. If the
+                candidates are foreign, their first logits are compared with it.
+            card: the model's card.
+            on_failure: called with a line about each engine that fails after it was loaded; by default a warning.
 
         Raises:
-            MachineError: the engine that the user named cannot be loaded.
+            EngineError: the engine that the user named cannot be loaded.
         """
+        folder, n_classes = self.folder or Path(), len(card.labels)
         uses_torch = any("torch" in ENGINE_SPECS[saved.config.engine].packages for saved in self.saved_engines)
-        with restore_torch_settings() if uses_torch else contextlib.nullcontext():
-            yield self._load_first()
+        with contextlib.ExitStack() as stack:
+            if uses_torch:
+                stack.enter_context(restore_torch_settings())
 
-    def _load_first(self) -> tuple[Engine | None, SavedEngine | None, str]:
-        reason, first_error = self.reason, None
-        for saved in self.saved_engines:
-            try:
-                return open_engine(self.folder or Path(), saved), saved, reason
-            except MachineError as error:
-                first_error = first_error or error
-                reason = f"{first_error.what}; {first_error.fix}"
-        if first_error and self.choice.is_named:
-            raise first_error
-        return None, None, reason
+            def load_torch() -> GuardedEngine:
+                return GuardedEngine(stack.enter_context(open_torch()), WorkerPool(1))
+
+            loaders = [
+                (saved.config.name, partial(load_guarded_engine, folder, saved, n_classes, is_foreign=self.is_foreign))
+                for saved in self.saved_engines
+            ]
+            engine = FallbackEngine(
+                loaders if self.choice.is_named else [*loaders, ("torch", load_torch)],
+                format_optimize_command(folder),
+                reason=self.reason,
+                on_failure=on_failure,
+                check_first=_FirstLogitsCheck(folder, self.saved_engines[0], load_torch) if self.is_foreign else None,
+            )
+            with contextlib.closing(engine):
+                yield engine
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstLogitsCheck:
+    """Compares the first logits of a foreign engine with those of torch."""
+
+    folder: Path
+    saved: SavedEngine
+    load_torch: Callable[[], GuardedEngine]
+
+    def __call__(self, pixels: Pixels, logits: Logits) -> None:
+        with contextlib.closing(self.load_torch()) as torch_engine:
+            expected = torch_engine(pixels)
+        config, names = self.saved.config, [f"image {i + 1}" for i in range(len(pixels))]
+        comparison = Fp32Reference(expected, names, has_predictions=False).compare(logits, config.precision)
+        if comparison.reason:
+            what = f"{config.name} does not match torch on the first images: {comparison.reason}"
+            fix = f"{format_optimize_command(self.folder)}, or use --engine torch"
+            raise VerificationError(what, where=str(self.folder), fix=fix)
 
 
 def select_engine(
@@ -209,6 +249,12 @@ def _check_card(card: Card) -> Card:
     get_labels(card)
     _ = card.preparation.color_mode
     return card
+
+
+def _open_torch(network: NetworkModule, batch_size: int) -> contextlib.AbstractContextManager[Engine]:
+    from resnetkit.engines.reference import open_torch_engine
+
+    return open_torch_engine(network, "auto", "fp32", batch_size)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from resnetkit import files
-from resnetkit.engines.base import Engine, EngineConfig, FunctionEngine, Logits, pad_batch
+from resnetkit.engines.base import Engine, EngineConfig, EngineContents, FunctionEngine, Logits, pad_batch
 from resnetkit.engines.export import make_example_input, pixels_to_tensor
 from resnetkit.engines.no_telemetry import silence
 from resnetkit.engines.torch_eager import export_artifact as export_artifact  # noqa: PLC0414  nothing to export either
@@ -23,14 +23,14 @@ _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _RECOMPILE_LIMIT = 128  # torch counts each engine of a process as a recompilation of one function, and stops at 8
 
 
-def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
+def load_engine(folder: Path, contents: EngineContents, config: EngineConfig) -> Engine:
     """Compile the network of a model folder, with the user's cache for compiled code.
 
     The cache stays out of the model folder: resnetkit never runs code that a model folder holds.
 
     Args:
         folder: the model folder.
-        artifact: not used.
+        contents: not used.
         config: the configuration to load.
 
     Raises:

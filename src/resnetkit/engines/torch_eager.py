@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from resnetkit.engines.base import Engine, EngineConfig, FunctionEngine, Logits, bf16_unsupported_error
+from resnetkit.engines.base import Engine, EngineConfig, EngineContents, FunctionEngine, Logits, bf16_unsupported_error
 from resnetkit.engines.export import ExportModule, pixels_to_tensor
 from resnetkit.images.prepare import Pixels
 from resnetkit.network.layers import NetworkModule
@@ -29,12 +29,12 @@ def export_artifact(network: NetworkModule, artifact: Path, precision: str, pixe
     """
 
 
-def load_engine(folder: Path, artifact: Path, config: EngineConfig) -> Engine:
+def load_engine(folder: Path, contents: EngineContents, config: EngineConfig) -> Engine:
     """Load the network of a model folder, in channels-last order.
 
     Args:
         folder: the model folder.
-        artifact: not used.
+        contents: not used.
         config: the configuration to load.
 
     Raises:

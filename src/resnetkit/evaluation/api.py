@@ -11,8 +11,9 @@ from typing import Any
 
 from resnetkit.data.bad_files import parse_bad_files_policy
 from resnetkit.data.options import DataOptions
-from resnetkit.engines.reference import open_tensor_inference
-from resnetkit.engines.select import EngineCandidates, EngineChoice, select_engine
+from resnetkit.engines.base import Engine
+from resnetkit.engines.reference import open_tensor_inference, open_torch_engine
+from resnetkit.engines.select import DEFAULT_BATCH_SIZE, EngineCandidates, EngineChoice, select_engine
 from resnetkit.evaluation.metrics import prepare_evaluation
 from resnetkit.evaluation.result import Evaluation
 from resnetkit.network.inference import LogitsFunction, inference
@@ -63,9 +64,9 @@ def evaluate(
     candidates = select_eval_engine(model, EngineChoice(engine, device, parse_precision(precision)))
     network = model if isinstance(model, NetworkModule) else load_network(model)
     prepared = prepare_evaluation(network, data, split, policy, on_progress=on_progress, options=DataOptions(**options))
-    with open_inference(candidates, network, device, precision) as (compute_logits, note):
+    with open_inference(candidates, network, device, precision) as (compute_logits, notes):
         evaluation = prepared.run(compute_logits, on_progress)
-    return replace(evaluation, notes=(*evaluation.notes, f"engine: {note}")) if note else evaluation
+    return replace(evaluation, notes=(*evaluation.notes, *notes))
 
 
 def select_eval_engine(
@@ -86,7 +87,7 @@ def select_eval_engine(
 @contextlib.contextmanager
 def open_inference(
     candidates: EngineCandidates, network: NetworkModule, device: str, precision: Precision
-) -> Iterator[tuple[LogitsFunction, str]]:
+) -> Iterator[tuple[LogitsFunction, list[str]]]:
     """Open the selected engine, or the network itself, for the duration of the body.
 
     Args:
@@ -96,13 +97,24 @@ def open_inference(
         precision: fp32, bf16 or auto.
 
     Returns:
-        A function from pixels to logits, and a note about the engine; the note is empty for the network itself.
+        A function from pixels to logits, and notes: on the engine, unless it is the network itself, and later on each
+        engine that fails.
     """
-    with candidates.open_saved_engine() as (engine, _, reason):
-        if engine:
-            context, description = open_tensor_inference(engine), str(engine.config)
-        else:
-            context = inference(network, select_device(device), precision)
-            description = f"torch {precision}" if reason else ""
-        with context as compute_logits:
-            yield compute_logits, f"{description}; {reason}" if reason else description
+    notes: list[str] = []
+    if not candidates.saved_engines:
+        if candidates.reason:
+            notes.append(f"engine: torch {precision}; {candidates.reason}")
+        with inference(network, select_device(device), precision) as compute_logits:
+            yield compute_logits, notes
+        return
+
+    def open_torch() -> contextlib.AbstractContextManager[Engine]:
+        return open_torch_engine(network, device, precision, DEFAULT_BATCH_SIZE)
+
+    with (
+        candidates.open_saved_engines(open_torch, network.card, notes.append) as engine,
+        open_tensor_inference(engine) as compute_logits,
+    ):
+        description = str(engine.config) if engine.saved else f"torch {precision}"
+        notes.insert(0, f"engine: {description}{f'; {engine.reason}' if engine.reason else ''}")
+        yield compute_logits, notes

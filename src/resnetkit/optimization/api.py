@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from resnetkit.engines.accuracy_check import MAX_LOSS, Fp32Reference
 from resnetkit.engines.base import ENGINE_SPECS, EngineConfig
 from resnetkit.engines.calibration import ADD_CALIBRATION_IMAGES, NO_CALIBRATION_IMAGES
 from resnetkit.engines.saved import Measurement, OptimizeResult, SavedEngine, compute_weights_digest, get_machine_id
 from resnetkit.errors import MachineError, UsageError, VerificationError, suggest_fix
 from resnetkit.network.inference import count_network_classes
 from resnetkit.network.layers import NetworkModule
-from resnetkit.optimization.accuracy_check import MAX_LOSS, Fp32Reference
 from resnetkit.optimization.budget import MIN_COMPARED_IMAGES, Budget, SearchSettings
 from resnetkit.optimization.choose import select_best_by_purpose
 from resnetkit.optimization.engines_folder import create_work_folder, lock_model_folder, publish_result, save_engines

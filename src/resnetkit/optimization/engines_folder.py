@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from resnetkit import files
 from resnetkit.architecture.card import CARD_FILE
 from resnetkit.engines import saved
 from resnetkit.engines.base import ENGINE_SPECS
-from resnetkit.errors import UsageError
+from resnetkit.engines.records import write_record
+from resnetkit.errors import ResnetkitWarning, UsageError
 from resnetkit.optimization.report import get_model_name, render_optimize_report
 from resnetkit.serialization import to_json
 
@@ -92,13 +94,13 @@ def save_engines(
 
 
 def _build_saved_engine(work_dir: Path, name: str, purpose: saved.Purpose, row: saved.Measurement) -> saved.SavedEngine:
-    artifact, versions = work_dir / row.config.name, ENGINE_SPECS[row.config.engine].get_versions()
-    paths = sorted(path for path in artifact.iterdir() if path.is_file()) if artifact.is_dir() else []
-    return saved.SavedEngine(purpose, row, versions, name, tuple((path.name, files.hash_file(path)) for path in paths))
+    artifact, spec = work_dir / row.config.name, ENGINE_SPECS[row.config.engine]
+    digests = tuple((file_name, files.hash_file(artifact / file_name)) for file_name in spec.files)
+    return saved.SavedEngine(purpose, row, spec.get_versions(), name, digests)
 
 
 def publish_result(model_folder: Path, name: str, result: saved.OptimizeResult) -> None:
-    """Write the list of engines and the report, then remove the engines of earlier searches.
+    """Write the list of engines, the report and the record, and remove the engines of earlier searches.
 
     Args:
         model_folder: the model folder.
@@ -106,8 +108,12 @@ def publish_result(model_folder: Path, name: str, result: saved.OptimizeResult) 
         result: the result to write.
     """
     folder = model_folder / saved.ENGINES_FOLDER
-    files.write_text(folder / saved.ENGINES_FILE, to_json(result))
+    content = to_json(result).encode("utf-8", "backslashreplace")
+    files.write_bytes(folder / saved.ENGINES_FILE, content)
     files.write_text(folder / saved.REPORT_FILE, render_optimize_report(get_model_name(model_folder), result))
     for path in folder.iterdir():
         if _RUN_FOLDER_NAME.fullmatch(path.name) and path.name != name and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
+    if reason := write_record(content):
+        fix = "set RESNETKIT_CACHE to a folder that can be written, and optimize again"
+        warnings.warn(f"predict will use torch for this model: {reason}; {fix}", ResnetkitWarning, stacklevel=2)

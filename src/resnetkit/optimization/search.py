@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from resnetkit.engines.accuracy_check import Fp32Reference
 from resnetkit.engines.base import ENGINE_SPECS, EngineConfig
 from resnetkit.engines.calibration import ADD_CALIBRATION_IMAGES, NO_CALIBRATION_IMAGES
 from resnetkit.engines.saved import EngineComparison, Measurement
 from resnetkit.errors import MachineError
-from resnetkit.optimization.accuracy_check import Fp32Reference
 from resnetkit.optimization.budget import Budget
 from resnetkit.optimization.choose import select_finalists
 from resnetkit.optimization.client import BenchmarkClient, BenchmarkError

@@ -67,8 +67,9 @@ class BenchmarkWorker:
             pixels: a file with at least one image.
         """
         engine_config = EngineConfig(**config)
-        backend = ENGINE_SPECS[engine_config.engine].import_backend()
-        self.engine = backend.load_engine(self.folder, Path(artifact), engine_config)
+        spec = ENGINE_SPECS[engine_config.engine]
+        contents = {name: Path(artifact, name).read_bytes() for name in spec.files}
+        self.engine = spec.import_backend().load_engine(self.folder, contents, engine_config)
         self.engine(np.load(pixels, mmap_mode="r")[: engine_config.batch_size])
 
     def infer(self, pixels: str, n_images: int, out: str) -> None:

@@ -19,7 +19,7 @@ from resnetkit.engines.select import DEFAULT_BATCH_SIZE, EngineChoice, Inference
 from resnetkit.errors import ImageError
 from resnetkit.prediction.formats import Prediction
 from resnetkit.prediction.inputs import ImageInput, expand_inputs
-from resnetkit.prediction.pipeline import InputResult, add_shape_check, run_pipeline
+from resnetkit.prediction.pipeline import InputResult, run_pipeline
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def predict_inputs(
     stride, n_done = batch_size * dist.world_size, 0
     starts = range(dist.rank * batch_size, len(inputs), stride)
     rank_inputs = inputs if dist.world_size == 1 else [item for i in starts for item in inputs[i : i + batch_size]]
-    infer = add_shape_check(engine, len(card.labels))
-    batches = run_pipeline(rank_inputs, card.preparation, infer, batch_size, engine.config.streams)
+    batches = run_pipeline(rank_inputs, card.preparation, engine, batch_size, engine.config.streams)
     with contextlib.closing(batches):
         for _ in range(0, len(inputs), stride):
             rows = [(p.file, p.top, p.error) for p in _build_predictions(next(batches, []), card.labels, top)]

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetkit.architecture.card import Preparation
-from resnetkit.engines.base import Engine
-from resnetkit.errors import ImageError, MachineError
+from resnetkit.errors import ImageError
 from resnetkit.images.decode import try_read_named
 from resnetkit.images.prepare import Pixels, load_pixels
 from resnetkit.prediction.inputs import ImageInput
@@ -70,28 +69,6 @@ def run_pipeline(
         infer_pool.shutdown()
         decode_pool.join(JOIN_TIMEOUT)
         infer_pool.join()  # a process that ends earlier would unload the library during a call
-
-
-def add_shape_check(engine: Engine, n_classes: int) -> InferFn:
-    """Return a function that calls the engine and checks the shape of its logits.
-
-    Args:
-        engine: the engine.
-        n_classes: the number of classes of the model.
-
-    Returns:
-        The function; it raises `MachineError` for another shape.
-    """
-
-    def infer(pixels: Pixels) -> Outputs:
-        outputs = engine(pixels)
-        expected = (len(pixels), n_classes)
-        if outputs.shape != expected:
-            what = f"{engine.config.name} returns logits of shape {outputs.shape}, expected {expected}"
-            raise MachineError(what, fix="run resnetkit optimize again, or use --engine torch")
-        return outputs
-
-    return infer
 
 
 def load_image(preparation: Preparation, item: ImageInput) -> Pixels:

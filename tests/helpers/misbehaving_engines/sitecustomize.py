@@ -14,8 +14,8 @@ def export_nothing(network, artifact, precision, pixels):
     (artifact / "model.bin").write_text(precision)
 
 
-def load_eager(folder, artifact, config):
-    return REAL_SPECS["eager"].import_backend().load_engine(folder, artifact, replace(config, precision="fp32"))
+def load_eager(folder, contents, config):
+    return REAL_SPECS["eager"].import_backend().load_engine(folder, contents, replace(config, precision="fp32"))
 
 
 @dataclass
@@ -39,8 +39,8 @@ def wrap_eager(before):
         export_artifact = staticmethod(export_nothing)
 
         @staticmethod
-        def load_engine(folder, artifact, config):
-            return WrappedEngine(load_eager(folder, artifact, config), before)
+        def load_engine(folder, contents, config):
+            return WrappedEngine(load_eager(folder, contents, config), before)
 
     return Backend
 
