@@ -248,6 +248,66 @@ def test_table_has_a_column_of_names_in_a_library(cli):
     assert (code, err.splitlines()[-1]) == (2, "fix: did you mean keras?")
 
 
+@pytest.mark.parametrize(
+    ("name", "stages", "counts"),
+    [
+        (
+            "resnet50",
+            {
+                "stage1": "block1 projection 64 -> 256, the others identity",
+                "stage4": "block1 projection/2 1024 -> 2048, the others identity",
+            },
+            "16 shortcuts: 12 identities and 4 projections",
+        ),
+        ("resnet34_c", {"stage1": "all projection 64 -> 64"}, "16 shortcuts: 16 projections"),
+        (
+            "resnet18",
+            {"stage1": "all identity", "stage2": "block1 projection/2 64 -> 128, block2 identity"},
+            "8 shortcuts: 5 identities and 3 projections",
+        ),
+        (
+            "keras_resnet50v2",
+            {"stage2": "block1 projection 256 -> 512, block2 to block3 identity, block4 pooled identity/2 512 -> 512"},
+            "16 shortcuts: 9 identities, 4 projections and 3 pooled identities",
+        ),
+        (
+            "resnet20",
+            {"stage2": "block1 padded identity/2 16 -> 32, the others identity"},
+            "9 shortcuts: 7 identities and 2 padded identities",
+        ),
+        (
+            "resnet50d",
+            {"stage2": "block1 pooled projection/2 256 -> 512, the others identity"},
+            "16 shortcuts: 12 identities, 3 pooled projections and 1 projection",
+        ),
+    ],
+)
+def test_table_shows_which_block_has_which_shortcut(cli, name, stages, counts):
+    lines = cli("explain", name)[1].splitlines()
+    assert lines[0].split()[:4] == ["path", "description", "shortcuts", "output"]
+    for path, text in stages.items():
+        assert text in next(line for line in lines if line.startswith(path))
+    assert lines[-2] == counts
+    document = json.loads(cli("explain", name, "--json")[1])
+    assert sum(document["shortcuts"].values()) == int(counts.split()[0])
+    assert {row["path"]: row["shortcuts"] for row in document["rows"]}.items() >= stages.items()
+
+
+def test_table_without_shortcuts(cli):
+    lines = cli("explain", "plain18")[1].splitlines()
+    assert lines[0].split()[:3] == ["path", "description", "output"]
+    assert lines[-2] == "no shortcuts"
+
+
+def test_shortcuts_stand_below_the_table_on_a_narrow_terminal(cli, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = cli("explain", "resnet50")[1].splitlines()
+    assert "shortcuts" not in lines[0]
+    assert max(map(len, lines)) <= 80
+    assert "stage1: block1 projection 64 -> 256, the others identity" in lines
+
+
 def test_compare_prints_tables_json_or_a_drawing(cli, tmp_path):
     code, out, _ = cli("explain", "resnet50", "--compare", "resnet50_v1")
     assert code == 0

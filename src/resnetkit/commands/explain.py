@@ -15,10 +15,19 @@ from resnetkit.architecture import summary
 from resnetkit.architecture.card import Card
 from resnetkit.architecture.plan import Plan, plan
 from resnetkit.commands.arguments import Argument
-from resnetkit.commands.output import check_output_file, print_json, print_table, print_text, suggest_next, write_output
+from resnetkit.commands.output import (
+    check_output_file,
+    fits_terminal,
+    print_json,
+    print_table,
+    print_text,
+    suggest_next,
+    write_output,
+)
 from resnetkit.commands.records import build_plan_record
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.errors import UsageError
+from resnetkit.explain import describe
 from resnetkit.serialization import to_data, to_toml
 from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, load_card, resolve_model
 
@@ -184,19 +193,30 @@ def _explain_paths(network_plan: Plan, queries: tuple[str, ...]) -> list[str]:
 
 
 def _show(network_plan: Plan, options: Options) -> None:
-    lines = [
-        (
-            row.path,
-            *_build_name_column(network_plan, row.path, options.names).values(),
-            *summary.format_summary_row(row)[1:],
-        )
-        for row in summary.list_summary_rows(network_plan, options.depth)
-    ]
-    headings = (summary.HEADINGS[0], *([options.names] if options.names else []), *summary.HEADINGS[1:])
-    n_text_columns = summary.N_TEXT_COLUMNS + (1 if options.names else 0)
+    columns = _build_columns(network_plan, options)
+    lines = [describe.format_shortcut_counts(network_plan), summary.format_summary_total(network_plan)]
+    if "shortcuts" in columns and not fits_terminal([list(columns), *zip(*columns.values(), strict=True)]):
+        pairs = zip(columns["path"], columns.pop("shortcuts"), strict=True)
+        lines = [*(f"{path}: {text}" for path, text in pairs if text), *lines]
     # a narrow terminal drops the last three columns, and the output only if nothing else helps
-    print_table(headings, lines, n_text_columns, drop=summary.HEADINGS[:4:-1], drop_last=summary.HEADINGS[2:3])
-    print_text(summary.format_summary_total(network_plan))
+    drop, drop_last, n_text_columns = summary.HEADINGS[:4:-1], summary.HEADINGS[2:3], list(columns).index("params")
+    print_table(list(columns), list(zip(*columns.values(), strict=True)), n_text_columns, drop, drop_last)
+    print_text("\n".join(lines))
+
+
+def _build_columns(network_plan: Plan, options: Options) -> dict[str, list[str]]:
+    """Return the columns of the table by heading; the shortcuts of a stage stand beside its description."""
+    rows = [summary.format_summary_row(row) for row in summary.list_summary_rows(network_plan, options.depth)]
+    cells = dict(zip(summary.HEADINGS, map(list, zip(*rows, strict=True)), strict=True))
+    columns = {"path": cells.pop("path")}
+    if options.names:
+        names = [_build_name_column(network_plan, path, options.names) for path in columns["path"]]
+        columns[options.names] = [name[options.names] for name in names]
+    columns["description"] = cells.pop("description")
+    shortcuts = [describe.summarize_shortcuts(network_plan[path]) for path in columns["path"]]
+    if any(shortcuts):
+        columns["shortcuts"] = shortcuts
+    return columns | cells
 
 
 def _build_name_column(network_plan: Plan, path: str, library: str) -> dict[str, str]:
@@ -225,8 +245,11 @@ def _build_record(network_plan: Plan, name: str, options: Options) -> dict[str, 
         "spec": to_data(network_plan.spec),
         **build_plan_record(network_plan),
         "activations": network_plan.activations,
+        "shortcuts": describe.count_shortcuts(network_plan),
         "rows": [
-            asdict(row) | _build_name_column(network_plan, row.path, options.names)
+            asdict(row)
+            | {"shortcuts": describe.summarize_shortcuts(network_plan[row.path])}
+            | _build_name_column(network_plan, row.path, options.names)
             for row in summary.list_summary_rows(network_plan, options.depth)
         ],
         "why": {
