@@ -8,6 +8,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -199,7 +200,7 @@ class MaxPoolOp(_FreeOp):
 
 @dataclass(frozen=True, slots=True)
 class BlurOp(_FreeOp):
-    """A fixed binomial filter on each channel with reflect padding."""
+    """A fixed binomial filter on each channel with reflect padding: a depthwise convolution without params."""
 
     channels: int
     kernel: int
@@ -218,6 +219,9 @@ class BlurOp(_FreeOp):
         """Return the output shape, with sizes of 0 if the map is too small for reflect padding."""
         sizes = (compute_output_size(n, self.kernel, self.stride, self.padding, self.dilation) for n in shape[1:])
         return shape[0], *(out if n > self.padding else 0 for n, out in zip(shape[1:], sizes, strict=True))
+
+    def count_macs(self, output_shape: Shape) -> int:
+        return self.kernel**2 * math.prod(output_shape)
 
     def __str__(self) -> str:
         return _format_window("blur", self.kernel, self.stride, self.dilation)
