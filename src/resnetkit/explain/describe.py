@@ -65,14 +65,14 @@ def format_shortcut(part: Section) -> str:
 def summarize_shortcuts(stage: Section | Node) -> str:
     """Return the shortcuts of a stage: ``block1 projection 64 -> 256, the others identity``."""
     blocks = list_blocks(stage) if isinstance(stage, Section) else []
-    numbered = enumerate(map(_format_adapter, blocks), 1)
+    numbered = enumerate(map(format_adapter, blocks), 1)
     runs = [(text, [number for number, _ in run]) for text, run in groupby(numbered, key=lambda pair: pair[1])]
     if not any(text for text, _ in runs):
         return ""
     return ", ".join(f"{_format_blocks(numbers, i, len(runs))} {text}" for i, (text, numbers) in enumerate(runs))
 
 
-def _format_adapter(block: Section) -> str:
+def format_adapter(block: Section | Node) -> str:
     """Return ``projection/2 256 -> 512``, ``identity``, or an empty text without a shortcut."""
     shortcut = find_shortcut(block)
     if shortcut is None or not shortcut.nodes:

@@ -19,7 +19,7 @@ from resnetkit.architecture.operations import ActivationOp, ConvOp, LinearOp, No
 from resnetkit.architecture.plan import Node, Plan, Section
 from resnetkit.architecture.summary import describe_shortcut
 from resnetkit.explain import describe
-from resnetkit.explain.why import OPTION_NAMES
+from resnetkit.explain.sentences import OPTION_NAMES
 
 NetworkPart = Literal["stem", "branches", "shortcuts", "head", "network"]
 _CostChange = tuple[int, int] | tuple[None, None]
