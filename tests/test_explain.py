@@ -16,8 +16,9 @@ from resnetkit.architecture.plan import Role, plan
 from resnetkit.architecture.spec import FirstBlock
 from resnetkit.errors import UsageError
 from resnetkit.explain.drawings.overview import draw_overview
-from resnetkit.explain.why import SENTENCES, why
-from resnetkit.weights.layer_aliases import resolve_path, translate_path
+from resnetkit.explain.sentences import SENTENCES
+from resnetkit.explain.why import answer_query, why
+from resnetkit.weights.layer_aliases import find_path, translate_path
 
 from helpers.tiny import TINY, make_atrous
 
@@ -81,6 +82,9 @@ def test_when_a_shortcut_needs_an_adapter():
         ("keras_resnet50v2", "conv3_block1_preact_bn", "stage2.block1.pre.norm"),
         ("vgg16", "features.2", "stage1.block2.branch.conv1"),
         ("vgg16", "conv3_3", "stage3.block3.branch.conv1"),
+        ("resnet50", "encoder.stages.0.layers.0.shortcut", "stage1.block1.shortcut"),
+        ("resnet50", "conv2_block1_out", "stage1.block1.act"),
+        ("keras_resnet50v2", "conv2_block1_out", "stage1.block1.add"),
         ("cifar_resnet18", "layer2.0.shortcut", "stage2.block1.shortcut"),
         ("resnet50", "maxpool", "stem.pool"),
         ("resnet50", "fc", "head.linear"),
@@ -88,17 +92,12 @@ def test_when_a_shortcut_needs_an_adapter():
 )
 def test_names_of_other_libraries_are_resolved(name, alias, path):
     network_plan = plan(spec(name))
-    assert resolve_path(network_plan, alias) == path
-    assert why(network_plan, alias) == why(network_plan, path)
-
-
-def test_unknown_name_gets_the_closest_ones():
-    with pytest.raises(UsageError) as caught:
-        resolve_path(plan(spec("resnet50")), "layer1.0.downsamples")
-    assert str(caught.value) == (
-        "error: this network has no such path\nwhere: layer1.0.downsamples\n"
-        "fix: try layer1.0.downsample or layer1.0.downsample.1 or layer1.0.downsample.0"
+    assert find_path(network_plan, alias) == path
+    answer = answer_query(network_plan, alias)
+    about_topic = (
+        f"{answer.topic.answer(network_plan)}\nsource: {answer.topic.source}\n{path}:\n" if answer.topic else ""
     )
+    assert answer.text == about_topic + why(network_plan, path)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +144,8 @@ def test_unknown_library_is_refused():
         ("resnet50d", "stage1.block1.shortcut", "pooled only if there is a stride"),
         ("keras_resnet50", "stage1.block1.shortcut", "plus a bias and a norm"),
         ("resnet50", "stage2", "The stage has 4 blocks with 512 channels. Its input is 256 channels at 56x56"),
+        ("resnet50", "stage2", "One output pixel sees 91x91 pixels of the image."),
+        ("resnet50", "stage4", "sees the whole image: of its field of 427x427 pixels, at most 224x224 lie inside."),
         ("resnet50", "stem.pool", "75% fewer MACs"),
         ("resnet50", "stem", "reduces it by a factor of 4, from 224x224 to 56x56"),
         ("resnet20", "stem", "The stem turns the image into 16 channels and keeps its size, 32x32."),
@@ -188,6 +189,14 @@ def test_pool_of_an_image_of_one_pixel_saves_nothing():
 
 def test_dilated_stride_is_named():
     assert "kept as dilation" in why(plan(make_atrous(TINY["basic-b"], 2)), "stage2.block1.shortcut")
+
+
+def test_receptive_field_larger_than_one_side_of_the_image():
+    answer = why(plan(spec("resnet50"), (200, 800)), "stage4")
+    assert (
+        "One output pixel sees a part of the image: of its field of 427x427 pixels, at most 200x427 lie inside."
+        in answer
+    )
 
 
 def test_size_formula_has_its_numbers():
@@ -246,6 +255,66 @@ def test_table_has_a_column_of_names_in_a_library(cli):
     assert document["rows"][4]["keras"] == "conv2_block1 (conv_block)"
     code, _, err = cli("explain", "resnet50", "--names", "kera")
     assert (code, err.splitlines()[-1]) == (2, "fix: did you mean keras?")
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "counts"),
+    [
+        (
+            "resnet50",
+            {
+                "stage1": "block1 projection 64 -> 256, the others identity",
+                "stage4": "block1 projection/2 1024 -> 2048, the others identity",
+            },
+            "16 shortcuts: 12 identities and 4 projections",
+        ),
+        ("resnet34_c", {"stage1": "all projection 64 -> 64"}, "16 shortcuts: 16 projections"),
+        (
+            "resnet18",
+            {"stage1": "all identity", "stage2": "block1 projection/2 64 -> 128, block2 identity"},
+            "8 shortcuts: 5 identities and 3 projections",
+        ),
+        (
+            "keras_resnet50v2",
+            {"stage2": "block1 projection 256 -> 512, block2 to block3 identity, block4 pooled identity/2 512 -> 512"},
+            "16 shortcuts: 9 identities, 4 projections and 3 pooled identities",
+        ),
+        (
+            "resnet20",
+            {"stage2": "block1 padded identity/2 16 -> 32, the others identity"},
+            "9 shortcuts: 7 identities and 2 padded identities",
+        ),
+        (
+            "resnet50d",
+            {"stage2": "block1 pooled projection/2 256 -> 512, the others identity"},
+            "16 shortcuts: 12 identities, 3 pooled projections and 1 projection",
+        ),
+    ],
+)
+def test_table_shows_which_block_has_which_shortcut(cli, name, stages, counts):
+    lines = cli("explain", name)[1].splitlines()
+    assert lines[0].split()[:4] == ["path", "description", "shortcuts", "output"]
+    for path, text in stages.items():
+        assert text in next(line for line in lines if line.startswith(path))
+    assert lines[-2] == counts
+    document = json.loads(cli("explain", name, "--json")[1])
+    assert sum(document["shortcuts"].values()) == int(counts.split()[0])
+    assert {row["path"]: row["shortcuts"] for row in document["rows"]}.items() >= stages.items()
+
+
+def test_table_without_shortcuts(cli):
+    lines = cli("explain", "plain18")[1].splitlines()
+    assert lines[0].split()[:3] == ["path", "description", "output"]
+    assert lines[-2] == "no shortcuts"
+
+
+def test_shortcuts_stand_below_the_table_on_a_narrow_terminal(cli, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = cli("explain", "resnet50")[1].splitlines()
+    assert "shortcuts" not in lines[0]
+    assert max(map(len, lines)) <= 80
+    assert "stage1: block1 projection 64 -> 256, the others identity" in lines
 
 
 def test_compare_prints_tables_json_or_a_drawing(cli, tmp_path):
@@ -314,9 +383,9 @@ def test_conflicting_options_are_refused(cli, words, tmp_path, monkeypatch):
 
 def test_tensor_names_of_other_libraries_are_resolved():
     network_plan = plan("resnet50")
-    assert resolve_path(network_plan, "module.layer2.0.conv1.weight") == "stage2.block1.branch.conv1"
-    assert resolve_path(network_plan, "layer4.2.bn3.running_mean") == "stage4.block3.branch.norm3"
-    assert resolve_path(network_plan, "conv4_x") == "stage3"
+    assert find_path(network_plan, "module.layer2.0.conv1.weight") == "stage2.block1.branch.conv1"
+    assert find_path(network_plan, "layer4.2.bn3.running_mean") == "stage4.block3.branch.norm3"
+    assert find_path(network_plan, "conv4_x") == "stage3"
     with pytest.raises(UsageError, match="torchvision has no names for a network like this"):
         translate_path(plan("resnetv2_50"), "stem", "torchvision")
 

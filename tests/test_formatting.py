@@ -69,6 +69,11 @@ def test_lists_are_limited():
         "2,000 images",
         "3 classes",
     ]
+    assert [pluralize(1, "identity"), pluralize(3, "identity"), pluralize(2, "day")] == [
+        "1 identity",
+        "3 identities",
+        "2 days",
+    ]
 
 
 def test_suggestions():

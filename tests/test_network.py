@@ -12,8 +12,10 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from resnetkit.architecture import spec as s
+from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.plan import plan
 from resnetkit.errors import SpecError, UsageError
 from resnetkit.network.build import build
@@ -266,3 +268,13 @@ def test_pools_with_other_edges_differ_only_there():
     assert (zeros[..., 0, :] == 0).all()
     assert not torch.equal(ceil, padded)
     assert torch.equal(pools["zeros"](x.abs()), pools["padded"](x.abs()))
+
+
+@pytest.mark.parametrize("name", [*TINY, "resnetblur50", "keras_resnet50v2", "resnext50_32x4d"])
+def test_macs_are_those_that_torch_counts(name):
+    """Torch counts two operations for each multiply-add, of fixed blurs and attention, too."""
+    network_plan = plan((CATALOG | TINY)[name], 64)
+    model = build(network_plan.spec).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, *network_plan.input))
+    assert counter.get_total_flops() == 2 * network_plan.macs

@@ -114,12 +114,14 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def pluralize(n: int, noun: str) -> str:
-    """Return the number and the noun: ``1 image``, ``2,000 images``, ``3 classes``.
+    """Return the number and the noun: ``1 image``, ``2,000 images``, ``3 classes``, ``4 identities``.
 
     Args:
         n: the number of things.
         noun: the word for one of them.
     """
+    if n != 1 and re.search("[^aeiou]y$", noun):
+        return f"{n:,} {noun[:-1]}ies"
     return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"
 
 

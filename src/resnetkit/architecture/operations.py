@@ -8,6 +8,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -164,7 +165,7 @@ class MaxPoolOp(WindowOp):
 
 @dataclass(frozen=True, slots=True)
 class BlurOp(WindowOp):
-    """A fixed binomial filter on each channel with reflect padding."""
+    """A fixed binomial filter on each channel with reflect padding: a depthwise convolution without params."""
 
     channels: int
     kernel: int
@@ -174,6 +175,9 @@ class BlurOp(WindowOp):
     def compute_output_size(self, n: int) -> int:
         """Return the size of the output; 0 if the map is too small for reflect padding."""
         return WindowOp.compute_output_size(self, n) if n > self.padding else 0
+
+    def count_macs(self, output_shape: Shape) -> int:
+        return self.kernel**2 * math.prod(output_shape)
 
     def __str__(self) -> str:
         return self.describe_window("blur")

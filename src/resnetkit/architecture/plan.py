@@ -66,7 +66,7 @@ class Node:
 
     @property
     def macs(self) -> int:
-        """The multiply-adds of convolutions and fully connected layers for one image."""
+        """The multiply-adds of all convolutions (fixed blurs included) and linear layers for one image."""
         return self.op.count_macs(self.output)
 
     @property
@@ -139,7 +139,7 @@ class Plan:
 
     @cached_property
     def macs(self) -> int:
-        """The multiply-adds of convolutions and fully connected layers for one image."""
+        """The multiply-adds of all convolutions (fixed blurs included) and linear layers for one image."""
         return self.root.macs
 
     @cached_property

@@ -9,18 +9,30 @@ import itertools
 from collections.abc import Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from resnetkit.architecture import summary
 from resnetkit.architecture.card import Card
 from resnetkit.architecture.plan import Plan, plan
 from resnetkit.commands.arguments import Argument
-from resnetkit.commands.output import check_output_file, print_json, print_table, print_text, suggest_next, write_output
+from resnetkit.commands.output import (
+    check_output_file,
+    fits_terminal,
+    print_json,
+    print_table,
+    print_text,
+    suggest_next,
+    write_output,
+)
 from resnetkit.commands.records import build_plan_record
 from resnetkit.commands.weights_options import DEFAULT_WEIGHTS, WeightsOptions, load_with_options
 from resnetkit.errors import UsageError
+from resnetkit.explain import describe
 from resnetkit.serialization import to_data, to_toml
 from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, load_card, resolve_model
+
+if TYPE_CHECKING:
+    from resnetkit.explain.why import Answer
 
 
 @dataclass(frozen=True)
@@ -28,15 +40,19 @@ class Options:
     """Show a network as a table, and explain why each part is there.
 
     Examples: resnetkit explain resnet50; resnetkit explain resnet50 --why stage2.block1.shortcut; resnetkit explain
-    resnet50 --why layer1.0.downsample --why conv2_block1_0_conv; resnetkit explain resnet50 --html resnet50.html;
+    resnet50 --why layer1.0.downsample --why conv2_block1_0_conv; resnetkit explain resnet50 --why "why no bias";
+    resnetkit explain resnet50 --html resnet50.html;
     resnetkit explain vgg19 --compare plain34 resnet34 --picture fig3.svg; resnetkit explain my-model/ --image cat.jpg;
     resnetkit explain resnet18 --toml > mine.toml
     """
 
     model: Annotated[str, Argument("MODEL", is_positional=True)]
     """A name, a .toml or .json file, a model folder, a run folder, or a weights file of any library."""
-    why: Annotated[tuple[str, ...], Argument("PATH", is_repeatable=True)] = ()
-    """A path to explain in words, such as stage2.block1.shortcut, or another library's name for it."""
+    why: Annotated[tuple[str, ...], Argument("QUERY", is_repeatable=True)] = ()
+    """What to explain: a path such as stage2.block1.shortcut, its name in another library, a word such as downsample,
+    or a question in quotes."""
+    questions: bool = False
+    """List the words and questions that --why answers."""
     depth: int = 1
     """The detail of the table: 1 stages, 2 blocks, 3 branches and shortcuts, 4 operations."""
     size: Annotated[tuple[int, ...], Argument("SIZE")] = ()
@@ -59,9 +75,10 @@ class Options:
 
 
 _CONFLICTS = {  # option -> the options that have no meaning beside it
-    "image": ("compare", "why", "names", "picture", "size", "toml"),
-    "toml": ("compare", "why", "names", "picture", "size", "html", "json"),
-    "compare": ("why", "names", "html"),
+    "image": ("compare", "why", "questions", "names", "picture", "size", "toml"),
+    "toml": ("compare", "why", "questions", "names", "picture", "size", "html", "json"),
+    "compare": ("why", "questions", "names", "html"),
+    "questions": ("why", "names", "picture", "size", "html", "json"),
 }
 
 
@@ -75,6 +92,8 @@ def run(options: Options) -> int:
         print(to_toml(card.spec), end="")
         return 0
     network_plan = plan(card.spec, _parse_size(options.size))
+    if options.questions:
+        return _list_questions(options)
     if options.compare:
         return _compare(network_plan, card.name, options)
     if options.picture:
@@ -176,27 +195,52 @@ def _make_unique_name(name: str, existing: Container[str]) -> str:
 
 def _explain_paths(network_plan: Plan, queries: tuple[str, ...]) -> list[str]:
     """Explain each path; for another library's name, also give the path."""
-    from resnetkit.explain.why import why
-    from resnetkit.weights.layer_aliases import resolve_path
+    from resnetkit.explain.why import answer_query
 
-    paths = [(query, resolve_path(network_plan, query)) for query in queries]
-    return [f"{query if query == path else f'{query}: {path}'}\n{why(network_plan, path)}" for query, path in paths]
+    return [_format_answer(answer_query(network_plan, query)) for query in queries]
+
+
+def _list_questions(options: Options) -> int:
+    """Print a word and the question of each topic."""
+    from resnetkit.explain.topics import read_topics
+
+    print_table(("word", "question"), [(topic.name, topic.question) for topic in read_topics()], 2)
+    suggest_next("resnetkit explain", options.model, *options.weights.to_args(), "--why", read_topics()[0].name)
+    return 0
+
+
+def _format_answer(answer: Answer) -> str:
+    """Format an answer below its query, the path that was understood, and the question of its topic."""
+    understood = answer.topic.question if answer.topic else answer.path
+    headings = dict.fromkeys(text for text in (answer.query, understood) if text is not None)
+    return f"{': '.join(headings)}\n{answer.text}"
 
 
 def _show(network_plan: Plan, options: Options) -> None:
-    lines = [
-        (
-            row.path,
-            *_build_name_column(network_plan, row.path, options.names).values(),
-            *summary.format_summary_row(row)[1:],
-        )
-        for row in summary.list_summary_rows(network_plan, options.depth)
-    ]
-    headings = (summary.HEADINGS[0], *([options.names] if options.names else []), *summary.HEADINGS[1:])
-    n_text_columns = summary.N_TEXT_COLUMNS + (1 if options.names else 0)
+    columns = _build_columns(network_plan, options)
+    lines = [describe.format_shortcut_counts(network_plan), summary.format_summary_total(network_plan)]
+    if "shortcuts" in columns and not fits_terminal([list(columns), *zip(*columns.values(), strict=True)]):
+        pairs = zip(columns["path"], columns.pop("shortcuts"), strict=True)
+        lines = [*(f"{path}: {text}" for path, text in pairs if text), *lines]
     # a narrow terminal drops the last three columns, and the output only if nothing else helps
-    print_table(headings, lines, n_text_columns, drop=summary.HEADINGS[:4:-1], drop_last=summary.HEADINGS[2:3])
-    print_text(summary.format_summary_total(network_plan))
+    drop, drop_last, n_text_columns = summary.HEADINGS[:4:-1], summary.HEADINGS[2:3], list(columns).index("params")
+    print_table(list(columns), list(zip(*columns.values(), strict=True)), n_text_columns, drop, drop_last)
+    print_text("\n".join(lines))
+
+
+def _build_columns(network_plan: Plan, options: Options) -> dict[str, list[str]]:
+    """Return the columns of the table by heading; the shortcuts of a stage stand beside its description."""
+    rows = [summary.format_summary_row(row) for row in summary.list_summary_rows(network_plan, options.depth)]
+    cells = dict(zip(summary.HEADINGS, map(list, zip(*rows, strict=True)), strict=True))
+    columns = {"path": cells.pop("path")}
+    if options.names:
+        names = [_build_name_column(network_plan, path, options.names) for path in columns["path"]]
+        columns[options.names] = [name[options.names] for name in names]
+    columns["description"] = cells.pop("description")
+    shortcuts = [describe.summarize_shortcuts(network_plan[path]) for path in columns["path"]]
+    if any(shortcuts):
+        columns["shortcuts"] = shortcuts
+    return columns | cells
 
 
 def _build_name_column(network_plan: Plan, path: str, library: str) -> dict[str, str]:
@@ -213,22 +257,28 @@ def _select_shortcut_path(network_plan: Plan) -> str:
     return candidates[0].path
 
 
-def _build_record(network_plan: Plan, name: str, options: Options) -> dict[str, object]:
-    from resnetkit.explain.why import why
-    from resnetkit.weights.layer_aliases import resolve_path
+def _build_answer_record(network_plan: Plan, answer: Answer) -> dict[str, str | None]:
+    reason = "" if answer.path is None else network_plan[answer.path].reason
+    record = {"path": answer.path, "reason": reason, "text": answer.text}
+    if answer.topic:
+        record |= {"question": answer.topic.question, "source": answer.topic.source}
+    return record
 
-    paths = {path: resolve_path(network_plan, path) for path in options.why}
+
+def _build_record(network_plan: Plan, name: str, options: Options) -> dict[str, object]:
+    from resnetkit.explain.why import answer_query
+
     return {
         "model": name,
         "spec": to_data(network_plan.spec),
         **build_plan_record(network_plan),
         "activations": network_plan.activations,
+        "shortcuts": describe.count_shortcuts(network_plan),
         "rows": [
-            asdict(row) | _build_name_column(network_plan, row.path, options.names)
+            asdict(row)
+            | {"shortcuts": describe.summarize_shortcuts(network_plan[row.path])}
+            | _build_name_column(network_plan, row.path, options.names)
             for row in summary.list_summary_rows(network_plan, options.depth)
         ],
-        "why": {
-            query: {"path": path, "reason": network_plan[path].reason, "text": why(network_plan, path)}
-            for query, path in paths.items()
-        },
+        "why": {query: _build_answer_record(network_plan, answer_query(network_plan, query)) for query in options.why},
     }

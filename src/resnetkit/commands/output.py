@@ -19,7 +19,7 @@ from typing import Any
 
 from resnetkit.errors import UsageError
 from resnetkit.files import file_exists_error, write_text
-from resnetkit.formatting import align_table, escape_control, fit_table
+from resnetkit.formatting import align_table, display_width, escape_control, fit_table
 from resnetkit.html.page import is_resnetkit_page
 from resnetkit.runtime.progress import ProgressCallback
 
@@ -59,6 +59,12 @@ def print_table(
         cells = list(fit_table(cells, shutil.get_terminal_size().columns, drop, drop_last, ellipsis))
         n_text_columns -= sum(name not in cells[0] for name in headings[:n_text_columns])
     print(align_table(cells, n_text_columns))
+
+
+def fits_terminal(table: Sequence[Sequence[str]]) -> bool:
+    """Return whether no line of a table would be longer than a line of the terminal; a file has no limit."""
+    columns = shutil.get_terminal_size().columns
+    return not sys.stdout.isatty() or max(map(display_width, align_table(table, 1).splitlines())) <= columns
 
 
 def print_text(text: str) -> None:

@@ -5,11 +5,15 @@ This module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 from resnetkit.architecture.operations import ActivationOp, AddOp, ConvOp, LinearOp, NormOp, Shape, ZeroPadOp
 from resnetkit.architecture.plan import Node, Plan, Section
 from resnetkit.architecture.summary import describe_shortcut
+from resnetkit.formatting import pluralize
 
 MINOR_OPS = (NormOp, ActivationOp, AddOp)  # follow nearly every operation, so lists of operations omit them
 
@@ -56,6 +60,55 @@ def format_shortcut(part: Section) -> str:
     strides = [f"/{op.window[1]}" for op in ops if op.window[1] > 1]
     pads = [f", {op.before} + {op.after} zeros" for op in ops if isinstance(op, ZeroPadOp)]
     return "".join([describe_shortcut(part), *strides, *pads])
+
+
+def summarize_shortcuts(stage: Section | Node) -> str:
+    """Return the shortcuts of a stage: ``block1 projection 64 -> 256, the others identity``."""
+    blocks = list_blocks(stage) if isinstance(stage, Section) else []
+    numbered = enumerate(map(format_adapter, blocks), 1)
+    runs = [(text, [number for number, _ in run]) for text, run in groupby(numbered, key=lambda pair: pair[1])]
+    if not any(text for text, _ in runs):
+        return ""
+    return ", ".join(f"{_format_blocks(numbers, i, len(runs))} {text}" for i, (text, numbers) in enumerate(runs))
+
+
+def format_adapter(block: Section | Node) -> str:
+    """Return ``projection/2 256 -> 512``, ``identity``, or an empty text without a shortcut."""
+    shortcut = find_shortcut(block)
+    if shortcut is None or not shortcut.nodes:
+        return "" if shortcut is None else "identity"
+    stride = math.prod(node.op.window[1] for node in shortcut.nodes)
+    suffix = f"/{stride}" if stride > 1 else ""
+    return f"{describe_shortcut(shortcut)}{suffix} {shortcut.input[0]} -> {shortcut.output[0]}"
+
+
+def _format_blocks(numbers: Sequence[int], run: int, n_runs: int) -> str:
+    """Name a run of equal shortcuts: ``block1``, ``the others``, ``block2 to block5`` or ``all``."""
+    first, last = numbers[0], numbers[-1]
+    if first == last:
+        return f"block{first}"
+    return ("all", "the others")[n_runs - 1] if run == n_runs - 1 < 2 else f"block{first} to block{last}"
+
+
+def count_shortcuts(plan: Plan) -> dict[str, int]:
+    """Count the shortcuts of a network by kind, the most frequent first."""
+    return dict(Counter(map(describe_shortcut, list_shortcuts(plan))).most_common())
+
+
+def format_shortcut_counts(plan: Plan) -> str:
+    """Return ``16 shortcuts: 12 identities and 4 projections``, or ``no shortcuts``."""
+    counts = count_shortcuts(plan)
+    total = pluralize(sum(counts.values()), "shortcut")
+    return f"{total}: {format_adapter_counts(counts)}" if counts else "no shortcuts"
+
+
+def format_adapter_counts(counts: Mapping[str, int]) -> str:
+    """Return ``13 identities and 3 projections``; a kind may end with a detail in parentheses."""
+    texts = []
+    for kind, n in counts.items():
+        noun, gap, detail = kind.partition(" (")
+        texts.append(pluralize(n, noun) + gap + detail)
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if texts[1:] else texts)
 
 
 def select_main_path(block: Section | Node) -> tuple[Node, ...]:

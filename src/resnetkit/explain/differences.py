@@ -19,7 +19,7 @@ from resnetkit.architecture.operations import ActivationOp, ConvOp, LinearOp, No
 from resnetkit.architecture.plan import Node, Plan, Section
 from resnetkit.architecture.summary import describe_shortcut
 from resnetkit.explain import describe
-from resnetkit.explain.why import OPTION_NAMES
+from resnetkit.explain.sentences import OPTION_NAMES
 
 NetworkPart = Literal["stem", "branches", "shortcuts", "head", "network"]
 _CostChange = tuple[int, int] | tuple[None, None]
@@ -320,15 +320,8 @@ def _describe_adapter(block: Section) -> str:
 
 
 def _format_adapters(adapters: dict[str, str]) -> str:
-    """Return ``13 identities and 3 projections``."""
     counts = Counter(kind for kind in adapters.values() if kind)
-    texts = [f"{n:,} {kind if n == 1 else _pluralize(kind)}" for kind, n in counts.most_common()]
-    return " and ".join([", ".join(texts[:-1]), texts[-1]] if texts[1:] else texts) or "no shortcuts"
-
-
-def _pluralize(kind: str) -> str:
-    noun, gap, rest = kind.partition(" (")
-    return (noun.removesuffix("y") + "ies" if noun.endswith("y") else noun + "s") + gap + rest
+    return describe.format_adapter_counts(dict(counts.most_common())) or "no shortcuts"
 
 
 def _format_option(plan: Plan) -> str:

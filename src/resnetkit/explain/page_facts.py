@@ -19,7 +19,7 @@ from resnetkit.architecture.spec import Network, PoolAfter
 from resnetkit.architecture.summary import describe_part, describe_shortcut
 from resnetkit.errors import ResnetkitError, SpecError
 from resnetkit.explain.describe import split_into_boxes
-from resnetkit.explain.why import why
+from resnetkit.explain.sentences import format_sentence
 
 OUTPUT_STRIDES = (16, 8)
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def explain_part(network_plan: Plan, part: Section | Node) -> str:
         network_plan: plan of the network.
         part: a part of it.
     """
-    return typeset_arrows(why(network_plan, part.path).partition("\n")[0])
+    return typeset_arrows(format_sentence(network_plan, part))
 
 
 def typeset_arrows(text: str) -> str:

@@ -9,10 +9,11 @@ This module imports no torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 
 from resnetkit.architecture.plan import Plan
-from resnetkit.errors import UsageError, find_closest, suggest_fix
+from resnetkit.errors import UsageError, suggest_fix
 from resnetkit.weights.dialects import ALIASES, TABLES, Layout, NameMap, derive_layout
 from resnetkit.weights.unwrap import strip_prefix
 
@@ -74,15 +75,14 @@ _KERAS = (
     (f"{_BLOCK}.branch.conv{{i}}", "conv{s+1}_block{b}_{i}_conv"),
     (f"{_BLOCK}.branch.norm{{i}}", "conv{s+1}_block{b}_{i}_bn"),
     (f"{_BLOCK}.branch.act{{i}}", "conv{s+1}_block{b}_{i}_relu"),
-    (f"{_BLOCK}.add", "conv{s+1}_block{b}_add"),
-    (f"{_BLOCK}.add", "conv{s+1}_block{b}_out"),
-    (f"{_BLOCK}.act", "conv{s+1}_block{b}_out"),
     ("head.norm", "post_bn"),
     ("head.act", "post_relu"),
     ("head.pool", "avg_pool"),
     ("head.linear", "predictions"),
     ("head.linear", "probs"),
 )
+_KERAS_ENDS = ((f"{_BLOCK}.add", "conv{s+1}_block{b}_add"), (f"{_BLOCK}.act", "conv{s+1}_block{b}_out"))
+_KERAS_V2_ENDS = ((f"{_BLOCK}.add", "conv{s+1}_block{b}_out"),)
 _CAFFE = (
     ("stem.norm1", "bn_conv1"),
     ("stem.norm1", "scale_conv1"),
@@ -114,7 +114,11 @@ def _list_aliases(library: str, layout: Layout) -> tuple[tuple[str, str], ...]:
         "timm": [(is_residual, _TIMM), (layout.pre_activation, _TIMM_V2)],
         "hf": [(is_plain, _HUGGING_FACE)],
         "kuangliu": [(is_plain, _CIFAR)],
-        "keras": [(not (layout.vgg_blocks or layout.deep_stem or layout.pooled_shortcuts), _KERAS)],
+        "keras": [
+            (not (layout.vgg_blocks or layout.deep_stem or layout.pooled_shortcuts), _KERAS),
+            (is_plain, _KERAS_ENDS),
+            (layout.pre_activation, _KERAS_V2_ENDS),
+        ],
         "caffe": [(is_plain, (("stem.conv1", "conv1"), *_CAFFE)), (layout.vgg_blocks, _VGG)],
     }
     return tuple(row for applies, rows in aliases[library] if applies for row in rows)
@@ -131,41 +135,49 @@ def _build_name_map(library: str, layout: Layout) -> NameMap:
     return NameMap((*tensor_rows, *_list_aliases(library, layout)))
 
 
-def find_path_by_alias(plan: Plan, name: str) -> str | None:
-    """Return our path for another library's name, or None if the network has no such part.
-
-    Args:
-        plan: The plan of the network.
-        name: The name in any library.
-    """
-    numbered_name, layout = _number_caffe_blocks(name), derive_layout(plan.spec)
-    candidates = (
-        path for library in ALIASED_LIBRARIES for path in _build_name_map(library, layout).iterate_ours(numbered_name)
-    )
-    return next((path for path in candidates if path in plan.parts), None)
-
-
-def resolve_path(plan: Plan, name: str) -> str:
-    """Return our path for a path, another library's name, or a tensor of either.
+def find_path(plan: Plan, name: str) -> str | None:
+    """Return our path for a path, another library's name, or a tensor of either, or None.
 
     Args:
         plan: The plan of the network.
         name: The name that the user gave.
-
-    Raises:
-        UsageError: the part does not exist; the fix lists the nearest names.
     """
+    names = _list_candidates(name)
+    paths = (path for candidate in names for path in (candidate, *_iterate_paths(plan, candidate)))
+    return next((path for path in paths if path in plan.parts), None)
+
+
+def find_shortcut_without_layer(plan: Plan, name: str) -> str | None:
+    """Return the shortcut to which a layer of another library would belong, if it has no such layer.
+
+    Args:
+        plan: The plan of the network.
+        name: The name in another library, such as ``res3b_branch1`` of a block whose shortcut is the identity.
+    """
+    paths = (path for candidate in _list_candidates(name) for path in _iterate_paths(plan, candidate))
+    shortcuts = (path.rpartition(".shortcut.")[0] + ".shortcut" for path in paths if ".shortcut." in path)
+    return next((path for path in shortcuts if path in plan.parts), None)
+
+
+def _list_candidates(name: str) -> list[str]:
+    """Return a name with and without prefixes of training programs, and without the name of a tensor."""
     bare_name = strip_prefix(name.strip())
-    candidates = (name, bare_name, bare_name.rpartition(".")[0] if bare_name.endswith(_TENSOR_SUFFIXES) else bare_name)
-    paths = (candidate if candidate in plan.parts else find_path_by_alias(plan, candidate) for candidate in candidates)
-    resolved = next(filter(None, paths), "")
-    if not resolved and name != "":
-        libraries = ("torchvision", "hf", "keras")
-        aliases = {_find_alias(plan, path, library) for path in plan.parts for library in libraries}
-        children = tuple(child.path for child in plan.root.children)
-        suggestions = find_closest(name, [*plan.parts, *sorted(aliases)], 3) or children
-        raise UsageError("this network has no such path", where=name, fix="try " + " or ".join(suggestions))
-    return resolved
+    layer = bare_name.rpartition(".")[0] if bare_name.endswith(_TENSOR_SUFFIXES) else bare_name
+    return list(dict.fromkeys((name, bare_name, layer)))
+
+
+def _iterate_paths(plan: Plan, name: str) -> Iterator[str]:
+    """Yield the paths that a name has in each library, whether the network has them or not."""
+    layout, numbered_name = derive_layout(plan.spec), _number_caffe_blocks(name)
+    for library in ALIASED_LIBRARIES:
+        for alias in (numbered_name, f"resnet.{name}") if library == "hf" else (numbered_name,):
+            yield from _build_name_map(library, layout).iterate_ours(alias)
+
+
+def list_aliases(plan: Plan) -> list[str]:
+    """List the names of all parts in torchvision, transformers and Keras."""
+    libraries = ("torchvision", "hf", "keras")
+    return sorted({_find_alias(plan, path, library) for path in plan.parts for library in libraries} - {""})
 
 
 _TENSOR_SUFFIXES = (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
