@@ -63,7 +63,7 @@ def test_too_little_disk_space(tmp_path, monkeypatch):
     assert caught.value.what.startswith("not enough disk space for a checkpoint: needs 1,000,000,000.0 GB, ")
     assert caught.value.what.endswith(" free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: Mock(free=209_990_000))
-    with pytest.raises(MachineError, match="a checkpoint: needs 210 MB, slightly less free\n"):
+    with pytest.raises(MachineError, match="a checkpoint: needs 210 MB, slightly less is free\n"):
         files.check_free_space(folder, 210_000_000, "a checkpoint")
     assert (caught.value.where, caught.value.fix) == (
         (str(folder),),
