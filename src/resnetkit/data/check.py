@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnetkit.data.dataset import Dataset, Images, hash_content
+from resnetkit.data.dataset import Dataset, Images
+from resnetkit.data.identity import digest_image
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import ImageError
 from resnetkit.formatting import join_names
@@ -197,5 +198,5 @@ def _find_duplicates(dataset: Dataset, images: Sequence[ImageInfo]) -> Iterator[
             groups[image.pixel_digest].append(image)
     for group in groups.values():
         if len(group) > 1:
-            contents = {hash_content(dataset.splits[image.split], image.index) for image in group}
+            contents = {digest_image(dataset.splits[image.split], image.index) for image in group}
             yield DuplicateGroup(tuple(group), len(contents) == 1)
