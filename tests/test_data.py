@@ -11,7 +11,8 @@ from PIL import Image
 from resnetkit.architecture.card import Preparation
 from resnetkit.data.bad_files import Error, SkippedFiles
 from resnetkit.data.check import check
-from resnetkit.data.dataset import compute_fingerprint, split_dataset
+from resnetkit.data.dataset import split_dataset
+from resnetkit.data.identity import identify_dataset
 from resnetkit.data.loader import ImageLoader
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, UsageError
@@ -64,7 +65,7 @@ def test_aliases_of_val(pictures, name):
 
 def test_hidden_files_empty_folders_and_links_are_skipped(pictures):
     root = pictures("d", ["a", "b"], 3)
-    clean = compute_fingerprint(open_dataset(root))
+    clean = identify_dataset(open_dataset(root)).digest
     for hidden in (".ipynb_checkpoints", "__MACOSX"):
         shutil.copytree(root / "a", root / hidden)
     (root / "a" / "notes.txt").write_text("x")
@@ -74,7 +75,7 @@ def test_hidden_files_empty_folders_and_links_are_skipped(pictures):
     (root / "a" / "cycle").symlink_to(root / "a" / "cycle")
     data = open_dataset(root)
     assert data.classes == ("a", "b")
-    assert compute_fingerprint(open_dataset(root)) == clean
+    assert identify_dataset(open_dataset(root)).digest == clean
 
 
 def test_nested_images_belong_to_their_class(pictures):

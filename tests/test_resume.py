@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import socket
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import resnetkit as rk
-from resnetkit.errors import DataError, Fault, ResnetkitWarning, WeightsError
+from resnetkit import files
+from resnetkit.data.identity import hash_table
+from resnetkit.errors import DataError, Fault, ResnetkitWarning, UsageError, WeightsError
 from resnetkit.training import finish, trainer, validation
-from resnetkit.training.checkpoint import Checkpoint, load_latest_checkpoint, read_checkpoint, write_checkpoint
+from resnetkit.training.checkpoint import (
+    FORMAT_VERSION,
+    Checkpoint,
+    load_latest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from resnetkit.training.checkpointing import CheckpointManager
 from resnetkit.training.events import EpochMetrics, PreparedRun, StepMetrics
 from resnetkit.training.state import EpochTotals, TrainState, read_state, serialize_state
@@ -99,6 +109,7 @@ def test_only_the_steps_after_the_last_checkpoint_run_again(halted):
     rk.train(resume=halted, on_event=events.append)
     assert isinstance(events[0], PreparedRun)
     assert events[0].resume_notes == ("resuming after step 6 of epoch 1",)
+    assert events[0].is_exact
     assert isinstance(events[1], EpochMetrics)  # the checkpoint stands before validation
     assert [(e.epoch, e.step) for e in events if isinstance(e, StepMetrics)][:2] == [(2, 1), (2, 2)]
 
@@ -310,7 +321,7 @@ def sign(folder, change):
     change(folder)
     contents = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     entries = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in contents.items()}
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": entries}))
+    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT_VERSION, "files": entries}))
 
 
 def change_state(**changes):
@@ -353,8 +364,8 @@ DAMAGE = {
     "removed": (lambda f: (f / "training.safetensors").unlink(), "training.safetensors is missing"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json cannot be read"),
     "empty manifest": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json lists no files"),
-    "later format": (lambda f: (f / "manifest.json").write_text('{"format": 2, "files": {}}'),
-                     "the checkpoint has format 2; resnetkit reads format 1"),
+    "later format": (lambda f: (f / "manifest.json").write_text('{"format": 9, "files": {}}'),
+                     "the checkpoint has format 9; resnetkit reads format 2"),
     "wrong shape": (change_first("model.safetensors", lambda v: v[:1].clone()),
                     "model.safetensors belongs to another network"),
     "wrong dtype": (change_first("model.safetensors", lambda v: v.half()), "model.safetensors belongs to another network"),
@@ -371,6 +382,9 @@ DAMAGE = {
     "unknown key in the state": (change_state(code="import os"), "state.json does not describe a train-state"),
     "wrong step": (change_state(global_step=99), "state.json is the state after 99 steps"),
     "short metrics": (change_state(metrics_bytes=10**9), "metrics.jsonl is shorter than the checkpoint says"),
+    "a random state": (add_tensor("random/cpu", torch.zeros(3, dtype=torch.uint8)),
+                       "training.safetensors has an unexpected tensor 'random/cpu'"),
+    "a bad recipe": (change_state(recipe={"data": "d"}), "state.json does not describe a train-state"),
 }  # fmt: skip
 
 
@@ -426,3 +440,153 @@ def test_a_state_is_written_and_read_exactly(tmp_path):
         str(Fault("best_epoch", "2", "0 to 0")),
         str(Fault("step", "4", "at most 3, the steps of the run")),
     )
+
+
+# ----------------------------------------------------------------------------------------- what else a run folder holds
+
+
+EDITS = {  # pattern in run.toml -> its replacement, the change that is named
+    r"(?m)^lr = .*": ("lr = 0.5", "optimizer.lr: 0.025 -> 0.5"),
+    r"(?m)^seed = .*": ("seed = 7", "seed: 0 -> 7"),
+    r"(?m)^split_seed = .*": ("split_seed = 3", "split_seed: 0 -> 3"),
+    r"(?m)^epochs = .*": ("epochs = 9", "epochs: 2 -> 9"),
+    r"(?m)^momentum = .*": ("momentum = 0.5", "optimizer.momentum: 0.9 -> 0.5"),
+    r"(?m)^padding = .*": ("padding = 3", "augment.padding: 2 -> 3"),
+}
+
+
+@pytest.mark.parametrize("pattern", EDITS)
+def test_an_edited_recipe_is_refused_and_named(halted, pattern, cli):
+    path, (text, change) = halted / "run.toml", EDITS[pattern]
+    edited, n_edits = re.subn(pattern, text, path.read_text())
+    assert n_edits == 1
+    path.write_text(edited)
+    code, _, err = cli("train", "--resume", halted)
+    assert code == 2
+    assert change in err.splitlines()[1]
+    assert "resume exact" not in err
+    assert path.read_text() == edited
+
+
+def test_an_edited_recipe_goes_on_with_override_and_is_noted(halted, cli):
+    path = halted / "run.toml"
+    path.write_text(re.sub(r"(?m)^lr = .*", "lr = 0.05", path.read_text()))
+    code, _, err = cli("train", "--resume", halted, "--override")
+    assert code == 0, err
+    assert "resume exact" not in err
+    assert rk.train(resume=halted).results.notes == ("from step 7 on: optimizer.lr: 0.025 -> 0.05",)
+
+
+def test_a_safe_setting_may_be_edited(halted, cli):
+    (halted / "run.toml").write_text("patience = 40\n" + (halted / "run.toml").read_text())
+    code, _, err = cli("train", "--resume", halted)
+    assert code == 0, err
+    assert "note   patience: none -> 40" in err
+    assert "resume exact" in err
+
+
+def test_a_checkpoint_holds_recipe_classes_and_the_digest_of_the_images(halted, flowers):
+    state = read_newest_state(halted)
+    assert state.recipe.optimizer.lr == 0.025
+    assert state.classes == ("daisy", "rose", "tulip")
+    assert dict(state.environment)["images"] == hash_table((halted / "images.csv").read_text())
+
+
+def test_a_damaged_list_of_images_is_written_again(halted, flowers, cli):
+    (halted / "images.csv").write_text("split,class\n")
+    code, _, err = cli("train", "--resume", halted)  # the digest in the checkpoint is enough
+    assert code == 0
+    assert "images.csv is damaged; resnetkit writes it again, from what it finds now" in err
+    assert (halted / "images.csv").read_text().count("\n") == 61
+
+
+def test_replaced_images_are_refused_without_the_list_of_images(halted, flowers, cli):
+    (halted / "images.csv").unlink()
+    (flowers / "rose" / "1.png").write_bytes((flowers / "rose" / "2.png").read_bytes())
+    code, _, err = cli("train", "--resume", halted)
+    assert code == 3
+    assert "images.csv does not belong to the checkpoint, so the images cannot be named" in err
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]"])
+def test_a_damaged_environment_is_written_again(halted, short_run, content):
+    (halted / "environment.json").write_bytes(content)
+    with pytest.warns(ResnetkitWarning, match=r"environment.json is damaged; resnetkit writes it again"):
+        run = rk.train(resume=halted)
+    assert_same_run(run, short_run)
+    assert run.environment["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_damaged_metrics_are_an_error_before_training(halted, flowers, network, tmp_path, cli):
+    settings = SETTINGS | {"epochs": 3}
+    train_and_kill(kill_at_step(9), flowers, network, out=tmp_path / "later", settings=settings)
+    path = tmp_path / "later" / "metrics.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(b"x" + content[1:])
+    code, _, err = cli("train", "--resume", tmp_path / "later")
+    assert code == 4
+    assert f"line 1 of {path}" in err
+    path.write_bytes(content.replace(b'"val_correct": ', b'"val_correct":1', 1))  # after the checkpoint before
+    with pytest.warns(ResnetkitWarning, match=r"the epochs in metrics.jsonl are not those of the checkpoint"):
+        run = rk.train(resume=tmp_path / "later")
+    assert_same_run(run, rk.train(flowers, network, out=tmp_path / "whole", settings=settings))
+
+
+def test_hard_links_are_not_written_through(halted, short_run, tmp_path):
+    """A backup made of hard links, as rsync and cp -al make them, keeps its content."""
+    contents = {}
+    for path in [path for path in halted.rglob("*") if path.is_file()]:
+        backup = tmp_path / "backup" / path.relative_to(halted)
+        backup.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, backup)
+        contents[backup] = path.read_bytes()
+    assert_same_run(rk.train(resume=halted), short_run)
+    assert {path: path.read_bytes() for path in contents} == contents
+
+
+# ---------------------------------------------------------------------------------------------------------------- lock
+
+
+def test_one_process_at_a_time_resumes_a_run(halted, short_run, cli):
+    errors = []
+
+    def resume_again(event):
+        if isinstance(event, StepMetrics) and not errors:
+            errors.append(cli("train", "--resume", halted))
+
+    run = rk.train(resume=halted, on_event=resume_again)
+    ((code, out, err),) = errors
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: process {os.getpid()} on {socket.gethostname()} is writing this run\nwhere: {halted}\n"
+        "fix: wait until it ends, or stop it; then resume the run\n"
+    )
+    assert_same_run(run, short_run)
+    assert [path.name for path in halted.parent.glob(".*")] == []
+
+
+def test_a_new_run_is_locked_from_its_beginning(flowers, network, tmp_path):
+    errors = []
+
+    def resume_too_early(done, n_images):
+        if (tmp_path / "run" / "run.toml").exists() and not errors:
+            with pytest.raises(UsageError) as caught:
+                rk.train(resume=tmp_path / "run")
+            errors.append(caught.value)
+
+    rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS | {"epochs": 1}, on_progress=resume_too_early)
+    assert errors[0].what.endswith(" is writing this run")
+
+
+def test_a_killed_process_leaves_no_lock(flowers, network, tmp_path, short_run):
+    train_and_kill(kill_at_step(8), flowers, network, out=tmp_path / "run", settings=SETTINGS | {"epochs": 2})
+    assert_same_run(rk.train(resume=tmp_path / "run"), short_run)
+
+
+def test_a_lock_without_the_name_of_its_owner(halted, cli):
+    for content in ("", "[]", '{"pid": "x", "host": 1}', '{"pid": 1}'):
+        with files.lock_file(halted):
+            (halted.parent / ".run.owner").write_text(content)
+            code, _, err = cli("train", "--resume", halted)
+        assert code == 2
+        assert err.startswith("error: another process is writing this run\n")

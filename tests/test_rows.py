@@ -15,7 +15,8 @@ from PIL import Image
 from pyarrow import ipc, parquet
 
 import resnetkit as rk
-from resnetkit.data.dataset import compute_fingerprint, find_leaks, split_dataset
+from resnetkit.data.dataset import split_dataset
+from resnetkit.data.identity import find_leaks, identify_dataset
 from resnetkit.data.loader import ImageLoader
 from resnetkit.data.open import open_dataset
 from resnetkit.data.readers import parquet as parquet_reader
@@ -144,10 +145,11 @@ def test_selected_rows_are_read_in_their_order(written):
 def test_reading_uses_no_network_and_writes_only_to_the_cache(written, tmp_path):
     code = """
 from resnetkit.data.open import open_dataset
-from resnetkit.data.dataset import compute_fingerprint, find_leaks, split_dataset
+from resnetkit.data.dataset import split_dataset
+from resnetkit.data.identity import find_leaks, identify_dataset
 for path in sys.argv[2:]:
     data = split_dataset(open_dataset(path), 0)
-    compute_fingerprint(data), find_leaks(data), [data.train_split.load_image(i) for i in range(len(data.train_split))]
+    find_leaks(data, identify_dataset(data)), [data.train_split.load_image(i) for i in range(len(data.train_split))]
 imported = {"torch", "datasets", "pandas", "requests", "httpx", "huggingface_hub", "multiprocess", "dill"} & set(sys.modules)
 assert not imported, imported
 outside = [item for item in events if not all(str(word).startswith(sys.argv[1]) for word in item[1] if isinstance(word, str) and "/" in word)]
@@ -302,12 +304,13 @@ def test_splits_are_joined_and_rows_selected(tmp_path):
     ]  # fmt: skip
     assert selected.labels.tolist() == [2, 0, 0]
     shutil.copytree(root, tmp_path / "moved")
-    assert compute_fingerprint(open_dataset(tmp_path / "moved")) == compute_fingerprint(data)
+    assert identify_dataset(open_dataset(tmp_path / "moved")).digest == identify_dataset(data).digest
 
 
 def test_equal_rows_in_two_splits_are_leaks(tmp_path):
     root = hub(tmp_path / "d", train=table(9), test=table(3))
-    assert find_leaks(open_dataset(root)) == [
+    data = open_dataset(root)
+    assert find_leaks(data, identify_dataset(data)) == [
         (f"{root}/data/train.parquet row {i}", f"{root}/data/test.parquet row {i}") for i in range(3)
     ]
 

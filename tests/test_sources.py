@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import resnetkit as rk
-from resnetkit.data.dataset import compute_fingerprint, find_leaks, split_dataset
+from resnetkit.data.dataset import split_dataset
+from resnetkit.data.identity import find_leaks, identify_dataset
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, UsageError
 from resnetkit.images.decode import SUFFIXES
@@ -243,9 +244,9 @@ def test_table_is_split_and_fingerprinted_like_a_folder(table, tmp_path):
     data = split_dataset(open_dataset(path), 0)
     assert {split: len(files) for split, files in data.splits.items()} == {"train": 2, "val": 2, "test": 2}
     path.parent.rename(tmp_path / "moved")
-    assert compute_fingerprint(open_dataset(tmp_path / "moved" / "labels.csv")) == compute_fingerprint(
-        open_dataset(shutil.copytree(tmp_path / "moved", tmp_path / "copy") / "labels.csv")
-    )
+    moved = open_dataset(tmp_path / "moved" / "labels.csv")
+    copied = open_dataset(shutil.copytree(tmp_path / "moved", tmp_path / "copy") / "labels.csv")
+    assert identify_dataset(moved).digest == identify_dataset(copied).digest
 
 
 # ------------------------------------------------------------------------------------------------------------- CIFAR
@@ -401,7 +402,8 @@ def test_pipes_in_two_splits_do_not_block(pictures):
     root = pictures("d/val", ["a", "b"], 3).parent
     for split in ("train", "val"):
         os.mkfifo(root / split / "a" / "pipe.png")
-    assert len(find_leaks(open_dataset(root))) == 6
+    data = open_dataset(root)
+    assert len(find_leaks(data, identify_dataset(data))) == 6
 
 
 def test_run_is_not_written_into_the_data(pictures, tmp_path, cli, monkeypatch):

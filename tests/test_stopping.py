@@ -16,7 +16,7 @@ import resnetkit as rk
 from resnetkit import files
 from resnetkit.cli import main
 from resnetkit.data import loader
-from resnetkit.errors import MachineError, ResnetkitInterrupt, ResnetkitWarning, UsageError
+from resnetkit.errors import MachineError, ResnetkitInterrupt, ResnetkitWarning
 from resnetkit.runtime.signals import SignalHandler, handle_signals
 from resnetkit.runtime.threads import map_ordered
 from resnetkit.training import setup, validation
@@ -55,23 +55,28 @@ PHASES = {  # where the signal is raised, where the run stops, the steps of its 
 
 @pytest.mark.parametrize(
     ("phase", "number"),
-    [*((phase, signal.SIGTERM) for phase in PHASES), ("a step", signal.SIGINT), ("validation", signal.SIGINT)],
+    [
+        *((phase, signal.SIGTERM) for phase in PHASES),
+        ("a step", signal.SIGINT),
+        ("validation", signal.SIGINT),
+        ("a step", signal.SIGHUP),
+    ],
 )
 def test_a_signal_saves_the_run_and_names_the_next_command(
     flowers, stochastic_network, tmp_path, cli, monkeypatch, whole_run, phase, number
 ):
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     owner, name, count, position, steps = PHASES[phase]
     with monkeypatch.context() as patch:
         raise_signal_at_call(patch, owner, name, count, number)
         code, out, err = cli("train", flowers, "--model", stochastic_network, "--out", tmp_path / "run", *ARGS)
     assert (code, out) == (128 + number, "")
     assert err.splitlines()[-2:] == [
-        f"{'terminated' if number == signal.SIGTERM else 'interrupted'}; the run is saved after {position}",
+        f"{'interrupted' if number == signal.SIGINT else 'terminated'}; the run is saved after {position}",
         f"next: resnetkit train --resume {tmp_path / 'run'}",
     ]
     assert read_newest_state(tmp_path / "run").global_step == steps
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
     code, out, err = cli("train", "--resume", tmp_path / "run")
     assert code == 0, err
     assert "note   resuming after " in err
@@ -313,6 +318,7 @@ def test_safe_changes_are_accepted_and_reported(halted, cli):
     changes = ["bad_files.max_fraction: 0.01 -> 0.1", "checkpoint_steps: 4 -> 2", "patience: none -> 7"]
     assert notes[0] == "resuming after step 4 of epoch 1"
     assert sorted(notes[1:]) == changes
+    assert "\nresume exact, bit for bit" in err
     run = rk.train(resume=halted)
     assert (run.recipe.patience, run.recipe.checkpoint_steps) == (7, 2)
     assert sorted(run.results.notes) == [f"from step 5 on: {line}" for line in changes]
@@ -343,6 +349,7 @@ def test_unsafe_changes_need_override(halted, cli, args):
     code, _, err = cli("train", "--resume", halted, *args, "--override")
     assert code == 0, err
     assert f"note   {error[1].removeprefix('where: ')}" in err
+    assert "\nresume not exact: a changed setting or image makes the result differ from both configurations\n" in err
     run = rk.train(resume=halted)
     assert any(note.startswith("from step 5 on: ") for note in run.results.notes)
 
@@ -374,24 +381,45 @@ def test_another_environment_needs_override(halted, cli, monkeypatch):
     assert cli("train", "--resume", halted, "--override")[0] == 0
 
 
-def test_different_images_are_an_error_even_with_override(halted, flowers, cli):
+def test_changed_images_are_named_and_need_override(halted, flowers, cli):
     (flowers / "rose" / "new.png").write_bytes((flowers / "rose" / "1.png").read_bytes())
-    for args in ([], ["--override"]):
-        code, out, err = cli("train", "--resume", halted, *args)
-        assert (code, out) == (3, "")
-        assert read_error(err) == [
-            "error: the images differ from those the run was started with",
-            f"where: {flowers}",
-            "fix: name the same data, or start a new run: --out",
-        ]
+    bees = sorted(path.name for path in (flowers / "tulip").iterdir())[:7]
+    for name in bees:
+        (flowers / "tulip" / name).write_bytes((flowers / "rose" / name).read_bytes())
+    code, out, err = cli("train", "--resume", halted)
+    assert (code, out) == (3, "")
+    error = read_error(err)
+    assert error[0] == "error: the images differ from those the run was started with: 8 changes"
+    assert error[1] == f"where: {flowers}"
+    assert len(error) == 9
+    assert all(
+        re.fullmatch(r" {7}(train|val|test): (tulip/\d+.png was replaced|rose/new.png is new)", line)
+        for line in error[2:7]
+    )
+    assert error[7] == "       ... and 3 more"
+    assert error[8] == (
+        f"fix: restore them, start a new run (--out), or resume all the same: resnetkit train --resume {halted} --override"
+    )
+    code, _, err = cli("train", "--resume", halted, "--override")
+    assert code == 0, err
+    (note,) = rk.train(resume=halted).results.notes[-1:]
+    assert note.startswith("from step 5 on: 8 images changed: ")
+    assert (halted / "images.csv").read_text().count("new.png") == 1
 
 
-def test_moved_data_needs_override(halted, flowers, tmp_path):
-    shutil.copytree(flowers, tmp_path / "moved")
-    with pytest.raises(UsageError) as caught:
-        rk.train(tmp_path / "moved", resume=halted)
-    assert caught.value.where == (f"data: {flowers} -> {tmp_path / 'moved'}",)
-    assert rk.train(tmp_path / "moved", resume=halted, override=True).recipe.data == str(tmp_path / "moved")
+def test_moved_data_are_the_same_data(halted, flowers, tmp_path, cli):
+    flowers.rename(tmp_path / "moved")
+    code, _, err = cli("train", tmp_path / "moved", "--resume", halted)
+    assert code == 0, err
+    assert "resume exact, bit for bit" in err
+    assert rk.train(resume=halted).recipe.data == str(tmp_path / "moved")
+
+
+def test_data_of_other_classes_are_refused(halted, flowers, cli):
+    (flowers / "rose").rename(flowers / "daffodil")
+    code, _, err = cli("train", "--resume", halted)
+    assert code == 3
+    assert "daffodil/1.png is new" in err or "rose/" in err
 
 
 def test_the_same_data_under_another_path_is_not_a_change(halted, flowers, network, monkeypatch):

@@ -46,7 +46,8 @@ def test_a_run_folder_is_complete(flowers, network, tmp_path):
     events = []
     run = rk.train(flowers, network, out=tmp_path / "run", settings=SETTINGS, on_event=events.append)
     assert sorted(path.name for path in run.path.iterdir()) == [
-        "environment.json", "metrics.jsonl", "model", "network.toml", "report.html", "results.json", "run.toml",
+        "environment.json", "images.csv", "metrics.jsonl", "model", "network.toml", "report.html", "results.json",
+        "run.toml",
     ]  # fmt: skip
     assert isinstance(events[0], PreparedRun)
     assert sum(isinstance(event, StepMetrics) for event in events) == 3 * 6  # 42 images in batches of 8

@@ -10,7 +10,7 @@ import torch
 
 import resnetkit as rk
 from resnetkit.data.bad_files import Skip, SkippedFiles, parse_bad_files_policy
-from resnetkit.data.dataset import find_leaks
+from resnetkit.data.identity import find_leaks, identify_dataset
 from resnetkit.data.loader import ImageLoader
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, UsageError
@@ -164,10 +164,11 @@ def test_notes_say_if_the_model_may_have_seen_the_images(flowers, network, tmp_p
     assert rk.evaluate(run, flowers, split="train").notes == ("the model was trained on these images",)
     events = []
     rk.train(flowers, run, out=tmp_path / "other", settings=SETTINGS, split_seed=1, on_event=events.append)
-    assert "mine was trained on flowers with other images held out; it may have seen" in events[0].notes[-1]
+    note = "mine was trained on 11 of the 18 images that are held out now, so the accuracy is likely too high"
+    assert events[0].notes[-1] == note
     (flowers / "rose" / "new.png").write_bytes((flowers / "rose" / "1.png").read_bytes())
     (note,) = rk.evaluate(run, flowers).notes
-    assert note.startswith("the files of flowers are not those that the model was trained on")
+    assert note == "the training of the model used 48 of 61 images, so the accuracy is likely too high"
 
 
 def test_accuracy_on_val_is_called_optimistic(tmp_path, pictures, network):
@@ -236,7 +237,8 @@ def test_symlink_loops_and_unusual_file_names(tmp_path, pictures, network, cli):
 def test_duplicates_across_splits_are_one_note(tmp_path, pictures, network):
     pictures("d/train", ["a", "b"], 10)
     root = pictures("d/val", ["a", "b"], 3).parent  # the same colours and noise as in train
-    pairs = find_leaks(open_dataset(root))
+    data = open_dataset(root)
+    pairs = find_leaks(data, identify_dataset(data))
     assert len(pairs) == 6
     assert (str(root / "train" / "a" / "0.png"), str(root / "val" / "a" / "0.png")) in pairs
     run = rk.train(root, network, out=tmp_path / "run", settings=SETTINGS | {"epochs": 1})

@@ -16,6 +16,7 @@ from resnetkit.errors import Fault, TextError, UsageError, WeightsError
 from resnetkit.serialization import RENAME_FIX, from_data, parse_json, read_text
 
 _IMAGE_CHANNELS = (1, 3)
+_MAX_CHARS = 64 * 2**20  # a card lists the images of its training, 8 characters for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +82,25 @@ class ReportedMetric:
 
 @dataclass(frozen=True, slots=True)
 class TrainingInfo:
-    """The training of a model: ``fingerprint`` hashes the file names, ``split_seed`` drew the splits."""
+    """The training of a model, its base model's included.
+
+    Attributes:
+        data: The name of the dataset.
+        fingerprint: The digest of the dataset: classes and contents of its images.
+        split_seed: The seed that drew the splits.
+        seed: The seed of weights, order and augmentation.
+        epochs: The number of epochs.
+        train_images: The images that the model learned from, 48 bits of the digest of each, in base64.
+        val_images: The images that chose the epoch.
+    """
 
     data: str
     fingerprint: str
     split_seed: int
     seed: int
     epochs: int
+    train_images: str = ""
+    val_images: str = ""
 
 
 _UNTRAINED = "not trained"
@@ -194,7 +207,7 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD_FILE
     try:
-        data = parse_json(read_text(path, "this card"), str(path))
+        data = parse_json(read_text(path, "this card", _MAX_CHARS), str(path), _MAX_CHARS)
         _check_format(data, path)
         card = from_data(Card, data, str(path))
         check_spec(card.spec)

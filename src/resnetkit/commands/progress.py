@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from typing import IO, Any, cast
+
 from rich.console import Console
 from rich.live import Live as Line
 from rich.text import Text
@@ -15,6 +19,7 @@ from resnetkit.training.recipe import EMA, NoMix, Recipe
 
 _RESUME_EXACT = "exact, bit for bit, on this kind of processor with these versions and threads"
 _RESUME_APPROXIMATE = "from the last checkpoint; bit for bit on a CPU only"
+_RESUME_OVERRIDDEN = "not exact: a changed setting or image makes the result differ from both configurations"
 
 
 class LogProgress:
@@ -42,11 +47,29 @@ class LogProgress:
         """Do nothing: a log needs no end."""
 
 
+class _QuietStderr:
+    """Stderr without its errors: a terminal that was closed does not end the run."""
+
+    def write(self, text: str) -> int:
+        """Write a text if somebody reads it."""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush stderr if somebody reads it."""
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
 class LiveProgress:
     """Progress for terminals: one line that each step rewrites, and a line per epoch above it."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(file=cast(IO[str], _QuietStderr()), highlight=False)
         self.live = Line(
             console=self.console, refresh_per_second=5, transient=True, redirect_stdout=False, redirect_stderr=False
         )
@@ -105,8 +128,14 @@ def format_run_header(event: PreparedRun) -> str:
         f"{tag_of(type(recipe.schedule))}; {_format_augmentation(recipe)}; seed {recipe.seed}\n"
         f"device {event.device}, {event.precision}{_format_processes(event)}; writing to {event.out}\n"
         f"memory {event.memory_line}\n"
-        f"resume {_RESUME_EXACT if event.device == 'cpu' else _RESUME_APPROXIMATE}{notes}"
+        f"resume {_describe_exactness(event)}{notes}"
     )
+
+
+def _describe_exactness(event: PreparedRun) -> str:
+    if event.is_exact:
+        return _RESUME_EXACT
+    return _RESUME_OVERRIDDEN if event.device == "cpu" else _RESUME_APPROXIMATE
 
 
 def _format_augmentation(recipe: Recipe) -> str:

@@ -19,14 +19,28 @@ def build_plan_record(network_plan: Plan) -> dict[str, Any]:
 
 
 def build_accuracy_record(evaluation: Evaluation) -> dict[str, Any]:
-    """Build the JSON record of an accuracy: the split, exact counts, top-1 (0 to 1) and its 95 % interval."""
-    return {name: getattr(evaluation, name) for name in ("split", "n", "correct", "top1", "interval")}
+    """Build the JSON record of an accuracy: the split, exact counts, accuracies (0 to 1), 95 % interval."""
+    return {
+        "split": evaluation.split,
+        "n": evaluation.n,
+        "correct": evaluation.correct,
+        "top1": evaluation.top1,
+        "interval": evaluation.interval,
+        "balanced_accuracy": evaluation.balanced_accuracy,
+        "majority_class": evaluation.majority[0],
+        "majority_accuracy": evaluation.majority[1] / max(evaluation.n, 1),
+        "nonfinite": evaluation.n_nonfinite,
+    }
 
 
 def format_accuracy_line(evaluation: Evaluation) -> str:
-    """Format the accuracy of a split on one line."""
+    """Format the accuracy of a split on one line; if its classes are uneven, with a baseline."""
     accuracy = format_accuracy(evaluation.correct, evaluation.n)
-    return f"{evaluation.split}: {evaluation.correct} of {evaluation.n} correct, {accuracy}"
+    line = f"{evaluation.split}: {evaluation.correct} of {evaluation.n} correct, {accuracy}"
+    if not evaluation.is_uneven:
+        return line
+    name, n_images = evaluation.majority
+    return f"{line}; always {name}: {n_images / evaluation.n:.2%}; balanced accuracy {evaluation.balanced_accuracy:.2%}"
 
 
 def build_file_errors(files: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

@@ -133,7 +133,7 @@ def _show(options: Options, run: Run) -> None:
             "best_epoch": run.best_epoch,
             "epochs": len(run.epochs),
             "stop_reason": run.results.stop_reason or None,
-            "notes": run.results.notes,
+            "notes": (*run.results.notes, *evaluation.notes),
             "skipped": build_file_errors(evaluation.skipped),
             "seconds": run.results.seconds,
         }
@@ -144,7 +144,7 @@ def _show(options: Options, run: Run) -> None:
         print_text(f"wrote {run.path} ({files})")
     if run.results.stop_reason:
         log(f"note: training stopped early: {run.results.stop_reason}")
-    for line in format_skipped(evaluation.skipped):
+    for line in (*(f"note: {note}" for note in evaluation.notes), *format_skipped(evaluation.skipped)):
         log(line)
     suggest_next("resnetkit evaluate", str(run.path), run.recipe.data, *run.recipe.data_options.to_args())
 
@@ -175,7 +175,7 @@ def _report_stop(error: ResnetkitInterrupt, signals: SignalHandler) -> int:
     signal_number, launch = error.signal_number or signals.number or signal.SIGINT, read_launch_info()
     if error.signal_number and launch and launch.rank:  # all processes agreed on the signal, and rank 0 reports it
         return 128 + signal_number
-    log(f"{'terminated' if signal_number == signal.SIGTERM else 'interrupted'}; {error}")
+    log(f"{'interrupted' if signal_number == signal.SIGINT else 'terminated'}; {error}")
     if error.run:
         suggest_next("resnetkit train --resume", error.run)
     else:

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from resnetkit.data.class_names import describe_spellings, find_spellings
-from resnetkit.data.dataset import Dataset, Images, hash_content
+from resnetkit.data.dataset import Dataset, Images
+from resnetkit.data.identity import digest_image
 from resnetkit.data.open import open_dataset
 from resnetkit.data.options import DataOptions
 from resnetkit.errors import ImageError
@@ -200,5 +201,5 @@ def _find_duplicates(dataset: Dataset, images: Sequence[ImageInfo]) -> Iterator[
             groups[image.pixel_digest].append(image)
     for group in groups.values():
         if len(group) > 1:
-            contents = {hash_content(dataset.splits[image.split], image.index) for image in group}
+            contents = {digest_image(dataset.splits[image.split], image.index) for image in group}
             yield DuplicateGroup(tuple(group), len(contents) == 1)

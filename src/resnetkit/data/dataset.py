@@ -10,8 +10,6 @@ This module imports no torch.
 from __future__ import annotations
 
 import hashlib
-import stat
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from PIL import Image
 from resnetkit.data.class_names import check_classes, find_spellings
 from resnetkit.data.readers.row_index import ImageRows, concatenate_rows
 from resnetkit.data.readers.row_index import Indices as Indices  # noqa: PLC0414  defined there, public here
-from resnetkit.errors import DataError, ImageError, UsageError
+from resnetkit.errors import DataError, UsageError
 from resnetkit.formatting import join_names
 from resnetkit.images.decode import decode
 
@@ -205,15 +203,6 @@ def split_dataset(dataset: Dataset, seed: int) -> Dataset:
     return replace(dataset, splits={split: splits[split] for split in SPLIT_ALIASES if split in splits})
 
 
-def compute_fingerprint(dataset: Dataset) -> str:
-    """Hash the names, labels and splits of all images; the location of the data does not matter."""
-    digest = hashlib.blake2b(digest_size=16)
-    for split, images in sorted(dataset.splits.items()):
-        for name, label in zip(images.names, images.labels.tolist(), strict=True):
-            digest.update(f"{split}/{label}/{name}\0".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
 def _hold_out(images: Images, fraction: float, seed: str) -> tuple[Images, Images]:
     """Return (rest, held out): a fraction of each class, by the hashes of names; the rest keeps an image."""
     hashes = [hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest() for name in images.names]
@@ -222,56 +211,3 @@ def _hold_out(images: Images, fraction: float, seed: str) -> tuple[Images, Image
         members = sorted(np.flatnonzero(images.labels == label).tolist(), key=hashes.__getitem__)
         is_held_out[members[: max(round(fraction * len(members)), min(1, len(members) - 1))]] = True
     return images.take(np.flatnonzero(~is_held_out)), images.take(np.flatnonzero(is_held_out))
-
-
-# --------------------------------------------------------------------------------------------------------------- leaks
-
-
-def find_leaks(dataset: Dataset) -> list[tuple[str, str]]:
-    """Find equal images in different splits: files with the same bytes, or arrays with the same pixels.
-
-    Only files whose size occurs in several splits are read, so that large photographs cost almost nothing.
-
-    Returns:
-        (location, location in another split) of each pair.
-    """
-    positions = [(split, i) for split, images in dataset.splits.items() for i in range(len(images))]
-    sizes = [_get_byte_size(dataset.splits[split], i) for split, i in positions]
-    splits_of_size, groups = defaultdict(set), defaultdict(list)
-    for (split, _), size in zip(positions, sizes, strict=True):
-        splits_of_size[size].add(split)
-    for (split, i), size in zip(positions, sizes, strict=True):
-        if size >= 0 and len(splits_of_size[size]) > 1:
-            images = dataset.splits[split]
-            groups[size, hash_content(images, i)].append((split, images.format_location(i)))
-    return [(group[0][1], location) for group in groups.values() for split, location in group if split != group[0][0]]
-
-
-def _get_byte_size(images: Images, i: int) -> int:
-    """Return the size of an image in bytes; -1 for an unreadable file, which the decoder reports later."""
-    if isinstance(images, ImageArrays):
-        return int(images.pixels[i].nbytes)
-    if isinstance(images, ImageRows):
-        return images.get_byte_size(i)
-    try:
-        status = images.paths[i].stat()
-    except OSError:
-        return -1
-    return status.st_size if stat.S_ISREG(status.st_mode) else -1
-
-
-def hash_content(images: Images, i: int) -> bytes:
-    """Hash the bytes of an image in a file or a row, or the pixels of an array.
-
-    Args:
-        images: The images.
-        i: The index of the image. An unreadable one gets a hash of its own.
-    """
-    try:
-        if isinstance(images, ImageFiles):
-            with images.paths[i].open("rb") as file:
-                return hashlib.file_digest(file, "blake2b").digest()
-        content = images.read_content(i) if isinstance(images, ImageRows) else images.pixels[i].tobytes()
-        return hashlib.blake2b(content).digest()
-    except (OSError, ImageError):
-        return images.format_location(i).encode("utf-8", "surrogateescape")

@@ -8,20 +8,22 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnetkit.architecture.card import Card
+from resnetkit.architecture.card import Card, TrainingInfo
 from resnetkit.data.bad_files import BadFiles, SkippedFiles
 from resnetkit.data.class_names import check_spellings, normalize_class_name
-from resnetkit.data.dataset import Dataset, Indices, compute_fingerprint, split_dataset
+from resnetkit.data.dataset import Dataset, Images, Indices, split_dataset
+from resnetkit.data.identity import DatasetIdentity, decode_ids, identify_dataset
 from resnetkit.data.loader import ImageLoader, sync_unreadable
 from resnetkit.data.open import open_dataset
 from resnetkit.data.options import DEFAULT_DATA_OPTIONS, DataOptions
 from resnetkit.errors import DataError, suggest_fix
-from resnetkit.evaluation.result import Evaluation, Predictions, count_equal
-from resnetkit.formatting import join_names
+from resnetkit.evaluation.result import NO_PREDICTION, Evaluation, Predictions, count_equal
+from resnetkit.formatting import join_names, pluralize
 from resnetkit.network.inference import LogitsFunction, compute_network_digest, count_network_classes
 from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup, check_same_on_all_ranks
@@ -37,7 +39,7 @@ class Counts:
     Attributes:
         indices: indices into the split, ascending after `gather`.
         labels: true classes, as indices.
-        predicted: predicted classes, as indices.
+        predicted: predicted classes, as indices; `NO_PREDICTION` if the logits are NaN or infinite.
         confidence: probability of the predicted class, 0 to 1.
         in_top5: whether the true class is among the five most probable ones.
         losses: cross entropies in nats.
@@ -102,7 +104,7 @@ class PreparedEvaluation:
         counts = count_predictions(logits_function, self._iter_batches(on_progress), self.n_classes).gather(self.dist)
         sync_unreadable([self.loader], self.dist)
         evaluation = build_evaluation(self.card, self.data, self.split, counts, self.loader, classes=self.classes)
-        return replace(evaluation, notes=self.notes)
+        return replace(evaluation, notes=(*self.notes, *evaluation.notes))
 
     def _iter_batches(self, on_progress: ProgressCallback | None) -> Iterator[tuple[Tensor, Tensor, Indices]]:
         """Yield (pixels, labels, indices) of the batches of this rank; labels are the model's class indices."""
@@ -138,14 +140,16 @@ def prepare_evaluation(
     card, dataset = network.card, open_dataset(data, on_progress, options)
     if not set(dataset.classes) <= set(card.classes):
         check_spellings(dataset.classes, dataset.name)
-    split_dataset, chosen_split = choose_split(dataset, card, split)
     n_classes = count_network_classes(network)
-    class_indices = match_classes(split_dataset.classes, card.classes or n_classes, options.merge_classes)
-    selected = replace(split_dataset, splits={chosen_split: split_dataset.get_split(chosen_split)})
+    class_indices = match_classes(dataset.classes, card.classes or n_classes, options.merge_classes)
+    divided, chosen_split, known_notes = choose_split(dataset, card, split, on_progress)
+    images = divided.splits[chosen_split]
+    selected = replace(dataset, splits={chosen_split: images})
     if dist.world_size > 1:
-        check_same_on_all_ranks(dist, images=compute_fingerprint(selected), model=compute_network_digest(network))
-    loader = ImageLoader(selected.train_split, card.preparation, SkippedFiles(selected, bad_files), cache=False)
-    names, notes = card.classes or split_dataset.classes, _make_notes(dataset, card, split)
+        digests = {"images": identify_dataset(selected).digest, "model": compute_network_digest(network)}
+        check_same_on_all_ranks(dist, **digests)
+    loader = ImageLoader(images, card.preparation, SkippedFiles(selected, bad_files), cache=False)
+    names, notes = card.classes or dataset.classes, (*dataset.notes, *known_notes)
     return PreparedEvaluation(card, str(data), chosen_split, names, n_classes, class_indices, loader, dist, notes)
 
 
@@ -172,7 +176,8 @@ def build_evaluation(
     confidence = tuple(round(value, 5) for value in counts.confidence)
     predictions = Predictions(names, counts.labels, counts.predicted, confidence)
     skipped = tuple(loader.skipped.reasons.items())
-    return Evaluation(card.name, data, split, classes, predictions, counts.top5_correct, counts.loss, skipped)
+    evaluation = Evaluation(card.name, data, split, classes, predictions, counts.top5_correct, counts.loss, skipped)
+    return replace(evaluation, notes=evaluation.describe_predictions())
 
 
 def count_predictions(
@@ -190,10 +195,12 @@ def count_predictions(
         if not len(labels):
             continue
         outputs = logits_function(pixels)
+        is_finite = outputs.isfinite().all(1)
         confidence, predicted = outputs.softmax(1).max(1)
-        in_top5 = (outputs.topk(min(5, n_classes), 1).indices == labels[:, None]).any(1)
+        predicted, confidence = predicted.where(is_finite, NO_PREDICTION), confidence.where(is_finite, 0.0)
+        in_top5 = (outputs.topk(min(5, n_classes), 1).indices == labels[:, None]).any(1) & is_finite
         losses = F.cross_entropy(outputs.double(), labels, reduction="none").nan_to_num(math.inf)
-        batch_columns = (torch.from_numpy(indices), labels, predicted, confidence.nan_to_num(0.0), in_top5, losses)
+        batch_columns = (torch.from_numpy(indices), labels, predicted, confidence, in_top5, losses)
         columns = [[*column, *values.tolist()] for column, values in zip(columns, batch_columns, strict=True)]
     return Counts(*map(tuple, columns))
 
@@ -227,37 +234,62 @@ def match_classes(
     return torch.tensor([index_by_name[normalize(name)] for name in names])
 
 
-def choose_split(dataset: Dataset, card: Card, split: str | None) -> tuple[Dataset, str]:
-    """Return the dataset with its splits, and the name of the split to evaluate.
+def choose_split(
+    dataset: Dataset, card: Card, split: str | None, on_progress: ProgressCallback | None = None
+) -> tuple[Dataset, str, tuple[str, ...]]:
+    """Choose the split to evaluate, and count the images in it that the training of the model used.
 
-    If the model was trained on this dataset, the splits are those of its training.
+    If the dataset is the one that the model was trained on, its splits are those of the training. Contents decide what
+    is the same, so that renamed copies are recognized.
 
     Args:
-        dataset: the dataset as it was opened.
-        card: the card of the model.
-        split: the requested split; None selects one as `resnetkit.evaluate` documents it.
+        dataset: The dataset as it was opened.
+        card: The card of the model.
+        split: The requested split; None selects one as `resnetkit.evaluate` documents it.
+        on_progress: Called with (images read, images in all).
+
+    Returns:
+        The dataset with its splits, the name of the split, and notes about images that the training used.
     """
-    available = [name for name in ("test", "val", "all", "train") if name in dataset.splits]
-    if not _is_training_data(dataset, card):
-        return dataset, split or available[0]
-    assert card.training is not None  # noqa: S101  for the type checker
-    undivided = {"all": dataset.splits["all"]} if "all" in dataset.splits else {}
-    splits = split_dataset(dataset, card.training.split_seed).splits
-    return replace(dataset, splits=splits | undivided), split or ("test" if "test" in splits else "val")
-
-
-def _is_training_data(dataset: Dataset, card: Card) -> bool:
-    """Check whether the model was trained on this dataset, by its fingerprint."""
-    return card.training is not None and card.training.fingerprint == compute_fingerprint(dataset)
-
-
-def _make_notes(dataset: Dataset, card: Card, split: str | None) -> tuple[str, ...]:
-    """Return the reasons why the accuracy may be too high."""
+    chosen = split or next(name for name in ("test", "val", "all", "train") if name in dataset.splits)
     if card.training is None:
-        return ()
-    if _is_training_data(dataset, card):
-        return ("the model was trained on these images",) if split in ("train", "all") else ()
-    if card.training.data == Path(dataset.name).name:
-        changed = f"the files of {card.training.data} are not those that the model was trained on"
-        return (f"{changed}: it may have been trained on some of these images",)
-    return ()
+        return _set_split(dataset, chosen, dataset.get_split(chosen)), chosen, ()
+    if chosen not in dataset.splits or chosen not in ("test", "val"):  # the training may have drawn splits
+        identity = identify_dataset(dataset, on_progress)
+        if identity.fingerprint == card.training.fingerprint:
+            divided = _split_as_in_training(dataset, identity, card.training)
+            chosen = split or ("test" if "test" in divided.splits else "val")
+            images = (dataset if chosen == "all" else divided).get_split(chosen)
+            notes = ("the model was trained on these images",) if chosen in ("train", "all") else ()
+            return _set_split(divided, chosen, images), chosen, notes
+    divided = _set_split(dataset, chosen, dataset.get_split(chosen))
+    return divided, chosen, _describe_used_images(divided, chosen, card.training, on_progress)
+
+
+def _set_split(dataset: Dataset, split: str, images: Images) -> Dataset:
+    return replace(dataset, splits={**dataset.splits, split: images})
+
+
+def _describe_used_images(
+    dataset: Dataset, split: str, training: TrainingInfo, on_progress: ProgressCallback | None
+) -> tuple[str, ...]:
+    """Count the images of a split that the model learned from, or that chose its epoch."""
+    identity = identify_dataset(replace(dataset, splits={split: dataset.splits[split]}), on_progress)
+    used_ids = np.concatenate([decode_ids(training.train_images), decode_ids(training.val_images)])
+    n_used, n_images = int(np.isin(identity.get_ids(split), used_ids).sum()), len(dataset.splits[split])
+    share = f"{n_used:,} of {pluralize(n_images, 'image')}"
+    return (f"the training of the model used {share}, so the accuracy is likely too high",) if n_used else ()
+
+
+def _split_as_in_training(dataset: Dataset, identity: DatasetIdentity, training: TrainingInfo) -> Dataset:
+    """Divide the dataset that a model was trained on; if its files were renamed, contents decide."""
+    divided, source = split_dataset(dataset, training.split_seed), next(iter(dataset.splits))
+    images, ids, train_ids = dataset.splits[source], identity.get_ids(source), decode_ids(training.train_images)
+    id_of_name = dict(zip(images.names, ids.tolist(), strict=True))
+    if np.isin([id_of_name[name] for name in divided.splits["train"].names], train_ids).all():
+        return divided
+    is_train = np.isin(ids, train_ids)
+    is_val = np.isin(ids, decode_ids(training.val_images)) & ~is_train
+    masks = {"train": is_train, "val": is_val, **({"test": ~(is_train | is_val)} if source == "all" else {})}
+    parts = {split: images.take(np.flatnonzero(mask)) for split, mask in masks.items() if mask.any()}
+    return replace(divided, splits={**divided.splits, **parts})

@@ -13,6 +13,8 @@ from functools import cached_property
 
 from resnetkit.errors import Fault
 
+NO_PREDICTION = -1  # the predicted class of an image whose logits are NaN or infinite; it counts as wrong
+_MAX_IMBALANCE = 3  # largest class divided by the smallest, above which the accuracy needs a baseline
 _Z_95 = 1.959963984540054  # 95% of a normal distribution lie within this many standard deviations
 
 
@@ -33,7 +35,7 @@ class Predictions:
     Attributes:
         names: file names, relative to the dataset.
         labels: true classes, as indices into the classes of the evaluation.
-        predicted: predicted classes, as indices.
+        predicted: predicted classes, as indices; `NO_PREDICTION` if the logits were NaN or infinite.
         confidence: probability of the predicted class, 0 to 1.
     """
 
@@ -78,7 +80,7 @@ class Evaluation:
         top5_correct: number of images whose true class is among the five most probable ones.
         loss: mean cross entropy in nats.
         skipped: (file, reason) of each unreadable image; no metric includes them.
-        notes: reasons why the accuracy may be too high, and the engine that was used.
+        notes: what was skipped, reasons why the accuracy may mislead, and the engine that was used.
     """
 
     model: str
@@ -120,10 +122,38 @@ class Evaluation:
 
     def count_per_class(self) -> list[tuple[str, int, int]]:
         """Return (class, images, correct predictions) of every class that has images."""
-        counts = [
-            (name, sum(row), row[i]) for i, (name, row) in enumerate(zip(self.classes, self.confusion, strict=True))
-        ]
-        return [row for row in counts if row[1]]
+        n_images, pairs = Counter(self.predictions.labels), zip(self.classes, self.confusion, strict=True)
+        return [(name, n_images[i], row[i]) for i, (name, row) in enumerate(pairs) if n_images[i]]
+
+    @cached_property
+    def majority(self) -> tuple[str, int]:
+        """The class with the most images, and their number: what always answering it gets right."""
+        return max(((name, n) for name, n, _ in self.count_per_class()), key=lambda row: row[1], default=("", 0))
+
+    @cached_property
+    def balanced_accuracy(self) -> float:
+        """The mean of the accuracies of the classes that have images, 0 to 1."""
+        accuracies = [n_correct / n for _, n, n_correct in self.count_per_class()]
+        return math.fsum(accuracies) / max(len(accuracies), 1)
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether the largest class has more than three times the images of the smallest that has any."""
+        return self.majority[1] > _MAX_IMBALANCE * min((n for _, n, _ in self.count_per_class()), default=0)
+
+    @property
+    def n_nonfinite(self) -> int:
+        """The number of images whose logits were NaN or infinite."""
+        return self.predictions.predicted.count(NO_PREDICTION)
+
+    def describe_predictions(self) -> tuple[str, ...]:
+        """Describe predictions that make the accuracy mislead: NaN, or always the same class."""
+        notes, predicted = [], set(self.predictions.predicted) - {NO_PREDICTION}
+        if self.n_nonfinite:
+            notes.append(f"{self.n_nonfinite:,} of {self.n:,} images count as wrong: their logits are NaN or infinite")
+        if len(predicted) == 1 and len(set(self.predictions.labels)) > 1:
+            notes.append(f"the model only ever predicts {self.classes[predicted.pop()]}")
+        return tuple(notes)
 
     def find_mistakes(self, limit: int) -> list[int]:
         """Return the indices of up to ``limit`` wrong predictions, the most confident first."""
@@ -152,7 +182,7 @@ class Evaluation:
         """Return the contradictions in an evaluation that was read from a file."""
         p, n_classes = self.predictions, len(self.classes)
         lengths = {len(column) for column in (p.names, p.labels, p.predicted, p.confidence)}
-        has_valid_classes = all(0 <= i < n_classes for i in (*p.labels, *p.predicted))
+        has_valid_classes = all(0 <= i < n_classes for i in p.labels) and all(-1 <= i < n_classes for i in p.predicted)
         has_valid_confidence = all(0 <= c <= 1 for c in p.confidence)
         checks = (
             (len(lengths) == 1, "predictions", "columns of different lengths", "one entry per image in each column"),

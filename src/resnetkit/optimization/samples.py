@@ -113,7 +113,7 @@ def _open_source(source: str | Path, card: Card, on_progress: ProgressCallback |
         paths = tuple(Path(item.name) for item in expand_inputs([folder]))
         names = tuple(path.relative_to(folder).as_posix() for path in paths)
         return Dataset(str(source), (), {"all": ImageFiles(paths, names, np.zeros(len(paths), np.int64))}), "all"
-    return choose_split(open_dataset(source, on_progress), card, None)
+    return choose_split(open_dataset(source, on_progress), card, None)[:2]
 
 
 def _has_only_images(folder: Path) -> bool:

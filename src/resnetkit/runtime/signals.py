@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that is polled at points where stopping loses nothing.
+"""SIGINT, SIGTERM and SIGHUP as a flag that is polled at points where stopping loses nothing.
 
 Only the command line installs the handlers: a library leaves the signals of its host program alone.
 
@@ -17,6 +17,7 @@ from types import FrameType
 from resnetkit.errors import ResnetkitInterrupt
 
 StopSignal = Callable[[], int]
+_SIGNAL_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 class SignalHandler:
@@ -41,7 +42,7 @@ class SignalHandler:
 
     @property
     def exit_code(self) -> int:
-        """The exit code: 130 after SIGINT, 143 after SIGTERM."""
+        """The exit code: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP."""
         return 128 + (self.number or signal.SIGINT)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -64,14 +65,17 @@ class SignalHandler:
 
 @contextlib.contextmanager
 def handle_signals(repeat_seconds: float = 0.0) -> Iterator[SignalHandler]:
-    """Handle SIGINT and SIGTERM during the body; outside the main thread, install nothing.
+    """Handle SIGINT, SIGTERM and SIGHUP during the body; outside the main thread, install nothing.
+
+    SIGHUP stays ignored if it was ignored before, as nohup does.
 
     Args:
         repeat_seconds: as in `SignalHandler`.
     """
     signal_handler = SignalHandler(repeat_seconds)
     is_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_main_thread else ()
+    numbers = [getattr(signal, name) for name in _SIGNAL_NAMES if hasattr(signal, name) and is_main_thread]
+    numbers = [n for n in numbers if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) != signal.SIG_IGN]
     previous_handlers = {number: signal.signal(number, signal_handler.handle) for number in numbers}
     try:
         yield signal_handler

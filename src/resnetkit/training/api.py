@@ -19,6 +19,7 @@ from resnetkit.training.memory import build_out_of_memory_error, format_memory_l
 from resnetkit.training.overrides import TRAIN_OPTION_NAMES
 from resnetkit.training.resume import check_no_changes, is_already_finished, resume_run
 from resnetkit.training.run_folder import (
+    REPORT_FILE,
     STATE_FOLDER,
     Run,
     check_new_or_resume,
@@ -27,6 +28,7 @@ from resnetkit.training.run_folder import (
     read_run,
     remove_partial_run,
 )
+from resnetkit.training.run_lock import RunLock
 from resnetkit.training.session import DivergedError
 from resnetkit.training.setup import prepare_run
 from resnetkit.training.trackers.client import track
@@ -52,8 +54,7 @@ def train(
     """Train a model on data and write a run folder, or resume a run.
 
     A model with weights is fine-tuned. A resumed run continues from its newest checkpoint, and on the same CPU ends
-    with the weights of an uninterrupted run. A finished run is returned unchanged. If torchrun restarted the
-    processes, an unfinished ``out`` is resumed.
+    with the weights of an uninterrupted run. If torchrun restarted the processes, ``out`` is resumed.
 
     Args:
         data: A folder of images or another dataset; not needed to resume.
@@ -72,7 +73,7 @@ def train(
             precision, network, dialect, reset_head, input_channels, bad_files, max_bad, as on the command line.
 
     Returns:
-        The finished run.
+        The finished run; one that had finished before is unchanged.
 
     Raises:
         TypeError: an option is unknown.
@@ -86,13 +87,15 @@ def train(
     if resume is None and _is_restarted_run(out, dist):
         out, resume = None, out
     shared: dict[str, Any] = {"device": device, "on_progress": on_progress, "workers": workers, "dist": dist, **options}
-    if resume is None:
-        run = prepare_run(data or "", model, settings or {}, out=out, **shared)
-    elif dist.run_on_main(lambda: is_already_finished(resume)):
-        return _return_finished_run(resume, (data, model, settings, *options.values()), dist)
-    else:
-        run = resume_run(resume, data, model, settings or {}, override=override, **shared)
-    return _train_run(run, on_event, stop, dist)
+    with RunLock() as lock:
+        if resume is None:
+            run = prepare_run(data or "", model, settings or {}, out=out, lock=lock, **shared)
+        elif dist.run_on_main(lambda: is_already_finished(resume)):
+            return _return_finished_run(Path(resume), (data, model, settings, *options.values()), dist, lock)
+        else:
+            dist.run_on_main(lambda: lock.acquire(Path(resume)))
+            run = resume_run(resume, data, model, settings or {}, override=override, **shared)
+        return _train_run(run, on_event, stop, dist, lock)
 
 
 def _check_option_names(options: Mapping[str, Any]) -> None:
@@ -106,14 +109,19 @@ def _is_restarted_run(out: str | Path | None, dist: ProcessGroup) -> bool:
     return is_restarted() and bool(dist.run_on_main(lambda: has_run(out)))
 
 
-def _return_finished_run(run_folder: str | Path, given: tuple[object, ...], dist: ProcessGroup) -> Run:
+def _return_finished_run(folder: Path, given: tuple[object, ...], dist: ProcessGroup, lock: RunLock) -> Run:
     """Return a finished run; restarted processes may still name the settings that they began with."""
     if not is_restarted():
-        check_no_changes(run_folder, *given)
-    return finalize_run(Path(run_folder)) if dist.is_main else read_run(run_folder)
+        check_no_changes(folder, *given)
+    if dist.is_main and ((folder / STATE_FOLDER).exists() or not (folder / REPORT_FILE).exists()):
+        lock.acquire(folder)
+        return finalize_run(folder)
+    return read_run(folder)
 
 
-def _train_run(run: PreparedRun, on_event: EventCallback | None, stop: StopSignal | None, dist: ProcessGroup) -> Run:
+def _train_run(
+    run: PreparedRun, on_event: EventCallback | None, stop: StopSignal | None, dist: ProcessGroup, lock: RunLock
+) -> Run:
     """Train a prepared run; if that fails, remove a run folder that holds nothing to resume."""
     try:
         run = replace(run, memory_line=format_memory_line(run))
@@ -122,6 +130,7 @@ def _train_run(run: PreparedRun, on_event: EventCallback | None, stop: StopSigna
         with track(run, run.recipe.trackers if dist.is_main else ()) as log_event:
             return Trainer(run, _combine_callbacks(on_event, log_event), stop or (lambda: False), dist).fit()
     except BaseException as error:
+        lock.release()  # its file may be in a new parent of the folder
         can_resume = _clean_up_failed_run(run, error)
         if isinstance(error, ResnetkitInterrupt) and can_resume:
             raise ResnetkitInterrupt(str(error), str(run.out), error.signal_number) from None

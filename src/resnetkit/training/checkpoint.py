@@ -34,7 +34,7 @@ from resnetkit.weights.read import read_tensors
 
 LATEST_FILE, MANIFEST_FILE, STATE_FILE = "latest", "manifest.json", "state.json"
 TENSOR_GROUPS = ("model", "best", "training")  # each a dict of `Checkpoint`, each a file
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 OPTIMIZER_SLOTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")
 COPY_FIX = "copy the whole run folder again, or start a new run: --out with another folder"
 _NAME_PATTERN = re.compile(r"step-(\d{8,15})")

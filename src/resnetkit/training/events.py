@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from resnetkit.architecture.card import Card
 from resnetkit.architecture.plan import Plan
 from resnetkit.data.dataset import Dataset
+from resnetkit.data.identity import DatasetIdentity
 from resnetkit.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class PreparedRun:
     Attributes:
         recipe: The training configuration.
         dataset: The images, divided into splits.
+        identity: The digests of the images.
         card: The card of the model that the run trains.
         spec_input: The input size (C, H, W) in the spec of the named model.
         plan: The plan of the network.
@@ -47,6 +49,7 @@ class PreparedRun:
 
     recipe: Recipe
     dataset: Dataset
+    identity: DatasetIdentity
     card: Card
     spec_input: tuple[int, int, int]
     plan: Plan
@@ -62,6 +65,11 @@ class PreparedRun:
     loaders: dict[str, ImageLoader] = field(default_factory=dict)
     created_folders: tuple[Path, ...] = ()
     checkpoint: Checkpoint | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the run ends, if it is resumed, with the weights of an uninterrupted run."""
+        return self.device == "cpu" and not (self.checkpoint and self.checkpoint.state.is_overridden)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from resnetkit.architecture.plan import plan
-from resnetkit.evaluation.result import Evaluation, format_accuracy
+from resnetkit.evaluation.result import NO_PREDICTION, Evaluation, format_accuracy
 from resnetkit.formatting import format_duration
 from resnetkit.html import charts as chart
 from resnetkit.html import page as html
@@ -62,6 +62,9 @@ def _summarize_run(run: Run) -> str:
     ]
     if len(evaluation.classes) > 5 and evaluation.n:
         pairs.append(("top-5", f"{evaluation.top5_correct / evaluation.n:.2%}"))
+    if evaluation.is_uneven:
+        pairs.append((f"always {evaluation.majority[0]}", f"{evaluation.majority[1] / evaluation.n:.2%}"))
+        pairs.append(("balanced accuracy", f"{evaluation.balanced_accuracy:.2%}"))
     stop_note = html.render_note(f"Training ended early: {run.results.stop_reason}.") if run.results.stop_reason else ""
     return html.render_stats(pairs) + stop_note
 
@@ -137,7 +140,8 @@ def _build_galleries(run: Run) -> list[tuple[str, str]]:
 
 def _build_figure(evaluation: Evaluation, i: int, jpeg: str) -> tuple[str, str, str]:
     predictions = evaluation.predictions
-    label, prediction = evaluation.classes[predictions.labels[i]], evaluation.classes[predictions.predicted[i]]
+    label, predicted = evaluation.classes[predictions.labels[i]], predictions.predicted[i]
+    prediction = "NaN" if predicted == NO_PREDICTION else evaluation.classes[predicted]
     caption = f"{prediction}, {predictions.confidence[i]:.0%}"
     return jpeg, caption if label == prediction else f"{caption}; it is {label}", predictions.names[i]
 

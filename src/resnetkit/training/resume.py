@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,13 +13,15 @@ from typing import Any
 from resnetkit import files
 from resnetkit.architecture.card import Card
 from resnetkit.architecture.plan import Plan
+from resnetkit.data.identity import diff_tables, hash_table
 from resnetkit.data.loader import resolve_workers
 from resnetkit.data.open import open_dataset
-from resnetkit.errors import DataError, UsageError, WeightsError
+from resnetkit.errors import DataError, ResnetkitWarning, UsageError, WeightsError
+from resnetkit.formatting import join_names, limit_lines, pluralize
 from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from resnetkit.runtime.progress import ProgressCallback
-from resnetkit.serialization import from_data, merge, to_data
+from resnetkit.serialization import from_data, merge, read_text, to_data
 from resnetkit.training.checkpoint import (
     TENSOR_GROUPS,
     Checkpoint,
@@ -31,12 +34,16 @@ from resnetkit.training.overrides import merge_options
 from resnetkit.training.recipe import Recipe, Scratch
 from resnetkit.training.recipe_limits import edit_recipe
 from resnetkit.training.run_folder import (
+    ENVIRONMENT_FILE,
+    IMAGES_FILE,
     METRICS_FILE,
     NETWORK_FILE,
     STATE_FOLDER,
     check_run_folder,
     format_resume_command,
+    has_environment,
     is_run_finished,
+    parse_epochs,
     read_recipe,
     write_run_metadata,
 )
@@ -47,11 +54,12 @@ from resnetkit.training.setup import (
     open_loaders,
     resolve_run,
 )
-from resnetkit.training.state import SettingChange, TrainState, diff_settings
+from resnetkit.training.state import TrainState, diff_settings
 from resnetkit.training.trackers.client import check_trackers_installed
 from resnetkit.weights.load import load_network
 from resnetkit.weights.model_source import load_card
 
+_MAX_EXAMPLES, _MAX_TABLE_CHARS = 5, 2**30
 SAFE_SETTINGS = ("patience", "checkpoint_steps", "trackers", "bad_files")  # they do not change the result
 
 
@@ -87,28 +95,27 @@ def resume_run(
         DataError: the images differ.
         WeightsError: all checkpoints are damaged.
     """
-    path = Path(run_folder)
+    path, workers = Path(run_folder), resolve_workers(workers)
     old_recipe = from_data(Recipe, dist.run_on_main(lambda: to_data(read_recipe(path))), str(path))
     recipe = edit_recipe(old_recipe, _collect_changes(old_recipe, data, model, merge_options(settings, **options)))
     base, source_card = _load_base(path, recipe)
     dataset = open_dataset(recipe.data, on_progress, recipe.data_options)
-    run = resolve_run(dataset, recipe, base, source_card, device=device, world_size=dist.world_size)
-    run = replace(run, out=path)
+    shared: dict[str, Any] = {"device": device, "dist": dist, "on_progress": on_progress, "workers": workers}
+    run = replace(resolve_run(dataset, recipe, base, source_card, **shared), out=path)
     check_distributed(run, dist)
     checkpoint = _load_checkpoint(run, dist)
     environment = dist.run_on_main(lambda: environment_fingerprint(run))
-    previous_environment = dict(checkpoint.state.environment) if checkpoint else environment
-    recipe_changes = list(diff_settings(to_data(old_recipe), to_data(recipe)))
-    changes = _check_changes(run, recipe_changes, list(diff_settings(previous_environment, environment)), override)
+    state = checkpoint.state if checkpoint else TrainState()
+    changes, is_overridden = dist.run_on_main(lambda: find_changes(run, state, environment, override))
     if dist.is_main:
         check_trackers_installed(recipe.trackers)
-        _prepare_folder(run, write_metadata=bool(changes) or checkpoint is None)
+        _prepare_folder(run, has_changed=recipe != old_recipe or environment != dict(state.environment))
     return replace(
         run,
         resume_notes=(_format_position(checkpoint), *changes),
         environment=environment,
-        loaders=open_loaders(run, on_progress, resolve_workers(workers)),
-        checkpoint=_record_changes(checkpoint, changes, environment) if checkpoint else None,
+        loaders=open_loaders(run, on_progress, workers),
+        checkpoint=_record_changes(checkpoint, changes, is_overridden, environment) if checkpoint else None,
     )
 
 
@@ -133,12 +140,18 @@ def check_no_changes(run_folder: str | Path, *values: object) -> None:
         raise UsageError(what, where=str(run_folder), fix="start a new run: --out with another folder")
 
 
-def _prepare_folder(run: PreparedRun, *, write_metadata: bool) -> None:
-    """Check the free space, remove temporary files, and write the metadata, which a killed run may lack."""
+def _prepare_folder(run: PreparedRun, *, has_changed: bool) -> None:
+    """Check the free space, remove temporary files, and write the metadata if they changed or are damaged."""
     check_checkpoint_space(run, run.out, 1)
     files.remove_temporary(run.out)
     files.remove_temporary(run.out / STATE_FOLDER)
-    if write_metadata:
+    damaged = [] if has_environment(run.out) else [ENVIRONMENT_FILE]
+    if hash_table(_read_images_table(run.out)) != run.identity.digest:
+        damaged.append(IMAGES_FILE)
+    if damaged and not has_changed:
+        message = f"{' and '.join(damaged)} is damaged; resnetkit writes it again, from what it finds now"
+        warnings.warn(message, ResnetkitWarning, stacklevel=2)
+    if has_changed or damaged:
         write_run_metadata(run)
 
 
@@ -190,10 +203,16 @@ def _load_checkpoint(run: PreparedRun, dist: ProcessGroup) -> Checkpoint | None:
 
 def _check_checkpoint(plan: Plan, metrics_path: Path, checkpoint: Checkpoint) -> None:
     check_checkpoint_tensors(checkpoint, plan, metrics_path.parent / STATE_FOLDER)
-    n_bytes, expected = metrics_path.stat().st_size if metrics_path.is_file() else 0, checkpoint.state.metrics_bytes
-    if n_bytes < expected:
-        what = f"{METRICS_FILE} is shorter than the checkpoint says: it has {n_bytes:,} of {expected:,} bytes"
+    content, expected = metrics_path.read_bytes() if metrics_path.is_file() else b"", checkpoint.state.metrics_bytes
+    if len(content) < expected:
+        what = f"{METRICS_FILE} is shorter than the checkpoint says: it has {len(content):,} of {expected:,} bytes"
         raise WeightsError(what, where=str(metrics_path))
+    try:
+        epochs = parse_epochs(content[:expected].decode("ascii", "replace"), metrics_path)
+    except UsageError as error:
+        raise WeightsError(error.what, where=error.where) from None
+    if epochs != checkpoint.state.epochs:
+        raise WeightsError(f"the epochs in {METRICS_FILE} are not those of the checkpoint", where=str(metrics_path))
 
 
 def _format_position(checkpoint: Checkpoint | None) -> str:
@@ -205,30 +224,77 @@ def _format_position(checkpoint: Checkpoint | None) -> str:
 # ------------------------------------------------------------------------------------------------------------- changes
 
 
-def _check_changes(
-    run: PreparedRun,
-    recipe_changes: Sequence[SettingChange],
-    environment_changes: Sequence[SettingChange],
-    override: bool,
-) -> list[str]:
-    """Return the changes as lines; raise an error if one of them changes the numbers of the run."""
-    if any(change.name == "images" for change in environment_changes):
-        what = "the images differ from those the run was started with"
-        raise DataError(what, where=run.recipe.data, fix="name the same data, or start a new run: --out")
-    unsafe_changes = [
-        *(change for change in recipe_changes if change.name.split(".")[0] not in SAFE_SETTINGS),
-        *environment_changes,
-    ]
+def find_changes(
+    run: PreparedRun, state: TrainState, environment: Mapping[str, str], override: bool
+) -> tuple[list[str], bool]:
+    """Return lines that say what differs from the checkpoint, and whether that changes the result.
+
+    Another path of the same images, or of the same network, is not a change.
+
+    Args:
+        run: The run as it would be resumed.
+        state: The state of the checkpoint.
+        environment: The environment now.
+        override: Whether to accept changes of the result.
+
+    Raises:
+        UsageError: settings or environment differ.
+        DataError: images differ.
+    """
+    if not state.environment:  # no checkpoint, so that nothing was learned yet
+        return [], False
+    previous = dict(state.environment)
+    recipe_changes = list(diff_settings(to_data(state.recipe or run.recipe), to_data(run.recipe)))
+    changed_images = _find_changed_images(run, state) if previous["images"] != environment["images"] else []
+    same_contents = {"data": not changed_images, "model": previous["network"] == environment["network"]}
+    changes = [change for change in recipe_changes if not same_contents.get(change.name)]
+    changes += diff_settings({**previous, "images": ""}, {**environment, "images": ""})
+    unsafe_changes = [c for c in changes if c.name.split(".")[0] not in SAFE_SETTINGS and c.name != "data"]
     if unsafe_changes and not override:
         what = "settings differ from those the run was started with"
         fix = f"use the original settings, or resume all the same: {format_resume_command(run.out)} ... --override"
         raise UsageError(what, where=[str(change) for change in unsafe_changes], fix=fix)
-    return [str(change) for change in (*recipe_changes, *environment_changes)]
+    if changed_images and not override:
+        raise _build_images_error(run, changed_images)
+    lines = [str(change) for change in changes]
+    if changed_images:
+        lines.append(f"{pluralize(len(changed_images), 'image')} changed: {join_names(changed_images, 3)}")
+    return lines, bool(unsafe_changes or changed_images)
 
 
-def _record_changes(checkpoint: Checkpoint, changes: Sequence[str], environment: Mapping[str, str]) -> Checkpoint:
+def _find_changed_images(run: PreparedRun, state: TrainState) -> list[str]:
+    """Name the images that differ from those of the checkpoint; images that the run skips may differ."""
+    previous_table = _read_images_table(run.out)
+    if hash_table(previous_table) != dict(state.environment)["images"]:
+        return [f"{IMAGES_FILE} does not belong to the checkpoint, so the images cannot be named"]
+    skipped, splits = dict(state.unreadable), run.dataset.splits
+    changes = diff_tables(previous_table, run.identity.table)
+    return [str(c) for c in changes if c.index < 0 or splits[c.split].format_location(c.index) not in skipped]
+
+
+def _read_images_table(folder: Path) -> str:
+    try:
+        return read_text(folder / IMAGES_FILE, "this file", _MAX_TABLE_CHARS)
+    except UsageError:
+        return ""
+
+
+def _build_images_error(run: PreparedRun, changes: Sequence[str]) -> DataError:
+    what = f"the images differ from those the run was started with: {pluralize(len(changes), 'change')}"
+    fix = f"restore them, start a new run (--out), or resume all the same: {format_resume_command(run.out)} --override"
+    return DataError(what, where=[run.recipe.data, *limit_lines(changes, _MAX_EXAMPLES)], fix=fix)
+
+
+def _record_changes(
+    checkpoint: Checkpoint, changes: Sequence[str], is_overridden: bool, environment: Mapping[str, str]
+) -> Checkpoint:
     """Record changes and environment in a checkpoint, for the checkpoints and the report to come."""
     state = checkpoint.state
     lines = [f"from step {state.global_step + 1} on: {line}" for line in changes]
-    new_state = replace(state, changes=(*state.changes, *lines), environment=tuple(environment.items()))
+    new_state = replace(
+        state,
+        changes=(*state.changes, *lines),
+        is_overridden=state.is_overridden or is_overridden,
+        environment=tuple(environment.items()),
+    )
     return replace(checkpoint, state=new_state)

@@ -1,9 +1,10 @@
 """The run folder: create it, describe it, read it, remove it.
 
-A run folder holds ``run.toml`` (the recipe), ``environment.json`` and ``metrics.jsonl`` (a line for each step and
-epoch). ``network.toml`` is added for a network that is not in the catalog, ``trackers/`` if there are trackers. Until
-the run has finished it also holds ``state/`` (checkpoints). A finished run has ``model/`` (a model folder: the epoch
-that was best on ``val``), ``results.json`` and ``report.html``, which is built from the other files.
+A run folder holds ``run.toml`` (the recipe), ``images.csv`` (split, class, name and digest of each image) and
+``environment.json``. ``metrics.jsonl`` has a line for each step and epoch. ``network.toml`` is added for a network
+that is not in the catalog, ``trackers/`` if there are trackers. Until the run has finished it also holds ``state/``
+(checkpoints). A finished run has ``model/`` (a model folder: the epoch that was best on ``val``), ``results.json`` and
+``report.html``, which is built from the other files.
 
 This module imports no torch.
 """
@@ -31,7 +32,7 @@ from resnetkit.training.recipe_limits import check_recipe
 from resnetkit.training.trackers.client import TRACKERS_FOLDER
 from resnetkit.weights.model_source import is_model_folder
 
-RECIPE_FILE, NETWORK_FILE = "run.toml", "network.toml"
+RECIPE_FILE, NETWORK_FILE, IMAGES_FILE = "run.toml", "network.toml", "images.csv"
 METRICS_FILE, ENVIRONMENT_FILE, REPORT_FILE = "metrics.jsonl", "environment.json", "report.html"
 RESULTS_FILE, STATE_FOLDER = "results.json", "state"
 THUMBNAILS_PER_GROUP = 24  # images in the report: of the mistakes, and of the least confident predictions
@@ -155,15 +156,22 @@ def choose_run_folder(out: str | Path | None, recipe: Recipe, model_name: str) -
     Raises:
         UsageError: the folder exists already, or lies inside the data and would be read as a class.
     """
+    check_new_folder(out)
     path = _number_run_folder(recipe, model_name) if out is None else Path(out)
-    if out is not None:
-        _check_new_folder(path)  # a numbered folder may appear meanwhile; `make_run_folder` then takes the next number
     if Path(recipe.data).is_dir() and path.absolute().is_relative_to(Path(recipe.data).absolute()):
         raise UsageError("the run folder is inside the data", where=str(path), fix="name a folder elsewhere: --out")
     return path
 
 
-def _check_new_folder(path: Path) -> None:
+def check_new_folder(out: str | Path | None) -> None:
+    """Check that a run can be written to the folder that the user named, if there is one.
+
+    Raises:
+        UsageError: the folder exists already.
+    """
+    if out is None:  # a numbered folder may appear meanwhile; `make_run_folder` then takes the next number
+        return
+    path = Path(out)
     if is_run_finished(path):
         raise UsageError("--out holds a finished run", where=str(path), fix="name another --out")
     if (path / RECIPE_FILE).exists():
@@ -201,8 +209,9 @@ def make_run_folder(out: Path, *, numbered: bool) -> tuple[Path, ...]:
 
 
 def write_run_metadata(run: PreparedRun) -> None:
-    """Write the recipe, the network and the environment of a run into its folder."""
+    """Write the recipe, the images, the network and the environment of a run into its folder."""
     files.write_text(run.out / RECIPE_FILE, to_toml(run.recipe))
+    files.write_text(run.out / IMAGES_FILE, run.identity.table)
     if run.recipe.model not in CATALOG:  # the model's own file can change or disappear
         files.write_text(run.out / NETWORK_FILE, to_toml(run.card.spec))
     files.write_text(run.out / ENVIRONMENT_FILE, json.dumps(collect_environment(), indent=2) + "\n")
@@ -211,7 +220,7 @@ def write_run_metadata(run: PreparedRun) -> None:
 def remove_partial_run(created_folders: Sequence[Path]) -> None:
     """Delete a run folder that this process created and that holds no checkpoint, with its new parents."""
     folder = created_folders[0]
-    for name in (RECIPE_FILE, NETWORK_FILE, ENVIRONMENT_FILE, METRICS_FILE):
+    for name in (RECIPE_FILE, NETWORK_FILE, IMAGES_FILE, ENVIRONMENT_FILE, METRICS_FILE):
         (folder / name).unlink(missing_ok=True)
     files.remove_folder(folder / STATE_FOLDER)
     files.remove_folder(folder / TRACKERS_FOLDER)
@@ -243,7 +252,7 @@ def read_run(folder: str | Path) -> Run:
     try:
         results = from_data(Results, _read_json(path / RESULTS_FILE), str(path / RESULTS_FILE))
         environment = _read_json(path / ENVIRONMENT_FILE)
-        epochs = _read_epochs(path / METRICS_FILE)
+        epochs = parse_epochs(read_text(path / METRICS_FILE, "this file", _MAX_CHARS), path / METRICS_FILE)
         run = Run(path, read_recipe(path), read_card(path / "model"), epochs, results, environment)
         if faults := _find_faults(run):
             raise TextError(f"{path} does not describe a run", faults)
@@ -269,9 +278,22 @@ def _read_json(path: Path) -> Any:
     return parse_json(read_text(path, "this file", _MAX_CHARS), str(path), _MAX_CHARS)
 
 
-def _read_epochs(path: Path) -> tuple[EpochMetrics, ...]:
-    """Read the lines of epochs. Lines of steps are skipped unparsed, as there are thousands of them."""
-    lines = enumerate(read_text(path, "this file", _MAX_CHARS).splitlines(), 1)
+def has_environment(folder: Path) -> bool:
+    """Return whether the file of the environment can be read."""
+    try:
+        return isinstance(_read_json(folder / ENVIRONMENT_FILE), dict)
+    except UsageError:
+        return False
+
+
+def parse_epochs(text: str, path: Path) -> tuple[EpochMetrics, ...]:
+    """Parse the lines of epochs. Lines of steps are skipped unparsed, as there are thousands of them.
+
+    Args:
+        text: The lines of a file of metrics.
+        path: The file, for an error.
+    """
+    lines = enumerate(text.splitlines(), 1)
     records = [parse_json(line, f"line {i} of {path}") for i, line in lines if not line.startswith(_STEP_PREFIX)]
     for record in records:
         if isinstance(record, dict):

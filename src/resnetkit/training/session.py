@@ -193,6 +193,8 @@ class TrainSession:
             unreadable=tuple(self.run.loaders["train"].skipped.reasons.items()),
             metrics_bytes=self.metrics_log.sync(),
             environment=tuple(self.run.environment.items()),
+            recipe=self.run.recipe,
+            classes=self.run.card.classes,
         )
         optimizer_state = get_optimizer_state(self.optimizer, dict(self.model.named_parameters()))
         training = {**optimizer_state, **self.eval_model.get_tensors()}

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from resnetkit.architecture.card import Card, TrainingInfo, find_preparation_faults, make_card, make_default_preparation
@@ -17,7 +18,8 @@ from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import replace_classes
 from resnetkit.data.bad_files import SkippedFiles
 from resnetkit.data.class_names import check_spellings
-from resnetkit.data.dataset import Dataset, compute_fingerprint, find_leaks, split_dataset
+from resnetkit.data.dataset import Dataset, split_dataset
+from resnetkit.data.identity import DatasetIdentity, decode_ids, encode_ids, find_leaks, identify_dataset
 from resnetkit.data.loader import ImageLoader, get_cache_limit, resolve_workers
 from resnetkit.data.open import open_dataset
 from resnetkit.errors import DataError, TextError, UsageError
@@ -36,7 +38,14 @@ from resnetkit.training.events import PreparedRun
 from resnetkit.training.overrides import WEIGHTS_OPTIONS, merge_options
 from resnetkit.training.recipe import FineTune, RandomResizedCrop, Recipe, Scratch
 from resnetkit.training.resolve import get_data_options, get_start_settings, resolve_model_name, resolve_recipe
-from resnetkit.training.run_folder import choose_run_folder, make_run_folder, remove_partial_run, write_run_metadata
+from resnetkit.training.run_folder import (
+    check_new_folder,
+    choose_run_folder,
+    make_run_folder,
+    remove_partial_run,
+    write_run_metadata,
+)
+from resnetkit.training.run_lock import RunLock
 from resnetkit.training.trackers.client import check_trackers_installed
 from resnetkit.weights.load import load_network
 from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, load_card, resolve_model
@@ -53,6 +62,7 @@ def prepare_run(
     out: str | Path | None,
     device: str,
     on_progress: ProgressCallback | None,
+    lock: RunLock | None = None,
     dist: ProcessGroup = SINGLE_PROCESS,
     workers: int | None = None,
     **options: Any,
@@ -66,11 +76,13 @@ def prepare_run(
         out: The run folder; None for the next free ``runs/DATA-MODEL-N``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
         on_progress: Called with (done, all) while images are read.
+        lock: Locks the new run folder; None for no lock.
         dist: The processes of the run.
         workers: Threads that read images; None for one on each core.
         **options: The options of `resnetkit.training.overrides.merge_options`.
     """
     workers = resolve_workers(workers)
+    dist.run_on_main(lambda: check_new_folder(out))
     changes = merge_options(settings, **options)
     dataset = open_dataset(data, on_progress, get_data_options(changes))
     name = resolve_model_name(os.fspath(model) if model else None, changes)
@@ -80,11 +92,12 @@ def prepare_run(
     base = None if isinstance(recipe.start, Scratch) else network or load_network(recipe.model)
     pretrained = network or base
     source_card = pretrained.card if pretrained else load_card(recipe.model)
-    run = resolve_run(dataset, recipe, base, source_card, device=device, world_size=dist.world_size)
+    shared: dict[str, Any] = {"device": device, "dist": dist, "on_progress": on_progress, "workers": workers}
+    run = resolve_run(dataset, recipe, base, source_card, **shared)
     if dist.is_main:
         check_trackers_installed(recipe.trackers)
     check_distributed(run, dist)
-    folders = [Path(folder) for folder in dist.run_on_main(lambda: _create_run_folder(run, out))]
+    folders = [Path(folder) for folder in dist.run_on_main(lambda: _create_run_folder(run, out, lock))]
     run = replace(run, out=folders[0], created_folders=tuple(folders) if dist.is_main else ())
     try:
         if dist.is_main:
@@ -92,16 +105,21 @@ def prepare_run(
         environment = dist.run_on_main(lambda: environment_fingerprint(run))
         return replace(run, environment=environment, loaders=open_loaders(run, on_progress, workers))
     except BaseException:
+        if lock:
+            lock.release()  # its file may be in a new parent of the folder
         if run.created_folders:
             remove_partial_run(run.created_folders)
         raise
 
 
-def _create_run_folder(run: PreparedRun, out: str | Path | None) -> list[str]:
-    """Create the run folder, and return it with the parents that were created."""
+def _create_run_folder(run: PreparedRun, out: str | Path | None, lock: RunLock | None) -> list[str]:
+    """Create and lock the run folder, and return it with the parents that were created."""
     path = choose_run_folder(out, run.recipe, run.card.name)
     check_checkpoint_space(run, path, 3)
-    return [str(folder) for folder in make_run_folder(path, numbered=out is None)]
+    folders = make_run_folder(path, numbered=out is None)
+    if lock:
+        lock.acquire(folders[0])
+    return [str(folder) for folder in folders]
 
 
 def _escape_path(data: str | Path) -> str:
@@ -125,9 +143,17 @@ def load_base_network(model: str, settings: Mapping[str, Any]) -> NetworkModule 
 
 
 def resolve_run(
-    dataset: Dataset, recipe: Recipe, base: NetworkModule | None, source_card: Card, *, device: str, world_size: int
+    dataset: Dataset,
+    recipe: Recipe,
+    base: NetworkModule | None,
+    source_card: Card,
+    *,
+    device: str,
+    dist: ProcessGroup,
+    on_progress: ProgressCallback | None,
+    workers: int,
 ) -> PreparedRun:
-    """Decide everything about a run but its folder, and build its network.
+    """Decide everything about a run but its folder, identify its images, and build its network.
 
     Args:
         dataset: The data.
@@ -135,7 +161,9 @@ def resolve_run(
         base: The network whose weights the run starts from, if there is one.
         source_card: The card of the named model.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
-        world_size: The number of processes.
+        dist: The processes of the run.
+        on_progress: Called with (done, all) while images are read.
+        workers: Threads that read images.
 
     Raises:
         DataError: the data has fewer than two classes, or a class that is written in several ways.
@@ -147,17 +175,25 @@ def resolve_run(
     splits = split_dataset(dataset, recipe.split_seed)
     card = _build_card(dataset, recipe, source_card)
     torch_device = select_device(device)
+    identity = identify_dataset(splits, on_progress, workers)
+    card = replace(card, training=_describe_training(splits, recipe, identity, base))
     return PreparedRun(
         recipe=recipe,
         dataset=splits,
+        identity=identity,
         card=card,
         spec_input=source_card.spec.input,
         plan=plan(card.spec),
         device=str(torch_device),
         precision=select_precision(recipe.precision, torch_device),
         model=_build_network(recipe, card, base),
-        notes=(*splits.notes, *_describe_splits(splits), *_describe_fine_tuning(recipe, base, card)),
-        world_size=world_size,
+        notes=(
+            *splits.notes,
+            *_describe_splits(splits, identity),
+            *_describe_fine_tuning(recipe, base, card),
+            *_describe_overlap(base, identity),
+        ),
+        world_size=dist.world_size,
     )
 
 
@@ -176,10 +212,25 @@ def _build_card(dataset: Dataset, recipe: Recipe, source_card: Card) -> Card:
     origin = "trained with resnetkit"
     if isinstance(recipe.start, FineTune):
         origin = f"fine-tuned with resnetkit from {source_card.name} ({source_card.origin})"
-    fingerprint = compute_fingerprint(dataset)
-    training = TrainingInfo(Path(dataset.name).name, fingerprint, recipe.split_seed, recipe.seed, recipe.epochs)
     new_card = make_card(source_card.name, spec, dataset.classes)
-    return replace(new_card, preparation=preparation, origin=origin, training=training, license=source_card.license)
+    return replace(new_card, preparation=preparation, origin=origin, license=source_card.license)
+
+
+def _describe_training(
+    dataset: Dataset, recipe: Recipe, identity: DatasetIdentity, base: NetworkModule | None
+) -> TrainingInfo:
+    """Describe what the trained model will have learned from, its base model included."""
+    base_training = base.card.training if base else None
+    base_ids = decode_ids(base_training.train_images if base_training else "")
+    return TrainingInfo(
+        data=Path(dataset.name).name,
+        fingerprint=identity.fingerprint,
+        split_seed=recipe.split_seed,
+        seed=recipe.seed,
+        epochs=recipe.epochs,
+        train_images=encode_ids(identity.get_ids("train"), base_ids),
+        val_images=encode_ids(identity.get_ids("val")),
+    )
 
 
 def _build_network(recipe: Recipe, card: Card, base: NetworkModule | None) -> NetworkModule:
@@ -228,7 +279,7 @@ def environment_fingerprint(run: PreparedRun) -> dict[str, str]:
     device, versions = torch.device(run.device), collect_versions()
     is_cuda = device.type == "cuda"
     return {
-        "images": run.card.training.fingerprint if run.card.training else "",
+        "images": run.identity.digest,
         "network": _digest_network(run.card),
         "device": device.type,
         "processor": torch.cuda.get_device_name(device) if is_cuda else str(torch.backends.cpu.get_cpu_capability()),
@@ -272,11 +323,11 @@ def check_distributed(run: PreparedRun, dist: ProcessGroup) -> None:
 # ---------------------------------------------------------------------------------------------------------------- notes
 
 
-def _describe_splits(splits: Dataset) -> Iterator[str]:
+def _describe_splits(splits: Dataset, identity: DatasetIdentity) -> Iterator[str]:
     """Describe classes without images, and images that training shares with a measured split."""
     for split, classes in splits.find_missing_classes().items():
         yield f"{split} has no image of: {join_names(classes)}"
-    if pairs := find_leaks(splits):
+    if pairs := find_leaks(splits, identity):
         count = f"{pluralize(len(pairs), 'image')} of one split {'is' if len(pairs) == 1 else 'are'} also in another"
         examples = join_names([f"{a} = {b}" for a, b in pairs], 1)
         yield f"{count}, so the accuracy is likely too high: {examples}"
@@ -296,14 +347,13 @@ def _describe_fine_tuning(recipe: Recipe, base: NetworkModule | None, card: Card
     if scale == 0 or fine_tune.head_epochs >= recipe.epochs:
         backbone = "and the backbone does not train"
     yield f"fine-tuning {name}: the head is {head_state} and trains alone for {head_epochs}, {backbone}"
-    if base.card.training and card.training and _may_overlap(base.card.training, card.training):
-        yield (
-            f"{name} was trained on {base.card.training.data} with other images held out; it may have seen the images "
-            "held out now, so the accuracy is likely too high"
-        )
 
 
-def _may_overlap(previous: TrainingInfo, current: TrainingInfo) -> bool:
-    """Return whether previous training may have used the held-out images: same data, another split."""
-    is_same_data = previous.data == current.data or previous.fingerprint == current.fingerprint
-    return is_same_data and (previous.fingerprint, previous.split_seed) != (current.fingerprint, current.split_seed)
+def _describe_overlap(base: NetworkModule | None, identity: DatasetIdentity) -> Iterator[str]:
+    """Describe held-out images that the base model was trained on."""
+    if base and base.card.training:
+        base_ids = decode_ids(base.card.training.train_images)
+        held_out = np.concatenate([identity.get_ids(split) for split in identity.digests if split != "train"])
+        if n_seen := int(np.isin(held_out, base_ids).sum()):
+            count = f"{n_seen:,} of the {pluralize(len(held_out), 'image')} that are held out now"
+            yield f"{base.card.name} was trained on {count}, so the accuracy is likely too high"

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from resnetkit.errors import Fault, TextError, WeightsError
 from resnetkit.serialization import from_data, parse_json, read_text, to_data
 from resnetkit.training.events import EpochMetrics
+from resnetkit.training.recipe import Recipe
 
 _MAX_CHARS = 64 * 2**20  # an epoch takes 300 characters, an unreadable image 100
 _MAX_COUNT = 2**53
@@ -77,7 +78,10 @@ class TrainState:
         unreadable: Unreadable images and the reasons.
         metrics_bytes: The size of ``metrics.jsonl``.
         changes: The settings that were changed when the run was resumed.
-        environment: Versions and hardware that also decide the result of the run.
+        is_overridden: Whether one of the changes makes the result differ from that of an uninterrupted run.
+        environment: Versions, hardware and the digest of the images, which also decide the result of the run.
+        recipe: The recipe of the run.
+        classes: The class names.
     """
 
     global_step: int = 0
@@ -92,7 +96,10 @@ class TrainState:
     unreadable: tuple[tuple[str, str], ...] = ()
     metrics_bytes: int = 0
     changes: tuple[str, ...] = ()
+    is_overridden: bool = False
     environment: tuple[tuple[str, str], ...] = ()
+    recipe: Recipe | None = None
+    classes: tuple[str, ...] = ()
 
     def advance_epoch(self, epoch: EpochMetrics, best_epoch: int) -> TrainState:
         """Return the state at the start of the next epoch.
