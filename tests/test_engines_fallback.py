@@ -238,6 +238,17 @@ def test_a_named_engine_from_elsewhere_that_matches_is_used(foreign_model, image
     assert [p.label for p in predictions] == [p.label for p in expected]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux limits the memory of a process")
+def test_an_engine_from_elsewhere_gets_limited_memory(foreign_model, images, behave):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    behave(lambda self, pixels: np.empty(2**33, np.uint8))
+    with pytest.raises(MachineError, match=r"fake-int8 failed: Unable to allocate 8\.00 GiB"):
+        rk.predict(images, foreign_model, engine="fake-int8")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
 def test_an_engine_of_another_machine_is_compared_and_gets_no_more_streams_than_cores(model, monkeypatch):
     monkeypatch.setattr(saved_engines, "get_machine_id", lambda: "another machine")
     monkeypatch.setattr(saved_engines, "count_cores", lambda: 1)

@@ -24,6 +24,7 @@ from resnetkit.engines.saved import SavedEngine, compute_weights_digest, find_us
 from resnetkit.errors import UsageError, VerificationError, WeightsError
 from resnetkit.images.prepare import Pixels
 from resnetkit.runtime.distributed import SINGLE_PROCESS, ProcessGroup
+from resnetkit.runtime.memory_limit import limit_memory
 from resnetkit.runtime.threads import WorkerPool
 from resnetkit.runtime.torch_settings import restore_torch_settings
 from resnetkit.serialization import to_json
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_BATCH_SIZE = 32  # of the torch engine
+FOREIGN_ENGINE_BYTES = 2**32  # of memory that a process may allocate with an engine from elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,8 @@ class EngineCandidates:
         with contextlib.ExitStack() as stack:
             if uses_torch:
                 stack.enter_context(restore_torch_settings())
+            if self.is_foreign:
+                stack.enter_context(limit_memory(FOREIGN_ENGINE_BYTES))
 
             def load_torch() -> GuardedEngine:
                 return GuardedEngine(stack.enter_context(open_torch()), WorkerPool(1))
