@@ -13,6 +13,7 @@ from resnetkit.architecture.summary import describe_shortcut, format_summary_row
 from resnetkit.errors import SpecError
 from resnetkit.explain.page import render_network_page, render_plans_page
 from resnetkit.explain.page_facts import plan_stride_variants
+from resnetkit.explain.topics import find_topic, read_topics
 from resnetkit.explain.why import why
 
 from helpers.tiny import BASE, TINY
@@ -364,6 +365,22 @@ def test_page_without_scripts_shows_drawing_table_and_sentences(open_page):
         assert page.locator("#reasons dd").nth(2).text_content() == why(network_plan, "stage1").splitlines()[0]
         assert page.locator("#total-macs").text_content() == f"{network_plan.macs:,}"
         assert page.locator("svg[role=img]").count() == 1
+
+
+def test_questions_are_answered_and_searched(open_page):
+    with open_page("resnet20", spec("resnet20")) as page:
+        questions = page.locator("#questions details")
+        assert questions.count() == len(read_topics())
+        page.fill("#search", "Fan_Out KAIMING")
+        question = page.locator("#questions details:not([hidden]) summary")
+        assert question.text_content() == "Why are the weights initialized with kaiming and fan_out?"
+        assert page.locator("#search-count").text_content() == f"1 of {len(read_topics())}"
+        answer = page.locator("#questions details[open] p").first
+        assert answer.text_content() == find_topic("kaiming").answer(plan("resnet20")).replace("`", "")
+        page.fill("#search", "no such word")
+        assert page.locator("#search-count").text_content() == f"0 of {len(read_topics())}"
+        page.fill("#search", "")
+        assert page.locator("#questions details:not([hidden])").count() == len(read_topics())
 
 
 @pytest.mark.parametrize("name", MARKUP_NAMES)

@@ -500,6 +500,21 @@ function makeSelectable(marks) {
   });
 }
 
+// ----------------------------------------------------------------------------------------------------------- questions
+
+const questions = [...byId("questions").children];
+
+function filterQuestions() {
+  const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const matches = questions.filter((question) => {
+    const text = `${question.dataset.words} ${question.textContent}`.toLowerCase();
+    return words.every((word) => text.includes(word));
+  });
+  for (const question of questions) question.hidden = !matches.includes(question);
+  if (words.length) questions.forEach((question) => { question.open = matches.length <= 2 && !question.hidden; });
+  byId("search-count").textContent = words.length ? `${matches.length} of ${questions.length}` : "";
+}
+
 // ------------------------------------------------------------------------------------------------------------ controls
 
 function updateAll() {
@@ -564,7 +579,8 @@ function setUpPage() {
   }
   byId("previous").addEventListener("click", () => selectNeighbor(-1));
   byId("next").addEventListener("click", () => selectNeighbor(1));
-  for (const id of ["controls", "hint"]) byId(id).hidden = false;
+  byId("search").addEventListener("input", filterQuestions);
+  for (const id of ["controls", "hint", "search-box"]) byId(id).hidden = false;
   const arc = drawing.querySelector(".arc:not(.identity)") || drawing.querySelector(".arc");
   selectPart((arc ? arc.closest(".box") : boxes[Math.min(1, boxes.length - 1)]).dataset.path, false);
   updateAll();

@@ -8,6 +8,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -15,8 +16,10 @@ from importlib.resources import files
 from resnetkit.architecture.plan import Plan
 from resnetkit.architecture.spec import Network
 from resnetkit.architecture.summary import HEADINGS, format_summary_row, list_summary_rows
+from resnetkit.explain import describe
 from resnetkit.explain import page_facts as facts
 from resnetkit.explain.drawings.interactive import draw_interactive, render_legend_items, typeset_shape
+from resnetkit.explain.topics import Topic, read_topics
 from resnetkit.formatting import pluralize
 from resnetkit.html import page as html
 
@@ -49,6 +52,7 @@ def render_plans_page(name: str, plans: Sequence[Plan]) -> str:
         ("", _DETAILS),
         ("Stem, stages, head", _render_parts_table(original)),
         ("Why each part is there", _render_reasons(original)),
+        ("Questions and answers", _render_questions(original)),
         ("", f'<script type="application/json" id="network-data">{data}</script>'),
     ]
     script, style = _read_asset("page.js"), _read_asset("page.css")
@@ -60,11 +64,11 @@ def _read_asset(name: str) -> str:
 
 
 def _format_lead(plan: Plan) -> str:
-    n_blocks = sum(part.role == "block" for part in plan.parts.values())
+    blocks = pluralize(len(describe.list_all_blocks(plan)), "block")
     return (
-        f"{pluralize(n_blocks, 'block')} in {pluralize(len(plan.spec.stages), 'stage')}, for images of "
-        f"{typeset_shape(plan.input)}. The height of a box is the side of its map, its width the number of channels, "
-        "both by square roots. The bar below a box is its share of the MACs."
+        f"{blocks} in {pluralize(len(plan.spec.stages), 'stage')} with {describe.format_shortcut_counts(plan)}, for "
+        f"images of {typeset_shape(plan.input)}. The height of a box is the side of its map, its width the number of "
+        "channels, both by square roots. The bar below a box is its share of the MACs."
     )
 
 
@@ -142,3 +146,28 @@ def _render_reasons(plan: Plan) -> str:
     reasons = [(part.path or "the network", facts.explain_part(plan, part)) for part in parts]
     note = f"The sizes are for images of {escape(typeset_shape(plan.input))}."
     return f'<p class="note" id="size-note">{note}</p><div id="reasons">{html.render_stats(reasons)}</div>'
+
+
+def _render_questions(plan: Plan) -> str:
+    """Render the answers of `resnetkit explain --why`; the script filters them."""
+    search = (
+        '<div id="search-box" class="control" hidden><label for="search">search</label>'
+        '<input id="search" type="search" autocomplete="off" placeholder="bias, fan_out, why 4 ...">'
+        '<span id="search-count" aria-live="polite"></span></div>'
+    )
+    items = "".join(_render_question(plan, topic) for topic in read_topics())
+    note = html.render_note(f"The numbers are for images of {typeset_shape(plan.input)}, without dilation.")
+    return f'{note}{search}<div id="questions">{items}</div>'
+
+
+def _render_question(plan: Plan, topic: Topic) -> str:
+    words = escape(f"{' '.join(topic.words)} {topic.keywords}")
+    answer, source = _typeset(topic.answer(plan)), html.render_note(f"Source: {topic.source}")
+    return (
+        f'<details data-words="{words}"><summary>{_typeset(topic.question)}</summary><p>{answer}</p>{source}</details>'
+    )
+
+
+def _typeset(text: str) -> str:
+    """Escape a text and mark the code in it, which stands between backticks."""
+    return re.sub("`(.+?)`", r"<code>\1</code>", escape(facts.typeset_arrows(text)))
