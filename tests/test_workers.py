@@ -175,9 +175,13 @@ def test_d12_training_starts_no_process_and_uses_no_shared_memory(flowers, netwo
     events, is_finished = [], threading.Event()
 
     def hook(event, args):  # an audit hook cannot be removed
-        if not is_finished.is_set() and (
-            event.startswith(("subprocess.", "os.fork", "os.posix_spawn", "os.exec", "socket."))
-            or "/dev/shm" in str(args[:1])
+        if (
+            event != "socket.gethostname"
+            and not is_finished.is_set()
+            and (
+                event.startswith(("subprocess.", "os.fork", "os.posix_spawn", "os.exec", "socket."))
+                or "/dev/shm" in str(args[:1])
+            )
         ):
             events.append((event, args[:1]))
 
