@@ -74,8 +74,10 @@ ADDED = {
 }
 
 
-@pytest.mark.parametrize("kind", ADDED)
-@pytest.mark.parametrize("name", ["basic-b", "plain", "pre-d", "vgg"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*(("basic-b", kind) for kind in ADDED), ("plain", "metric"), ("pre-d", "holder"), ("vgg", "metric")],
+)
 def test_modules_that_are_set_later_do_not_run(name, kind):
     model = make_network(TINY[name])
     x = make_images(model)
