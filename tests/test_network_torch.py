@@ -208,6 +208,18 @@ def test_recomputed_stages_train_equally_if_compiled():
             torch.testing.assert_close(ours.get_buffer(key), eager.get_buffer(key))
 
 
+def test_recomputed_stages_are_scripted_traced_and_exported():
+    model = surgery.checkpoint(make_network(), (1, 2))[0]
+    x = make_images(model)
+    for converted in (
+        torch.jit.script(model),
+        torch.jit.trace(model, x),
+        torch.fx.symbolic_trace(model),
+        torch.export.export(model, (x,)).module(),
+    ):
+        torch.testing.assert_close(converted(x), model(x))
+
+
 # --------------------------------------------------------------------------------------------- devices and defaults
 
 

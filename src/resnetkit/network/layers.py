@@ -108,7 +108,7 @@ class CheckpointedStage(StageModule):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return super().forward(x)
         if torch.compiler.is_compiling():  # the compiled graph updates statistics once
             return checkpoint(super().forward, x, use_reentrant=False)
