@@ -105,6 +105,15 @@ def test_a_replaced_part_runs_in_its_place(make_module):
     torch.testing.assert_close(outputs, model(x), rtol=0, atol=0)
 
 
+def test_the_parts_of_a_section_are_counted_and_iterated():
+    model = make_network()
+    model.stage1.criterion = nn.CrossEntropyLoss()
+    assert list(model.stage1) == [model.stage1.block1, model.stage1.block2]
+    assert (len(model.stage1), model.stage1[-1], len(model)) == (2, model.stage1.block2, 4)
+    with pytest.raises(IndexError):
+        _ = model.stage1[2]
+
+
 def test_hooks_run_and_may_change_what_they_see():
     model, calls = make_network(), []
     x = make_images(model)

@@ -205,6 +205,12 @@ def freeze_norm(model):
     model.stem.norm1 = torchvision.ops.FrozenBatchNorm2d(8)
 
 
+class Quantized(nn.Module):
+    """A quantized layer of torch; a real one needs a backend."""
+
+    __module__ = "torch.ao.nn.quantized.dynamic"
+
+
 REFUSED = {
     "activations": (replace_all(nn.ReLU, nn.SiLU), "stem.act1: SiLU(), the card has ReLU()",
                     SPEC.format('activation = "silu"')),
@@ -219,8 +225,14 @@ REFUSED = {
     "weight norm": (lambda m: parametrizations.weight_norm(m.head.linear),
                     "head.linear: weight is missing, the card has (5, 16)",
                     "make it permanent: torch.nn.utils.parametrize.remove_parametrizations(model.head.linear, 'weight')"),
+    "pruned bias": (lambda m: prune.l1_unstructured(m.head.linear, "bias", 0.4), "head.linear: bias is missing, the card has (5,)",
+                    "make it permanent: torch.nn.utils.prune.remove(model.head.linear, 'bias')"),
+    "old weight norm": (lambda m: nn.utils.weight_norm(m.head.linear), "head.linear: weight is missing, the card has (5, 16)",
+                        "make it permanent: torch.nn.utils.remove_weight_norm(model.head.linear, 'weight')"),
+    "quantized": (change("head.linear", Quantized()),
+                  "head.linear: Quantized()", "save the network before quantization; resnetkit optimize makes int8 engines"),
     "spectral norm": (lambda m: nn.utils.spectral_norm(m.stem.conv1), "stem.conv1: weight is missing, the card has (8, 3, 3, 3)",
-                      "make it permanent: torch.nn.utils.remove_spectral_norm(model.stem.conv1)"),
+                      "make it permanent: torch.nn.utils.remove_spectral_norm(model.stem.conv1, 'weight')"),
     "no classifier": (change("head.linear", nn.Identity()), f"head.linear: Identity(), the card has {LINEAR}",
                       f"{EDIT}classes or head"),
     "classifier without bias": (change("head.linear", nn.Linear(16, 5, bias=False)),
@@ -255,7 +267,7 @@ REFUSED = {
                "remove it: del model.stem.mean"),
     "parameter": (change("scale", nn.Parameter(torch.ones(1))), "scale: Tensor was added", "remove it: del model.scale"),
     "forward": (change("stage1.forward", lambda x: 2 * x), "stage1: its forward was replaced", UNDO),
-    "order": (change("part_names", ("stem", "stage2", "head")), ": part_names = ('stem', 'stage2', 'head')", UNDO),
+    "order": (change("part_names", ("stem", "stage2", "head")), "network: part_names = ('stem', 'stage2', 'head')", UNDO),
 }  # fmt: skip
 
 

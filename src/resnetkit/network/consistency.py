@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from resnetkit.architecture.card import Card
-from resnetkit.architecture.plan import plan
 from resnetkit.architecture.spec import count_classes, replace_classes
 from resnetkit.errors import UsageError
 from resnetkit.network.build import build_meta_network
@@ -57,7 +56,7 @@ def _iterate_layers(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Modu
     yield path, module
     for name, child in module._modules.items():
         if child is not None:
-            yield from _iterate_layers(unwrap_module(child), f"{path}.{name}".removeprefix("."))
+            yield from _iterate_layers(unwrap_module(child), _join(path, name))
 
 
 def get_current_card(network: NetworkModule) -> Card:
@@ -102,8 +101,9 @@ def check_layers(network: NetworkModule, card: Card, *, allow_added: bool = Fals
     Raises:
         UsageError: a layer differs; the fix names the edit or the spec that says the same.
     """
-    roles = {path: part.role for path, part in plan(card.spec).parts.items()}
-    differences = list(_iterate_differences("", build_meta_network(card), network, roles))
+    expected = build_meta_network(card)
+    roles = {path: part.role for path, part in expected.plan.parts.items()}
+    differences = list(_iterate_differences("", expected, network, roles))
     if allow_added:
         differences = [difference for difference in differences if not difference.is_added]
     if differences:
@@ -121,7 +121,7 @@ def _iterate_differences(
     text = _compare_layer(expected, actual)
     if text:
         fix = next(_iterate_fixes(path, roles.get(path, ""), expected, actual))
-        yield LayerDifference(f"{path}: {text}", fix)
+        yield LayerDifference(f"{path or 'network'}: {text}", fix)
         return
     for name in sorted(_get_shapes(actual).keys() - _get_shapes(expected)):
         yield _describe_added(_join(path, name), "Tensor")
@@ -183,13 +183,15 @@ def _get_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 _BY_EDIT = "make this change with resnetkit.surgery.{}"
 _BY_SPEC = "build the network from a spec with {} and load model.state_dict() into it"
 _DEFAULT_FIX = "undo the change, describe it in a spec, or keep the tensors with torch.save(model.state_dict(), FILE)"
-_TENSOR_FIXES = {  # a tensor or module that a layer has besides its own
+_TENSOR_FIXES = {  # the end of the name of a tensor or module that a layer has besides its own
     "bias": _BY_SPEC.format('bias = "always"'),
-    "weight_mask": "make it permanent: torch.nn.utils.prune.remove(model.{path}, 'weight')",
-    "weight_g": "make it permanent: torch.nn.utils.remove_weight_norm(model.{path})",
-    "weight_u": "make it permanent: torch.nn.utils.remove_spectral_norm(model.{path})",
-    "parametrizations": "make it permanent: torch.nn.utils.parametrize.remove_parametrizations(model.{path}, 'weight')",
+    "_mask": "make it permanent: torch.nn.utils.prune.remove(model.{path}, '{name}')",
+    "_g": "make it permanent: torch.nn.utils.remove_weight_norm(model.{path}, '{name}')",
+    "_u": "make it permanent: torch.nn.utils.remove_spectral_norm(model.{path}, '{name}')",
+    "parametrizations": "make it permanent: "
+    "torch.nn.utils.parametrize.remove_parametrizations(model.{path}, '{parametrized}')",
 }
+_QUANTIZED_FIX = "save the network before quantization; resnetkit optimize makes int8 engines"
 _SETTING_FIXES = {  # a setting that differs
     "dilation": _BY_EDIT.format("dilate"),
     "stride": _BY_EDIT.format("restride"),
@@ -219,7 +221,12 @@ _EDIT_FIXES = {  # the role of a part that was replaced or removed
 def _iterate_fixes(path: str, role: str, expected: nn.Module, actual: nn.Module) -> Iterator[str]:
     """Yield what to do about a changed layer, the most specific first."""
     added = {*_get_shapes(actual), *actual._modules} - {*_get_shapes(expected), *expected._modules}
-    yield from (fix.format(path=path) for name, fix in _TENSOR_FIXES.items() if name in added)
+    parametrized = next(iter(getattr(actual, "parametrizations", ())), "")
+    for end, fix in _TENSOR_FIXES.items():
+        names = sorted(name.removesuffix(end) for name in added if name.endswith(end))
+        yield from (fix.format(path=path, name=name, parametrized=parametrized) for name in names)
+    if type(actual).__module__.startswith("torch.ao."):
+        yield _QUANTIZED_FIX
     activations = {kind: name for name, kind in ACTIVATIONS.items()}
     if {type(expected), type(actual)} <= activations.keys():
         yield _BY_SPEC.format(f'activation = "{activations[type(actual)]}"')

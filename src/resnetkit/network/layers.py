@@ -43,11 +43,17 @@ class PartSequence(nn.Module):
             x = getattr(self, name)(x)
         return x
 
-    def __prepare_scriptable__(
-        self,
-    ) -> nn.Module:  # torch.jit.script cannot compile getattr; nn.Sequential runs the same
-        parts = OrderedDict((name, getattr(self, name)) for name in self.part_names)
-        return nn.Sequential(parts).train(self.training)
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (getattr(self, name) for name in self.part_names)
+
+    def __len__(self) -> int:
+        return len(self.part_names)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return self.get_submodule(self.part_names[index])
+
+    def __prepare_scriptable__(self) -> nn.Module:  # torch.jit.script compiles nn.Sequential, but not getattr
+        return nn.Sequential(OrderedDict(zip(self.part_names, self, strict=True))).train(self.training)
 
 
 class Block(nn.Module):
