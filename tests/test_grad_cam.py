@@ -208,7 +208,7 @@ def test_unreadable_image_and_unsupported_channels_are_refused(image):
 
 def test_last_stage_without_a_map_is_refused(image):
     model = build_network("basic-b")
-    model.stage2.add_module("flat", torch.nn.Flatten())
+    model.stage2 = torch.nn.Sequential(model.stage2, torch.nn.Flatten())
     message = r"Grad-CAM needs a map of 4 dimensions \(N C H W\), got 2 from the last stage"
     with pytest.raises(UsageError, match=message) as caught:
         explain_image(model, image)

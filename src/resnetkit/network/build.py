@@ -23,7 +23,7 @@ def build(
     *,
     seed: int = 0,
     zero_last_norm: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> NetworkModule:
     """Build the network of a name, a ``.toml`` or ``.json`` file, or a spec, with random weights.
@@ -35,7 +35,7 @@ def build(
         classes: the number of classes, or their names.
         seed: the seed of the random weights.
         zero_last_norm: start every block as its shortcut, see `initialize_weights`.
-        device: the device; on ``meta`` the tensors have shapes but no data.
+        device: the device; the default device of torch if None. On ``meta`` the tensors have shapes but no data.
         dtype: the type of the weights.
 
     Raises:
@@ -50,9 +50,10 @@ def build(
             raise UsageError("this network has no classifier, so it cannot have classes", where="classes")
         network_spec = replace_classes(network_spec, n_classes)
     model = build_meta_network(make_card(get_network_name(network), network_spec, names)).to(dtype)
-    if torch.device(device).type == "meta":
+    target = torch.get_default_device() if device is None else torch.device(device)
+    if target.type == "meta":
         return model
-    model.to_empty(device=device)
+    model.to_empty(device=target)
     initialize_weights(model, seed=seed, zero_last_norm=zero_last_norm)
     return model
 

@@ -7,17 +7,18 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnetkit.architecture.card import Preparation, get_labels
 from resnetkit.images.prepare import compute_scale_and_shift
+from resnetkit.network.consistency import check_classes
 from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.device import Precision, select_precision
 from resnetkit.runtime.torch_settings import strict_fp32
 
 
 @contextlib.contextmanager
-def eval_mode(network: NetworkModule) -> Iterator[None]:
+def eval_mode(network: nn.Module) -> Iterator[None]:
     """Set evaluation mode while the body runs; then restore the mode of each module."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
@@ -68,7 +69,11 @@ def inference(
         device: the device to compute on.
         precision: ``fp32``, ``bf16`` or ``auto``.
         forward: compute another output than the logits.
+
+    Raises:
+        UsageError: the classifier was replaced by one with another number of classes.
     """
+    check_classes(network)
     run_network = forward or network
     original_device = next(network.parameters()).device
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

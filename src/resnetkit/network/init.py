@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnetkit.errors import UsageError
 from resnetkit.network.layers import NetworkModule
@@ -42,12 +43,17 @@ def initialize_weights(model: NetworkModule, *, seed: int = 0, zero_last_norm: b
 def _initialize_layer(layer: nn.Module, generator: torch.Generator) -> None:
     if isinstance(layer, nn.Conv2d):
         fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]
-        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * math.sqrt(2 / fan_out))
+        layer.weight.copy_(_draw(torch.randn, layer.weight.shape, generator) * math.sqrt(2 / fan_out))
         if layer.bias is not None:
             layer.bias.zero_()
     elif isinstance(layer, nn.Linear | nn.Conv1d):
         bound = 1 / math.sqrt(layer.weight[0].numel())
         for tensor in layer.parameters():
-            tensor.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound)
+            tensor.copy_((_draw(torch.rand, tensor.shape, generator) * 2 - 1) * bound)
     elif isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
         layer.reset_parameters()
+
+
+def _draw(sample: Callable[..., Tensor], shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Draw fp32 numbers on the CPU, whatever the default device and type of torch are."""
+    return sample(shape, generator=generator, dtype=torch.float32, device="cpu")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
@@ -22,6 +23,37 @@ from resnetkit.architecture.plan import Node, Plan, Section
 from resnetkit.architecture.spec import BatchNorm, Features
 from resnetkit.errors import UsageError, suggest_fix
 from resnetkit.network.report import TensorReport
+
+
+class PartSequence(nn.Module):
+    """Modules in sequence, by name. Modules that are set later, such as a criterion or a metric, do not run.
+
+    Args:
+        parts: the modules in the order in which they run.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.part_names = tuple(parts)
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.part_names:
+            x = getattr(self, name)(x)
+        return x
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (getattr(self, name) for name in self.part_names)
+
+    def __len__(self) -> int:
+        return len(self.part_names)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return self.get_submodule(self.part_names[index])
+
+    def __prepare_scriptable__(self) -> nn.Module:  # torch.jit.script compiles nn.Sequential, but not getattr
+        return nn.Sequential(OrderedDict(zip(self.part_names, self, strict=True))).train(self.training)
 
 
 class Block(nn.Module):
@@ -39,6 +71,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.branch(x) + self.shortcut(x))  # type: ignore[no-any-return]
 
+    def __prepare_scriptable__(self) -> Self:  # torch.jit.script replaces the children of what it prepares
+        return type(self)(self.branch, self.shortcut, self.act).train(self.training)
+
 
 class PreBlock(nn.Module):
     """A pre-activation block: branch(pre(x)) + shortcut(x) (arXiv 1603.05027, figure 4 e)."""
@@ -52,6 +87,9 @@ class PreBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.branch(self.pre(x)) + self.shortcut(x)  # type: ignore[no-any-return]
 
+    def __prepare_scriptable__(self) -> Self:
+        return type(self)(self.pre, self.branch, self.shortcut).train(self.training)
+
 
 class ProjectedPreBlock(PreBlock):
     """A pre-activation block whose shortcut has weights, and so takes the activated map."""
@@ -61,11 +99,11 @@ class ProjectedPreBlock(PreBlock):
         return self.branch(x) + self.shortcut(x)  # type: ignore[no-any-return]
 
 
-class PlainBlock(nn.Sequential):
+class PlainBlock(PartSequence):
     """A block without a shortcut: branch, then activation."""
 
 
-class StageModule(nn.Sequential):
+class StageModule(PartSequence):
     """The blocks of a stage."""
 
 
@@ -76,10 +114,12 @@ class CheckpointedStage(StageModule):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return super().forward(x)
+        if torch.compiler.is_compiling():  # the compiled graph updates statistics once
+            return checkpoint(super().forward, x, use_reentrant=False)
         contexts = contextlib.nullcontext(), _preserve_statistics(self)  # of the first run and of the second run
-        return checkpoint(super().forward, x, use_reentrant=False, context_fn=lambda: contexts)  # type: ignore[no-any-return]
+        return checkpoint(super().forward, x, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextlib.contextmanager
@@ -96,7 +136,7 @@ def _preserve_statistics(stage: nn.Module) -> Iterator[None]:
             setattr(norm, name, buffer)
 
 
-class NetworkModule(nn.Module):
+class NetworkModule(PartSequence):
     """A network: stem, stages and head in sequence.
 
     ``plan`` describes its structure, ``card`` the model, and ``report`` the origin of its tensors. The modules at
@@ -109,18 +149,11 @@ class NetworkModule(nn.Module):
     """
 
     def __init__(self, plan: Plan, card: Card, children: Mapping[str, nn.Module]) -> None:
-        super().__init__()
+        super().__init__(children)
         self.plan = plan
         self.card = card
         self.report = TensorReport()
         self.frozen_paths: frozenset[str] = frozenset()
-        for name, child in children.items():
-            self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for child in self.children():
-            x = child(x)
-        return x
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; frozen modules stay in evaluation mode."""
@@ -172,27 +205,56 @@ class NetworkModule(nn.Module):
 class Backbone(NetworkModule):
     """A network that returns the maps of some stages by name, (N, C, H, W) each."""
 
+    def __init__(self, plan: Plan, card: Card, children: Mapping[str, nn.Module]) -> None:
+        super().__init__(plan, card, children)
+        self.output_names = tuple(self.feature_info)
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         outputs: dict[str, Tensor] = {}
-        for name, child in self.named_children():
-            x = child(x)
-            outputs[name] = x
-        return {name: outputs[name] for name in self.feature_info}
+        for name in self.part_names:
+            x = getattr(self, name)(x)
+            if name in self.output_names:
+                outputs[name] = x
+        return outputs
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return _ScriptableBackbone(super().__prepare_scriptable__(), self.output_names)
 
 
-def _iterate_paths(parent: nn.Module, path: str) -> Iterator[str]:
-    for name, child in parent.named_children():
+class _ScriptableBackbone(nn.Module):
+    """The form of a backbone that torch.jit.script can compile; its tensors have the same names."""
+
+    def __init__(self, parts: nn.Module, output_names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.output_names = list(output_names)
+        for name, part in parts.named_children():
+            self.add_module(name, part)
+        self.train(parts.training)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        for name, part in self.named_children():
+            x = part(x)
+            if name in self.output_names:
+                outputs[name] = x
+        return outputs
+
+
+def _iterate_paths(parent: PartSequence, path: str) -> Iterator[str]:
+    for name in parent.part_names:
         yield path + name
-        if isinstance(child, nn.Sequential):
+        if isinstance(child := getattr(parent, name), PartSequence):
             yield from _iterate_paths(child, f"{path}{name}.")
 
 
-def _collect_outputs(parent: nn.Module, path: str, x: Tensor, wanted: set[str], outputs: dict[str, Tensor]) -> Tensor:
-    """Run the children of a sequence until all wanted outputs are there."""
-    for name, child in parent.named_children():
+def _collect_outputs(
+    parent: PartSequence, path: str, x: Tensor, wanted: set[str], outputs: dict[str, Tensor]
+) -> Tensor:
+    """Run the parts of a sequence until all wanted outputs are there."""
+    for name in parent.part_names:
         if wanted == outputs.keys():
             break
-        child_path = path + name
+        child, child_path = getattr(parent, name), path + name
         has_wanted_child = any(wanted_path.startswith(child_path + ".") for wanted_path in wanted - outputs.keys())
         x = _collect_outputs(child, child_path + ".", x, wanted, outputs) if has_wanted_child else child(x)
         if child_path in wanted:
@@ -228,6 +290,7 @@ class DilatedAvgPool2d(_Layer):
     def __init__(self, op: ops.AvgPoolOp) -> None:
         super().__init__()
         self.kernel, self.stride, self.dilation = op.kernel, op.stride, op.dilation
+        self._offsets = [op.dilation * i for i in range(op.kernel)]
 
     def forward(self, x: Tensor) -> Tensor:
         mean = self._sum_windows(x) / self._sum_windows(torch.ones_like(x[:1, :1]))
@@ -237,9 +300,8 @@ class DilatedAvgPool2d(_Layer):
         height, width = x.shape[-2:]
         reach = self.dilation * (self.kernel - 1)
         padded = F.pad(x, (0, reach, 0, reach))
-        offsets = range(0, reach + 1, self.dilation)
-        shifted = [padded[..., i : i + height, j : j + width] for i in offsets for j in offsets]
-        return torch.stack(shifted).sum(0)
+        rows = torch.stack([padded[..., i : i + height, :] for i in self._offsets]).sum(0)
+        return torch.stack([rows[..., j : j + width] for j in self._offsets]).sum(0)
 
 
 class GlobalAvgPool2d(nn.Module):
@@ -274,18 +336,18 @@ class BlurPool2d(_Layer):
     def __init__(self, op: ops.BlurOp) -> None:
         super().__init__()
         self.channels, self.stride, self.dilation, self.padding = op.channels, op.stride, op.dilation, op.padding
-        self.weights = tuple(math.comb(op.kernel - 1, i) / 2 ** (op.kernel - 1) for i in range(op.kernel))
+        self.weights = [math.comb(op.kernel - 1, i) / 2 ** (op.kernel - 1) for i in range(op.kernel)]
 
     def forward(self, x: Tensor) -> Tensor:
-        taps = x.new_tensor(self.weights)
+        taps = torch.tensor(self.weights, dtype=x.dtype, device=x.device)
         kernel = (taps[:, None] * taps).expand(self.channels, 1, -1, -1)
         return F.conv2d(self._reflect_pad(x), kernel, None, self.stride, 0, self.dilation, self.channels)
 
     def _reflect_pad(self, x: Tensor) -> Tensor:
         if self.dilation == 1:
             return F.pad(x, (self.padding,) * 4, "reflect")
-        rows, columns = (self._compute_source_indices(n, x.device) for n in x.shape[-2:])
-        return x[..., rows[:, None], columns]
+        rows, columns = [self._compute_source_indices(n, x.device) for n in x.shape[-2:]]
+        return x[:, :, rows[:, None], columns]
 
     def _compute_source_indices(self, n: int, device: torch.device) -> Tensor:
         """Return, for each position of a padded row of ``n`` pixels, the index of its source pixel."""
@@ -348,7 +410,7 @@ class StochasticDepth(_Layer):
 # ------------------------------------------------------------------------------------------------- node -> module
 
 _META_DEVICE = "meta"  # an argument of each layer, because a `torch.device` context doubles the time
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
@@ -385,7 +447,7 @@ def _build_max_pool(op: ops.MaxPoolOp) -> nn.Module:
 _LAYER_BUILDERS: dict[type, Callable[[Any], nn.Module]] = {
     ops.ConvOp: _build_convolution,
     ops.NormOp: _build_norm,
-    ops.ActivationOp: lambda op: _ACTIVATIONS[op.name](),
+    ops.ActivationOp: lambda op: ACTIVATIONS[op.name](),
     ops.MaxPoolOp: _build_max_pool,
     ops.BlurOp: BlurPool2d,
     ops.AdaptiveAvgPoolOp: lambda op: AdaptiveAvgPoolFlatten(op.side),
@@ -407,10 +469,7 @@ def build_module(part: Section | Node) -> nn.Module:
     children = build_children(part)
     if part.role == "block" and "shortcut" in children:
         return _build_block(children)
-    container: nn.Sequential = {"block": PlainBlock, "stage": StageModule}.get(part.role, nn.Sequential)()
-    for key, child in children.items():
-        container.add_module(key, child)
-    return container
+    return {"block": PlainBlock, "stage": StageModule}.get(part.role, PartSequence)(children)
 
 
 def build_children(section: Section) -> dict[str, nn.Module]:

@@ -18,6 +18,8 @@ from resnetkit.architecture.spec import GroupNorm
 from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import UsageError
 from resnetkit.network.build import build
+from resnetkit.network.compare import get_device, get_dtype
+from resnetkit.network.consistency import check_layers, unwrap_network
 from resnetkit.network.layers import CheckpointedStage, NetworkModule
 from resnetkit.network.report import TensorReport
 
@@ -32,14 +34,14 @@ _CHANGED_SUFFIX = "-changed"
 def check_model_argument(
     fn: Callable[Concatenate[NetworkModule, P], EditResult],
 ) -> Callable[Concatenate[NetworkModule, P], EditResult]:
-    """Decorate an edit so that it refuses anything but a network of resnetkit."""
+    """Decorate an edit so that it unwraps its network and refuses one that differs from its card."""
 
     @functools.wraps(fn)
     def wrapper(model: NetworkModule, /, *args: P.args, **kwargs: P.kwargs) -> EditResult:
-        if not isinstance(model, NetworkModule):
-            message = f"a {type(model).__name__} is not a network of resnetkit"
-            raise UsageError(message, where="model", fix="convert it with resnetkit.load(model)")
-        return fn(model, *args, **kwargs)
+        network = unwrap_network(model)
+        check_layers(network, network.card, allow_added=True)
+        with torch.device("cpu"):  # new tensors are made here, whatever the default device of torch is
+            return fn(network, *args, **kwargs)
 
     return wrapper
 
@@ -84,10 +86,10 @@ def transfer(
     Raises:
         UsageError: the old network is on the meta device.
     """
-    parameter = next(model.parameters(), torch.empty(0))
-    if parameter.is_meta:
+    device = get_device(model)
+    if device.type == "meta":
         raise UsageError("a network on the meta device has no weights to keep", where="meta", fix="device='cpu'")
-    new_model = build(card.spec, seed=seed, device=parameter.device, dtype=parameter.dtype)
+    new_model = build(card.spec, seed=seed, device=device, dtype=get_dtype(model))
     new_model.card = card
     old_tensors, new_tensors, adapted_tensors = model.state_dict(), new_model.state_dict(), dict(adapted or {})
     origins = {
@@ -177,10 +179,7 @@ def make_recomputed_stage(model: NetworkModule, path: str) -> CheckpointedStage:
         path: The path of the stage.
     """
     stage = model.get_submodule(path)
-    recomputed_stage = CheckpointedStage()
-    for name, block in stage.named_children():
-        recomputed_stage.add_module(name, block)
-    return recomputed_stage.train(stage.training)
+    return CheckpointedStage(dict(stage.named_children())).train(stage.training)
 
 
 def edit_card(card: Card, spec: Spec, change: str, **fields: object) -> Card:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
@@ -10,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from resnetkit import files
 from resnetkit.architecture.card import CARD_FILE, WEIGHTS_FILE
 from resnetkit.errors import MachineError, UsageError, VerificationError, suggest_fix
+from resnetkit.network.compare import measure_difference, select_output_limit
 from resnetkit.network.layers import NetworkModule
 from resnetkit.weights import hugging_face
 from resnetkit.weights.constructor_args import LIBRARIES, ConstructorArgs, Library, build_constructor_args
@@ -24,7 +25,7 @@ from resnetkit.weights.dialects import ALIASES, select_table
 from resnetkit.weights.load import load_network
 from resnetkit.weights.read import read_tensors
 from resnetkit.weights.recognize import OWN_DIALECT
-from resnetkit.weights.save import check_new_path, copy_to_cpu, save
+from resnetkit.weights.save import check_new_path, collect_tensors, is_identical, save
 
 
 def convert(model: str | os.PathLike[str] | NetworkModule, to: str, path: str | Path) -> Path:
@@ -42,9 +43,7 @@ def convert(model: str | os.PathLike[str] | NetworkModule, to: str, path: str | 
     path, to = Path(path), ALIASES.get(to, to)
     _check_target(path, to)
     if to == OWN_DIALECT:
-        save(network, path)
-        _verify_written(path / WEIGHTS_FILE, translate_tensors(network, to))
-        return path
+        return save(network, path)
     kwargs, tensors = build_constructor_args(network.card.spec, _get_library(to)), translate_tensors(network, to)
     content = to_bytes(tensors, {"format": "pt"})
     if to == "hf":
@@ -70,7 +69,7 @@ def translate_tensors(network: NetworkModule, to: str) -> dict[str, Tensor]:
         to: The dialect.
     """
     to = ALIASES.get(to, to)
-    state = copy_to_cpu(network)
+    state = collect_tensors(network)[1]
     if to == OWN_DIALECT:
         return state
     table = select_table(to, network.card.spec)
@@ -91,6 +90,7 @@ def as_module(model: str | os.PathLike[str] | NetworkModule, library: str) -> nn
 
     Raises:
         UsageError: the library is unknown, or cannot express the network.
+        VerificationError: the outputs of the two differ.
     """
     library = "transformers" if library == "hf" else library
     if library not in _MODULE_BUILDERS:
@@ -100,6 +100,12 @@ def as_module(model: str | os.PathLike[str] | NetworkModule, library: str) -> nn
     dialect, build_module = _MODULE_BUILDERS[library]
     module: nn.Module = build_module(build_constructor_args(network.card.spec, _get_library(dialect)))
     module.load_state_dict(translate_tensors(network, dialect))
+    difference, limit = measure_difference(module, copy.deepcopy(network)), select_output_limit(network)
+    if difference > limit:
+        message = (
+            f"the outputs of the {library} model differ by {difference:.2g} (limit {limit:g}), so it is not returned"
+        )
+        raise VerificationError(message, where=network.card.name, fix="report this as a bug")
     return module.train(network.training)
 
 
@@ -125,17 +131,11 @@ def _verify_written(path: Path, tensors: dict[str, Tensor]) -> None:
     wrong_keys = [
         key
         for key in tensors.keys() | written.keys()
-        if key not in written or not _is_identical(written[key], tensors[key])
+        if key not in written or not is_identical(written[key], tensors[key])
     ]
     if wrong_keys:
         shutil.rmtree(path.parent) if path.name == WEIGHTS_FILE else path.unlink()
         raise VerificationError(f"{len(wrong_keys)} written tensors differ from the network's", where=wrong_keys[:3])
-
-
-def _is_identical(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are equal bit by bit."""
-    raw_bytes = [value.reshape(-1).view(torch.uint8) for value in (a, b)]
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*raw_bytes)
 
 
 def describe_losses(network: NetworkModule, to: str) -> str:

@@ -24,6 +24,7 @@ from resnetkit.architecture.tensors import STEM_WEIGHT, TensorShapes, get_tensor
 from resnetkit.errors import ResnetkitWarning, UsageError, WeightsError, suggest_fix
 from resnetkit.formatting import pluralize
 from resnetkit.network.build import build_meta_network
+from resnetkit.network.consistency import unwrap_module
 from resnetkit.network.layers import NetworkModule
 from resnetkit.network.report import TensorReport
 from resnetkit.weights import hugging_face, mismatch, recognize
@@ -73,11 +74,12 @@ def load_network(source: object, options: LoadOptions = DEFAULT_OPTIONS) -> Netw
         fix = suggest_fix(options.dialect, recognize.KNOWN_DIALECTS)
         raise UsageError(f"unknown dialect {options.dialect!r}", where="dialect", fix=fix)
     match resolved := _resolve_source(source, options):
-        case sources.LiveModule(NetworkModule() as model):
-            _check_unset(options, "network, dialect", "this model already has a card that describes it")
-            return model
         case sources.LiveModule(module):
-            return _load_live_module(module, options)
+            inner = unwrap_module(module)
+            if not isinstance(inner, NetworkModule):
+                return _load_live_module(inner, options)
+            _check_unset(options, "network, dialect", "this model already has a card that describes it")
+            return inner
         case sources.StateDict(tensors):
             return _load_state_dict(tensors, options)
         case sources.ModelFolder() | sources.RunFolder():
@@ -188,7 +190,7 @@ def _compare_outputs(theirs: nn.Module, ours: NetworkModule) -> None:
 def _run_both(theirs: nn.Module, ours: NetworkModule) -> tuple[Tensor, object]:
     """Return (our output, their output) for one small image of noise; the modes of their modules are kept."""
     parameter, rng = next(theirs.parameters()), torch.Generator().manual_seed(0)
-    image = torch.rand(1, ours.card.spec.input[0], _PROBE_SIZE, _PROBE_SIZE - 2, generator=rng)
+    image = torch.rand(1, ours.card.spec.input[0], _PROBE_SIZE, _PROBE_SIZE - 2, generator=rng, device="cpu")
     modes = [(module, module.training) for module in theirs.modules()]
     try:
         with torch.inference_mode():
@@ -294,7 +296,7 @@ def assemble_network(
     model = build_meta_network(card, plan)
     expected = get_tensor_shapes(model.plan)
     missing = [key for key in expected if key.endswith(BATCH_COUNT) and key not in tensors]
-    available = {**tensors, **{key: torch.zeros((), dtype=torch.long) for key in missing}}
+    available = {**tensors, **{key: torch.zeros((), dtype=torch.long, device="cpu") for key in missing}}
     mismatches = _find_mismatches(expected, available)
     if mismatches:
         count = f"{len(mismatches)} of {len(expected.keys() | available.keys())}"
