@@ -57,32 +57,40 @@ HUGGING_FACE = {
 }
 
 
-def shaken(model):
-    draw = torch.Generator().manual_seed(0)
+def randomize_tensors(model):
+    """Give the batch norms of a model random weights, biases and statistics, and return it."""
+    generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.3, 0.3),
                                       (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0)):  # fmt: skip
-                tensor.data.uniform_(low, high, generator=draw)
+                tensor.data.uniform_(low, high, generator=generator)
     return model.eval()
 
 
-def proved(library, name, theirs, source):
-    """Largest relative error of the logits at 224 pixels, and whether what goes back is bit-equal."""
-    ours = rk.load(source, name if "blur" in name else None)  # a blur has no tensor to be told by
+def compare_models(library, name, theirs, source):
+    """Return the largest relative error of logits, and whether the tensors convert back bit for bit.
+
+    Args:
+        library: The name of the other library.
+        name: The name of the model there.
+        theirs: The model of the other library, with random tensors.
+        source: What `resnetkit.load` reads: the model itself, or its folder.
+    """
+    ours = rk.load(source, name if "blur" in name else None)  # no tensor tells a blur
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         a, b = ours(x), theirs(x)
     b = getattr(b, "logits", b)
-    back, state = rk.as_module(ours, library).state_dict(), theirs.state_dict()
-    equal = back.keys() == state.keys() and all(torch.equal(value, state[key]) for key, value in back.items())
+    converted, state = rk.as_module(ours, library).state_dict(), theirs.state_dict()
+    equal = converted.keys() == state.keys() and all(torch.equal(value, state[key]) for key, value in converted.items())
     row = {"library": library, "name": name, "error": float((a - b).abs().max() / b.abs().max()), "equal": equal}
     print(row, flush=True)
     return row
 
 
-def evaluated(images, path):
-    """Right answers of a published file, and whether the converted file has the same ones."""
+def evaluate_conversion(images, path):
+    """Count correct predictions of published weights, and compare those of the converted file."""
     with tempfile.TemporaryDirectory() as folder:
         again = rk.convert(rk.load(path), "akamaster", f"{folder}/again.safetensors")
         first, second = rk.evaluate(path, images), rk.evaluate(again, images)
@@ -104,23 +112,23 @@ def main():
     warnings.simplefilter("ignore")
     rows = []
     for name in TORCHVISION:
-        theirs = shaken(getattr(torchvision.models, name)(weights=None))
-        rows.append(proved("torchvision", name, theirs, theirs))
+        theirs = randomize_tensors(getattr(torchvision.models, name)(weights=None))
+        rows.append(compare_models("torchvision", name, theirs, theirs))
     for name in TIMM:
-        theirs = shaken(timm.create_model(name))
-        rows.append(proved("timm", name, theirs, theirs))
+        theirs = randomize_tensors(timm.create_model(name))
+        rows.append(compare_models("timm", name, theirs, theirs))
     for name, words in HUGGING_FACE.items():
-        theirs = shaken(transformers.ResNetForImageClassification(transformers.ResNetConfig(**words)))
+        theirs = randomize_tensors(transformers.ResNetForImageClassification(transformers.ResNetConfig(**words)))
         with tempfile.TemporaryDirectory() as folder:
             theirs.save_pretrained(folder)
-            rows.append(proved("transformers", name, theirs, folder))
+            rows.append(compare_models("transformers", name, theirs, folder))
     versions = {
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
         "transformers": transformers.__version__,
     }
-    cifar = [evaluated(images, path) for path in weights]
-    if not weights and OUT.exists():  # as they were measured last
+    cifar = [evaluate_conversion(images, path) for path in weights]
+    if not weights and OUT.exists():  # keep the rows of the last measurement
         cifar = json.loads(OUT.read_text())["cifar"]
     OUT.write_text(json.dumps({"versions": versions, "rows": rows, "cifar": cifar}, indent=2) + "\n")
 

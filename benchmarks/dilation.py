@@ -43,9 +43,9 @@ Size = tuple[int, int]
 
 RANGES = {"weight": (0.5, 1.5), "bias": (-0.3, 0.3), "running_mean": (-0.3, 0.3), "running_var": (0.5, 2.0)}
 SIZES = ((65, 65), (64, 64), (72, 73), (97, 81))
-CATALOG_SIZES = (((33, 34), (40, 37)), ((65, 66), (72, 69)))  # the second where the last map were a pixel
+CATALOG_SIZES = (((33, 34), (40, 37)), ((65, 66), (72, 69)))  # the second if the last map would be one pixel
 OUTPUT_STRIDES = (16, 8)
-LARGE = 1e-13  # more than rounding leaves of any network but the deepest
+LARGE = 1e-13  # larger than the rounding error of all but the deepest networks
 SMP = "segmentation-models-pytorch"
 NETWORKS = {
     "resnetkit": (
@@ -63,7 +63,7 @@ NETWORKS = {
 _ATTENTION = "attention averages over the whole map: not exact by nature"
 _POOL = "the average pool of the shortcut counts zeros at the edge of odd maps, and is not dilated at output stride 8"
 _MOVED = "the convolution that lost its stride gets the new dilation, too"
-CAUSES = {  # found by mending one thing at a time, after which the identity holds
+CAUSES = {  # each was found by a correction after which the identity holds
     ("resnetkit", "seresnet50"): _ATTENTION,
     ("timm", "resnet18d"): _POOL,
     ("timm", "resnet50d"): _POOL,
@@ -75,7 +75,7 @@ CAUSES = {  # found by mending one thing at a time, after which the identity hol
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the largest relative error, or what a library says where it refuses."""
+    """One row of the table: the largest relative error, or the message with which a library refuses."""
 
     library: str
     name: str
@@ -85,7 +85,7 @@ class Row:
     cause: str
 
 
-def shaken(model: nn.Module) -> nn.Module:
+def randomize_tensors(model: nn.Module) -> nn.Module:
     """Return the model in float64 and evaluation mode, with random norm statistics, norm weights and biases."""
     for module in model.modules():
         tensors = module.state_dict()
@@ -97,7 +97,7 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.double().eval()
 
 
-def with_weights_of(original: nn.Module, model: nn.Module) -> nn.Module:
+def copy_weights(original: nn.Module, model: nn.Module) -> nn.Module:
     model.double().load_state_dict(original.state_dict())
     return model.eval()
 
@@ -105,76 +105,82 @@ def with_weights_of(original: nn.Module, model: nn.Module) -> nn.Module:
 # -------------------------------------------------------------------------------------------- a pair by each library
 
 
-def our_pair(spec: str | Network, output_stride: int) -> Pair:
-    original: Any = shaken(rk.build(spec))
+def make_resnetkit_pair(spec: str | Network, output_stride: int) -> Pair:
+    original: Any = randomize_tensors(rk.build(spec))
     dilated, _ = rk.surgery.dilate(original, output_stride)
-    return _last_map(original), _last_map(dilated)
+    return get_last_map(original), get_last_map(dilated)
 
 
-def _last_map(model: Any) -> Maps:
+def get_last_map(model: Any) -> Maps:
     last = f"stage{len(model.card.spec.stages)}"
     return lambda x: model.extract_features(x, [last])[last]
 
 
-def torchvision_pair(name: str, output_stride: int) -> Pair:
+def make_torchvision_pair(name: str, output_stride: int) -> Pair:
     build = partial(getattr(torchvision.models, name), weights=None)
-    original = shaken(build())
-    dilated = with_weights_of(original, build(replace_stride_with_dilation=(False, output_stride == 8, True)))
-    return _without_head(original), _without_head(dilated)
+    original = randomize_tensors(build())
+    dilated = copy_weights(original, build(replace_stride_with_dilation=(False, output_stride == 8, True)))
+    return remove_head(original), remove_head(dilated)
 
 
-def _without_head(model: nn.Module) -> Maps:
+def remove_head(model: nn.Module) -> Maps:
     return nn.Sequential(*list(model.children())[:-2])  # pooling and linear layer; forward flattens between them
 
 
-def timm_pair(name: str, output_stride: int) -> Pair:
-    original: Any = shaken(timm.create_model(name))
-    dilated: Any = with_weights_of(original, timm.create_model(name, output_stride=output_stride))
+def make_timm_pair(name: str, output_stride: int) -> Pair:
+    original: Any = randomize_tensors(timm.create_model(name))
+    dilated: Any = copy_weights(original, timm.create_model(name, output_stride=output_stride))
     return original.forward_features, dilated.forward_features
 
 
-def smp_pair(name: str, output_stride: int) -> Pair:
+def make_smp_pair(name: str, output_stride: int) -> Pair:
     import segmentation_models_pytorch as smp
 
-    original = shaken(smp.encoders.get_encoder(name, weights=None))
+    original = randomize_tensors(smp.encoders.get_encoder(name, weights=None))
     dilated: Any = copy.deepcopy(original)
     dilated.make_dilated(output_stride)
-    return _last_of(original), _last_of(dilated)
+    return get_last_output(original), get_last_output(dilated)
 
 
-def _last_of(encoder: nn.Module) -> Maps:
+def get_last_output(encoder: nn.Module) -> Maps:
     return lambda x: encoder(x)[-1]
 
 
-PAIRS = {"resnetkit": our_pair, "torchvision": torchvision_pair, "timm": timm_pair, SMP: smp_pair}
+PAIRS = {
+    "resnetkit": make_resnetkit_pair,
+    "torchvision": make_torchvision_pair,
+    "timm": make_timm_pair,
+    SMP: make_smp_pair,
+}
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-def apart(pair: Pair, ratio: int, size: Size) -> Tensor:
-    """Largest relative error on one random image of this height and width; infinite where too little is handed on."""
+def compute_error(pair: Pair, ratio: int, size: Size) -> Tensor:
+    """Return the largest relative error on a random image of a size; infinite if the map is too small."""
     original, dilated = pair
     x = torch.randn(1, 3, *size, dtype=torch.float64)
     expected = original(x)
     height, width = expected.shape[-2:]
-    output = dilated(x)[..., ::ratio, ::ratio][..., :height, :width]  # a pool behind a stage leaves one more pixel
+    output = dilated(x)[..., ::ratio, ::ratio][..., :height, :width]  # a pool after a stage leaves one more pixel
     if output.shape != expected.shape:
         return torch.tensor(torch.inf)
     return (output - expected).abs().max() / expected.abs().max()
 
 
 @torch.inference_mode()
-def largest(make: Callable[[], Pair], ratio: int, sizes: tuple[Size, ...]) -> float:
+def compute_largest_error(make: Callable[[], Pair], ratio: int, sizes: tuple[Size, ...]) -> float:
     torch.manual_seed(0)
     pair = make()
-    return torch.stack([apart(pair, ratio, size) for size in sizes]).max().item()  # unlike Python's max, it keeps a NaN
+    errors = torch.stack([compute_error(pair, ratio, size) for size in sizes])
+    return errors.max().item()  # unlike Python's max, it keeps a NaN
 
 
-def measured(library: str, name: str, output_stride: int) -> Row:
+def measure_network(library: str, name: str, output_stride: int) -> Row:
     error, refused = None, ""
     try:
-        error = largest(partial(PAIRS[library], name, output_stride), 32 // output_stride, SIZES)
+        error = compute_largest_error(partial(PAIRS[library], name, output_stride), 32 // output_stride, SIZES)
     except (NotImplementedError, ValueError, AssertionError) as refusal:
         refused = str(refusal)
     row = Row(library, name, output_stride, error, refused, CAUSES.get((library, name), ""))
@@ -182,13 +188,13 @@ def measured(library: str, name: str, output_stride: int) -> Row:
     return row
 
 
-def rows() -> Iterator[Row]:
+def measure_libraries() -> Iterator[Row]:
     for library, names in NETWORKS.items():
         if find_spec(library.replace("-", "_")) is None:
             print(f"{library} isn't installed: its rows stay as they were", file=sys.stderr)
             continue
         for name, stride in product(names, OUTPUT_STRIDES):
-            yield measured(library, name, stride)
+            yield measure_network(library, name, stride)
 
 
 # ---------------------------------------------------------------------------------------------- the whole catalog
@@ -199,15 +205,15 @@ def has_statistics(spec: Network) -> bool:
     return isinstance(spec.norm, GroupNorm) or any(stage.attention for stage in spec.stages)
 
 
-# the last map alone is compared, so heads are left out: those of VGG are larger than all else
+# only the last map is compared, so the heads are removed; those of VGG are larger than the rest
 EXACT = {name: replace(spec, head=NoHead()) for name, spec in CATALOG.items() if not has_statistics(spec)}
 
 
-def sizes_for(spec: Network) -> tuple[Size, ...]:
-    return next(sizes for sizes in CATALOG_SIZES if all(_works(spec, size) for size in sizes))
+def select_sizes(spec: Network) -> tuple[Size, ...]:
+    return next(sizes for sizes in CATALOG_SIZES if all(has_large_map(spec, size) for size in sizes))
 
 
-def _works(spec: Network, size: Size) -> bool:
+def has_large_map(spec: Network, size: Size) -> bool:
     """Return whether the last map is larger than one pixel."""
     try:
         return min(rk.plan(spec, (spec.input[0], *size)).root.output[1:]) > 1
@@ -215,60 +221,63 @@ def _works(spec: Network, size: Size) -> bool:
         return False
 
 
-def catalog(names: list[str]) -> list[dict[str, Any]]:
+def measure_catalog(names: list[str]) -> list[dict[str, Any]]:
     """Measure every network at half and a quarter of its output stride: 16 and 8 of 32, 2 and 1 of CIFAR's 4."""
-    return [row for name in names for ratio in (2, 4) for row in dilated_row(name, EXACT[name], ratio)]
+    return [row for name in names for ratio in (2, 4) for row in measure_dilations(name, EXACT[name], ratio)]
 
 
-def dilated_row(name: str, spec: Network, ratio: int) -> Iterator[dict[str, Any]]:
-    """None where the network has no such output stride. ``own``: what rounding does, where the error is large."""
-    stride, started, own = _stride(spec) // ratio, time.perf_counter(), None
+def measure_dilations(name: str, spec: Network, ratio: int) -> Iterator[dict[str, Any]]:
+    """Yield the row of a network; nothing if it has no such output stride.
+
+    If the error is large, ``own`` is the error that rounding alone causes.
+    """
+    stride, started, own = get_stride(spec) // ratio, time.perf_counter(), None
     try:
-        error = largest(partial(our_pair, spec, stride), ratio, sizes_for(spec))
+        error = compute_largest_error(partial(make_resnetkit_pair, spec, stride), ratio, select_sizes(spec))
     except UsageError as refusal:
         print(f"{name}: {refusal}", file=sys.stderr)
         return
     except VerificationError:
-        error = largest(partial(pair_by_hand, spec, ratio), ratio, sizes_for(spec))
+        error = compute_largest_error(partial(make_unverified_pair, spec, ratio), ratio, select_sizes(spec))
     if error > LARGE:
-        own = float(f"{largest(partial(pair_by_layout, spec), 1, sizes_for(spec)):.2g}")
+        own = float(f"{compute_largest_error(partial(make_layout_pair, spec), 1, select_sizes(spec)):.2g}")
     row = {"name": name, "output_stride": stride, "error": float(f"{error:.2g}"), "own": own}
     print(json.dumps(row), f"{time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     yield row
 
 
-def _stride(spec: Network) -> int:
+def get_stride(spec: Network) -> int:
     return rk.plan(spec)[f"stage{len(spec.stages)}"].stride
 
 
-def pair_by_hand(spec: Network, ratio: int) -> Pair:
-    """Return the pair of `our_pair`, without the verification of surgery."""
-    original, stages = shaken(rk.build(spec)), list(spec.stages)
+def make_unverified_pair(spec: Network, ratio: int) -> Pair:
+    """Return the pair of `make_resnetkit_pair`, without the verification of surgery."""
+    original, stages = randomize_tensors(rk.build(spec)), list(spec.stages)
     strided = [i for i, stage in enumerate(stages) if stage.reduce.stride > 1]
     for i in strided[-round(math.log2(ratio)) :]:
         stages[i] = replace(stages[i], reduce=replace(stages[i].reduce, atrous=True))
-    return _last_map(original), _last_map(with_weights_of(original, rk.build(replace(spec, stages=tuple(stages)))))
+    return get_last_map(original), get_last_map(copy_weights(original, rk.build(replace(spec, stages=tuple(stages)))))
 
 
-def pair_by_layout(spec: Network) -> Pair:
-    """Return a network and itself with another memory order: what is apart is rounding."""
-    ask = _last_map(shaken(rk.build(spec)))
+def make_layout_pair(spec: Network) -> Pair:
+    """Return a network twice, the second in another memory order, so that only rounding differs."""
+    ask = get_last_map(randomize_tensors(rk.build(spec)))
     return ask, lambda x: ask(x.expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last))[:1]
 
 
 # ----------------------------------------------------------------------------------------------------------- the file
 
 
-def compared(before: dict[str, Any]) -> dict[str, Any]:
-    new = [asdict(row) for row in rows()]
+def update_libraries(before: dict[str, Any]) -> dict[str, Any]:
+    new = [asdict(row) for row in measure_libraries()]
     libraries = dict.fromkeys(row["library"] for row in new)
     now = {name: rk.__version__ if name == "resnetkit" else version(name) for name in ("torch", *libraries)}
     kept = [row for row in before.get("rows", []) if row["library"] not in libraries]
     return {"versions": {**before.get("versions", {}), **now}, "sizes": SIZES, "rows": new + kept}
 
 
-def whole(before: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    new = catalog(names)
+def update_catalog(before: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    new = measure_catalog(names)
     kept = [row for row in before.get("catalog", []) if row["name"] not in names]
     order = list(CATALOG)
     rows = sorted(new + kept, key=lambda row: (order.index(row["name"]), -row["output_stride"]))
@@ -280,7 +289,7 @@ def main() -> None:
     parser.add_argument("--catalog", nargs="*", choices=EXACT, metavar="NAME", help="all of them without a name")
     names = parser.parse_args().catalog
     before = json.loads(OUT.read_text()) if OUT.exists() else {}
-    results = before | (compared(before) if names is None else whole(before, names or list(EXACT)))
+    results = before | (update_libraries(before) if names is None else update_catalog(before, names or list(EXACT)))
     OUT.write_text(json.dumps(results, indent=2) + "\n")
 
 

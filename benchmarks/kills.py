@@ -35,23 +35,26 @@ pool = []
 kind = "linear"
 classes = 10
 """
-HOW = ["--epochs", "6", "--precision", "fp32", "--checkpoint-steps", "11"]
+TRAIN_OPTIONS = ["--epochs", "6", "--precision", "fp32", "--checkpoint-steps", "11"]
 
 
-def command(*words):
-    return [sys.executable, "-m", "resnetkit", "train", *map(str, words)]
+def build_command(*args):
+    """Build a `resnetkit train` command."""
+    return [sys.executable, "-m", "resnetkit", "train", *map(str, args)]
 
 
-def digest(run):
+def hash_weights(run):
+    """Return the SHA-256 of the weights of a run."""
     return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def lines(run):
+def read_metrics(run):
+    """Read the lines of metrics.jsonl without their times."""
     lines = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
 
-def stands(run):
+def describe_kill(run):
     """Describe the point at which a run was killed."""
     if not (run / "run.toml").exists():
         return "before it began"
@@ -59,7 +62,7 @@ def stands(run):
         checkpoint = load_latest_checkpoint(run / "state", lambda checkpoint: None)
     except ResnetkitError as error:
         return f"WITHOUT A LOADABLE CHECKPOINT: {error.what}"
-    logged = len([line for line in lines_read(run) if line.get("kind") == "step"])
+    logged = len([line for line in read_complete_lines(run) if line.get("kind") == "step"])
     return (
         f"checkpoint of step {checkpoint.state.global_step}, {logged} logged"
         if checkpoint
@@ -67,7 +70,7 @@ def stands(run):
     )
 
 
-def lines_read(run):
+def read_complete_lines(run):
     """Read the complete lines of a log that may end within a line."""
     for line in (run / METRICS_FILE).read_text().splitlines() if (run / METRICS_FILE).exists() else []:
         try:
@@ -82,32 +85,34 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    draw, records, equal = random.Random(options.seed), [], []
+    rng, records, equal = random.Random(options.seed), [], []
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        (place / "net.toml").write_text(NETWORK)
-        begin = ["digits", "--model", place / "net.toml", *HOW, "--out"]
+        root = Path(folder)
+        (root / "net.toml").write_text(NETWORK)
+        train_args = ["digits", "--model", root / "net.toml", *TRAIN_OPTIONS, "--out"]
         started = time.perf_counter()
-        subprocess.run(command(*begin, place / "whole"), check=True, capture_output=True)
-        took, number = time.perf_counter() - started, 0
+        subprocess.run(build_command(*train_args, root / "whole"), check=True, capture_output=True)
+        duration, number = time.perf_counter() - started, 0
         while len(records) < options.kills:
             number += 1
-            run = place / f"run{number}"
+            run = root / f"run{number}"
             for kill in range(3):
-                words = ["--resume", run] if (run / "run.toml").exists() else [*begin, run]
-                process = subprocess.Popen(command(*words), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-                time.sleep(draw.uniform(0.4, 1.0) * took if kill == 0 else draw.uniform(0.4, 0.8) * took)
+                args = ["--resume", run] if (run / "run.toml").exists() else [*train_args, run]
+                process = subprocess.Popen(build_command(*args), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+                time.sleep(rng.uniform(0.4, 1.0) * duration if kill == 0 else rng.uniform(0.4, 0.8) * duration)
                 if process.poll() is None:
                     process.kill()
                 process.wait()
                 if is_run_finished(run):
                     break
                 if process.returncode == -9:
-                    records.append(stands(run))
+                    records.append(describe_kill(run))
                     print(f"kill {len(records):3}  {run.name}  {records[-1]}", flush=True)
-            words = ["--resume", run] if (run / "run.toml").exists() else [*begin, run]
-            subprocess.run(command(*words), check=True, capture_output=True)
-            equal.append(digest(run) == digest(place / "whole") and lines(run) == lines(place / "whole"))
+            args = ["--resume", run] if (run / "run.toml").exists() else [*train_args, run]
+            subprocess.run(build_command(*args), check=True, capture_output=True)
+            equal.append(
+                hash_weights(run) == hash_weights(root / "whole") and read_metrics(run) == read_metrics(root / "whole")
+            )
             print(f"          {run.name}  {'equal' if equal[-1] else 'DIFFERENT'}", flush=True)
     print(f"{len(records)} kills in {len(equal)} runs; {sum(equal)} of them equal to the undisturbed one")
     if options.save:

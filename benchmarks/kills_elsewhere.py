@@ -39,11 +39,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import resnetkit as rk
-from kills import NETWORK, digest
+from kills import NETWORK, hash_weights
 
-EPOCHS, STEPS, BATCH, EVERY, PICTURES = 3, 41, 32, 8, 1295
+EPOCHS, STEPS, BATCH, CHECKPOINT_STEPS, N_IMAGES = 3, 41, 32, 8, 1295
 MID_EPOCH, EPOCH_END = 56, 41  # steps after which there is a checkpoint
-LOG = "steps.jsonl"
+STEPS_FILE = "steps.jsonl"
 PRELOADED = [
     "torch",
     "resnetkit.training.api",
@@ -66,8 +66,12 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class End:
-    """The result of a run. ``missed`` counts the images that an epoch did not see, None where it is not written."""
+class RunComparison:
+    """The difference between a resumed run and an undisturbed one.
+
+    ``apart`` is the largest difference of a weight, and ``again`` counts repeated steps. ``missed`` counts images that
+    an epoch did not use (None if the library cannot record them), and ``torn`` checkpoints that could not be loaded.
+    """
 
     equal: bool
     apart: float
@@ -77,93 +81,97 @@ class End:
 
 
 class Digits(Dataset[tuple[Tensor, int, int]]):
-    """Moved by a pixel that torch's generator draws, or not at all."""
+    """The digits, shifted by a pixel at random (by torch's generator) or not at all."""
 
-    def __init__(self, drawn: bool = True) -> None:
+    def __init__(self, is_random: bool = True) -> None:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        self.drawn = drawn
-        self.pixels = torch.from_numpy(digits.images[:PICTURES]).float()[:, None] / 16 - 0.3
-        self.labels = digits.target[:PICTURES].tolist()
+        self.is_random = is_random
+        self.pixels = torch.from_numpy(digits.images[:N_IMAGES]).float()[:, None] / 16 - 0.3
+        self.labels = digits.target[:N_IMAGES].tolist()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        up, left = torch.randint(0, 3, (2,)).tolist() if self.drawn else (1, 1)
+        up, left = torch.randint(0, 3, (2,)).tolist() if self.is_random else (1, 1)
         moved = F.pad(self.pixels[index], (1, 1, 1, 1))[:, up : up + 8, left : left + 8]
         return moved.repeat_interleave(2, 1).repeat_interleave(2, 2), self.labels[index], index
 
 
-class Steps:
-    """Writes what a step sees, or kills its process before step ``at``."""
+class StepRecorder:
+    """Records the images of each step, and kills its process before step ``kill_step``."""
 
-    def __init__(self, place: Path, at: int) -> None:
-        self.file, self.at = place / LOG, at
+    def __init__(self, folder: Path, kill_step: int) -> None:
+        self.file, self.kill_step = folder / STEPS_FILE, kill_step
 
     def __call__(self, step: int, epoch: int, indices: Iterable[int] = ()) -> None:
-        if step == self.at:
+        if step == self.kill_step:
             os.kill(os.getpid(), signal.SIGKILL)
         with self.file.open("a") as file:
             file.write(json.dumps({"step": step, "epoch": epoch, "which": list(indices)}) + "\n")
 
 
-def network(place: Path, drawn: bool = True) -> nn.Module:
-    (place / "net.toml").write_text(NETWORK if drawn else NETWORK.replace("stochastic_depth = 0.3", ""))
-    return rk.build(place / "net.toml")
+def build_network(folder: Path, is_random: bool = True) -> nn.Module:
+    (folder / "net.toml").write_text(NETWORK if is_random else NETWORK.replace("stochastic_depth = 0.3", ""))
+    return rk.build(folder / "net.toml")
 
 
-def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
-def finish(model: nn.Module, place: Path) -> None:
-    (place / "model").mkdir()
-    save_model(model, str(place / "model" / "model.safetensors"))
+def save_weights(model: nn.Module, folder: Path) -> None:
+    (folder / "model").mkdir()
+    save_model(model, str(folder / "model" / "model.safetensors"))
 
 
-def ours(place: Path, at: int) -> None:
-    """`rk.train`; a step is heard of after it was taken and before a checkpoint of it is written."""
-    from resnetkit.training.run_folder import StepMetrics
+def train_resnetkit(folder: Path, kill_step: int) -> None:
+    """Train with `rk.train`, which reports a step after its update and before its checkpoint."""
+    from resnetkit.training.events import StepMetrics
 
-    steps, run = Steps(place, at + 1), place / "run"
+    steps, run = StepRecorder(folder, kill_step + 1), folder / "run"
 
-    def watch(what: Any) -> None:
-        if isinstance(what, StepMetrics):
-            steps((what.epoch - 1) * STEPS + what.step, what.epoch - 1)
+    def record_step(event: Any) -> None:
+        if isinstance(event, StepMetrics):
+            steps((event.epoch - 1) * STEPS + event.step, event.epoch - 1)
 
     if (run / "run.toml").exists():
-        rk.train(resume=run, on_event=watch)
+        rk.train(resume=run, on_event=record_step)
     else:
-        settings = {"epochs": EPOCHS, "batch_size": BATCH, "precision": "fp32", "checkpoint_steps": EVERY}
-        network(place)
-        rk.train("digits", place / "net.toml", out=run, on_event=watch, **settings)
-    shutil.copytree(run / "model", place / "model")
+        settings = {"epochs": EPOCHS, "batch_size": BATCH, "precision": "fp32", "checkpoint_steps": CHECKPOINT_STEPS}
+        build_network(folder)
+        rk.train("digits", folder / "net.toml", out=run, on_event=record_step, **settings)
+    shutil.copytree(run / "model", folder / "model")
 
 
-def lightning_task(place: Path, at: int, drawn: bool) -> Any:
+def make_lightning_module(folder: Path, kill_step: int, is_random: bool) -> Any:
     import lightning.pytorch as pl
 
-    steps = Steps(place, at)
+    steps = StepRecorder(folder, kill_step)
 
     class Task(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = network(place, drawn)
+            self.net = build_network(folder, is_random)
 
         def training_step(self, batch: Any, _: int) -> Tensor:
             steps(self.global_step, self.current_epoch, batch[2].tolist())
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return optimizer(self)
+            return build_optimizer(self)
 
     return Task()
 
 
-def random_state(late: bool) -> Any:
-    """Return a callback that saves the random state, which Lightning's checkpoints lack; ``late``: after the loader."""
+def make_rng_callback(after_loader: bool) -> Any:
+    """Return a callback that saves the random state, which Lightning's checkpoints lack.
+
+    Args:
+        after_loader: Restore the state after the loader was built.
+    """
     import lightning.pytorch as pl
 
     class RandomState(pl.Callback):
@@ -175,254 +183,312 @@ def random_state(late: bool) -> Any:
             torch.set_rng_state(self.state)
 
         def on_train_start(self, *_: Any) -> None:
-            if late and hasattr(self, "state"):
+            if after_loader and hasattr(self, "state"):
                 torch.set_rng_state(self.state)
 
     return RandomState()
 
 
-def lightning(
-    place: Path, at: int, *, loader: str = "torch", saved: str = "steps", more: str = "", drawn: bool = True
+def train_lightning(
+    folder: Path,
+    kill_step: int,
+    *,
+    loader: str = "torch",
+    saved: str = "steps",
+    rng_callback: str = "",
+    is_random: bool = True,
 ) -> None:
     import lightning.pytorch as pl
 
     pl.seed_everything(0, workers=True)
-    often = {"every_n_train_steps": EVERY} if saved == "steps" else {"every_n_epochs": 1}
-    keep = pl.callbacks.ModelCheckpoint(place / "checkpoints", save_last=True, save_on_train_epoch_end=True, **often)
-    task, batches = lightning_task(place, at, drawn), loaders()[loader](Digits(drawn), batch_size=BATCH, shuffle=True)
-    callbacks = [keep, *([random_state(more == "late")] if more else [])]
+    often = {"every_n_train_steps": CHECKPOINT_STEPS} if saved == "steps" else {"every_n_epochs": 1}
+    keep = pl.callbacks.ModelCheckpoint(folder / "checkpoints", save_last=True, save_on_train_epoch_end=True, **often)
+    task = make_lightning_module(folder, kill_step, is_random)
+    batches = get_loader_classes()[loader](Digits(is_random), batch_size=BATCH, shuffle=True)
+    callbacks = [keep, *([make_rng_callback(rng_callback == "late")] if rng_callback else [])]
     trainer = pl.Trainer(
         max_epochs=EPOCHS, accelerator="cpu", devices=1, deterministic=True, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=place, callbacks=callbacks,
+        enable_model_summary=False, default_root_dir=folder, callbacks=callbacks,
     )  # fmt: skip
-    trainer.fit(task, batches, ckpt_path="last" if any((place / "checkpoints").glob("last*")) else None)
-    finish(task.net, place)
+    trainer.fit(task, batches, ckpt_path="last" if any((folder / "checkpoints").glob("last*")) else None)
+    save_weights(task.net, folder)
 
 
-def loaders() -> dict[str, Any]:
+def get_loader_classes() -> dict[str, Any]:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     return {"torch": DataLoader, "stateful": StatefulDataLoader}
 
 
 class Accelerated:
-    """The loop of accelerate's own example of checkpoints, with a folder for each."""
+    """The loop of accelerate's example of checkpointing, with a folder for each checkpoint."""
 
-    def __init__(self, place: Path, at: int, stateful: bool, saved: str, drawn: bool) -> None:
+    def __init__(self, folder: Path, kill_step: int, stateful: bool, saved: str, is_random: bool) -> None:
         from accelerate import Accelerator
         from accelerate.utils import DataLoaderConfiguration, set_seed
 
         set_seed(0)
-        self.place, self.told, self.stateful, self.saved = place, Steps(place, at), stateful, saved
+        self.folder, self.stateful, self.saved = folder, stateful, saved
+        self.record_step = StepRecorder(folder, kill_step)
         loader_config = DataLoaderConfiguration(
             use_seedable_sampler=True, use_stateful_dataloader=stateful, data_seed=0
         )
         self.accelerator = Accelerator(cpu=True, dataloader_config=loader_config)
-        self.model = network(place, drawn)
+        self.model = build_network(folder, is_random)
         self.model, self.optimizer, self.batches = self.accelerator.prepare(
-            self.model, optimizer(self.model), DataLoader(Digits(drawn), batch_size=BATCH, shuffle=True)
+            self.model, build_optimizer(self.model), DataLoader(Digits(is_random), batch_size=BATCH, shuffle=True)
         )
 
     def run(self) -> None:
-        begin = self.load()
-        for epoch in range(begin // STEPS, EPOCHS):
+        first_step = self.load()
+        for epoch in range(first_step // STEPS, EPOCHS):
             self.batches.set_epoch(epoch)
             self.model.train()
-            self.epoch(epoch, max(begin, epoch * STEPS))
-        finish(self.accelerator.unwrap_model(self.model), self.place)
+            self.run_epoch(epoch, max(first_step, epoch * STEPS))
+        save_weights(self.accelerator.unwrap_model(self.model), self.folder)
 
     def load(self) -> int:
-        folders = checkpoints(self.place)
+        folders = list_checkpoints(self.folder)
         if folders:
             self.accelerator.load_state(str(folders[-1]))
         return int(folders[-1].name) if folders else 0
 
-    def epoch(self, epoch: int, begin: int) -> None:
-        skip = begin % STEPS
-        mine = self.accelerator.skip_first_batches(self.batches, skip) if skip and not self.stateful else self.batches
-        for step, (pixels, labels, indices) in enumerate(mine, begin):
-            self.told(step, epoch, indices.tolist())
-            self.step(pixels, labels)
-            if self.saved == "steps" and (step + 1) % EVERY == 0:
+    def run_epoch(self, epoch: int, first_step: int) -> None:
+        batches, n_skipped = self.batches, first_step % STEPS
+        if n_skipped and not self.stateful:
+            batches = self.accelerator.skip_first_batches(batches, n_skipped)
+        for step, (pixels, labels, indices) in enumerate(batches, first_step):
+            self.record_step(step, epoch, indices.tolist())
+            self.run_step(pixels, labels)
+            if self.saved == "steps" and (step + 1) % CHECKPOINT_STEPS == 0:
                 self.save(step + 1)
         if self.saved == "epochs":
             self.save((epoch + 1) * STEPS)
 
-    def step(self, pixels: Tensor, labels: Tensor) -> None:
+    def run_step(self, pixels: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad()
         self.accelerator.backward(F.cross_entropy(self.model(pixels), labels))
         self.optimizer.step()
 
     def save(self, step: int) -> None:
-        self.accelerator.save_state(str(self.place / "checkpoints" / str(step)))
+        self.accelerator.save_state(str(self.folder / "checkpoints" / str(step)))
 
 
-def accelerate(place: Path, at: int, *, stateful: bool = False, saved: str = "steps", drawn: bool = True) -> None:
-    Accelerated(place, at, stateful, saved, drawn).run()
+def train_accelerate(
+    folder: Path, kill_step: int, *, stateful: bool = False, saved: str = "steps", is_random: bool = True
+) -> None:
+    Accelerated(folder, kill_step, stateful, saved, is_random).run()
 
 
-def checkpoints(place: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints, the oldest first."""
-    return sorted((place / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime)
+    return sorted((folder / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime)
 
 
 MID, END = {"mid-epoch": MID_EPOCH}, {"end of an epoch": EPOCH_END}
-OWN_ORDER = "order drawn from torch's generator, whose state no checkpoint has"
-AHEAD = (
+TORCH_ORDER_NOTE = "order drawn from torch's generator, whose state no checkpoint has"
+READ_AHEAD_NOTE = (
     "the images and their order are right; a batch is read ahead and the resumed loader draws again, "
-    "so moves and branches differ"
+    "so shifts and dropped branches differ"
 )
 SETTINGS = (
-    Setting("resnetkit", f"checkpoint_steps={EVERY}", ours, MID | END, "nothing depends on what was drawn before"),
     Setting(
-        "lightning", f"ModelCheckpoint(every_n_train_steps={EVERY}), ckpt_path='last', DataLoader", lightning, MID,
-        f"the loader begins anew in mid-epoch (it warns); {OWN_ORDER}",
+        "resnetkit",
+        f"checkpoint_steps={CHECKPOINT_STEPS}",
+        train_resnetkit,
+        MID | END,
+        "no random number depends on earlier ones",
     ),
     Setting(
-        "lightning", "the same, torchdata's StatefulDataLoader", partial(lightning, loader="stateful"), MID,
-        "the loader goes on where it was; torch's generator is not stored",
+        "lightning",
+        f"ModelCheckpoint(every_n_train_steps={CHECKPOINT_STEPS}), ckpt_path='last', DataLoader",
+        train_lightning,
+        MID,
+        f"the resumed loader starts the epoch again (it warns); {TORCH_ORDER_NOTE}",
     ),
     Setting(
-        "lightning", "ModelCheckpoint(every_n_epochs=1), DataLoader", partial(lightning, saved="epochs"), END, OWN_ORDER
+        "lightning",
+        "the same, torchdata's StatefulDataLoader",
+        partial(train_lightning, loader="stateful"),
+        MID,
+        "the loader continues where it was; the state of torch's generator is not stored",
     ),
     Setting(
-        "lightning", "the same, and a callback of ours that stores torch's random state",
-        partial(lightning, saved="epochs", more="at once"), END,
-        "ours, not documented",
+        "lightning",
+        "ModelCheckpoint(every_n_epochs=1), DataLoader",
+        partial(train_lightning, saved="epochs"),
+        END,
+        TORCH_ORDER_NOTE,
     ),
     Setting(
-        "lightning", "StatefulDataLoader, every 8 steps, and that callback",
-        partial(lightning, loader="stateful", more="at once"), MID,
-        "the resumed loader draws a number that the one that went on did not",
+        "lightning",
+        "the same, and a callback of ours that stores torch's random state",
+        partial(train_lightning, saved="epochs", rng_callback="at once"),
+        END,
+        "our workaround, not documented",
     ),
     Setting(
-        "lightning", "the same, but the state put back in on_train_start",
-        partial(lightning, loader="stateful", more="late"), MID, "ours, not documented",
+        "lightning",
+        "StatefulDataLoader, every 8 steps, and that callback",
+        partial(train_lightning, loader="stateful", rng_callback="at once"),
+        MID,
+        "the resumed loader draws one random number more than the undisturbed one",
     ),
     Setting(
-        "lightning", "StatefulDataLoader, every 8 steps, nothing random but the order",
-        partial(lightning, loader="stateful", drawn=False), MID, "the loader stores its order",
+        "lightning",
+        "the same, but the state put back in on_train_start",
+        partial(train_lightning, loader="stateful", rng_callback="late"),
+        MID,
+        "our workaround, not documented",
     ),
     Setting(
-        "accelerate", f"save_state every {EVERY} steps, use_seedable_sampler, skip_first_batches", accelerate, MID,
-        AHEAD,
-    ),
-    Setting("accelerate", "the same, use_stateful_dataloader", partial(accelerate, stateful=True), MID, AHEAD),
-    Setting(
-        "accelerate", "save_state every 8 steps, skip_first_batches, nothing random but the order",
-        partial(accelerate, drawn=False), MID, "the order is a function of (seed, epoch)",
+        "lightning",
+        "StatefulDataLoader, every 8 steps, nothing random but the order",
+        partial(train_lightning, loader="stateful", is_random=False),
+        MID,
+        "the loader stores its order",
     ),
     Setting(
-        "accelerate", "save_state at the end of an epoch, use_seedable_sampler", partial(accelerate, saved="epochs"),
-        END, "random states are stored",
+        "accelerate",
+        f"save_state every {CHECKPOINT_STEPS} steps, use_seedable_sampler, skip_first_batches",
+        train_accelerate,
+        MID,
+        READ_AHEAD_NOTE,
     ),
-)  # fmt: skip
+    Setting(
+        "accelerate",
+        "the same, use_stateful_dataloader",
+        partial(train_accelerate, stateful=True),
+        MID,
+        READ_AHEAD_NOTE,
+    ),
+    Setting(
+        "accelerate",
+        "save_state every 8 steps, skip_first_batches, nothing random but the order",
+        partial(train_accelerate, is_random=False),
+        MID,
+        "the order is a function of (seed, epoch)",
+    ),
+    Setting(
+        "accelerate",
+        "save_state at the end of an epoch, use_seedable_sampler",
+        partial(train_accelerate, saved="epochs"),
+        END,
+        "random states are stored",
+    ),
+)
 
 
-def quietly(run: Callable[[Path, int], None], place: Path, at: int) -> None:
-    """Run in a process of its own, with its output in a file."""
+def run_logged(run: Callable[[Path, int], None], folder: Path, kill_step: int) -> None:
+    """Run a training with its output in a file; this is the main function of a process."""
     torch.set_num_threads(1)
-    with (place / "output.txt").open("a") as file:
+    with (folder / "output.txt").open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        run(place, at)
+        run(folder, kill_step)
 
 
-class Bench:
-    """Runs of one setting, each in a fresh folder."""
+class SettingRunner:
+    """Runs one setting several times, each in a new folder."""
 
     def __init__(self, setting: Setting, folder: Path) -> None:
         self.setting, self.folder, self.count = setting, folder, 0
         self.processes = multiprocessing.get_context("forkserver")
         self.processes.set_forkserver_preload(PRELOADED)
 
-    def fresh(self) -> Path:
+    def make_folder(self) -> Path:
         self.count += 1
-        place = self.folder / str(self.count)
-        place.mkdir()
-        return place
+        folder = self.folder / str(self.count)
+        folder.mkdir()
+        return folder
 
-    def begun(self, place: Path, at: int = -1) -> Any:
-        process = self.processes.Process(target=quietly, args=(self.setting.run, place, at))
+    def start(self, folder: Path, kill_step: int = -1) -> Any:
+        process = self.processes.Process(target=run_logged, args=(self.setting.run, folder, kill_step))
         process.start()
         return process
 
-    def whole(self) -> Path:
-        place = self.fresh()
-        self.ended(place)
-        return place
+    def run_undisturbed(self) -> Path:
+        folder = self.make_folder()
+        self.run_to_end(folder)
+        return folder
 
-    def ended(self, place: Path) -> int:
-        """To its end; how many checkpoints could not be loaded and were taken away."""
-        for torn in range(3):
-            process = self.begun(place)
+    def run_to_end(self, folder: Path) -> int:
+        """Run to the end; remove checkpoints that cannot be loaded and return their number."""
+        for n_unreadable in range(3):
+            process = self.start(folder)
             process.join()
             if process.exitcode == 0:
-                return torn
-            if not checkpoints(place):
+                return n_unreadable
+            if not list_checkpoints(folder):
                 break
-            discard(checkpoints(place)[-1])
-        raise SystemExit(f"{self.setting.method}: {(place / 'output.txt').read_text()[-2000:]}")
+            remove_checkpoint(list_checkpoints(folder)[-1])
+        raise SystemExit(f"{self.setting.method}: {(folder / 'output.txt').read_text()[-2000:]}")
 
-    def killed(self, steps: int, wait: float) -> tuple[Path, int]:
-        """Killed when it has taken so many steps, and a moment later."""
-        place = self.fresh()
-        process = self.begun(place)
-        while process.is_alive() and len(lines(place)) < steps:
+    def run_killed(self, steps: int, delay: float) -> tuple[Path, int]:
+        """Kill a run shortly after some steps and resume it to the end."""
+        folder = self.make_folder()
+        process = self.start(folder)
+        while process.is_alive() and len(read_steps(folder)) < steps:
             time.sleep(0.001)
-        time.sleep(wait)
+        time.sleep(delay)
         process.kill()
         process.join()
-        return place, self.ended(place)
+        return folder, self.run_to_end(folder)
 
-    def stopped(self, at: int) -> tuple[Path, int]:
-        place = self.fresh()
-        self.begun(place, at).join()
-        assert not (place / "model").exists()
-        return place, self.ended(place)
+    def run_stopped(self, kill_step: int) -> tuple[Path, int]:
+        """Kill a run exactly at a step and resume it to the end."""
+        folder = self.make_folder()
+        self.start(folder, kill_step).join()
+        assert not (folder / "model").exists()
+        return folder, self.run_to_end(folder)
 
 
-def discard(checkpoint: Path) -> None:
+def remove_checkpoint(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
 
 
-def lines(place: Path) -> list[dict[str, Any]]:
+def read_steps(folder: Path) -> list[dict[str, Any]]:
     lines = []
-    for line in (place / LOG).read_text().splitlines() if (place / LOG).exists() else []:
-        with contextlib.suppress(ValueError):  # cut by the kill
+    for line in (folder / STEPS_FILE).read_text().splitlines() if (folder / STEPS_FILE).exists() else []:
+        with contextlib.suppress(ValueError):  # the kill has truncated this line
             lines.append(json.loads(line))
     return lines
 
 
-def missed(place: Path) -> int | None:
+def count_missed_images(folder: Path) -> int | None:
     """Count the images that the steps of an epoch did not use; if a step was repeated, the last one counts."""
-    last = {line["step"]: line for line in lines(place)}.values()
+    last = {line["step"]: line for line in read_steps(folder)}.values()
     seen: dict[int, Counter[int]] = {epoch: Counter() for epoch in range(EPOCHS)}
     for line in last:
         seen[line["epoch"]].update(line["which"])
-    return sum(PICTURES - len(counted) for counted in seen.values()) if any(line["which"] for line in last) else None
+    return sum(N_IMAGES - len(counted) for counted in seen.values()) if any(line["which"] for line in last) else None
 
 
-def apart(first_folder: Path, second_folder: Path) -> float:
-    first, second = (load_file(place / "model" / "model.safetensors") for place in (first_folder, second_folder))
+def compute_difference(first_folder: Path, second_folder: Path) -> float:
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (first_folder, second_folder))
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
 
 
-def end(outcome: tuple[Path, int], whole: Path) -> End:
-    place, torn = outcome
-    equal = digest(place) == digest(whole)
-    return End(equal, apart(place, whole), len(lines(place)) - EPOCHS * STEPS, missed(place), torn)
+def compare_outcome(outcome: tuple[Path, int], reference: Path) -> RunComparison:
+    folder, n_unreadable = outcome
+    equal = hash_weights(folder) == hash_weights(reference)
+    n_repeated = len(read_steps(folder)) - EPOCHS * STEPS
+    difference = compute_difference(folder, reference)
+    return RunComparison(equal, difference, n_repeated, count_missed_images(folder), n_unreadable)
 
 
-def measured(setting: Setting, kills: int, seed: int) -> dict[str, Any]:
-    draw = random.Random(seed)
-    moments = [(draw.randrange(STEPS + 4, EPOCHS * STEPS - 4), draw.uniform(0, 0.03)) for _ in range(kills)]
+def measure_setting(setting: Setting, kills: int, seed: int) -> dict[str, Any]:
+    rng = random.Random(seed)
+    moments = [(rng.randrange(STEPS + 4, EPOCHS * STEPS - 4), rng.uniform(0, 0.03)) for _ in range(kills)]
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(setting, Path(folder))
-        whole, twice = bench.whole(), bench.whole()
-        killed = [end(bench.killed(*moment), whole) for moment in moments]
-        stopped = {word: asdict(end(bench.stopped(at), whole)) for word, at in setting.stops.items()}
-        fair = digest(whole) == digest(twice)
+        runner = SettingRunner(setting, Path(folder))
+        reference, twice = runner.run_undisturbed(), runner.run_undisturbed()
+        killed = [compare_outcome(runner.run_killed(*moment), reference) for moment in moments]
+        stopped = {
+            name: asdict(compare_outcome(runner.run_stopped(kill_step), reference))
+            for name, kill_step in setting.stops.items()
+        }
+        fair = hash_weights(reference) == hash_weights(twice)
     row = {"library": setting.library, "version": version(setting.library), "method": setting.method}
     return row | {"same_twice": fair, "killed": [asdict(end) for end in killed], "stopped": stopped}
 
@@ -434,21 +500,21 @@ def main() -> None:
     parser.add_argument("--only", default="", help="the settings whose library or description has this word")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    rows = read(options.save)
+    rows = read_rows(options.save)
     for setting in SETTINGS:
         if options.only in f"{setting.library} {setting.method}" and importlib.util.find_spec(setting.library):
-            row = measured(setting, options.kills, options.seed)
+            row = measure_setting(setting, options.kills, options.seed)
             rows[setting.library, setting.method] = row
             print(json.dumps(row), flush=True)
-            write(options.save, rows)
+            write_rows(options.save, rows)
 
 
-def read(path: Path | None) -> dict[tuple[str, str], Any]:
+def read_rows(path: Path | None) -> dict[tuple[str, str], Any]:
     rows = json.loads(path.read_text())["rows"] if path and path.exists() else []
     return {(row["library"], row["method"]): row for row in rows}
 
 
-def write(path: Path | None, rows: dict[tuple[str, str], Any]) -> None:
+def write_rows(path: Path | None, rows: dict[tuple[str, str], Any]) -> None:
     """Write the rows in the order of the settings."""
     notes = {(setting.library, setting.method): setting.note for setting in SETTINGS}
     versions = {name: version(name).split("+")[0] for name in ("torch", "torchdata") if importlib.util.find_spec(name)}

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 OUT = Path(__file__).parents[1] / "docs" / "measured" / "loading.json"
-WAYS = {
+PROGRAMS = {
     "torchvision": (
         "import torch, torchvision; m = torchvision.models.resnet50(weights=None); "
         "m.load_state_dict(torch.load({pth!r}, weights_only=True)); m.eval()"
@@ -27,36 +27,36 @@ PEAK = "; print(next(line.split()[1] for line in open('/proc/self/status') if li
 IMPORTS = {"torchvision": "import torch, torchvision", "ours": "import resnetkit.surgery.load"}
 
 
-def seconds(rounds, files):
-    """Both ways, taking turns."""
+def measure_seconds(rounds, files):
+    """Return library -> seconds of each round; the libraries take turns."""
     import torch
     import torchvision
 
     import resnetkit as rk
 
-    def theirs():
+    def load_torchvision():
         model = torchvision.models.resnet50(weights=None)
         model.load_state_dict(torch.load(files["pth"], weights_only=True))
         return model.eval()
 
-    def ours():
+    def load_resnetkit():
         return rk.load(files["safe"])
 
-    theirs(), ours()
+    load_torchvision(), load_resnetkit()
     times = {"torchvision": [], "ours": []}
     for _ in range(rounds):
-        for name, way in (("torchvision", theirs), ("ours", ours)):
+        for name, load in (("torchvision", load_torchvision), ("ours", load_resnetkit)):
             started = time.perf_counter()
-            way()
+            load()
             times[name].append(time.perf_counter() - started)
     return times
 
 
-def peak(name, files):
-    """KiB above what the imports take, in a process of its own."""
+def measure_peak(name, files):
+    """Return the peak memory in KiB, above that of the imports, in a process of its own."""
     outputs = [
         subprocess.run([sys.executable, "-c", code + PEAK], capture_output=True, text=True, check=True).stdout
-        for code in (IMPORTS[name], WAYS[name].format(**files))
+        for code in (IMPORTS[name], PROGRAMS[name].format(**files))
     ]
     return int(outputs[1]) - int(outputs[0])
 
@@ -75,8 +75,8 @@ def main():
         torch.save(state, files["pth"])
         save_file(state, files["safe"])
         size = Path(files["safe"]).stat().st_size
-        times = seconds(options.rounds, files)
-        memory = {name: peak(name, files) for name in WAYS}
+        times = measure_seconds(options.rounds, files)
+        memory = {name: measure_peak(name, files) for name in PROGRAMS}
     ratio = statistics.median(b / a for a, b in zip(times["torchvision"], times["ours"], strict=True))
     results = {
         "seconds": {name: statistics.median(values) for name, values in times.items()},

@@ -22,7 +22,7 @@ from resnetkit.images.decode import find_images
 from resnetkit.images.prepare import load_pixels
 from resnetkit.runtime.environment import collect_environment
 
-HOW = Preparation(256, (224, 224), IMAGENET_MEAN, IMAGENET_STD)
+PREPARATION = Preparation(256, (224, 224), IMAGENET_MEAN, IMAGENET_STD)
 LARGE = (4000, 3000)
 
 
@@ -31,9 +31,9 @@ def decode(content):
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
-def idiom(content):
+def prepare_idiom(content):
     """Resize and crop as torchvision's Resize and CenterCrop do."""
-    image, side, (rows, columns) = decode(content), HOW.resize, HOW.crop
+    image, side, (rows, columns) = decode(content), PREPARATION.resize, PREPARATION.crop
     width, height = image.size
     size = (side, side * height // width) if width <= height else (side * width // height, side)
     image = image.resize(size, Image.Resampling.BILINEAR)
@@ -41,49 +41,50 @@ def idiom(content):
     return np.asarray(image.crop((left, top, left + columns, top + rows)))
 
 
-def ours(content):
-    return load_pixels(content, HOW)
+def prepare_ours(content):
+    """Prepare an image as `evaluate` and `predict` do."""
+    return load_pixels(content, PREPARATION)
 
 
-WAYS = {"decode": decode, "idiom": idiom, "ours": ours}
+METHODS = {"decode": decode, "idiom": prepare_idiom, "ours": prepare_ours}
 
 
-def enlarged(content):
+def enlarge(content):
     """Return the same image as a camera would store it."""
-    image, written = decode(content), io.BytesIO()
+    image, buffer = decode(content), io.BytesIO()
     size = LARGE if image.width >= image.height else LARGE[::-1]
-    image.resize(size, Image.Resampling.BICUBIC).save(written, "JPEG", quality=90)
-    return written.getvalue()
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
-def compared(contents, rounds):
-    """Way -> milliseconds of processor time for a image in each round, and how far apart the pixels are."""
-    times = {way: [] for way in WAYS}
+def compare_methods(contents, rounds):
+    """Return the processor time of each method per round (ms per image), and the differences of pixels."""
+    times = {method: [] for method in METHODS}
     for number in range(rounds + 1):
-        for way, run in WAYS.items():
-            spent = clocked(run, contents)
+        for method, run in METHODS.items():
+            spent = measure_milliseconds(run, contents)
             if number > 0:  # the first round warms up
-                times[way].append(spent)
-    apart = [np.abs(idiom(content).astype(int) - ours(content)) for content in contents]
-    means = [float(difference.mean()) for difference in apart]
-    levels = {"mean": statistics.mean(means), "largest_mean": max(means), "largest": int(max(map(np.max, apart)))}
+                times[method].append(spent)
+    differences = [np.abs(prepare_idiom(content).astype(int) - prepare_ours(content)) for content in contents]
+    means = [float(difference.mean()) for difference in differences]
+    levels = {"mean": statistics.mean(means), "largest_mean": max(means), "largest": int(max(map(np.max, differences)))}
     return {"images": len(contents), "ms": times, "levels": levels}
 
 
-def clocked(run, contents):
-    """Milliseconds of this process for each image, in one thread."""
-    begun = time.process_time()
+def measure_milliseconds(run, contents):
+    """Return the milliseconds of processor time per image."""
+    start = time.process_time()
     for content in contents:
         run(content)
-    return 1000 * (time.process_time() - begun) / len(contents)
+    return 1000 * (time.process_time() - start) / len(contents)
 
 
-def show(name, result):
+def print_result(name, result):
     levels = result["levels"]
     print(f"{name}: {result['images']} images")
-    for way, spent in result["ms"].items():
+    for method, spent in result["ms"].items():
         ratios = [own / baseline for own, baseline in zip(spent, result["ms"]["idiom"], strict=True)]
-        print(f"  {way:<8} {statistics.median(spent):8.2f} ms   {statistics.median(ratios):5.2f} of the idiom's")
+        print(f"  {method:<8} {statistics.median(spent):8.2f} ms   {statistics.median(ratios):5.2f} of the idiom's")
     text = f"mean {levels['mean']:.2f} levels, at most {levels['largest_mean']:.2f} for one image"
     print(f"  idiom and ours: {text}, {levels['largest']} for one pixel", flush=True)
 
@@ -92,17 +93,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="photographs that are upright as they are stored")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--most", type=int, default=100, help="images that are taken")
+    parser.add_argument("--most", type=int, default=100, help="use at most this many images")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     contents = [path.read_bytes() for path in sorted(find_images(options.folder))[: options.most]]
     if not contents:
         raise SystemExit(f"no images below {options.folder}")
     results = {"environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")}}
-    results["as they are"] = compared(contents, options.rounds)
-    show("as they are", results["as they are"])
-    results["4000x3000"] = compared([enlarged(content) for content in contents], options.rounds)
-    show("enlarged to 4000x3000", results["4000x3000"])
+    results["as they are"] = compare_methods(contents, options.rounds)
+    print_result("as they are", results["as they are"])
+    results["4000x3000"] = compare_methods([enlarge(content) for content in contents], options.rounds)
+    print_result("enlarged to 4000x3000", results["4000x3000"])
     if options.save:
         options.save.write_text(json.dumps(results, indent=2) + "\n")
 

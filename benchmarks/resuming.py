@@ -17,44 +17,46 @@ from pathlib import Path
 
 from resnetkit.runtime.environment import collect_environment
 from resnetkit.runtime.signals import SignalHandler
-from resnetkit.training import trainer as training
+from resnetkit.training import session as sessions
+from resnetkit.training import trainer
 from resnetkit.training.setup import prepare_run
 from resnetkit.training.state import TrainState
 
 
-class Turns:
-    """Called after each step: takes its times, and lets the next step be of the other kind."""
+class StepAlternator:
+    """A callback that records the times of a step and lets the next step be of the other kind."""
 
-    def __init__(self, run):
-        self.run, self.times, self.exact = run, {True: [], False: []}, True
+    def __init__(self, session):
+        self.session, self.times, self.exact = session, {True: [], False: []}, True
         self.kept = (
-            training.seed_torch,
-            training.format_step_line,
-            run.metrics_log.add,
-            run.checkpoints.is_due,
-            run.check_stop,
+            trainer.seed_torch,
+            sessions.format_step_line,
+            session.metrics_log.add,
+            session.checkpoints.is_due,
+            session.check_stop,
         )
-        self.absent = (self.nothing, lambda *words: "", self.nothing, lambda steps: False, self.nothing)
+        self.absent = (self.do_nothing, lambda *args: "", self.do_nothing, lambda step: False, self.do_nothing)
         self.clock, self.processor = time.perf_counter(), time.process_time()
 
-    def nothing(self, *words):
-        """Train without what resuming needs."""
+    def do_nothing(self, *args):
+        """Stand in for a function that only resuming needs."""
 
-    def use(self, functions):
-        run = self.run
-        training.seed_torch, training.format_step_line, *rest = functions
-        run.metrics_log.add, run.checkpoints.is_due, run.check_stop = rest
+    def replace_functions(self, functions):
+        """Let the training loop call these functions."""
+        session = self.session
+        trainer.seed_torch, sessions.format_step_line, *methods = functions
+        session.metrics_log.add, session.checkpoints.is_due, session.check_stop = methods
 
     def __call__(self, event):
         now = time.perf_counter(), time.process_time()
         if event.step > 2:
             self.times[self.exact].append((now[0] - self.clock, now[1] - self.processor))
         self.exact = not self.exact
-        self.use(self.kept if self.exact else self.absent)
+        self.replace_functions(self.kept if self.exact else self.absent)
         self.clock, self.processor = time.perf_counter(), time.process_time()
 
-    def median(self, exact, index):
-        """Milliseconds: ``index`` is 0 for the clock, 1 for the processor."""
+    def compute_median(self, exact, index):
+        """Return the median of one kind of step in ms; index 0 is wall time, index 1 processor time."""
         return 1000 * statistics.median(times[index] for times in self.times[exact])
 
 
@@ -67,26 +69,33 @@ def main():
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        begun = prepare_run(options.data, options.model, {}, out=Path(folder) / "run", device="auto", on_progress=None)
-        run = training.Trainer(begun, lambda event: None, SignalHandler())
-        turns, saves = Turns(run), []
-        run.on_event, run.save_checkpoint = turns, lambda: None
+        run = prepare_run(options.data, options.model, {}, out=Path(folder) / "run", device="auto", on_progress=None)
+        loop = trainer.Trainer(run, lambda event: None, SignalHandler())
+        session = loop.session
+        alternator, save_seconds = StepAlternator(session), []
+        loop.on_event, session.save_checkpoint = alternator, lambda: None
         for number in range(1, options.epochs + 1):
-            run.state = TrainState(epoch=number, batch_size=run.recipe.batch_size)
-            run.train_epoch(number)
-        turns.use(turns.kept)
+            session.state = TrainState(epoch=number, batch_size=run.recipe.batch_size)
+            loop.train_epoch(number)
+        alternator.replace_functions(alternator.kept)
         for number in range(1, 8):
-            run.state = TrainState(global_step=number, step=1, batch_size=run.recipe.batch_size)
+            session.state = TrainState(global_step=number, step=1, batch_size=run.recipe.batch_size)
             started = time.perf_counter()
-            training.Trainer.save_checkpoint(run)
-            saves.append(time.perf_counter() - started)
+            sessions.TrainSession.save_checkpoint(session)
+            save_seconds.append(time.perf_counter() - started)
     results = {
         "model": options.model,
         "batch": run.recipe.batch_size,
-        "steps_of_each_kind": len(turns.times[True]),
-        "milliseconds_a_step": {"exact": turns.median(True, 0), "without": turns.median(False, 0)},
-        "processor_milliseconds_a_step": {"exact": turns.median(True, 1), "without": turns.median(False, 1)},
-        "milliseconds_a_checkpoint": 1000 * statistics.median(saves),
+        "steps_of_each_kind": len(alternator.times[True]),
+        "milliseconds_a_step": {
+            "exact": alternator.compute_median(True, 0),
+            "without": alternator.compute_median(False, 0),
+        },
+        "processor_milliseconds_a_step": {
+            "exact": alternator.compute_median(True, 1),
+            "without": alternator.compute_median(False, 1),
+        },
+        "milliseconds_a_checkpoint": 1000 * statistics.median(save_seconds),
         "environment": {key: collect_environment()[key] for key in ("cores", "threads", "features", "gpus")},
     }
     for name in ("milliseconds_a_step", "processor_milliseconds_a_step"):

@@ -27,9 +27,9 @@ import numpy as np
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime sends usage data otherwise
 CORES = len(os.sched_getaffinity(0))
-SLICE = 1.0  # seconds of a turn
-TURNS = 3  # of one pair of processes
-BY_HAND = {  # what somebody would try who tunes a library: (setting, precision, batch)
+TURN_SECONDS = 1.0
+TURNS_PER_PAIR = 3  # of one pair of processes
+BY_HAND = {  # what a user would try by hand: (description, streams, batch)
     "openvino": [(f"streams {s}, batch {b}", s, b) for s, b in ((1, 1), (1, 16), (CORES, 4), (CORES, 16))],
     "compile": [(f"batch {b}", 1, b) for b in (1, 32)],
     "onnxruntime": [(f"batch {b}", 1, b) for b in (1, 32)],
@@ -39,21 +39,21 @@ BY_HAND = {  # what somebody would try who tunes a library: (setting, precision,
 # ---------------------------------------------------------------------------------------- contenders, each in a process
 
 
-def idiom(network, setting):
+def make_idiom(network, setting):
     import torch
     import torchvision
 
     model = getattr(torchvision.models, network)().eval()
     x = torch.rand(setting["batch"], 3, 224, 224)
 
-    def ask():
+    def predict():
         with torch.inference_mode():
             model(x)
 
-    return ask
+    return predict
 
 
-def openvino(network, setting):
+def make_openvino(network, setting):
     sys.modules["openvino_telemetry"] = None
     import openvino
 
@@ -65,32 +65,32 @@ def openvino(network, setting):
     queue = openvino.AsyncInferQueue(core.compile_model(graph, "CPU", config), setting["streams"])
     x = np.random.default_rng(0).random((setting["batch"], 3, 224, 224), np.float32)
 
-    def ask():
+    def predict():
         for _ in range(setting["streams"]):
             queue.start_async([x], share_inputs=True)
         queue.wait_all()
 
-    return ask
+    return predict
 
 
-def compiled(network, setting):
+def make_compiled(network, setting):
     import torch
-    import torch._inductor.config as how
+    import torch._inductor.config as inductor_config
     import torchvision
 
-    how.freezing = True
+    inductor_config.freezing = True
     model = getattr(torchvision.models, network)().eval().to(memory_format=torch.channels_last)
     x = torch.rand(setting["batch"], 3, 224, 224).contiguous(memory_format=torch.channels_last)
     fast = torch.compile(model)
 
-    def ask():
+    def predict():
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=setting["precision"] == "bf16"):
             fast(x)
 
-    return ask
+    return predict
 
 
-def onnxruntime(network, setting):
+def make_onnxruntime(network, setting):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -100,8 +100,8 @@ def onnxruntime(network, setting):
     return lambda: session.run(None, {session.get_inputs()[0].name: x})
 
 
-def ours(network, setting):
-    """Return the engine saved for throughput, or that for latency; on all its streams, as predict asks it."""
+def make_resnetkit(network, setting):
+    """Return the saved engine for throughput, or for latency; it uses all its streams, as in predict."""
     from resnetkit.engines.saved import open_engine, read_engines_file
     from resnetkit.optimization.worker import measure_speed
 
@@ -112,39 +112,45 @@ def ours(network, setting):
     return lambda seconds: measure_speed(engine, pixels, seconds)["images_per_second"]
 
 
-def matmul(network, setting):
-    """Nobody's network: what the cores give at this moment, in units (bf16: tiles where there are any) of their own."""
+def make_matmul(network, setting):
+    """Return a matrix multiplication, whose speed shows how busy the host is at this moment."""
     import torch
 
     x = torch.randn(2048, 2048, dtype=torch.bfloat16 if setting["precision"] == "bf16" else torch.float32)
     return lambda: x @ x
 
 
-def turns(ask, per_call):
+def make_timed_loop(predict, per_call):
     """Return a function that predicts for a number of seconds and returns images per second."""
 
-    def turn(seconds):
-        calls, begun = 0, time.perf_counter()
-        while calls < 2 or time.perf_counter() - begun < seconds:
-            ask()
+    def run_turn(seconds):
+        calls, start = 0, time.perf_counter()
+        while calls < 2 or time.perf_counter() - start < seconds:
+            predict()
             calls += 1
-        return calls * per_call / (time.perf_counter() - begun)
+        return calls * per_call / (time.perf_counter() - start)
 
-    return turn
+    return run_turn
 
 
-CONTENDERS = {"idiom": idiom, "openvino": openvino, "compile": compiled, "onnxruntime": onnxruntime, "ours": ours,
-              "matmul": matmul}  # fmt: skip
+CONTENDERS = {
+    "idiom": make_idiom,
+    "openvino": make_openvino,
+    "compile": make_compiled,
+    "onnxruntime": make_onnxruntime,
+    "ours": make_resnetkit,
+    "matmul": make_matmul,
+}
 
 
 def serve(network, setting):
-    """Ready after the first turn; then a line in (seconds) is a turn, and its pace comes back."""
+    """Print ``ready``, then run a turn for each line of stdin (seconds) and print its images per second."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     setting = json.loads(setting)
-    predict = CONTENDERS[setting["who"]](network, setting)
-    at_once = setting["batch"] * (setting.get("streams", 1) if setting["who"] == "openvino" else 1)
-    turn = predict if setting["who"] == "ours" else turns(predict, at_once)
+    predict = CONTENDERS[setting["library"]](network, setting)
+    images_per_call = setting["batch"] * (setting.get("streams", 1) if setting["library"] == "openvino" else 1)
+    turn = predict if setting["library"] == "ours" else make_timed_loop(predict, images_per_call)
     turn(0.0)
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
@@ -161,8 +167,8 @@ class Contender:
         if self.process.stdout.readline() != "ready\n":
             raise RuntimeError(f"{setting} does not run")
 
-    def turn(self, seconds=SLICE):
-        """Images per second."""
+    def run_turn(self, seconds=TURN_SECONDS):
+        """Run for some seconds and return the images per second."""
         self.process.stdin.write(f"{seconds}\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
@@ -172,21 +178,22 @@ class Contender:
         self.process.wait()
 
 
-class Pace:
-    """What the machine gives, looked at between turns: on a shared host others use its cores."""
+class HostMonitor:
+    """Samples of the speed of the machine between turns: on a shared host others use its cores."""
 
     def __init__(self):
-        self.sides, self.seen = {}, {"fp32": [], "bf16": []}
+        self.sides, self.samples = {}, {"fp32": [], "bf16": []}
 
-    def look(self):
-        self.sides = self.sides or {kind: Contender("", who="matmul", precision=kind, batch=1) for kind in self.seen}
+    def sample(self):
+        if not self.sides:
+            self.sides = {kind: Contender("", library="matmul", precision=kind, batch=1) for kind in self.samples}
         for kind, side in self.sides.items():
-            self.seen[kind].append(side.turn(SLICE / 4))
+            self.samples[kind].append(side.run_turn(TURN_SECONDS / 4))
 
-    def told(self):
+    def summarize(self):
         """Return the number of samples, and of each kind the median as a share of the best."""
-        shares = {kind: statistics.median(seen) / max(seen) for kind, seen in self.seen.items() if seen}
-        return {"looks": len(self.seen["fp32"]), **shares}
+        shares = {kind: statistics.median(rates) / max(rates) for kind, rates in self.samples.items() if rates}
+        return {"looks": len(self.samples["fp32"]), **shares}
 
     def __enter__(self):
         return self
@@ -196,30 +203,37 @@ class Pace:
             side.close()
 
 
-def best_of(network, settings):
-    """Return the fastest of these, each tried alone for two rounds, and what all of them gave."""
+def find_best_setting(network, settings):
+    """Return the images per second and the setting of the fastest contender; each runs alone for two turns."""
     results = []
     for setting in settings:
         try:
             contender = Contender(network, **setting)
         except RuntimeError:
             continue
-        results.append((max(contender.turn(), contender.turn()), setting))
+        results.append((max(contender.run_turn(), contender.run_turn()), setting))
         contender.close()
     return max(results, key=lambda result: result[0]) if results else None
 
 
-def paired(network, first, second, fresh, host):
-    """(median pace of each, median ratio, its 95 % interval), over so many ``fresh`` pairs of processes.
+def compare_in_pairs(network, first, second, n_pairs, host):
+    """Return the median speed of two settings, the median ratio and its 95 % interval.
 
-    Where the memory of a process lies changes its pace by some per cent, so one pair of them tells little.
+    The placement of its memory changes the speed of a process by some percent, so several pairs are needed.
+
+    Args:
+        network: The name of the network.
+        first: The first setting.
+        second: The second setting.
+        n_pairs: The number of pairs of processes.
+        host: Samples the speed of the machine before each turn.
     """
     pairs = []
-    for _ in range(fresh):
+    for _ in range(n_pairs):
         sides = [Contender(network, **setting) for setting in (first, second)]
-        for _ in range(TURNS):
-            host.look()
-            pace = {side: side.turn() for side in (sides if len(pairs) % 2 else sides[::-1])}
+        for _ in range(TURNS_PER_PAIR):
+            host.sample()
+            pace = {side: side.run_turn() for side in (sides if len(pairs) % 2 else sides[::-1])}
             pairs.append((pace[sides[0]], pace[sides[1]]))
         for side in sides:
             side.close()
@@ -231,7 +245,7 @@ def paired(network, first, second, fresh, host):
         "second": statistics.median(b for _, b in pairs),
         "ratio": statistics.median(ratios),
         "interval": [medians[49], medians[1949]],
-        "best": [max(a for a, _ in pairs), max(b for _, b in pairs)],  # when the machine was quietest for each
+        "best": [max(a for a, _ in pairs), max(b for _, b in pairs)],  # at the least busy moment of each
     }
 
 
@@ -252,12 +266,13 @@ def export_artifacts(network, photos, work):
     program = torch.export.export(model, (torch.rand(2, 3, 224, 224),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     graph = openvino.convert_model(program)
     openvino.save_model(graph, work / "fp32.xml", compress_to_fp16=False)
-    given = [x[None] for x in inputs(photos)]
-    openvino.save_model(nncf.quantize(graph, nncf.Dataset(given), subset_size=len(given)), work / "int8.xml", False)
+    calibration_images = [x[None] for x in prepare_images(photos)]
+    quantized = nncf.quantize(graph, nncf.Dataset(calibration_images), subset_size=len(calibration_images))
+    openvino.save_model(quantized, work / "int8.xml", False)
     torch.onnx.export(program, dynamo=True, verbose=False).save(str(work / "fp32.onnx"))
 
     class Reader(quantization.CalibrationDataReader):
-        left = iter([{"x": x} for x in given[:50]])
+        left = iter([{"x": x} for x in calibration_images[:50]])
 
         def get_next(self):
             return next(self.left, None)
@@ -266,47 +281,58 @@ def export_artifacts(network, photos, work):
     quantization.quantize_static(str(work / "fp32.onnx"), str(work / "int8.onnx"), Reader(), **options)
 
 
-def inputs(photos):
+def prepare_images(photos):
     """Prepare images as the idiom does: (C, H, W), normalized."""
-    prepare = transform()
+    prepare = make_transform()
     from PIL import Image
 
     return [prepare(Image.open(path).convert("RGB")).numpy() for path in photos]
 
 
-def transform():
+def make_transform():
     from torchvision import transforms as t
 
     return t.Compose([t.Resize(256), t.CenterCrop(224), t.ToTensor(),
                       t.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])  # fmt: skip
 
 
-def by_hand(network, work, precision, batch):
+def tune_by_hand(network, work, precision, batch):
     """Return the fastest of three libraries, tuned for batches of one or of 32 at most."""
     results = []
-    for who, ways in BY_HAND.items():
-        if who == "onnxruntime" and precision == "bf16":
+    for library, variants in BY_HAND.items():
+        if library == "onnxruntime" and precision == "bf16":
             continue  # it has no bf16 on CPUs
-        if who == "compile" and precision == "int8":
-            continue  # its int8 path needs another quantiser, torchao's
-        ending = {"openvino": "xml", "onnxruntime": "onnx", "compile": ""}[who]
+        if library == "compile" and precision == "int8":
+            continue  # its int8 path needs another quantizer (torchao)
+        ending = {"openvino": "xml", "onnxruntime": "onnx", "compile": ""}[library]
         kind = "int8" if precision == "int8" else "fp32"
         settings = [
-            {"who": who, "batch": b, "streams": s, "precision": precision, "file": str(work / f"{kind}.{ending}")}
-            for _, s, b in ways
+            {
+                "library": library,
+                "batch": b,
+                "streams": s,
+                "precision": precision,
+                "file": str(work / f"{kind}.{ending}"),
+            }
+            for _, s, b in variants
             if (b == 1 and s == 1 if batch == 1 else b * s <= batch)
         ]
-        best = best_of(network, settings)
+        best = find_best_setting(network, settings)
         results += [best] if best else []
-        print(f"  {who}: {best[0]:.1f}/s, {say(best[1])}" if best else f"  {who}: does not run", flush=True)
+        print(
+            f"  {library}: {best[0]:.1f}/s, {format_setting(best[1])}" if best else f"  {library}: does not run",
+            flush=True,
+        )
     return max(results, key=lambda result: result[0])[1]
 
 
-def say(setting):
-    return f"{setting['who']} {setting.get('precision', '')}, batch {setting['batch']} x {setting.get('streams', 1)}"
+def format_setting(setting):
+    return (
+        f"{setting['library']} {setting.get('precision', '')}, batch {setting['batch']} x {setting.get('streams', 1)}"
+    )
 
 
-def optimized(network, photos, work, precision, minutes):
+def optimize_network(network, photos, work, precision, minutes):
     """Return a model folder that was optimized for this precision."""
     import torch
 
@@ -322,36 +348,39 @@ def optimized(network, photos, work, precision, minutes):
     return folder
 
 
-def engines(options, photos, work):
+def compare_engines(options, photos, work):
+    """Compare the throughput of networks, without decoding, with the idiom and with tuned libraries."""
     rows = []
     for network in options.network:
         print(f"{network}: what people copy, at its better batch", flush=True)
-        plain = best_of(network, [{"who": "idiom", "batch": batch} for batch in (1, 16)])[1]
+        plain = find_best_setting(network, [{"library": "idiom", "batch": batch} for batch in (1, 16)])[1]
         export_artifacts(network, photos, (artifacts := Path(tempfile.mkdtemp(dir=work))))
         for precision in options.precision:
-            folder = optimized(network, options.photos, artifacts, precision, options.minutes)
+            folder = optimize_network(network, options.photos, artifacts, precision, options.minutes)
             for batch in (1, 32):
-                mine = {"who": "ours", "folder": str(folder), "batch": batch}
-                rivals = {"idiom": plain if batch > 1 else {"who": "idiom", "batch": 1}}
-                rivals["by hand"] = by_hand(network, artifacts, precision, batch)
+                mine = {"library": "ours", "folder": str(folder), "batch": batch}
+                rivals = {"idiom": plain if batch > 1 else {"library": "idiom", "batch": 1}}
+                rivals["by hand"] = tune_by_hand(network, artifacts, precision, batch)
                 for name, setting in rivals.items():
-                    row = paired(network, mine, setting, max(1, options.rounds // TURNS), options.host)
-                    print(f"{network} {precision} batch {batch}: ours {row['first']:.1f}/s, {name} ({say(setting)}) "
-                          f"{row['second']:.1f}/s, ratio {row['ratio']:.2f} "
+                    row = compare_in_pairs(
+                        network, mine, setting, max(1, options.rounds // TURNS_PER_PAIR), options.host
+                    )
+                    print(f"{network} {precision} batch {batch}: ours {row['first']:.1f}/s, "
+                          f"{name} ({format_setting(setting)}) {row['second']:.1f}/s, ratio {row['ratio']:.2f} "
                           f"({row['interval'][0]:.2f} to {row['interval'][1]:.2f}); both at their best "
                           f"{row['best'][0]:.1f} and {row['best'][1]:.1f}", flush=True)  # fmt: skip
                     rows.append({"network": network, "precision": precision, "batch": batch, "beside": name,
-                                  "setting": say(setting), **row})  # fmt: skip
-                store(options, rows)
+                                  "setting": format_setting(setting), **row})  # fmt: skip
+                save_rows(options, rows)
     return rows
 
 
-def store(options, rows):
+def save_rows(options, rows):
     """Save the rows so far, because such a run takes long."""
     if options.save:
         from resnetkit.runtime.environment import collect_environment
 
-        results = {"environment": collect_environment(), "pace": options.host.told(), "rows": rows}
+        results = {"environment": collect_environment(), "pace": options.host.summarize(), "rows": rows}
         options.save.write_text(json.dumps(results, indent=2) + "\n")
 
 
@@ -380,14 +409,14 @@ print(pace, peak / 1024, file=sys.stderr)
 """
 
 
-def ran(words, **kwargs):
-    """(seconds, peak MiB, stderr) of a process."""
-    begun = time.perf_counter()
+def run_process(words, **kwargs):
+    """Return the seconds and the stderr of a process."""
+    start = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **kwargs)
     _, output = process.communicate()
     if process.returncode not in (0,):
         raise SystemExit(f"{words[:4]} gave {process.returncode}: {output}")
-    return time.perf_counter() - begun, output
+    return time.perf_counter() - start, output
 
 
 PEAK = (
@@ -398,50 +427,51 @@ PEAK = (
 )
 
 
-def ours_over(folder, paths, work):
-    """(seconds of the whole command, peak MiB, whether torch was imported)."""
+def run_resnetkit(folder, paths, work):
+    """Return the seconds of the whole command, its peak in MiB, and whether it imported torch."""
     words = [sys.executable, "-c", PEAK, "predict", *map(str, paths), "--model", str(folder), "--jsonl"]
-    seconds, output = ran(words, cwd=work)
+    seconds, output = run_process(words, cwd=work)
     peak, torch = output.split("peak ")[1].split()[:2]
     return seconds, float(peak), torch == "True"
 
 
-def idiom_over(network, weights, batch, paths):
-    """(images per second once it is ready, seconds of the whole, peak MiB)."""
-    seconds, output = ran([sys.executable, "-c", IDIOM, network, str(weights), str(batch), *map(str, paths)])
+def run_idiom(network, weights, batch, paths):
+    """Return the images per second after start-up, the seconds of the whole script, and its peak in MiB."""
+    seconds, output = run_process([sys.executable, "-c", IDIOM, network, str(weights), str(batch), *map(str, paths)])
     pace, peak = map(float, output.split()[-2:])
     return pace, seconds, peak
 
 
-def prepared(options, photos, work):
-    """Weights of torchvision as a file, and a model folder optimized in each precision."""
+def prepare_models(options, work):
+    """Return a weights file of torchvision, and a model folder that was optimized for each precision."""
     import torch
     import torchvision
 
     torch.manual_seed(0)
     weights = work / "weights.pth"
     torch.save(getattr(torchvision.models, options.network[0])().state_dict(), weights)
-    folders = {p: optimized(options.network[0], options.photos, work, p, options.minutes) for p in options.precision}
-    return weights, folders
+    network, photos, minutes = options.network[0], options.photos, options.minutes
+    return weights, {name: optimize_network(network, photos, work, name, minutes) for name in options.precision}
 
 
-def images(options, photos, work):
+def compare_file_reading(options, photos, work):
+    """Compare the throughput from JPEG files to labels with the idiom."""
     network = options.network[0]
-    weights, folders = prepared(options, photos, work)
+    weights, folders = prepare_models(options, work)
     paths = list(itertools.islice(itertools.cycle(photos), options.count))
-    few = paths[: max(64, options.count // 10)]  # the idiom's pace does not depend on how many there are
+    few = paths[: max(64, options.count // 10)]  # the speed of the idiom does not depend on their number
     rows = []
-    better = max((1, 16), key=lambda batch: idiom_over(network, weights, batch, few[:64])[0])
+    better = max((1, 16), key=lambda batch: run_idiom(network, weights, batch, few[:64])[0])
     for precision, folder in folders.items():
-        alone = Contender(network, who="ours", folder=str(folder), batch=32)
+        alone = Contender(network, library="ours", folder=str(folder), batch=32)
         rounds = []
         for _ in range(options.rounds):
-            options.host.look()
-            net = alone.turn(5.0)
-            begun, *_ = ours_over(folder, few, work)  # start-up and a tenth: the rest is as fast as it gets
-            seconds, peak, torch = ours_over(folder, paths, work)
-            pace, _, their_peak = idiom_over(network, weights, better, few)
-            steady = (len(paths) - len(few)) / (seconds - begun)
+            options.host.sample()
+            net = alone.run_turn(5.0)
+            few_seconds, *_ = run_resnetkit(folder, few, work)  # start-up and a tenth of the images
+            seconds, peak, torch = run_resnetkit(folder, paths, work)
+            pace, _, their_peak = run_idiom(network, weights, better, few)
+            steady = (len(paths) - len(few)) / (seconds - few_seconds)
             rounds.append((steady, len(paths) / seconds, pace, net, peak, their_peak))
         alone.close()
         mine, whole, theirs, net, peak, their_peak = map(statistics.median, zip(*rounds, strict=True))
@@ -468,33 +498,37 @@ def images(options, photos, work):
     return rows
 
 
-def cold(options, photos, work):
+def compare_start(options, photos, work):
+    """Compare the seconds and the memory from the start of a process to the label of one JPEG."""
     network = options.network[0]
-    weights, folders = prepared(options, photos, work)
-    rows = []
+    weights, folders = prepare_models(options, work)
+    measurements = []  # per round: (seconds, peak MiB) of the idiom, then of each precision
     for _ in range(options.rounds + 1):
-        options.host.look()
-        _, theirs, their_peak = idiom_over(network, weights, 1, photos[:1])
-        rows.append([(theirs, their_peak), *[ours_over(folder, photos[:1], work)[:2] for folder in folders.values()]])
-    rows = []
-    for place, precision in enumerate(folders, 1):
-        ratio = statistics.median(row[place][0] / row[0][0] for row in rows[1:])
+        options.host.sample()
+        _, theirs, their_peak = run_idiom(network, weights, 1, photos[:1])
+        ours = [run_resnetkit(folder, photos[:1], work)[:2] for folder in folders.values()]
+        measurements.append([(theirs, their_peak), *ours])
+    rounds, rows = measurements[1:], []  # the first round warms up
+    for i, precision in enumerate(folders, 1):
         row = {
             "network": network,
             "precision": precision,
-            "seconds": statistics.median(row[place][0] for row in rows[1:]),
-            "ratio": ratio,
+            "seconds": statistics.median(item[i][0] for item in rounds),
+            "ratio": statistics.median(item[i][0] / item[0][0] for item in rounds),
+            "idiom": statistics.median(item[0][0] for item in rounds),
+            "peak": rounds[0][i][1],
+            "idiom_peak": rounds[0][0][1],
         }
-        row |= {"idiom": statistics.median(row[0][0] for row in rows[1:]), "peak": rows[1][place][1]}
-        row |= {"idiom_peak": rows[1][0][1]}
         print(f"{network} {precision}: one JPEG to its label, from nothing {row['seconds']:.2f} s, the idiom's script")
-        print(f"  {row['idiom']:.2f} s, ratio {ratio:.2f}; peak {row['peak']:.0f} and {row['idiom_peak']:.0f} MiB")
+        print(
+            f"  {row['idiom']:.2f} s, ratio {row['ratio']:.2f}; peak {row['peak']:.0f} and {row['idiom_peak']:.0f} MiB"
+        )
         rows.append(row)
     return rows
 
 
-def accuracy(options, photos, work):
-    """Exact counts of trained networks, by the plain network and by each precision of OpenVINO."""
+def compare_accuracy(options, photos, work):
+    """Count the correct predictions of trained networks, in fp32 and in each precision of OpenVINO."""
     import resnetkit as rk
 
     rows = []
@@ -503,23 +537,31 @@ def accuracy(options, photos, work):
             folder = work / f"{number}-{precision}"
             rk.optimize(weights, out=folder, data=options.photos, minutes=options.minutes, engines=["openvino"],
                         precisions=[precision])  # fmt: skip
-            rows += [counted(folder, options.photos, name) for name in ("torch", f"openvino-{precision}")]
+            rows += [evaluate_engine(folder, options.photos, name) for name in ("torch", f"openvino-{precision}")]
             print(f"{Path(weights).name} {precision}: {rows[-2]['correct']:,} in fp32, {rows[-1]['correct']:,} of "
                   f"{rows[-1]['n']:,}", flush=True)  # fmt: skip
             rows[-2:] = [{**row, "weights": Path(weights).name} for row in rows[-2:]]
     return rows
 
 
-def counted(folder, data, engine):
+def evaluate_engine(folder, data, engine):
     words = [sys.executable, "-m", "resnetkit", "evaluate", folder, data, "--engine", engine, "--json"]
     result = subprocess.run(list(map(str, words)), check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     result = json.loads(result.stdout)
     return {"engine": engine, "correct": result["correct"], "n": result["n"]}
 
 
+COMPARISONS = {
+    "engines": compare_engines,
+    "images": compare_file_reading,
+    "cold": compare_start,
+    "accuracy": compare_accuracy,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("engines", "images", "cold", "accuracy"))
+    parser.add_argument("what", choices=COMPARISONS)
     parser.add_argument("photos", type=lambda word: Path(word).resolve())
     parser.add_argument("--network", nargs="+", default=["resnet50"])
     parser.add_argument("--precision", nargs="+", default=["int8", "bf16"], choices=("int8", "bf16"))
@@ -529,11 +571,11 @@ def main():
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     photos = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    with tempfile.TemporaryDirectory() as work, Pace() as options.host:
-        store(options, globals()[options.what](options, photos, Path(work)))
-    if (pace := options.host.told())["looks"]:
-        shares = ", ".join(f"{kind} {pace[kind]:.0%}" for kind in options.host.seen)
-        print(f"matrix products, median of {pace['looks']} looks, of the best pace seen: {shares}")
+    with tempfile.TemporaryDirectory() as work, HostMonitor() as options.host:
+        save_rows(options, COMPARISONS[options.what](options, photos, Path(work)))
+    if (pace := options.host.summarize())["looks"]:
+        shares = ", ".join(f"{kind} {pace[kind]:.0%}" for kind in options.host.samples)
+        print(f"matrix multiplication, median of {pace['looks']} samples, relative to the best one: {shares}")
 
 
 if __name__ == "__main__":

@@ -31,13 +31,13 @@ from resnetkit.network.inference import PixelNormalizer
 from resnetkit.network.layers import NetworkModule
 
 OUT = Path(__file__).parents[1] / "docs" / "measured" / "surgery.json"
-FITTED_ON, GROUPS, SHARE, WIDTH, BLOCKS = 256, 4, 0.75, 96, (10, 11, 9)
+FITTED_ON, GROUPS, KEPT_FRACTION, WIDTH, BLOCKS = 256, 4, 0.75, 96, (10, 11, 9)
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Row:
-    """``same`` counts the images whose answer is the one before, ``apart`` is the largest change of a logit."""
+    """``same`` counts the images with an unchanged prediction; ``apart`` is the largest change of a logit."""
 
     edit: str
     method: str
@@ -45,7 +45,7 @@ class Row:
     same: int
     apart: float
     promised: bool
-    macs: float  # as a share of those before
+    macs: float  # relative to the original network
 
 
 class Bench:
@@ -55,29 +55,29 @@ class Bench:
         self.folder = folder
         self.model = rk.load(weights)
         self.truth = torch.from_numpy(open_dataset(folder / "test").train_split.labels)
-        self.before = self.last = self.evaluated(self.model)[1]
+        self.before = self.last = self.evaluate(self.model)[1]
 
-    def evaluated(self, model: NetworkModule) -> tuple[int, Tensor]:
+    def evaluate(self, model: NetworkModule) -> tuple[int, Tensor]:
         """Return the correct predictions of `rk.evaluate`, and the logits that it saw."""
-        with answers_of(model) as seen:
+        with record_outputs(model) as outputs:
             evaluation = rk.evaluate(model, self.folder / "test")
-        return evaluation.correct, torch.cat(seen)
+        return evaluation.correct, torch.cat(outputs)
 
-    def row(self, edit: str, edited: NetworkModule, **more: Any) -> Row:
+    def measure(self, edit: str, edited: NetworkModule, **more: Any) -> Row:
         """Measure a network with a classifier."""
-        correct, logits = self.evaluated(edited)
-        row = self.counted(edit, edited, logits, **more)
+        correct, logits = self.evaluate(edited)
+        row = self.make_row(edit, edited, logits, **more)
         assert row.correct == correct
         return row
 
     @torch.inference_mode()
-    def by_hand(
+    def measure_function(
         self, edit: str, edited: NetworkModule, ask: Callable[[Tensor], Tensor], card: Card | None = None, **more: Any
     ) -> Row:
-        """Measure a network without a classifier of its own, or one that is used in another way."""
-        return self.counted(edit, edited, torch.cat([ask(x) for x in self.images(card or edited.card)]), **more)
+        """Measure a function of a network, for example one without a classifier of its own."""
+        return self.make_row(edit, edited, torch.cat([ask(x) for x in self.load_images(card or edited.card)]), **more)
 
-    def counted(
+    def make_row(
         self,
         edit: str,
         edited: NetworkModule,
@@ -94,9 +94,15 @@ class Bench:
         print(f"{time.strftime('%H:%M:%S')} {row}", file=sys.stderr, flush=True)
         return row
 
-    def images(self, card: Card, part: str = "test", count: int | None = None) -> Iterator[Tensor]:
-        """Images as a network of this card sees them (N C H W); ``count`` of them from all over a part."""
-        data = open_dataset(self.folder / part)
+    def load_images(self, card: Card, split: str = "test", count: int | None = None) -> Iterator[Tensor]:
+        """Yield the inputs of a network with this card (N, C, H, W).
+
+        Args:
+            card: The card of the network.
+            split: The folder of the images.
+            count: Load only so many images, evenly spread over the split.
+        """
+        data = open_dataset(self.folder / split)
         source = ImageLoader(data.train_split, card.preparation, SkippedFiles(data, Error()), cache=False)
         if count is None:
             pixels = (batch for batch, _ in source.iter_batches())
@@ -106,12 +112,17 @@ class Bench:
 
 
 @contextmanager
-def answers_of(part: nn.Module, of: Callable[[Tensor], Tensor] = torch.clone) -> Iterator[list[Tensor]]:
-    """Record the outputs of a module from now on, or what ``of`` makes of them."""
-    seen: list[Tensor] = []
-    hook = part.register_forward_hook(lambda module, given, answer: seen.append(of(answer)))
+def record_outputs(module: nn.Module, select: Callable[[Tensor], Tensor] = torch.clone) -> Iterator[list[Tensor]]:
+    """Yield a list to which a hook adds the outputs of a module.
+
+    Args:
+        module: The module.
+        select: A function to apply to each output.
+    """
+    outputs: list[Tensor] = []
+    hook = module.register_forward_hook(lambda module, given, answer: outputs.append(select(answer)))
     try:
-        yield seen
+        yield outputs
     finally:
         hook.remove()
 
@@ -119,78 +130,86 @@ def answers_of(part: nn.Module, of: Callable[[Tensor], Tensor] = torch.clone) ->
 # ----------------------------------------------------------------------------------------------------------- the edits
 
 
-def kept(bench: Bench) -> Iterator[Row]:
-    """Edits after which the answers are those before."""
+def edit_exactly(bench: Bench) -> Iterator[Row]:
+    """Measure edits after which the outputs are unchanged."""
     model = bench.model
-    yield bench.row("none", model)
-    yield bench.row("norms folded", rk.surgery.fold_norms(model)[0])
+    yield bench.measure("none", model)
+    yield bench.measure("norms folded", rk.surgery.fold_norms(model)[0])
     longer, _ = rk.surgery.insert(model, "stage2.block4", 2)
-    yield bench.row("two blocks inserted behind stage2.block4", longer)
+    yield bench.measure("two blocks inserted behind stage2.block4", longer)
     deeper, _ = rk.surgery.deepen(model, BLOCKS)
-    yield bench.row(f"deepened from 9-9-9 to {'-'.join(map(str, BLOCKS))} blocks", deeper)
+    yield bench.measure(f"deepened from 9-9-9 to {'-'.join(map(str, BLOCKS))} blocks", deeper)
     wider, _ = rk.surgery.widen(model, 3, WIDTH)
-    yield bench.row(f"stage3 widened from 64 to {WIDTH}", wider)
-    yield bench.row("shortcuts of option B instead of A", rk.surgery.shortcuts(model, "B")[0])
+    yield bench.measure(f"stage3 widened from 64 to {WIDTH}", wider)
+    yield bench.measure("shortcuts of option B instead of A", rk.surgery.shortcuts(model, "B")[0])
     four, _ = rk.surgery.input_channels(model, 4)
     fourth = partial(nn.functional.pad, pad=(0, 0, 0, 0, 0, 1), value=0.5)
-    yield bench.by_hand(
+    yield bench.measure_function(
         "4 input channels", four, lambda x: four(fourth(x)), model.card, method="0.5 everywhere in the fourth"
     )
 
 
-def parts(bench: Bench) -> Iterator[Row]:
-    """Networks without a classifier, and the old one behind them."""
+def remove_heads(bench: Bench) -> Iterator[Row]:
+    """Measure networks without a classifier, followed by the old classifier."""
     linear = bench.model.head.linear
     cut, _ = rk.surgery.cut(bench.model, "stage3")
-    yield bench.by_hand(
+    yield bench.measure_function(
         "cut behind stage3", cut, lambda x: linear(cut(x).mean((2, 3))), method="averaged, old classifier"
     )
     pooled, _ = rk.surgery.head(bench.model, "pooled")
-    yield bench.by_hand("head pooled", pooled, lambda x: linear(pooled(x)), method="old classifier")
+    yield bench.measure_function("head pooled", pooled, lambda x: linear(pooled(x)), method="old classifier")
 
 
-def dilated(bench: Bench) -> Iterator[Row]:
-    """Measure the same map on the old grid, and a finer one, which the head averages."""
+def dilate(bench: Bench) -> Iterator[Row]:
+    """Measure dilated networks whose head averages the old grid, or the whole finer map."""
     for stride in (2, 1):
         edited, _ = rk.surgery.dilate(bench.model, stride)
         step, edit = 4 // stride, f"dilated to output stride {stride}"
-        with answers_of(edited.stage3, lambda maps: maps[..., ::step, ::step].mean((2, 3))) as averages:  # noqa: B023
-            dense = bench.row(edit, edited, method="averaged over the whole map", promised=False)
+        with record_outputs(edited.stage3, lambda maps: maps[..., ::step, ::step].mean((2, 3))) as averages:  # noqa: B023
+            dense = bench.measure(edit, edited, method="averaged over the whole map", promised=False)
         logits = edited.head.linear(torch.cat(averages)).detach()
-        yield bench.counted(edit, edited, logits, method="averaged over the old grid")
+        yield bench.make_row(edit, edited, logits, method="averaged over the old grid")
         yield dense
 
 
-def gray(bench: Bench) -> Iterator[Row]:
-    """Gray images in three channels and in one."""
+def convert_to_gray(bench: Bench) -> Iterator[Row]:
+    """Measure gray images in three channels and in one."""
     model, (edited, _) = bench.model, rk.surgery.input_channels(bench.model, 1)
     as_color = replace(edited.card, preparation=replace(edited.card.preparation, mean=(0.0,), std=(1.0,)))
     usual = PixelNormalizer(model.card.preparation, CPU)
-    ask = partial(_in_three, model, lambda x: usual((x * 255).permute(0, 2, 3, 1)))
+    ask = partial(run_in_three_channels, model, lambda x: usual((x * 255).permute(0, 2, 3, 1)))
     method = "gray images in three channels, each with its own mean and deviation"
-    yield bench.by_hand("none", model, ask, as_color, method=method, promised=False)
+    yield bench.measure_function("none", model, ask, as_color, method=method, promised=False)
     method = "gray images in three channels, the mean and deviation of all"
-    yield bench.by_hand(
-        "none", model, partial(_in_three, model, lambda x: x), edited.card, method=method, promised=False
+    yield bench.measure_function(
+        "none", model, partial(run_in_three_channels, model, lambda x: x), edited.card, method=method, promised=False
     )
-    yield bench.row("1 input channel", edited, method="gray images; beside the row above", beside=bench.last)
+    yield bench.measure("1 input channel", edited, method="gray images; beside the row above", beside=bench.last)
 
 
-def _in_three(model: NetworkModule, prepare: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def run_in_three_channels(model: NetworkModule, prepare: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return model(prepare(x.expand(-1, 3, -1, -1)))
 
 
-def changed(bench: Bench) -> Iterator[Row]:
-    """Edits after which the network computes something else."""
-    images = next(bench.images(bench.model.card, "train", FITTED_ON))
+def change_outputs(bench: Bench) -> Iterator[Row]:
+    """Measure edits after which the network computes something else."""
+    images = next(bench.load_images(bench.model.card, "train", FITTED_ON))
     normed, _ = rk.surgery.group_norm(bench.model, images, GROUPS)
     method = f"refitted on {FITTED_ON} images of train"
-    yield bench.row(f"group norm, {GROUPS} groups", normed, method=method, promised=False)
-    pruned, _ = rk.surgery.prune(bench.model, SHARE)
-    yield bench.row(f"pruned to {SHARE:g} of the widths", pruned, method="not trained again", promised=False)
+    yield bench.measure(f"group norm, {GROUPS} groups", normed, method=method, promised=False)
+    pruned, _ = rk.surgery.prune(bench.model, KEPT_FRACTION)
+    yield bench.measure(
+        f"pruned to {KEPT_FRACTION:g} of the widths", pruned, method="not trained again", promised=False
+    )
 
 
-EDITS = {"kept": kept, "parts": parts, "dilated": dilated, "gray": gray, "changed": changed}
+EDITS = {
+    "kept": edit_exactly,
+    "parts": remove_heads,
+    "dilated": dilate,
+    "gray": convert_to_gray,
+    "changed": change_outputs,
+}
 
 
 def main() -> None:
@@ -201,7 +220,7 @@ def main() -> None:
     options = parser.parse_args()
     bench = Bench(options.cifar10, options.weights)
     new = {name: [asdict(row) for row in EDITS[name](bench)] for name in options.only}
-    before = json.loads(OUT.read_text())["rows"] if OUT.exists() else {}  # the others stay as they were measured last
+    before = json.loads(OUT.read_text())["rows"] if OUT.exists() else {}
     rows = {name: {**before, **new}[name] for name in EDITS if name in {**before, **new}}
     OUT.write_text(json.dumps({"weights": options.weights.name, "n": len(bench.truth), "rows": rows}, indent=2) + "\n")
 

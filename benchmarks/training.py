@@ -24,7 +24,7 @@ from resnetkit.training.state import TrainState
 from resnetkit.training.trainer import Trainer
 
 
-def plain_round(model, optimizer, images, batch, steps):
+def run_plain_steps(model, optimizer, images, batch, steps):
     """Return the images per second of a plain loop."""
     inputs, labels = images
     started = time.perf_counter()
@@ -38,7 +38,7 @@ def plain_round(model, optimizer, images, batch, steps):
     return steps * batch / (time.perf_counter() - started)
 
 
-def our_round(training, epoch, steps):
+def run_resnetkit_steps(trainer, epoch, steps):
     """Return the images per second of the loop of `resnetkit train`, stopped after ``steps``."""
     rates = []
 
@@ -47,9 +47,10 @@ def our_round(training, epoch, steps):
         if event.step == steps:
             raise StopIteration
 
-    training.on_event, training.state = watch, TrainState(epoch=epoch, batch_size=training.recipe.batch_size)
+    trainer.on_event = watch
+    trainer.session.state = TrainState(epoch=epoch, batch_size=trainer.run.recipe.batch_size)
     try:
-        training.train_epoch(epoch)
+        trainer.train_epoch(epoch)
     except StopIteration:
         return rates[-1]
     raise SystemExit("an epoch has fewer steps than --steps")
@@ -66,29 +67,29 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         run = prepare_run(options.data, options.model, {}, out=Path(folder) / "run", device="auto", on_progress=None)
-    prepared, sources, recipe = run.setup, run.loaders, run.setup.recipe
-    training = Trainer(run, lambda event: None)
+    loaders, recipe = run.loaders, run.recipe
+    trainer = Trainer(run, lambda event: None)
 
-    count, device = options.steps * recipe.batch_size, torch.device(prepared.device)
-    pixels, _ = sources["train"].load_eval_pixels(torch.arange(count).numpy())
-    labels = sources["train"].labels[:count].to(device)
-    inputs = PixelNormalizer(prepared.card.preparation, device)(pixels).contiguous()
-    model = rk.build(prepared.card.spec).to(device).train()
+    count, device = options.steps * recipe.batch_size, torch.device(run.device)
+    pixels, _ = loaders["train"].load_eval_pixels(torch.arange(count).numpy())
+    labels = loaders["train"].labels[:count].to(device)
+    inputs = PixelNormalizer(run.card.preparation, device)(pixels).contiguous()
+    model = rk.build(run.card.spec).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
-    plain_round(model, optimizer, (inputs, labels), recipe.batch_size, 5)
-    our_round(training, 1, 5)
+    run_plain_steps(model, optimizer, (inputs, labels), recipe.batch_size, 5)
+    run_resnetkit_steps(trainer, 1, 5)
     plain, ours = [], []
     for number in range(options.rounds):
-        plain.append(plain_round(model, optimizer, (inputs, labels), recipe.batch_size, options.steps))
-        ours.append(our_round(training, number + 2, options.steps))
+        plain.append(run_plain_steps(model, optimizer, (inputs, labels), recipe.batch_size, options.steps))
+        ours.append(run_resnetkit_steps(trainer, number + 2, options.steps))
     ratio = statistics.median(b / a for a, b in zip(plain, ours, strict=True))
     results = {
         "model": options.model,
         "batch": recipe.batch_size,
         "plain": {"setting": "fp32, N C H W, no augmentation", "images_per_second": statistics.median(plain)},
         "ours": {
-            "setting": f"{prepared.precision}, channels last, {type(recipe.augment).__name__}",
+            "setting": f"{run.precision}, channels last, {type(recipe.augment).__name__}",
             "images_per_second": statistics.median(ours),
         },
         "ratio": ratio,
