@@ -252,7 +252,10 @@ INVALID_COMMANDS = {
         "error: --size takes one side, or height and width; got 3 numbers\nwhere: --size\nfix: --size 224",
     ),
     "explain resnet50 --size 0": (2, "error: this network cannot be built: 2 faults\nwhere: input.height: got 0"),
-    "explain resnet50 --why stage9": (2, "error: this network has no such path\nwhere: stage9\nfix: try stage"),
+    "explain resnet50 --why stage9": (
+        2,
+        "error: this network has no such path, and no such word is known\nwhere: stage9\nfix: the network has stem, stage1",
+    ),
     "explain none.toml": (2, "error: this network cannot be read: No such file or directory\nwhere: none.toml"),
     "explain resnet50 --picture x.png": (
         2,

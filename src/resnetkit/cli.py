@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from resnetkit.commands.output import log, open_devnull
-from resnetkit.errors import MachineError, PeerProcessError, ResnetkitError, ResnetkitWarning, UsageError, suggest_fix
+from resnetkit.errors import MachineError, PeerProcessError, ResnetkitError, ResnetkitWarning, UsageError, find_closest
 
 COMMANDS = {
     "models": "list networks with params, MACs and published accuracy",
@@ -156,5 +156,8 @@ def _check_single_process(command: str) -> None:
 
 
 def _suggest_command(command: str) -> str:
+    from resnetkit.commands.synonyms import find_command
+
     matches = [name for name in COMMANDS if command and name.startswith(command)]
-    return f"did you mean {' or '.join(matches)}?" if matches else suggest_fix(command, list(COMMANDS))
+    matches = matches or list(filter(None, [find_command(command)])) or [*find_closest(command, COMMANDS, cutoff=0.7)]
+    return f"did you mean {' or '.join(matches)}?" if matches else f"one of {', '.join(COMMANDS)}"

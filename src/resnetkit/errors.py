@@ -132,17 +132,27 @@ class PeerProcessError(ResnetkitError):
 _DIGIT_LOOKALIKES = str.maketrans("oOlI", "0011")  # letters that people type for digits
 
 
-def find_closest(query: str, candidates: Iterable[str], n: int = 1) -> tuple[str, ...]:
+def find_closest(
+    query: str, candidates: Iterable[str], n: int = 1, *, cutoff: float = 0.6, same_numbers: bool = False
+) -> tuple[str, ...]:
     """Return the candidates most like ``query``, best first; none if nothing is similar.
 
     Args:
         query: the word that the user wrote.
         candidates: the known words.
         n: return at most this many.
+        cutoff: the smallest similarity, from 0 to 1.
+        same_numbers: skip candidates with other numbers: ``resnet56`` is not like ``resnet50``.
     """
+    word = query[:200].translate(_DIGIT_LOOKALIKES)
     normalized = {name.translate(_DIGIT_LOOKALIKES): name for name in candidates}
-    matches = difflib.get_close_matches(query[:200].translate(_DIGIT_LOOKALIKES), list(normalized), n=n, cutoff=0.6)
-    return tuple(normalized[name] for name in matches)
+    if same_numbers:
+        normalized = {key: name for key, name in normalized.items() if _find_numbers(key) == _find_numbers(word)}
+    return tuple(normalized[key] for key in difflib.get_close_matches(word, list(normalized), n=n, cutoff=cutoff))
+
+
+def _find_numbers(word: str) -> list[str]:
+    return re.findall(r"\d+", word)
 
 
 def suggest_fix(query: str, candidates: Sequence[str], default: str = "") -> str:

@@ -14,6 +14,7 @@ This module imports no torch.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 from resnetkit.architecture import spec as specs
 from resnetkit.architecture.spec import Conv, Network, Shortcuts, Stage, Stem, count_classes, replace_classes
-from resnetkit.errors import UsageError, find_closest, suggest_fix
+from resnetkit.errors import UsageError, find_closest
 from resnetkit.serialization import from_json, from_toml, read_text
 
 CIFAR_INPUT = (3, 32, 32)
@@ -202,12 +203,27 @@ def spec(source: str | Path | Network) -> Network:
         parent = Path(source).parent
         siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         closest = find_closest(Path(source).name, siblings)  # whole paths are similar if their parents are long
-        fix = f"did you mean {parent / closest[0]}?" if closest else _ALLOWED_SOURCES
+        is_hub_name = not parent.is_dir() and not str(source).endswith(_WEIGHTS_SUFFIXES)  # microsoft/resnet-50
+        name = find_similar_network(str(source)) if is_hub_name else ""
+        suggestion = str(parent / closest[0]) if closest else name
+        fix = f"did you mean {suggestion}?" if suggestion else _ALLOWED_SOURCES
         raise UsageError("no such file or folder", where=str(source), fix=fix)
     if source not in CATALOG:
-        fix = suggest_fix(str(source), list(CATALOG), "`resnetkit models` lists every name")
+        name = find_similar_network(str(source))
+        fix = f"did you mean {name}?" if name else "`resnetkit models` lists every name"
         raise UsageError(f"unknown network {str(source)!r}", where="model", fix=fix)
     return CATALOG[str(source)]
+
+
+def find_similar_network(name: str) -> str:
+    """Return the network that a name of another library or a mistyped name means, or nothing.
+
+    ``microsoft/resnet-50``, ``ResNet50_Weights`` and ``resnet50.a1_in1k`` all mean ``resnet50``.
+    """
+    bare_name = name.rpartition("/")[2].partition(".")[0].lower().removesuffix("_weights")
+    simple_names = {re.sub("[-_]", "", known): known for known in reversed(CATALOG)}
+    simple_name = re.sub("[-_]", "", bare_name)
+    return simple_names.get(simple_name) or next(iter(find_closest(name, CATALOG, cutoff=0.7, same_numbers=True)), "")
 
 
 def get_network_name(source: str | Path | Network) -> str:

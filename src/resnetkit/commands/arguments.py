@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from resnetkit.errors import UsageError, find_closest
+from resnetkit.errors import UsageError
 
 T = TypeVar("T")
 
@@ -149,9 +149,11 @@ def _check_unknown(parameters: Sequence[Parameter], prog: str, words: Sequence[s
     """Check that no word is an option; argparse has taken those that it knows."""
     for word in words:
         if word.startswith("-") and word != "-":
-            names = [parameter.option[2:] for parameter in parameters if not parameter.argument.is_positional]
-            matches = find_closest(word.split("=")[0].lstrip("-"), names)  # common dashes are no similarity
-            fix = f"did you mean --{matches[0]}?" if matches else f"{prog} --help"
+            from resnetkit.commands.synonyms import suggest_option
+
+            options = [parameter.option[2:] for parameter in parameters if not parameter.argument.is_positional]
+            arguments = [parameter.label for parameter in parameters if parameter.argument.is_positional]
+            fix = suggest_option(prog.rpartition(" ")[2], word, options, arguments)
             raise UsageError(f"unknown option: {word}", where=prog, fix=fix)
 
 

@@ -5,7 +5,6 @@ This module imports no torch.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from resnetkit.architecture.plan import Plan, Section
 from resnetkit.architecture.plan import plan as make_plan
 from resnetkit.architecture.spec import Network
 from resnetkit.architecture.summary import describe_shortcut
-from resnetkit.errors import UsageError
+from resnetkit.errors import UsageError, find_closest
 from resnetkit.explain.describe import format_path_range
 from resnetkit.explain.sentences import format_reason
 from resnetkit.explain.topics import Topic, find_topic, list_topic_words, match_question
@@ -147,8 +146,7 @@ def _unknown_query_error(plan: Plan, query: str) -> UsageError:
 def _find_closest_name(plan: Plan, query: str) -> str:
     """Return the name that differs from a query in a few letters and in no number, or nothing."""
     names = [*list_topic_words(), *plan.parts, *list_aliases(plan)]
-    candidates = [name for name in names if re.findall(r"\d+", name) == re.findall(r"\d+", query)]
-    return next(iter(difflib.get_close_matches(query[:200], candidates, 1, _MIN_SIMILARITY)), "")
+    return next(iter(find_closest(query, names, cutoff=_MIN_SIMILARITY, same_numbers=True)), "")
 
 
 def _describe_nearest_part(plan: Plan, query: str) -> str:
