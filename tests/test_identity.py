@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import shutil
 import threading
 
@@ -291,6 +292,19 @@ def test_images_of_the_training_among_others_are_counted(trained, tmp_path):
             path.write_bytes(path.read_bytes() + b"\0")
     (note,) = rk.evaluate(run, copy).notes
     assert note == f"the training of the model used {len(known)} of 60 images, so the accuracy is likely too high"
+
+
+def test_splits_of_another_kind_are_counted_and_not_drawn_again(trained, tmp_path):
+    data, run = trained
+    for i, path in enumerate(sorted(data.rglob("*.png"))):
+        target = tmp_path / "divided" / ("val" if i % 4 == 0 else "train") / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    evaluation = rk.evaluate(run, tmp_path / "divided", split="train")
+    assert evaluation.n == 45
+    (note,) = evaluation.notes
+    assert re.fullmatch(r"the training of the model used \d\d of 45 images, so the accuracy is likely too high", note)
+    assert rk.evaluate(run, tmp_path / "divided", split="all").notes == ("the model was trained on these images",)
 
 
 def test_a_model_of_a_model_knows_the_images_of_both(trained, tmp_path, pictures, network):

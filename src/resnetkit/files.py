@@ -223,7 +223,7 @@ class LogFile:
 
     def _flush(self) -> None:
         text = "".join(line + "\n" for line in self._pending).encode()
-        if self.path.is_file() and self.path.stat().st_nlink > 1:  # a hard link: the file is also somebody else's
+        if _is_hard_link(self.path):  # the file is also somebody else's, such as a backup
             write_bytes(self.path, self.path.read_bytes()[: self.size])
         write_at(self.path, text, self.size)
         self.size += len(text)
@@ -345,6 +345,15 @@ def _translate_os_errors(path: Path) -> Iterator[None]:
 def _is_disk_full(error: OSError) -> bool:
     """Return True for a full disk; NumPy reports one by its message only."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or "requested and" in str(error)
+
+
+def _is_hard_link(path: Path) -> bool:
+    """Return whether a regular file has more names than this one."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
 
 
 def _fsync(path: Path) -> None:

@@ -44,7 +44,7 @@ _WHOLE_BYTES, _PART_BYTES, _N_PARTS = 4 * 2**20, 2**16, 64
 _DIGEST_BYTES, _ID_BYTES, _KEY_BYTES, _CHECKSUM_BYTES = 16, 6, 8, 32
 _ID_SHIFT = np.uint64(64 - 8 * _ID_BYTES)
 _UNREADABLE = bytes(_DIGEST_BYTES)
-_CHUNK_SIZE = 64  # images per task
+_CHUNK_SIZE = 50  # images per task, as progress is shown every 50 images
 _HEADER = ("split", "class", "name", "digest")
 
 
@@ -161,7 +161,7 @@ def _digest_file(path: Path) -> bytes:
 
 
 def _iter_digests(images: Images, cache: _DigestCache, workers: int) -> Iterator[Digests]:
-    """Yield the digests of an image after the other, in arrays of up to 64."""
+    """Yield the digests of the images in order, in arrays of up to 50."""
     chunks = [range(i, min(i + _CHUNK_SIZE, len(images))) for i in range(0, len(images), _CHUNK_SIZE)]
     read = partial(_digest_chunk, images, cache)
     for digests in map_ordered(read, chunks, workers, lambda chunk: images.format_location(chunk[0])):

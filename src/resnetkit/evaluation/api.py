@@ -45,7 +45,7 @@ def evaluate(
         model: a network, a run folder, a model folder or a weights file.
         data: a dataset.
         split: train, val, test or all. By default, if the model was trained on this dataset, the split that was held
-            out from training; else the first of test, val and all that the dataset has.
+            out from training; else the first of test, val and all that the dataset has. Contents decide, not names.
         engine: ``torch`` runs the network itself; ``auto`` the fastest engine that `optimize` has saved; a name such as
             ``openvino-int8`` that engine. ``notes`` of the result name the engine.
         device: cpu, cuda or auto; for ``torch``.

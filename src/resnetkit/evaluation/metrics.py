@@ -254,7 +254,8 @@ def choose_split(
     chosen = split or next(name for name in ("test", "val", "all", "train") if name in dataset.splits)
     if card.training is None:
         return _set_split(dataset, chosen, dataset.get_split(chosen)), chosen, ()
-    if chosen not in dataset.splits or chosen not in ("test", "val"):  # the training may have drawn splits
+    is_drawn = chosen not in dataset.splits or (chosen in ("all", "train") and "val" not in dataset.splits)
+    if is_drawn:  # by the training, if it is the same dataset
         identity = identify_dataset(dataset, on_progress)
         if identity.fingerprint == card.training.fingerprint:
             divided = _split_as_in_training(dataset, identity, card.training)
