@@ -22,6 +22,7 @@ from resnetkit.architecture import spec as s
 from resnetkit.errors import ResnetkitWarning, UsageError, VerificationError
 from resnetkit.network.build import build
 from resnetkit.network.compare import measure_difference
+from resnetkit.surgery.norms import fold_for_inference
 from resnetkit.weights.convert import as_module, convert
 from resnetkit.weights.save import save
 
@@ -464,6 +465,16 @@ def test_weights_of_another_kind_are_refused(tmp_path):
     with pytest.raises(UsageError, match="these weights are not plain tensors") as caught:
         save(model, tmp_path / "model")
     assert caught.value.where == ("stem.conv1.weight: Scaled",)
+
+
+def test_a_network_with_wrapped_parts_is_not_edited():
+    model = make_network()
+    model.stage1.block2 = torch.compile(model.stage1.block2, backend="eager")
+    for edit in (lambda: surgery.restride(model, "stage2", 1), lambda: fold_for_inference(model)):
+        with pytest.raises(UsageError, match="parts of this network are wrapped") as caught:
+            edit()
+        assert caught.value.where == ("stage1.block2",)
+        assert caught.value.fix == "edit the network first, then compile or wrap its parts"
 
 
 # ----------------------------------------------------------------------------------------------------------- as_module

@@ -81,6 +81,19 @@ def check_classes(network: NetworkModule) -> None:
         raise UsageError(message, where=_CLASSIFIER, fix=_BY_EDIT.format("classes(model, names)"))
 
 
+def check_editable(network: NetworkModule) -> None:
+    """Check that the layers of a network are those of its card, each at its path; others may be added.
+
+    Raises:
+        UsageError: a layer differs, or a part is wrapped.
+    """
+    wrapped = [path for path, module in network.named_modules() if unwrap_module(module) is not module]
+    if wrapped:
+        fix = "edit the network first, then compile or wrap its parts"
+        raise UsageError("parts of this network are wrapped", where=wrapped[:_MAX_LINES], fix=fix)
+    check_layers(network, network.card, allow_added=True)
+
+
 @dataclass(frozen=True)
 class LayerDifference:
     """A layer that is not as the card says; ``is_added`` if the card has nothing in its place."""

@@ -18,7 +18,7 @@ from resnetkit.architecture.spec import Network as Spec
 from resnetkit.architecture.tensors import get_tensor_shapes
 from resnetkit.errors import UsageError
 from resnetkit.network.build import build_meta_network
-from resnetkit.network.consistency import check_layers
+from resnetkit.network.consistency import check_editable
 from resnetkit.network.inference import eval_mode
 from resnetkit.network.layers import NetworkModule
 from resnetkit.surgery.select import check_integer
@@ -60,7 +60,7 @@ def fold_for_inference(model: NetworkModule) -> NetworkModule:
     Raises:
         UsageError: the network differs from its card.
     """
-    check_layers(model, model.card, allow_added=True)
+    check_editable(model)
     norm, tensors, new_model = model.card.spec.norm, model.state_dict(), build_meta_network(model.card, model.plan)
     if isinstance(norm, BatchNorm):
         card, folded_tensors = _fold_batch_norms(model, norm)

@@ -19,7 +19,7 @@ from resnetkit.architecture.spec import Network as Spec
 from resnetkit.errors import UsageError
 from resnetkit.network.build import build
 from resnetkit.network.compare import get_device, get_dtype
-from resnetkit.network.consistency import check_layers, unwrap_network
+from resnetkit.network.consistency import check_editable, unwrap_network
 from resnetkit.network.layers import CheckpointedStage, NetworkModule
 from resnetkit.network.report import TensorReport
 
@@ -39,7 +39,7 @@ def check_model_argument(
     @functools.wraps(fn)
     def wrapper(model: NetworkModule, /, *args: P.args, **kwargs: P.kwargs) -> EditResult:
         network = unwrap_network(model)
-        check_layers(network, network.card, allow_added=True)
+        check_editable(network)
         with torch.device("cpu"):  # new tensors are made here, whatever the default device of torch is
             return fn(network, *args, **kwargs)
 
