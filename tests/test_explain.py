@@ -410,6 +410,6 @@ def test_why_imports_no_torch():
     """One process serves all networks, because its start takes most of the time."""
     names = ["resnet1202", "resnet200d", "vgg19_bn", "keras_resnet152v2"]
     code = "import sys\nfrom resnetkit.cli import main\nfor name in sys.argv[1:]:\n"
-    code += "    assert main(['explain', name, '--why', 'head']) == 0\nassert 'torch' not in sys.modules"
+    code += "    assert main(['explain', name, '--why', 'head', '--why', 'why no bias']) == 0\nassert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -143,6 +143,29 @@ def test_numbers_that_the_papers_state():
 # ---------------------------------------------------------------------------------------------------------- questions
 
 
+@pytest.mark.parametrize(
+    ("question", "topic"),
+    [
+        ("why channels double where the map halves", "channels"),
+        ("why shortcuts help", "degradation"),
+        ("is `downsample` a built-in and why is it called like a function", "downsample"),
+        ("why no ReLU before the addition", "no relu before the addition"),
+        ("why no bias", "bias"),
+        ("why fan_out", "kaiming"),
+        ("why in-place", "inplace"),
+        ("what the 4 of a bottleneck is", "expansion"),
+        ("why pooling only in the stem", "maxpool"),
+        ("what differs from VGG and a plain network", "vgg"),
+        ("what Keras's two blocks are here", "conv_block"),
+        ("What is the difference between ResNet-18 and ResNet-50?", "basicblock"),
+        ("why is the stride in the 3x3", "v1.5"),
+    ],
+)
+@pytest.mark.parametrize("name", NETWORKS[:6])
+def test_question_in_few_words_is_understood(name, question, topic):
+    assert answer(name, question).topic.name == topic
+
+
 def test_there_are_forty_questions():
     assert len({question["text"] for question in QUESTIONS}) >= 40
 
@@ -207,6 +230,8 @@ def test_each_name_that_is_printed_is_understood(name, library):
         ("conv2_block1 (conv_block)", "stage1.block1"),
         ("conv2_block1_0_conv/kernel:0", "stage1.block1.shortcut.conv"),
         ("`layer1.0.conv1`", "stage1.block1.branch.conv1"),
+        ("backbone.body.layer4.2.conv3", "stage4.block3.branch.conv3"),
+        ("encoder.layer1.0.conv1", "stage1.block1.branch.conv1"),
         ("module.layer1.0.bn2.running_var", "stage1.block1.branch.norm2"),
     ],
 )
@@ -237,6 +262,7 @@ def test_layer_that_an_identity_lacks(query):
         ("layer3.7.conv1", "stage3 has stage3.block1 to block6; "),
         ("self.layer1[7].conv1", "the network has stem"),
         ("xyzzy", "the network has stem"),
+        ("Inplane", "did you mean inplanes?"),
     ],
 )
 def test_hint_after_an_unknown_name_is_right(query, fix):
@@ -255,7 +281,8 @@ def test_why_takes_a_name_a_spec_a_plan_or_a_model(tmp_path):
     spec = rk.spec("resnet20")
     model = rk.build(spec)
     rk.save(model, tmp_path / "model")
-    sources = ("resnet20", spec, rk.plan(spec), model, tmp_path / "model", str(tmp_path / "model"))
+    wrapped = nn.DataParallel(model), torch.compile(model, backend="eager")
+    sources = ("resnet20", spec, rk.plan(spec), model, *wrapped, tmp_path / "model", str(tmp_path / "model"))
     assert len({rk.why(source, "stage2.block1.shortcut") for source in sources}) == 1
     assert rk.why("resnet20", "stage2.block1.shortcut").startswith("Branch and input differ: channels 16 -> 32")
 
@@ -281,6 +308,8 @@ def test_command_prints_the_question_that_it_understood(cli):
     code, out, _ = cli("explain", "resnet50", "--why", "why double channels")
     assert code == 0
     assert out.splitlines()[0] == "why double channels: Why do the channels double where the map halves?"
+    out = cli("explain", "resnet50", "--why", "Why no bias?")[1]
+    assert out.splitlines()[0] == "Why no bias? Why do the convolutions have no bias?"
     document = json.loads(cli("explain", "resnet50", "--why", "fc", "--why", "stage1", "--json")[1])
     assert set(document["why"]) == {"fc", "stage1"}
     assert document["why"]["fc"]["path"] == "head.linear"

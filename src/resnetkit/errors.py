@@ -144,15 +144,16 @@ def find_closest(
         cutoff: the smallest similarity, from 0 to 1.
         same_numbers: skip candidates with other numbers: ``resnet56`` is not like ``resnet50``.
     """
+    if same_numbers:
+        candidates = [name for name in candidates if _find_numbers(name) == _find_numbers(query)]
     word = query[:200].translate(_DIGIT_LOOKALIKES)
     normalized = {name.translate(_DIGIT_LOOKALIKES): name for name in candidates}
-    if same_numbers:
-        normalized = {key: name for key, name in normalized.items() if _find_numbers(key) == _find_numbers(word)}
     return tuple(normalized[key] for key in difflib.get_close_matches(word, list(normalized), n=n, cutoff=cutoff))
 
 
 def _find_numbers(word: str) -> list[str]:
-    return re.findall(r"\d+", word)
+    """Return the numbers in a word; letters beside a digit count as the digits that they look like."""
+    return [number.translate(_DIGIT_LOOKALIKES) for number in re.findall("[oOlI]*[0-9][0-9oOlI]*", word)]
 
 
 def suggest_fix(query: str, candidates: Sequence[str], default: str = "") -> str:

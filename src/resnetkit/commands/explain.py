@@ -213,7 +213,8 @@ def _format_answer(answer: Answer) -> str:
     """Format an answer below its query, the path that was understood, and the question of its topic."""
     understood = answer.topic.question if answer.topic else answer.path
     headings = dict.fromkeys(text for text in (answer.query, understood) if text is not None)
-    return f"{': '.join(headings)}\n{answer.text}"
+    separator = " " if answer.query.endswith("?") else ": "
+    return f"{separator.join(headings)}\n{answer.text}"
 
 
 def _show(network_plan: Plan, options: Options) -> None:

@@ -65,11 +65,12 @@ def _list_adapters(network: Plan) -> str:
     shortcuts = describe.list_shortcuts(network)
     adapters = [shortcut for shortcut in shortcuts if shortcut.nodes]
     if not adapters:
-        return "This network has no shortcuts." if _is_plain(network) else "No shortcut of this network needs one."
+        missing = "shortcuts" if _is_plain(network) else "adapters, because all its shortcuts are identities"
+        return f"This network has no {missing}."
     first, parent = adapters[0], adapters[0].path.removesuffix(".shortcut")
     adapter = describe.format_adapter(network[parent])
     others = f", such as {first.path} ({adapter})"
-    return f"Here {len(adapters):,} of {pluralize(len(shortcuts), 'shortcut')} have one{others}."
+    return f"Here {len(adapters):,} of {pluralize(len(shortcuts), 'shortcut')} have an adapter{others}."
 
 
 def _list_projections(network: Plan) -> str:

@@ -25,12 +25,13 @@ _STEM_LENGTH = 6  # letters that words with the same root share: `project`, `pro
 _STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
-        """a about actually also am an and any are as at be been before but by can could did do does doesn doing don
-        each else ever exactly explain follow follows for from get gets given go has have he help here how i in into is
-        it its just know like make many me mean means more my need network networks neural not of on one only or our
-        please really resnet resnets s should so some somebody t than that the their them then there these they this
-        to understand up us use used uses using very want was we what whats when where which while who why will with
-        work works would you your""",
+        """a about actually also am an and any are as at be been before better between but by can could did
+        differ difference differences different differs do does doesn doing don each else ever exactly explain
+        follow follows for from get gets given go has have he here how i in into is it its just know like make
+        many me mean means more my need network networks neural not of on one only or our please really resnet
+        resnets s should so some somebody t than that the their them then there these they this to understand up
+        us use used uses using very want was we what whats when where which while who why will with work works
+        would you your""",
     )
 )
 
@@ -95,13 +96,17 @@ def match_question(question: str) -> Topic | None:
 
 def _split_words(text: str) -> set[str]:
     """Return the words of a text by their roots, without those that every question has."""
-    text = re.sub(r"res-?net-?\d+\w*", "", text.lower())  # the name of a network tells nothing about the question
+    bare_text = re.sub(r"res-?net-?\d+\w*", "", text.lower())  # the name of a network tells nothing about the question
+    return _find_roots(bare_text) or _find_roots(text.lower())
+
+
+def _find_roots(text: str) -> set[str]:
     words = re.findall(r"\d+x\d+|[a-z_]+|\d+(?:\.\d+)?", text)
     return {_get_root(word) for word in words if word not in _STOP_WORDS}
 
 
 def _get_root(word: str) -> str:
-    return re.sub("(?<=[a-z]{2})(s|es|ed|ing)$", "", word)[:_STEM_LENGTH]
+    return word if "_" in word else re.sub("(?<=[a-z]{2})(s|es|ed|ing)$", "", word)[:_STEM_LENGTH]
 
 
 @cache
@@ -110,7 +115,7 @@ def _count_topic_words() -> dict[Topic, Counter[str]]:
     counts = {}
     for topic in read_topics():
         texts = {_KEYWORD: topic.keywords, _IN_QUESTION: topic.question, _NAME: " ".join(topic.words)}
-        counts[topic] = Counter({word: n for n, text in texts.items() for word in _split_words(text)})
+        counts[topic] = Counter({word: n for n, text in texts.items() for word in _find_roots(text.lower())})
     return counts
 
 

@@ -24,7 +24,8 @@ from resnetkit.explain.topics import Topic, find_topic, list_topic_words, match_
 from resnetkit.weights.layer_aliases import find_path, find_shortcut_without_layer, list_aliases
 from resnetkit.weights.model_source import LiveModule, load_card, resolve_model
 
-_OWNERS = r"(?:(?:self|model|net|network|module|backbone|resnet\w*)\.)+"  # variables before the name of a layer
+# variables that hold a network, before the name of a layer
+_OWNERS = r"(?:(?:self|model|net|network|module|backbone|body|encoder|resnet\w*)\.)+"
 _SHARED_RELU = r"layer\d+\.\d+\.relu"  # torchvision runs it after several layers
 _MIN_SIMILARITY = 0.75  # of a name that a hint suggests
 
@@ -60,9 +61,10 @@ def _get_plan(source: object) -> Plan:
     model = resolve_model(source)
     if not isinstance(model, LiveModule):
         return make_plan(load_card(model).spec)
-    network_plan = getattr(model.module, "plan", None)
-    if isinstance(network_plan, Plan):
-        return network_plan
+    for module in (model.module, getattr(model.module, "module", None)):  # DataParallel holds its network in `module`
+        network_plan = getattr(module, "plan", None)
+        if isinstance(network_plan, Plan):
+            return network_plan
     message = f"a {type(model.module).__name__} is not a network of resnetkit"
     raise UsageError(message, where="why", fix="load it first: why(load(model), ...)")
 
@@ -146,7 +148,7 @@ def _unknown_query_error(plan: Plan, query: str) -> UsageError:
 def _find_closest_name(plan: Plan, query: str) -> str:
     """Return the name that differs from a query in a few letters and in no number, or nothing."""
     names = [*list_topic_words(), *plan.parts, *list_aliases(plan)]
-    return next(iter(find_closest(query, names, cutoff=_MIN_SIMILARITY, same_numbers=True)), "")
+    return next(iter(find_closest(query.lower(), names, cutoff=_MIN_SIMILARITY, same_numbers=True)), "")
 
 
 def _describe_nearest_part(plan: Plan, query: str) -> str:
