@@ -165,3 +165,21 @@ def test_temporary_files_of_a_name_are_removed(tmp_path):
         (tmp_path / name).touch()
     files.remove_temporary(tmp_path, "a[1]")
     assert set(read_all(tmp_path)) == {".a1.abcdefgh.part", ".a[1].b.abcdefgh.part", "a[1].part"}
+
+
+def test_a_log_replaces_a_hard_link_and_refuses_a_symbolic_one(tmp_path):
+    path, backup = tmp_path / "log", tmp_path / "backup"
+    log = files.LogFile(path)
+    log.add("1")
+    backup.hardlink_to(path)
+    log.add("2")
+    log.add("3")
+    assert (path.read_text(), backup.read_text()) == ("1\n2\n3\n", "1\n")
+    path.unlink()
+    path.symlink_to(backup)
+    log.add("4")
+    with pytest.raises(MachineError):
+        log.sync()
+    assert backup.read_text() == "1\n"
+    path.unlink()
+    assert files.LogFile(path).sync() == 0

@@ -485,6 +485,21 @@ def test_a_safe_setting_may_be_edited(halted, cli):
     assert "resume exact" in err
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "change", "what"),
+    [
+        ("blocks = 2", "blocks = 3", "stages.1.blocks: 2 -> 3", "the checkpoint belongs to another network"),
+        ('activation = "relu"', 'activation = "silu"', "activation", "settings differ from those"),
+    ],
+)
+def test_an_edited_network_is_refused_and_named(halted, network, cli, old, new, change, what):
+    network.write_text(network.read_text().replace(old, new, 1))
+    code, _, err = cli("train", "--resume", halted)
+    assert code == 2
+    assert err.startswith(f"error: {what}")
+    assert f"network.{change}" in err
+
+
 def test_a_checkpoint_holds_recipe_classes_and_the_digest_of_the_images(halted, flowers):
     state = read_newest_state(halted)
     assert state.recipe.optimizer.lr == 0.025

@@ -12,7 +12,6 @@ from typing import Any
 
 from resnetkit import files
 from resnetkit.architecture.card import Card
-from resnetkit.architecture.plan import Plan
 from resnetkit.data.identity import diff_tables, hash_table
 from resnetkit.data.loader import resolve_workers
 from resnetkit.data.open import open_dataset
@@ -54,7 +53,7 @@ from resnetkit.training.setup import (
     open_loaders,
     resolve_run,
 )
-from resnetkit.training.state import TrainState, diff_settings
+from resnetkit.training.state import SettingChange, TrainState, diff_settings
 from resnetkit.training.trackers.client import check_trackers_installed
 from resnetkit.weights.load import load_network
 from resnetkit.weights.model_source import load_card
@@ -190,7 +189,7 @@ def _load_checkpoint(run: PreparedRun, dist: ProcessGroup) -> Checkpoint | None:
 
     def load_on_main() -> Any:
         nonlocal checkpoint
-        validate = partial(_check_checkpoint, run.plan, run.out / METRICS_FILE)
+        validate = partial(_check_checkpoint, run)
         checkpoint = load_latest_checkpoint(run.out / STATE_FOLDER, validate)
         return to_data(checkpoint.state) if checkpoint else None
 
@@ -201,8 +200,15 @@ def _load_checkpoint(run: PreparedRun, dist: ProcessGroup) -> Checkpoint | None:
     return Checkpoint(from_data(TrainState, state, "state"), *tensors)
 
 
-def _check_checkpoint(plan: Plan, metrics_path: Path, checkpoint: Checkpoint) -> None:
-    check_checkpoint_tensors(checkpoint, plan, metrics_path.parent / STATE_FOLDER)
+def _check_checkpoint(run: PreparedRun, checkpoint: Checkpoint) -> None:
+    metrics_path = run.out / METRICS_FILE
+    try:
+        check_checkpoint_tensors(checkpoint, run.plan, run.out / STATE_FOLDER)
+    except WeightsError:
+        if changes := _diff_networks(run):  # the checkpoint is intact
+            what, fix = "the checkpoint belongs to another network", "restore the network, or start a new run: --out"
+            raise UsageError(what, where=[str(change) for change in changes], fix=fix) from None
+        raise
     content, expected = metrics_path.read_bytes() if metrics_path.is_file() else b"", checkpoint.state.metrics_bytes
     if len(content) < expected:
         what = f"{METRICS_FILE} is shorter than the checkpoint says: it has {len(content):,} of {expected:,} bytes"
@@ -249,6 +255,8 @@ def find_changes(
     same_contents = {"data": not changed_images, "model": previous["network"] == environment["network"]}
     changes = [change for change in recipe_changes if not same_contents.get(change.name)]
     changes += diff_settings({**previous, "images": ""}, {**environment, "images": ""})
+    if previous["network"] != environment["network"] and (network_changes := _diff_networks(run)):
+        changes = [*(change for change in changes if change.name != "network"), *network_changes]
     unsafe_changes = [c for c in changes if c.name.split(".")[0] not in SAFE_SETTINGS and c.name != "data"]
     if unsafe_changes and not override:
         what = "settings differ from those the run was started with"
@@ -260,6 +268,15 @@ def find_changes(
     if changed_images:
         lines.append(f"{pluralize(len(changed_images), 'image')} changed: {join_names(changed_images, 3)}")
     return lines, bool(unsafe_changes or changed_images)
+
+
+def _diff_networks(run: PreparedRun) -> list[SettingChange]:
+    """Name what differs from the network in the run folder; nothing if the catalog has it."""
+    try:
+        previous = load_card(run.out / NETWORK_FILE).spec
+    except UsageError:
+        return []
+    return list(diff_settings({"network": to_data(previous)}, {"network": to_data(run.card.spec)}))
 
 
 def _find_changed_images(run: PreparedRun, state: TrainState) -> list[str]:

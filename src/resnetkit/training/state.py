@@ -182,10 +182,20 @@ def diff_settings(previous: Mapping[str, Any], current: Mapping[str, Any], path:
     """
     for key in dict.fromkeys([*previous, *current]):
         old, new, key_path = previous.get(key), current.get(key), f"{path}.{key}".lstrip(".")
+        old, new = _number_tables(old, new)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from diff_settings(old, new, key_path)
         elif old != new:
             yield SettingChange(key_path, _format_value(old), _format_value(new))
+
+
+def _number_tables(*values: Any) -> tuple[Any, ...]:
+    """Turn lists of equally many tables, such as stages, into tables with the keys 1, 2 and so on."""
+    if len({len(value) if isinstance(value, list) else -1 for value in values}) > 1:
+        return values
+    if not all(isinstance(value, list) and all(isinstance(item, Mapping) for item in value) for value in values):
+        return values
+    return tuple({str(i): item for i, item in enumerate(value, 1)} for value in values)
 
 
 def _format_value(value: Any) -> str:
