@@ -30,7 +30,17 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("explain", "training", "models", "data", "weights", "surgery", "exactness", "speed")
+        for name in (
+            "explain",
+            "training",
+            "models",
+            "data",
+            "weights",
+            "surgery",
+            "exactness",
+            "speed",
+            "compatibility",
+        )
     ),
 )
 COMPARED = ("vgg19", "plain34", "resnet34")
@@ -148,6 +158,14 @@ def reading(data: dict) -> str:
         f"224x224, {run['precision']}). So on {cores} cores, a single worker is as fast as the network. "
         "`python benchmarks/reading.py` measures it again.\n"
     )
+
+
+def compatibility(data: dict) -> str:
+    def format_row(row: dict) -> str:
+        return f"{row['client']} | {row['version']} | {row['outcome']} | {row['details']}"
+
+    lines = table("client | version | outcome | what was tried", "--- | --- | --- | ---", data["rows"], format_row)
+    return f"{lines}\ntorch {data['torch']}\n"
 
 
 def dilation(data: dict) -> str:
@@ -376,6 +394,7 @@ TABLES = {
     "reading.json": reading,
     "dilation.json": dilation,
     "surgery.json": surgery,
+    "compatibility.json": compatibility,
     "dialects.json": dialects,
     "loading.json": loading,
     "two-classes.json": two_classes,
