@@ -12,6 +12,7 @@ import resnetkit as rk
 from resnetkit.data import scan
 from resnetkit.data.dataset import split_dataset
 from resnetkit.data.open import open_dataset
+from resnetkit.data.readers import image_folder
 from resnetkit.errors import DataError
 
 # -------------------------------------------------------------------------------------------------------------- levels
@@ -210,6 +211,19 @@ def test_folder_without_permission_is_a_finding_and_the_rest_is_read(pictures, m
     assert rk.check(root).notes == (note,)
     run = rk.train(root, network, out=tmp_path / "run", epochs=1, batch_size=4)
     assert note in run.results.notes
+
+
+def test_split_without_permission_is_a_finding(pictures, monkeypatch):
+    pictures("d/train", ["ant", "bee"], 3)
+    root = pictures("d/val", ["ant", "bee"], 3).parent
+    list_entries = image_folder.list_entries
+    deny(monkeypatch, root / "val")
+    monkeypatch.setattr(image_folder, "list_entries", scan.list_entries)
+    data = open_dataset(root)
+    line = f"{root}/val: cannot read the folder: Permission denied"
+    assert (list(data.splits), data.findings) == (["train"], {"skipped folders that cannot be read": (line,)})
+    monkeypatch.setattr(image_folder, "list_entries", list_entries)
+    assert list(open_dataset(root).splits) == ["train", "val"]
 
 
 def test_no_readable_class_names_the_reason(pictures, monkeypatch):

@@ -103,6 +103,7 @@ def _build_record(result: CheckResult) -> dict[str, object]:
         "findings": [{"kind": f.kind, "count": f.count, "examples": f.examples} for f in result.findings],
         "unreadable": build_file_errors([(image.location, image.error) for image in result.unreadable]),
         "duplicates": [_build_duplicates_record(result, duplicates) for duplicates in result.duplicates],
+        "near_duplicates": [_build_duplicates_record(result, duplicates) for duplicates in result.near_duplicates],
         "notes": result.notes,
     }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from PIL import Image
 from resnetkit.data.class_names import describe_spellings, find_spellings
 from resnetkit.data.dataset import Dataset, Images
 from resnetkit.data.identity import digest_image
+from resnetkit.data.near_duplicates import THUMBNAIL_SIDE, find_near_duplicates, make_thumbnail
 from resnetkit.data.open import open_dataset
 from resnetkit.data.options import DataOptions
 from resnetkit.errors import ImageError
@@ -44,6 +45,7 @@ class ImageInfo:
     width: int = 0
     height: int = 0
     pixel_digest: bytes = field(default=b"", repr=False)
+    thumbnail: bytes = field(default=b"", repr=False)
     error: str = ""
 
     @property
@@ -54,10 +56,14 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Images with the same pixels; ``same_bytes`` says whether their files are equal, too."""
+    """Images with the same pixels; ``same_bytes`` says whether their files are equal, too.
+
+    If ``likeness`` is not empty, the images are near duplicates, and it says in which way.
+    """
 
     images: tuple[ImageInfo, ...]
     same_bytes: bool
+    likeness: str = ""
 
     @property
     def is_leak(self) -> bool:
@@ -71,7 +77,15 @@ class DuplicateGroup:
 
     def __str__(self) -> str:
         locations = " = ".join(image.location for image in self.images[:3]) + (" = ..." if self.images[3:] else "")
-        return f"{locations} ({'the same file' if self.same_bytes else 'the same pixels'})"
+        return f"{locations} ({self.likeness or ('the same file' if self.same_bytes else 'the same pixels')})"
+
+
+_NEAR = "near duplicates: "  # before the kind of a group of near duplicates
+_DUPLICATE_KINDS: dict[str, Callable[[DuplicateGroup], bool]] = {
+    "leaks between splits": lambda group: group.is_leak,
+    "conflicting labels": lambda group: group.has_conflicting_labels,
+    "duplicates": lambda group: not group.is_leak and not group.has_conflicting_labels,
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,7 @@ class CheckResult:
     dataset: Dataset
     images: tuple[ImageInfo, ...]
     duplicates: tuple[DuplicateGroup, ...]
+    near_duplicates: tuple[DuplicateGroup, ...] = ()
 
     @cached_property
     def unreadable(self) -> tuple[ImageInfo, ...]:
@@ -109,11 +124,10 @@ class CheckResult:
     @cached_property
     def duplicates_by_kind(self) -> dict[str, list[DuplicateGroup]]:
         """The duplicates by the harm that they do; a group can be a leak and have conflicting labels."""
-        groups = self.duplicates
         return {
-            "leaks between splits": [group for group in groups if group.is_leak],
-            "conflicting labels": [group for group in groups if group.has_conflicting_labels],
-            "duplicates": [group for group in groups if not group.is_leak and not group.has_conflicting_labels],
+            f"{prefix}{kind}": [group for group in groups if has_kind(group)]
+            for prefix, groups in (("", self.duplicates), (_NEAR, self.near_duplicates))
+            for kind, has_kind in _DUPLICATE_KINDS.items()
         }
 
     @cached_property
@@ -156,12 +170,12 @@ class CheckResult:
 def check(data: str | Path, *, on_progress: ProgressCallback | None = None, **options: Any) -> CheckResult:
     """Decode every image of a dataset on all cores and look for problems; nothing is written.
 
-    Problems are unreadable images, duplicates (equal pixels after EXIF rotation, in RGB), leaks between splits,
-    conflicting labels, missing classes, and class imbalance.
+    Problems are unreadable images, duplicates (equal pixels after EXIF rotation, in RGB) and near duplicates, leaks
+    between splits, conflicting labels, classes that are missing, rare or written in several ways, and skipped files.
 
     Args:
         data: A folder, a table, an archive, or ``digits``, as in `open_dataset`.
-        on_progress: Called with (images done, all images).
+        on_progress: Called with (images done, all images), first for decoding, then for comparing.
         **options: The fields of `DataOptions`, such as ``merge_classes=True``.
     """
     dataset = open_dataset(data, on_progress, DataOptions(**options))
@@ -172,7 +186,8 @@ def check(data: str | Path, *, on_progress: ProgressCallback | None = None, **op
         images += chunk
         if on_progress:
             on_progress(len(images), len(positions))
-    return CheckResult(dataset, tuple(images), tuple(_find_duplicates(dataset, images)))
+    near_duplicates = _find_near_duplicates(images, on_progress)
+    return CheckResult(dataset, tuple(images), tuple(_find_duplicates(dataset, images)), tuple(near_duplicates))
 
 
 def _inspect_images(dataset: Dataset, positions: Sequence[tuple[str, int]]) -> list[ImageInfo]:
@@ -184,7 +199,7 @@ def _inspect_image(images: Images, split: str, i: int) -> ImageInfo:
     image = try_read(images.load_image, i)
     if isinstance(image, ImageError):
         return ImageInfo(split, i, label, location, error=image.what)
-    return ImageInfo(split, i, label, location, image.width, image.height, _hash_pixels(image))
+    return ImageInfo(split, i, label, location, image.width, image.height, _hash_pixels(image), make_thumbnail(image))
 
 
 def _hash_pixels(image: Image.Image) -> bytes:
@@ -203,3 +218,16 @@ def _find_duplicates(dataset: Dataset, images: Sequence[ImageInfo]) -> Iterator[
         if len(group) > 1:
             contents = {digest_image(dataset.splits[image.split], image.index) for image in group}
             yield DuplicateGroup(tuple(group), len(contents) == 1)
+
+
+def _find_near_duplicates(
+    images: Sequence[ImageInfo], on_progress: ProgressCallback | None
+) -> Iterator[DuplicateGroup]:
+    """Yield pairs of near duplicates; one image stands for all that have the same pixels."""
+    first_of_digest = {image.pixel_digest: image for image in reversed(images) if image.thumbnail}
+    compared = list(reversed(first_of_digest.values()))
+    content = np.frombuffer(b"".join(image.thumbnail for image in compared), np.uint8)
+    thumbnails = content.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    for pair in find_near_duplicates(thumbnails, on_progress):
+        likeness = "nearly the same, mirrored" if pair.is_mirrored else "nearly the same"
+        yield DuplicateGroup((compared[pair.first], compared[pair.second]), False, likeness)

@@ -19,6 +19,9 @@ _HEADINGS = {
     "leaks between splits": "Leaks between splits: training images that also measure the accuracy",
     "conflicting labels": "Conflicting labels: the same image in several classes",
     "duplicates": "Duplicates",
+    "near duplicates: leaks between splits": "Near duplicates in different splits",
+    "near duplicates: conflicting labels": "Near duplicates in several classes",
+    "near duplicates: duplicates": "Near duplicates in one class",
 }
 
 

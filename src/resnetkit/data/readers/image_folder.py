@@ -43,6 +43,7 @@ class _SplitScan:
     folder: Path
     classes: dict[str, FolderScan]
     loose_files: list[Path]
+    unreadable: list[str]
 
     @property
     def loose_images(self) -> list[Path]:
@@ -66,14 +67,16 @@ def open_image_folder(root: Path, name: str) -> Dataset:
     folders = _find_split_folders(root)
     scans = {split: _scan_split(folder) for split, folder in (folders or {"all": root}).items()}
     unlabeled = {split: images for split, scan in scans.items() if (images := _find_unlabeled(split, scans))}
-    labeled = {split: scan for split, scan in scans.items() if split not in unlabeled}
+    train = next(iter(scans.values()))
+    readable = {split: scan for split, scan in scans.items() if scan is train or not scan.unreadable}
+    labeled = {split: scan for split, scan in readable.items() if split not in unlabeled}
     for scan in labeled.values():
         _check_has_classes(scan)
         check_levels(scan.folder, scan.classes)
     classes = sorted({class_name for scan in labeled.values() for class_name in scan.images_of_class})
     splits = {split: _build_image_files(scan, classes) for split, scan in labeled.items()}
     root_files = [] if not folders else [Path(entry.path) for entry in list_entries(root) if not is_folder(entry)]
-    skipped = _collect_skipped(labeled.values(), root_files, unlabeled)
+    skipped = _collect_skipped(scans, root_files, unlabeled)
     inner_folders = describe_inner_folders(scan.classes for scan in labeled.values())
     notes = [*describe_skipped(skipped), *(f"{line}; all images count as the outer class" for line in inner_folders)]
     findings = {
@@ -117,10 +120,13 @@ def _build_unknown_split_error(root: Path, names: list[str]) -> DataError:
 
 
 def _scan_split(folder: Path) -> _SplitScan:
-    entries = list_entries(folder)
+    try:
+        entries = list_entries(folder)
+    except DataError as error:
+        return _SplitScan(folder, {}, [], [f"{folder}: {error.what}"])
     names = [entry.name for entry in entries if is_folder(entry)]
     classes = {_check_class_name(name, folder): scan_folder(folder / name) for name in names}
-    return _SplitScan(folder, classes, [Path(entry.path) for entry in entries if not is_folder(entry)])
+    return _SplitScan(folder, classes, [Path(entry.path) for entry in entries if not is_folder(entry)], [])
 
 
 def _check_class_name(name: str, folder: Path) -> str:
@@ -177,14 +183,16 @@ def _build_image_files(scan: _SplitScan, classes: list[str]) -> ImageFiles:
 
 
 def _list_unreadable(scans: Iterable[_SplitScan]) -> list[str]:
-    return [line for scan in scans for class_scan in scan.classes.values() for line in class_scan.unreadable]
+    scans = list(scans)
+    class_lines = [line for scan in scans for class_scan in scan.classes.values() for line in class_scan.unreadable]
+    return [*(line for scan in scans for line in scan.unreadable), *class_lines]
 
 
 def _collect_skipped(
-    scans: Iterable[_SplitScan], root_files: list[Path], unlabeled: Mapping[str, list[Path]]
+    scans_of_split: Mapping[str, _SplitScan], root_files: list[Path], unlabeled: Mapping[str, list[Path]]
 ) -> dict[str, tuple[str, ...]]:
     """Return kind -> what is skipped of that kind; kinds without anything are omitted."""
-    scans = list(scans)
+    scans = [scan for split, scan in scans_of_split.items() if split not in unlabeled]
     class_scans = [class_scan for scan in scans for class_scan in scan.classes.values()]
     loose_files = [*root_files, *(file for scan in scans for file in scan.loose_files)]
     skipped: dict[str, Sequence[object]] = {
