@@ -83,20 +83,21 @@ def peaks(monkeypatch):
 
 
 def test_reserved_bytes_follow_from_the_header(peaks, tmp_path):
-    image, path = Image.fromarray(np.zeros((64, 96, 3), np.uint8)), tmp_path / "image"
+    image, path = Image.fromarray(np.zeros((1536, 1600, 3), np.uint8)), tmp_path / "image"
     cases = [
         ({"format": "PNG"}, "RGB", 0, 8, 4, 0),
         ({"format": "PNG"}, "RGBA", 0, 12, 4, 0),
         ({"format": "JPEG"}, "RGB", 0, 8, 4, 0),
-        ({"format": "JPEG"}, "RGB", 8, 8 / 16, 4 / 16, 0),
-        ({"format": "JPEG", "progressive": True, "subsampling": 0}, "RGB", 8, 8 / 16, 4 / 16, 6),
+        ({"format": "JPEG"}, "RGB", 60, 8 / 16, 4 / 16, 0),
+        ({"format": "JPEG", "progressive": True, "subsampling": 0}, "RGB", 60, 8 / 16, 4 / 16, 6),
         ({"format": "JPEG", "progressive": True, "subsampling": 2}, "RGB", 0, 8, 4, 3),
         ({"format": "JPEG", "progressive": True, "subsampling": 0}, "CMYK", 0, 8, 4, 8),
     ]
     for options, mode, shorter_side, per_pixel, kept, coefficients in cases:
         image.convert(mode).save(path, **options)
         decoding.decode(path, shorter_side=shorter_side)
-        assert peaks.pop() == (64 * 96 * (per_pixel + coefficients), 64 * 96 * kept)
+        n_pixels = image.width * image.height
+        assert peaks.pop() == (n_pixels * (per_pixel + coefficients), n_pixels * kept)
     assert peaks == []
 
 

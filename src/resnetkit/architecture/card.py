@@ -29,8 +29,8 @@ class Preparation:
     3. Take the center crop of ``crop`` (height, width); the rest is never computed.
     4. Normalize each channel: (value / 255 - mean) / std.
 
-    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps twice ``resize`` pixels (1.4 times
-    if it has 2,000 or more).
+    A JPEG whose shorter side has 1,500 pixels or more may be decoded at 1/2, 1/4 or 1/8 of its size, if 2.8 times
+    ``resize`` pixels remain (6 times if ``resize`` is below 128).
     """
 
     resize: int

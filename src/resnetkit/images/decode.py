@@ -39,9 +39,9 @@ _TOO_MANY_PIXELS = f"the image has more than {MAX_IMAGE_PIXELS:,} pixels"
 _MAX_KINDS = 30  # kinds of skipped files in one note
 _BYTES_PER_PIXEL = 4  # Pillow pads RGB to four bytes
 _RLE_COMPRESSIONS, _MAX_RLE_PIXELS = (1, 2), 4_000_000  # run lengths of BMP, which Pillow decodes in Python
-# The factor by which a reduced image must exceed the target, so that the resize has pixels to average. 1/8 reads one
-# coefficient per block and is the fastest; large photographs, as cameras make them, need less.
-_MIN_OVERSAMPLING, _MIN_OVERSAMPLING_LARGE, _LARGE_SIDE = 2.0, 1.4, 2000
+# Only large images are reduced; the others differ too much at fine patterns and saturated colors, and gain little. The
+# reduced image must exceed the target by a factor, so that the resize has pixels to average (docs/decisions/016).
+_MIN_REDUCED_SIDE, _SMALL_TARGET, _MIN_OVERSAMPLING, _MIN_OVERSAMPLING_SMALL = 1500, 128, 2.8, 6.0
 # EXIF orientation -> what makes the image upright
 _TRANSPOSITIONS: dict[Any, Image.Transpose] = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))
 T = TypeVar("T")
@@ -233,10 +233,11 @@ def _count_min_file_bytes(image: ImageFile.ImageFile, header: jpeg.JpegHeader | 
 
 def _choose_reduction(image: Image.Image, shorter_side: int) -> int:
     """Choose 8, 4, 2 or 1; both sides are multiples of it, or the center would shift by part of a pixel."""
-    min_side = min(image.size)
-    required_side = shorter_side * (_MIN_OVERSAMPLING_LARGE if min_side >= _LARGE_SIDE else _MIN_OVERSAMPLING)
-    for factor in (8, 4, 2) if shorter_side else ():
-        if image.width % factor == image.height % factor == 0 and min_side >= factor * required_side:
+    min_side, oversampling = min(image.size), _MIN_OVERSAMPLING
+    if shorter_side < _SMALL_TARGET:  # the coarse structures of an image have more contrast than its details
+        oversampling = _MIN_OVERSAMPLING_SMALL
+    for factor in (8, 4, 2) if shorter_side and min_side >= _MIN_REDUCED_SIDE else ():
+        if image.width % factor == image.height % factor == 0 and min_side >= factor * oversampling * shorter_side:
             return factor
     return 1
 
