@@ -55,15 +55,22 @@ def _make_bottleneck(
     return Network(_make_stages(blocks, 256, branches, attention=attention), **network_fields)
 
 
-def _add_blur(network: Network) -> Network:
-    """Add a blur wherever the map gets smaller, except in shortcuts (timm's resnetblur)."""
+def add_blur(network: Network, kernel: int = 3) -> Network:
+    """Add a blur wherever the map gets smaller, except in shortcuts.
+
+    Args:
+        network: the network.
+        kernel: 3 for timm's resnetblur; 2, an average pool, for its resnetaa, which has no max pool in the stem.
+    """
     stages = [
-        replace(stage, reduce=specs.BlurredFirstBlock(stage.reduce.stride)) if stage.reduce.stride > 1 else stage
+        replace(stage, reduce=specs.BlurredFirstBlock(stage.reduce.stride, blur=kernel))
+        if stage.reduce.stride > 1
+        else stage
         for stage in network.stages
     ]
-    return replace(
-        network, stages=tuple(stages), stem=replace(network.stem, pool=(specs.MaxPool(3, 1),), blur=(specs.Blur(),))
-    )
+    pool = () if kernel == specs.AVERAGE_KERNEL else (specs.MaxPool(3, 1),)
+    stem = replace(network.stem, pool=pool, blur=(specs.Blur(kernel),))
+    return replace(network, stages=tuple(stages), stem=stem)
 
 
 def _reduce_in_last_blocks(network: Network) -> Network:
@@ -161,7 +168,18 @@ CATALOG: dict[str, Network] = {
     "seresnet50": _make_bottleneck(3, 4, 6, 3, **_SE),
     "seresnext50_32x4d": _make_bottleneck(3, 4, 6, 3, width=128, groups=32, **_SE),
     "ecaresnet50d": _make_bottleneck(3, 4, 6, 3, attention=(specs.EfficientChannels(),), **_VARIANT_D),
-    "resnetblur50": _add_blur(_make_bottleneck(3, 4, 6, 3)),
+    "resnetblur18": add_blur(_make_basic(2, 2, 2, 2)),
+    "resnetblur50": add_blur(_make_bottleneck(3, 4, 6, 3)),
+    "resnetblur50d": add_blur(_make_bottleneck(3, 4, 6, 3, **_VARIANT_D)),
+    "resnetblur101d": add_blur(_make_bottleneck(3, 4, 23, 3, **_VARIANT_D)),
+    "resnetaa34d": add_blur(_make_basic(3, 4, 6, 3, **_VARIANT_D), specs.AVERAGE_KERNEL),
+    "resnetaa50": add_blur(_make_bottleneck(3, 4, 6, 3), specs.AVERAGE_KERNEL),
+    "resnetaa50d": add_blur(_make_bottleneck(3, 4, 6, 3, **_VARIANT_D), specs.AVERAGE_KERNEL),
+    "resnetaa101d": add_blur(_make_bottleneck(3, 4, 23, 3, **_VARIANT_D), specs.AVERAGE_KERNEL),
+    "seresnetaa50d": add_blur(_make_bottleneck(3, 4, 6, 3, **_SE, **_VARIANT_D), specs.AVERAGE_KERNEL),
+    "seresnextaa101d_32x8d": add_blur(
+        _make_bottleneck(3, 4, 23, 3, width=256, groups=32, **_SE, **_VARIANT_D), specs.AVERAGE_KERNEL
+    ),
     "resnetv2_50": _make_bottleneck(3, 4, 6, 3, **_PRE_ACTIVATION),
     "resnetv2_50d": _make_bottleneck(3, 4, 6, 3, **_VARIANT_D, **_PRE_ACTIVATION),
     "resnetv2_50t": _make_bottleneck(3, 4, 6, 3, **_VARIANT_T, **_PRE_ACTIVATION),

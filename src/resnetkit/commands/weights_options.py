@@ -25,6 +25,8 @@ class WeightsOptions:
     """The network of the weights, if the file does not tell."""
     dialect: Annotated[str, Argument("NAME")] = ""
     """The library whose tensor names the weights use, if the file does not tell."""
+    state_dict: Annotated[str, Argument("NAME")] = ""
+    """The table or the prefix of the tensors, if a file holds several networks."""
     reset_head: Annotated[int | None, Argument("CLASSES")] = None
     """Replace the classifier by a new one with this number of classes."""
     input_channels: int | None = None
@@ -65,6 +67,7 @@ def load_with_options(model: str, weights: WeightsOptions) -> NetworkModule:
         weights.dialect or None,
         reset_head=weights.reset_head,
         input_channels=weights.input_channels,
+        state_dict=weights.state_dict or None,
     )
     if network.card.assumed:
         log(f"read: {sanitize_line(network.card.origin)}")

@@ -33,6 +33,7 @@ def merge_options(
     precision: str | None = None,
     network: str | None = None,
     dialect: str | None = None,
+    state_dict: str | None = None,
     reset_head: int | None = None,
     input_channels: int | None = None,
     bad_files: str | None = None,
@@ -55,6 +56,7 @@ def merge_options(
         precision: ``auto``, ``fp32`` or ``bf16``.
         network: The network in a weights file.
         dialect: The dialect of a weights file.
+        state_dict: The table or the prefix of the tensors in a weights file.
         reset_head: The classes of a new head for a weights file.
         input_channels: The input channels for a weights file.
         bad_files: ``skip`` or ``error``.
@@ -62,7 +64,7 @@ def merge_options(
     """
     settings = merge(get_preset(recipe).changes, settings) if recipe else settings
     weights_options = _drop_unset(
-        network=network, dialect=dialect, reset_head=reset_head, input_channels=input_channels
+        network=network, dialect=dialect, state_dict=state_dict, reset_head=reset_head, input_channels=input_channels
     )
     values: dict[str, Any] = {
         "epochs": epochs,

@@ -48,7 +48,7 @@ from resnetkit.weights.model_source import HuggingFaceFolder, WeightsFile, load_
 
 _VERSION_KEYS = ("resnetkit", "torch", "numpy", "pillow")
 _SHARED_KEYS = ("images", "network", "device", "precision", *_VERSION_KEYS)  # the same in all processes of a run
-_WEIGHTS_OPTIONS = ("network", "dialect", "reset_head", "input_channels")
+_WEIGHTS_OPTIONS = ("network", "dialect", "state_dict", "reset_head", "input_channels")
 
 
 def prepare_run(
@@ -133,6 +133,7 @@ def load_base_network(model: str, settings: Mapping[str, Any]) -> NetworkModule 
         options.dialect or None,
         reset_head=options.reset_head or None,
         input_channels=options.input_channels or None,
+        state_dict=options.state_dict or None,
     )
 
 
