@@ -33,6 +33,8 @@ from helpers.limits import cpu_limit
 from helpers.tiny import BASE
 
 AGAIN = "copy or download the file again"
+ARRAYS = "save its arrays by torchvision's names with safetensors.numpy.save_file; kernels are O I H W"
+GGUF = "convert the model it was made from: save its state_dict()"
 RESAVE = "save the tensors as safetensors with the program that wrote the file"
 
 
@@ -105,8 +107,28 @@ BOMBS = {  # the global that the pickle names (protocol 2 has the names of Pytho
     "__builtin__.eval": lambda canary: Bomb(eval, f"open({str(canary)!r}, 'w').close()"),
     "commands.getoutput": lambda canary: Bomb(subprocess.getoutput, f"touch {canary}"),
     "torch.utils.collect_env.run": lambda canary: Bomb(torch.utils.collect_env.run, f"touch {canary}"),
-    f"{__name__}.Restored": Restored,
 }
+
+
+@pytest.mark.parametrize("name", ["posix.system", "torch.utils.collect_env.run"])
+def test_w01_a_function_that_is_only_named_is_dropped(tmp_path, name):
+    function = {"posix.system": os.system, "torch.utils.collect_env.run": torch.utils.collect_env.run}[name]
+    torch.save({"state_dict": build(BASE).state_dict(), "hook": function}, tmp_path / "x.pth")
+    assert f"objects beside the tensors are dropped: hook ({name})" in load(tmp_path / "x.pth").card.assumed
+
+
+@pytest.mark.parametrize("writer", ["zip", "legacy"])
+def test_w01_an_object_with_own_code_is_dropped(tmp_path, writer):
+    canary, model = tmp_path / "canary", build(BASE).eval()
+    content = {"state_dict": model.state_dict(), "beside": [1, Restored(canary)], "x": Restored(canary)}
+    WRITERS[writer](content, tmp_path / "x.pth")
+    loaded = load(tmp_path / "x.pth")
+    assert not canary.exists()
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    names = f"beside ({__name__}.Restored), x ({__name__}.Restored)"
+    assert f"objects beside the tensors are dropped: {names}" in loaded.card.assumed
+    assert pickle.loads(pickle.dumps(Restored(canary)))  # an unrestricted reader would run it
+    assert canary.exists()
 
 
 def python_pickle(content, path):
@@ -229,9 +251,9 @@ NO_WEIGHTS = {
     "this is an HTML page, not {}": (b"\n<!doctype html><title>sign in</title>", FETCH),
     "this is an XML text, not {}": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', FETCH),
     "this is a JSON text, not {}": (b'{"data":{"error": "not found"}}', FETCH),
-    "this is an HDF5 file, not {}": (b"\x89HDF\r\n\x1a\n" + bytes(100), RESAVE),
-    "this is a NumPy file, not {}": (b"\x93NUMPY\1\0" + bytes(100), RESAVE),
-    "this is a GGUF file, not {}": (b"GGUF\3\0\0\0" + bytes(100), RESAVE),
+    "this is an HDF5 file, not {}": (b"\x89HDF\r\n\x1a\n" + bytes(100), ARRAYS),
+    "this is a NumPy file, not {}": (b"\x93NUMPY\1\0" + bytes(100), ARRAYS),
+    "this is a GGUF file, not {}": (b"GGUF\3\0\0\0" + bytes(100), GGUF),
     "this is a gzip archive, not {}": (b"\x1f\x8b\x08" + bytes(100), "unpack it"),
     "this is an image (PNG), not {}": (b"\x89PNG\r\n\x1a\n" + bytes(100), RESAVE),
 }
@@ -256,7 +278,7 @@ def test_w04_the_name_of_a_pickle_does_not_make_it_safetensors(tmp_path, refused
         assert (error.what, error.fix) == (f"this is {kind}, not a safetensors file", RESAVE)
     save_file({"stem.conv1.weight": torch.zeros(1)}, path)
     path.rename(tmp_path / "weights.pth")
-    assert read_tensors(tmp_path / "weights.pth")[0].keys() == {"stem.conv1.weight"}
+    assert read_tensors(tmp_path / "weights.pth").tensors.keys() == {"stem.conv1.weight"}
 
 
 # -------------------------------------------------------------------------------------------------- hostile headers
@@ -729,8 +751,14 @@ def test_w06_hostile_pickles_are_refused(tmp_path):
 
 def test_w06_tensors_that_share_storage_beyond_the_file_size(tmp_path, refused):
     same = torch.zeros(9 * 64 * 64).half()
-    torch.save({f"layer1.{i}.conv1.weight": same.view(64, 64, 3, 3) for i in range(300)}, tmp_path / "x.pth")
-    assert refused(tmp_path / "x.pth", None, None).what == "this file holds no table of tensors"
+    shapes = {TORCHVISION.to_theirs(key): shape for key, shape in get_catalog_shapes("resnet20_b").items()}
+    torch.save(
+        {key: same[: torch.Size(shape).numel()].view(shape) for key, shape in shapes.items()}, tmp_path / "x.pth"
+    )
+    error = refused(tmp_path / "x.pth", None, None)
+    size = (tmp_path / "x.pth").stat().st_size
+    assert error.what == f"these tensors share storage: they need 548,126 bytes, and the file has {size:,}"
+    assert error.fix == "save a copy of each tensor: tensor.clone()"
 
 
 def test_endless_prefixes_and_other_digits(tmp_path, refused):

@@ -24,6 +24,7 @@ from resnetkit.weights.constructor_args import LIBRARIES, build_constructor_args
 from resnetkit.weights.dialects import select_table
 from resnetkit.weights.hugging_face import build_preprocessor_config
 from resnetkit.weights.layer_aliases import translate_path
+from resnetkit.weights.readings import adopt_conventions
 from resnetkit.weights.recognize import RecognizedWeights, recognize_weights
 
 from helpers.networks import randomize_norms
@@ -472,7 +473,8 @@ def test_each_library_expresses_a_network_or_says_why_not(name):
         stride = [getattr(stage.branch, "stride_at", 2) for stage in network.stages]
         if dialect == "hf" and 1 in stride:  # only the config of transformers tells v1 from v1.5
             continue
-        if name == "resnetblur50":  # a blur has no tensor
+        if network.stem.blur:  # a blur has no tensor
+            assert adopt_conventions(recognized.spec, network) == replace(network, input=recognized.spec.input)
             continue
         assert replace(recognized.spec, input=network.input) == network
 
@@ -544,6 +546,7 @@ def test_assumptions_are_recorded_and_kept(tmp_path):
     save_file(theirs.state_dict(), tmp_path / "x.safetensors")
     card = rk.load(tmp_path / "x.safetensors").card
     assert card.assumed == (
+        "the tensors also fit resnet50_v1, resnetblur50, resnetaa50, caffe_resnet50: --network chooses",
         "the 7x7 of the stem has stride 2, and a max pool 3x3/2 padded by 1 follows it",
         "the 3x3 of a bottleneck has the stride (v1.5)",
         "every stage but the first halves the map; none is dilated or blurred",
@@ -562,8 +565,6 @@ LIVE = {
     "output stride": lambda: timm.create_model("resnet18", output_stride=16),
     "activation": lambda: timm.create_model("resnet18", act_layer="silu"),
     "max": lambda: timm.create_model("resnet18", global_pool="max"),
-    "averaged": lambda: timm.create_model("resnetaa50"),
-    "blurred": lambda: timm.create_model("resnetblur18"),
     "epsilon": lambda: torchvision.models.resnet18(norm_layer=lambda channels: nn.BatchNorm2d(channels, eps=0.1)),
 }
 
@@ -575,6 +576,18 @@ def test_a_live_model_with_other_outputs_is_refused(name):
         rk.load(theirs)
     assert theirs.training
     assert all(module.training for module in theirs.modules())
+
+
+@pytest.mark.parametrize("name", ["resnetaa34d", "resnetblur18"])
+def test_a_live_model_decides_between_networks_with_equal_tensors(name):
+    theirs = randomize(timm.create_model(name)).train()
+    ours = rk.load(theirs)
+    assert ours.card.name == name
+    assert not any("also fit" in note for note in (ours.card.origin, *ours.card.assumed))
+    assert theirs.training
+    with torch.inference_mode():
+        images = torch.rand(1, 3, 64, 64)
+        torch.testing.assert_close(ours(images), theirs.eval()(images))
 
 
 def test_a_live_transformers_model_has_its_config(tmp_path):

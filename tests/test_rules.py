@@ -29,6 +29,14 @@ CASES = {
         make_network(s.Chain((s.Step(9, 3, 3),)), 9),
         "stage1.branch.step1.groups: got 3; allowed: a number that divides 8 channels in and 9 out",
     ),
+    "an average pool that is dilated": (
+        replace(BASE, stages=(s.Stage(1, 8, s.Basic(8), s.BlurredFirstBlock(2, atrous=True, blur=2)),)),
+        "stage1.reduce.blur: got kernel 2 with stride 1; allowed: stride 2, or an odd kernel",
+    ),
+    "an average pool of another stride": (
+        replace(BASE, stem=replace(BASE.stem, blur=(s.Blur(2, 1),))),
+        "stem.blur.kernel: got kernel 2 with stride 1; allowed: stride 2, or an odd kernel",
+    ),
     "zero groups": (
         make_network(s.Bottleneck(8, 0), 16),
         "stage1.branch.groups: got 0; allowed: a number that divides the 8 channels",

@@ -275,9 +275,10 @@ def shrink(row):
     return replace(row, stages=stages, stem=replace(row.stem, convs=convs), head=head)
 
 
+AVERAGED = {name for name, row in CATALOG.items() if s.Blur(s.AVERAGE_KERNEL) in row.stem.blur}
 FREE = {}
 for _name, _row in CATALOG.items():
-    if not any(stage.attention for stage in _row.stages):
+    if not any(stage.attention for stage in _row.stages) and _name not in AVERAGED:
         FREE.setdefault(shrink(_row), []).append(_name)
 
 
@@ -318,12 +319,17 @@ def test_a_dilated_network_equals_the_old_one_on_its_grid(spec):
 
 
 def test_all_networks_without_map_statistics_are_dilated():
-    attentive = {name for name, row in CATALOG.items() if any(stage.attention for stage in row.stages)}
+    attentive = {name for name, row in CATALOG.items() if any(stage.attention for stage in row.stages)} - AVERAGED
     assert attentive == {"seresnet50", "seresnext50_32x4d", "ecaresnet50d"}
-    assert sorted(itertools.chain.from_iterable(FREE.values())) == sorted(set(CATALOG) - attentive)
+    assert sorted(itertools.chain.from_iterable(FREE.values())) == sorted(set(CATALOG) - attentive - AVERAGED)
     for spec in FREE:
         strides = plan(spec).root.stride
         assert strides in (4, 8, 32)
+
+
+def test_networks_with_average_pools_are_not_dilated():
+    with pytest.raises(SpecError, match=r"stage4\.reduce\.blur: got kernel 2 with stride 1; allowed: stride 2"):
+        surgery.dilate(make_network(shrink(CATALOG["resnetaa50"])), output_stride=16)
 
 
 @pytest.mark.parametrize("dilated", [(False, False, True), (False, True, True)])

@@ -71,6 +71,8 @@ FAMILY_PARAMS = {
     "resnet152d": 60_212_040, "resnet200": 64_673_832, "vgg11": 132_863_336, "vgg13": 133_047_848,
     "vgg16": 138_357_544, "vgg19": 143_667_240, "vgg11_bn": 132_868_840, "vgg13_bn": 133_053_736,
     "vgg16_bn": 138_365_992, "vgg19_bn": 143_678_248, "keras_resnet50": 25_583_592, "resnetblur50": 25_557_032,
+    "resnetblur18": 11_689_512, "resnetblur50d": 25_576_264, "resnetblur101d": 44_568_392, "resnetaa34d": 21_816_904,
+    "resnetaa50": 25_557_032, "resnetaa50d": 25_576_264, "resnetaa101d": 44_568_392,
     "caffe_resnet50": 25_557_032, "caffe_resnet101": 44_549_160, "caffe_resnet152": 60_192_808,
 }  # fmt: skip
 FAMILY_MACS = {

@@ -54,12 +54,22 @@ def _add_attention(network: Network, attention: specs.Attention) -> Network:
     return replace(network, stages=tuple(replace(stage, attention=(attention,)) for stage in network.stages))
 
 
-def _add_blur(network: Network) -> Network:
-    """Add a blur wherever the map gets smaller, except in shortcuts (timm's resnetblur)."""
-    first_stage, *stages = network.stages
-    stages = [replace(stage, reduce=specs.BlurredFirstBlock()) for stage in stages]
-    stem = replace(network.stem, pool=(specs.MaxPool(3, 1),), blur=(specs.Blur(),))
-    return replace(network, stages=(first_stage, *stages), stem=stem)
+def add_blur(network: Network, kernel: int = 3) -> Network:
+    """Add a blur wherever the map gets smaller, except in shortcuts.
+
+    Args:
+        network: the network.
+        kernel: 3 for timm's resnetblur; 2, an average pool, for its resnetaa, which has no max pool in the stem.
+    """
+    stages = [
+        replace(stage, reduce=specs.BlurredFirstBlock(stage.reduce.stride, blur=kernel))
+        if stage.reduce.stride > 1
+        else stage
+        for stage in network.stages
+    ]
+    pool = () if kernel == specs.AVERAGE_KERNEL else (specs.MaxPool(3, 1),)
+    stem = replace(network.stem, pool=pool, blur=(specs.Blur(kernel),))
+    return replace(network, stages=tuple(stages), stem=stem)
 
 
 def _make_keras_v2(*blocks: int) -> Network:
@@ -151,7 +161,21 @@ CATALOG: dict[str, Network] = {
     "seresnet50": _add_attention(_make_bottleneck(3, 4, 6, 3), specs.SqueezeExcite()),
     "seresnext50_32x4d": _add_attention(_make_bottleneck(3, 4, 6, 3, width=128, groups=32), specs.SqueezeExcite()),
     "ecaresnet50d": _add_attention(_make_bottleneck(3, 4, 6, 3, **_VARIANT_D), specs.EfficientChannels()),
-    "resnetblur50": _add_blur(_make_bottleneck(3, 4, 6, 3)),
+    "resnetblur18": add_blur(_make_basic(2, 2, 2, 2)),
+    "resnetblur50": add_blur(_make_bottleneck(3, 4, 6, 3)),
+    "resnetblur50d": add_blur(_make_bottleneck(3, 4, 6, 3, **_VARIANT_D)),
+    "resnetblur101d": add_blur(_make_bottleneck(3, 4, 23, 3, **_VARIANT_D)),
+    "resnetaa34d": add_blur(_make_basic(3, 4, 6, 3, **_VARIANT_D), specs.AVERAGE_KERNEL),
+    "resnetaa50": add_blur(_make_bottleneck(3, 4, 6, 3), specs.AVERAGE_KERNEL),
+    "resnetaa50d": add_blur(_make_bottleneck(3, 4, 6, 3, **_VARIANT_D), specs.AVERAGE_KERNEL),
+    "resnetaa101d": add_blur(_make_bottleneck(3, 4, 23, 3, **_VARIANT_D), specs.AVERAGE_KERNEL),
+    "seresnetaa50d": add_blur(
+        _add_attention(_make_bottleneck(3, 4, 6, 3, **_VARIANT_D), specs.SqueezeExcite()), specs.AVERAGE_KERNEL
+    ),
+    "seresnextaa101d_32x8d": add_blur(
+        _add_attention(_make_bottleneck(3, 4, 23, 3, width=256, groups=32, **_VARIANT_D), specs.SqueezeExcite()),
+        specs.AVERAGE_KERNEL,
+    ),
     "resnetv2_50": _make_bottleneck(3, 4, 6, 3, **_PRE_ACTIVATION),
     "resnetv2_50d": _make_bottleneck(3, 4, 6, 3, **_VARIANT_D, **_PRE_ACTIVATION),
     "resnetv2_50t": _make_bottleneck(3, 4, 6, 3, **_VARIANT_T, **_PRE_ACTIVATION),

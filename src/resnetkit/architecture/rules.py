@@ -56,7 +56,7 @@ def _check_stem(spec: Network) -> Iterator[Fault]:
         yield from _check_range("stem.pool.kernel", pool.kernel, MAX_WINDOW)
         yield from _check_range("stem.pool.stride", pool.stride, MAX_WINDOW)
     for blur in spec.stem.blur:
-        yield from _check_odd("stem.blur.kernel", blur.kernel)
+        yield from _check_blur("stem.blur.kernel", blur.kernel, blur.stride)
         yield from _check_range("stem.blur.stride", blur.stride, MAX_WINDOW)
 
 
@@ -74,7 +74,9 @@ def _check_stages(spec: Network) -> Iterator[Fault]:
         yield from _check_range(f"stage{i}.channels", stage.channels, MAX_CHANNELS)
         yield from _check_range(f"stage{i}.reduce.stride", stage.reduce.stride, MAX_WINDOW)
         if isinstance(stage.reduce, specs.BlurredFirstBlock):
-            yield from _check_odd(f"stage{i}.reduce.blur", stage.reduce.blur)
+            is_dilated = any(other_stage.reduce.atrous for other_stage in spec.stages)
+            stride = 1 if is_dilated else stage.reduce.stride  # an even blur cannot be dilated in place
+            yield from _check_blur(f"stage{i}.reduce.blur", stage.reduce.blur, stride)
         if len(stage.attention) > 1:
             yield Fault(f"stage{i}.attention", f"{len(stage.attention)} layers", "one or none")
         for attention in stage.attention:
@@ -227,6 +229,14 @@ def _check_odd(path: str, kernel: int) -> Iterator[Fault]:
     if kernel < 1 or kernel % 2 == 0:
         yield Fault(path, str(kernel), "an odd number, so that the padding is the same on both sides")
     yield from _check_range(path, max(kernel, 1), MAX_WINDOW)
+
+
+def _check_blur(path: str, kernel: int, stride: int) -> Iterator[Fault]:
+    """Yield a fault if a blur is neither odd nor an average pool as large as its stride."""
+    if kernel != specs.AVERAGE_KERNEL:
+        yield from _check_odd(path, kernel)
+    elif stride != specs.AVERAGE_KERNEL:
+        yield Fault(path, f"kernel {kernel} with stride {stride}", f"stride {kernel}, or an odd kernel")
 
 
 # ------------------------------------------------------------------------------------- facts that rules and plan share

@@ -51,9 +51,15 @@ class MaxPool:
     edge: Literal["padded", "zeros", "ceil"] = "padded"
 
 
+AVERAGE_KERNEL = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Blur:
-    """A fixed binomial filter with a stride, against aliasing (arXiv 1904.11486)."""
+    """A fixed binomial filter with a stride, against aliasing (arXiv 1904.11486).
+
+    Kernel 2 with stride 2 is an average pool without padding (timm's resnetaa).
+    """
 
     kernel: int = 3
     stride: int = 2

@@ -25,6 +25,8 @@ class WeightsOptions:
     """The network of the weights, if the file does not identify it."""
     dialect: Annotated[str, Argument("NAME")] = ""
     """The library whose tensor names the weights use, if the file does not identify it."""
+    state_dict: Annotated[str, Argument("NAME")] = ""
+    """The table or the prefix of the tensors, if a file holds several networks."""
     reset_head: Annotated[int | None, Argument("CLASSES")] = None
     """Replace the classifier with a new one for this number of classes."""
     input_channels: int | None = None
@@ -64,6 +66,7 @@ def load_with_options(model: str, weights: WeightsOptions) -> NetworkModule:
         weights.dialect or None,
         reset_head=weights.reset_head,
         input_channels=weights.input_channels,
+        state_dict=weights.state_dict or None,
     )
     if network.card.assumed:
         log(f"read: {sanitize_line(network.card.origin)}")

@@ -20,6 +20,7 @@ def load(
     *,
     reset_head: int | Sequence[str] | None = None,
     input_channels: int | None = None,
+    state_dict: str | None = None,
 ) -> NetworkModule:
     """Return the network of a source, in evaluation mode.
 
@@ -33,12 +34,14 @@ def load(
         dialect: Whose names the tensors have, if they do not tell.
         reset_head: Classes, or their names. Load the body only and start a new linear classifier.
         input_channels: Adapt the first convolution to so many channels.
+        state_dict: The table or the prefix of the tensors, if a file holds several networks.
 
     Raises:
         UsageError: ``source`` names no weights, or an option does not apply to it.
         WeightsError: the weights are damaged, do not fit, or their network cannot be recognized.
     """
-    model = load_network(source, LoadOptions(network, dialect, reset_head is not None, input_channels is not None))
+    options = LoadOptions(network, dialect, reset_head is not None, input_channels is not None, state_dict)
+    model = load_network(source, options)
     if reset_head is not None:
         model = _combine_reports(model, head_and_input.classes(model, reset_head))
     if input_channels is not None:

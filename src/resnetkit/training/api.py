@@ -70,7 +70,8 @@ def train(
         stop: Called between steps; if it returns a true value, a checkpoint is written and training stops.
         dist: The processes of the run; each is called with the same arguments, the first one writes.
         **options: recipe, epochs, batch_size, lr, seed, split_seed, patience, checkpoint_steps, accumulate, track,
-            precision, network, dialect, reset_head, input_channels, bad_files, max_bad, as on the command line.
+            precision, network, dialect, state_dict, reset_head, input_channels, bad_files, max_bad, as on the command
+            line.
 
     Returns:
         The finished run; one that had finished before is unchanged.

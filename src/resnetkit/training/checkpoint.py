@@ -156,7 +156,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     state = read_state(folder / STATE_FILE)
     if folder.name != format_name(state.global_step):
         raise WeightsError(f"{STATE_FILE} is the state after {state.global_step} steps", where=str(folder))
-    return Checkpoint(state, *(read_tensors(folder / f"{name}.safetensors")[0] for name in TENSOR_GROUPS))
+    return Checkpoint(state, *(read_tensors(folder / f"{name}.safetensors").tensors for name in TENSOR_GROUPS))
 
 
 def _verify_files(folder: Path) -> None:

@@ -18,7 +18,7 @@ from resnetkit.serialization import merge, parse_json, parse_toml, read_text, to
 from resnetkit.training.presets import get_preset
 
 _DATA_OPTIONS = tuple(field.name for field in fields(DataOptions))
-WEIGHTS_OPTIONS = ("network", "dialect", "reset_head", "input_channels")
+WEIGHTS_OPTIONS = ("network", "dialect", "state_dict", "reset_head", "input_channels")
 _PLAIN_OPTIONS = (
     "epochs", "batch_size", "seed", "split_seed", "patience", "checkpoint_steps", "accumulate", "precision",
 )  # fmt: skip

@@ -179,7 +179,7 @@ class FineTune:
 
     The backbone (everything before the head) learns at ``backbone_lr_scale`` times the head's learning rate.
     ``frozen`` norms keep their statistics and learn only scale and shift; ``updated`` norms follow the new images.
-    The last four fields say how a weights file is read; an empty value or 0 leaves that to the file.
+    The last five fields say how a weights file is read; an empty value or 0 leaves that to the file.
     """
 
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"body_rate": "backbone_lr_scale", "norms": "norm_stats"}
@@ -189,6 +189,7 @@ class FineTune:
     norm_stats: Literal["frozen", "updated"] = "frozen"
     network: str = ""
     dialect: str = ""
+    state_dict: str = ""
     reset_head: int = 0
     input_channels: int = 0
 

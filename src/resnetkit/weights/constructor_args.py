@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from resnetkit.architecture import spec as specs
+from resnetkit.architecture.catalog import add_blur
 from resnetkit.errors import UsageError
 from resnetkit.weights.dialects import is_vgg
 
@@ -89,15 +91,15 @@ def _describe_branch(spec: specs.Network) -> tuple[str, int, int]:
 
 
 def _build_stages(
-    block: str, layers: list[int], groups: int = 1, width: int = 64, *, channels: int = 64, n_stages: int = 4
+    block: str, layers: list[int], groups: int = 1, width: int = 64, channels: Sequence[int] = (64, 128, 256, 512)
 ) -> tuple[specs.Stage, ...]:
-    """Return stages that double their channels; all but the first halve the map.
+    """Return one stage for each number of channels; all but the first halve the map.
 
     The constructors build a fixed number of stages, so missing ones have one block and further ones are ignored.
     """
     stages = []
-    for i, blocks in enumerate((layers + [1] * n_stages)[:n_stages]):
-        planes = channels * 2**i
+    for i, planes in enumerate(channels):
+        blocks = layers[i] if i < len(layers) else 1
         branch: specs.Branch = (
             specs.Basic(planes) if block == "basic" else specs.Bottleneck(int(planes * (width / 64)) * groups, groups)
         )
@@ -137,7 +139,7 @@ def _build_timm_args(spec: specs.Network) -> ConstructorArgs:
         "stem_width": widths[1] if stem_type else 64,
         "avg_down": spec.shortcuts == specs.OPTION_D,
         "attention": next((name for name, row in _ATTENTIONS.items() if [*map(type, row)] == attention_types), ""),
-        "blur": bool(spec.stem.blur),
+        "blur": spec.stem.blur[0].kernel if spec.stem.blur else 0,
         "drop_path_rate": spec.stochastic_depth,
     }
 
@@ -164,19 +166,21 @@ def _build_timm_spec(kwargs: ConstructorArgs) -> specs.Network:
     width = kwargs["stem_width"]
     first = width if kwargs["stem_type"] == "deep" else 3 * (width // 4)
     stem = _build_stem(first, width, 2 * width) if kwargs["stem_type"] else _build_stem(64)
-    stages = _build_stages(kwargs["block"], kwargs["layers"], kwargs["cardinality"], kwargs["base_width"])
+    channels = kwargs.get("channels", (64, 128, 256, 512))
+    stages = _build_stages(kwargs["block"], kwargs["layers"], kwargs["cardinality"], kwargs["base_width"], channels)
     stages = tuple(replace(stage, attention=_ATTENTIONS[kwargs["attention"]]) for stage in stages)
-    if kwargs["blur"]:
-        stem = replace(stem, pool=(specs.MaxPool(3, 1),), blur=(specs.Blur(),))
-        stages = (stages[0], *(replace(stage, reduce=specs.BlurredFirstBlock()) for stage in stages[1:]))
     shortcuts = specs.OPTION_D if kwargs["avg_down"] else specs.Shortcuts()
-    return specs.Network(stages, stem, specs.Linear(kwargs["num_classes"]), (kwargs["in_chans"], 224, 224), shortcuts)
+    head, input_shape = specs.Linear(kwargs["num_classes"]), (kwargs["in_chans"], 224, 224)
+    network = specs.Network(stages, stem, head, input_shape, shortcuts)
+    return add_blur(network, kwargs["blur"]) if kwargs["blur"] else network
 
 
 def _build_timm_v2_args(spec: specs.Network) -> ConstructorArgs:
     stem_type, widths = _describe_stem(spec)
     return _describe_depth(spec) | {
         "channels": [stage.channels for stage in spec.stages],
+        "basic": isinstance(spec.stages[0].branch, specs.Basic),
+        "bottle_ratio": 1.0 if isinstance(spec.stages[0].branch, specs.Basic) else 0.25,
         "in_chans": spec.input[0],
         "stem_chs": widths[-1] if widths else 64,
         "stem_type": stem_type,
@@ -189,7 +193,12 @@ def _build_timm_v2_spec(kwargs: ConstructorArgs) -> specs.Network:
     first = 3 * out_channels // 8 if stem_type == "tiered" else out_channels // 2
     stem = _build_stem(first, out_channels // 2, out_channels) if stem_type else _build_stem(out_channels)
     stages = tuple(
-        specs.Stage(blocks, channels, specs.Bottleneck(max(channels // 4, 1)), specs.FirstBlock(1 if i == 0 else 2))
+        specs.Stage(
+            blocks,
+            channels,
+            specs.Basic(channels) if kwargs["basic"] else specs.Bottleneck(max(channels // 4, 1)),
+            specs.FirstBlock(1 if i == 0 else 2),
+        )
         for i, (blocks, channels) in enumerate(zip(kwargs["layers"], kwargs["channels"], strict=True))
     )
     return specs.Network(
@@ -201,6 +210,99 @@ def _build_timm_v2_spec(kwargs: ConstructorArgs) -> specs.Network:
         order="norm-act-conv",
         bias="never",
     )
+
+
+_TIMM_DEPTHS = {
+    10: (1, 1, 1, 1), 14: (1, 1, 1, 1), 18: (2, 2, 2, 2), 26: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3), 201: (3, 24, 36, 4), 269: (3, 30, 48, 8),
+}  # fmt: skip
+_BASIC_DEPTHS = (10, 18, 34)
+_TIMM_NAME = re.compile(
+    r"(?P<attention>se|eca)?(?P<wide>wide_)?resnex?t(?P<blur>aa|blur)?(?P<depth>\d{2,3})(?P<variant>[cdst])?"
+    r"(?:_(?P<groups>\d{1,3})x(?P<width>\d{1,3})d)?(?P<twice>_2)?"
+)
+_TIMM_V2_NAME = re.compile(r"resnetv2_(?P<depth>\d{2,3})(?P<variant>[dt])?")
+_TIMM_BLURS = {None: 0, "aa": specs.AVERAGE_KERNEL, "blur": 3}
+_TIMM_STEMS = {"c": "deep", "d": "deep", "s": "deep", "t": "deep_tiered"}
+_TIMM_EXCEPTIONS: dict[str, ConstructorArgs] = {"seresnextaa201d_32x8d": {"stem_width": 64}}
+_ANY = object()
+_TIMM_NEUTRAL_ARGS: dict[str, tuple[Any, ...]] = {  # options of timm -> the values that change nothing
+    "output_stride": (32, None), "global_pool": ("avg", "fast", None), "act_layer": (None, "relu"),
+    "norm_layer": (None, "batchnorm2d"), "drop_rate": (_ANY,), "drop_path_rate": (_ANY,), "drop_block_rate": (_ANY,),
+    "zero_init_last": (_ANY,), "aa_layer": (None,), "block_args": (None, {}), "replace_stem_pool": (False,),
+    "block_reduce_first": (1,), "down_kernel_size": (1,),
+}  # fmt: skip
+
+
+def build_timm_architecture(name: str, model_args: Mapping[str, Any]) -> specs.Network:
+    """Return the network that timm's ``create_model`` builds for a name and its arguments.
+
+    Args:
+        name: The name of the architecture, such as ``resnetblur50``.
+        model_args: The arguments that differ from the defaults, such as ``layers``.
+
+    Raises:
+        UsageError: timm's name or one of the arguments is not supported.
+    """
+    bare_name = name.partition(".")[0]
+    match, match_v2 = _TIMM_NAME.fullmatch(bare_name), _TIMM_V2_NAME.fullmatch(bare_name)
+    depth = int((match or match_v2 or {"depth": 0})["depth"])
+    is_wide = bool(match and match["wide"] and match["twice"])
+    if depth not in _TIMM_DEPTHS or (match and not is_wide and (match["wide"] or match["twice"])):
+        raise UsageError(f"the network {name[:60]!r} is not supported", where="architecture")
+    build = _build_timm_spec if match else _build_timm_v2_spec
+    kwargs = _list_timm_args(match, depth, is_wide) if match else _list_timm_v2_args(match_v2, depth)
+    kwargs |= _TIMM_EXCEPTIONS.get(bare_name, {})
+    for key, value in model_args.items():
+        if key in kwargs and key not in ("attention", "blur", "block") and _has_type_of(value, kwargs[key]):
+            kwargs[key] = value
+        elif not any(allowed is _ANY or allowed == value for allowed in _TIMM_NEUTRAL_ARGS.get(key, ())):
+            message = f"the option {key[:40]} = {str(value)[:40]} of {name[:60]} is not supported"
+            raise UsageError(message, where="model_args")
+    try:
+        network = build(kwargs)
+    except (TypeError, ValueError, KeyError, IndexError):
+        raise UsageError("these options of timm do not describe a network", where="model_args") from None
+    return network if kwargs["num_classes"] else replace(network, head=specs.Pooled())
+
+
+def _has_type_of(value: Any, default: Any) -> bool:
+    """Return whether an argument has the type of its default; lists hold integers."""
+    return type(value) is type(default) and (not isinstance(value, list) or all(type(n) is int for n in value))
+
+
+def _list_timm_args(match: re.Match[str], depth: int, is_wide: bool) -> ConstructorArgs:
+    """Return the arguments that a name of timm's resnet stands for."""
+    variant = match["variant"]
+    return {
+        "block": "basic" if depth in _BASIC_DEPTHS else "bottleneck",
+        "layers": list(_TIMM_DEPTHS[depth]),
+        "channels": [64, 128, 256, 512],
+        "num_classes": 1000,
+        "in_chans": 3,
+        "cardinality": int(match["groups"] or 1),
+        "base_width": 128 if is_wide else int(match["width"] or 64),
+        "stem_type": _TIMM_STEMS.get(variant, ""),
+        "stem_width": 64 if variant in (None, "s") else 32,
+        "avg_down": variant in ("d", "t"),
+        "attention": match["attention"] or "",
+        "blur": _TIMM_BLURS[match["blur"]],
+    }
+
+
+def _list_timm_v2_args(match: Any, depth: int) -> ConstructorArgs:
+    """Return the arguments that a name of timm's resnetv2 stands for."""
+    is_basic = depth in _BASIC_DEPTHS
+    return {
+        "layers": list(_TIMM_DEPTHS[depth]),
+        "channels": [64, 128, 256, 512] if is_basic else [256, 512, 1024, 2048],
+        "basic": is_basic,
+        "num_classes": 1000,
+        "in_chans": 3,
+        "stem_chs": 64,
+        "stem_type": {None: "", "d": "deep", "t": "tiered"}[match["variant"]],
+        "avg_down": match["variant"] is not None,
+    }
 
 
 def _build_vgg_args(spec: specs.Network) -> ConstructorArgs:
@@ -267,7 +369,7 @@ def _build_kuangliu_spec(kwargs: ConstructorArgs) -> specs.Network:
 
 
 def _build_akamaster_spec(kwargs: ConstructorArgs) -> specs.Network:
-    stages = _build_stages("basic", kwargs["num_blocks"], channels=16, n_stages=3)
+    stages = _build_stages("basic", kwargs["num_blocks"], channels=(16, 32, 64))
     return specs.Network(
         stages, specs.Stem((specs.Conv(16, 3),), ()), specs.Linear(kwargs["num_classes"]), (3, 32, 32), specs.OPTION_A
     )

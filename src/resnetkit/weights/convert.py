@@ -127,7 +127,7 @@ def _check_target(path: Path, to: str) -> None:
 
 def _verify_written(path: Path, tensors: dict[str, Tensor]) -> None:
     """Read the written tensors and compare them; if they differ, remove them."""
-    written, _ = read_tensors(path)
+    written = read_tensors(path).tensors
     wrong_keys = [
         key
         for key in tensors.keys() | written.keys()
@@ -181,7 +181,7 @@ def _build_timm(kwargs: ConstructorArgs) -> Any:
     layers = _import_module("timm.layers", "timm")
     if kwargs["family"] == "resnetv2":
         return module.ResNetV2(**_drop_keys(kwargs), norm_layer=layers.BatchNormAct2d, conv_layer=layers.create_conv2d)
-    blur, attention = layers.BlurPool2d if kwargs["blur"] else None, kwargs["attention"]
+    blur, attention = {0: None, 2: nn.AvgPool2d, 3: layers.BlurPool2d}[kwargs["blur"]], kwargs["attention"]
     model_args = _drop_keys(kwargs, "block", "attention", "blur")
     block_args = {"attn_layer": attention} if attention else None
     return module.ResNet(**model_args, block=_select_block(module, kwargs), aa_layer=blur, block_args=block_args)

@@ -54,6 +54,10 @@ class Dialect:
         """Return our key for their name; raises `UsageError` if we have none."""
         return self._check_known(key, self._name_map.to_ours(key))
 
+    def find_theirs(self, key: str) -> str | None:
+        """Return their name for our key, or None."""
+        return self._name_map.to_theirs(key)
+
     def map_tensors(self, plan: Plan) -> dict[str, str]:
         """Return their name for each of our keys in a plan."""
         return {key: self.to_theirs(key) for key in get_tensor_shapes(plan)}

@@ -1,4 +1,4 @@
-"""Read and write the configs of a transformers folder.
+"""Read the configs of a folder of transformers or timm, and write those of transformers.
 
 ``config.json`` describes the network, ``preprocessor_config.json`` the preparation of images. Both belong to weights,
 so a config that does not fit raises `WeightsError`. No value in them names anything to import.
@@ -19,9 +19,11 @@ from resnetkit.architecture.spec import Network
 from resnetkit.errors import UsageError, WeightsError
 from resnetkit.serialization import parse_json, read_text
 from resnetkit.weights.constructor_args import ConstructorArgs, build_hugging_face_spec
+from resnetkit.weights.timm_folder import build_card_from_timm_config
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 HF_WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+_INDEX_FILES = tuple(f"{name}.index.json" for name in HF_WEIGHTS_FILES)  # of weights in several files
 _BILINEAR = 2
 _INT_KEYS = ("num_channels", "embedding_size")
 _LIST_KEYS = ("hidden_sizes", "depths")
@@ -31,19 +33,29 @@ MIN_SQUEEZED_SIDE = 384  # pixels: from this side on transformers resizes withou
 _COPY_FOLDER_FIX, _RESNETS_ONLY_FIX = "copy the whole folder again", "only ResNets with ReLU are supported"
 
 
-def read_hugging_face_folder(folder: Path) -> tuple[Card, Path]:
-    """Return the card that the two configs describe, and the path of the weights.
+def find_weights_file(folder: Path) -> Path | None:
+    """Return the weights in a folder, or the index of weights in several files; None if there are none."""
+    names = (name for name in (*HF_WEIGHTS_FILES, *_INDEX_FILES) if (folder / name).is_file())
+    return next((folder / name for name in names), None)
+
+
+def read_hugging_face_folder(folder: Path) -> tuple[Card, Path, str]:
+    """Return the card that the configs describe, the path of the weights, and their dialect.
 
     Raises:
         WeightsError: the weights are missing, or a config does not fit.
     """
-    weights_path = next((folder / name for name in HF_WEIGHTS_FILES if (folder / name).is_file()), None)
+    weights_path = find_weights_file(folder)
     if weights_path is None:
         raise WeightsError("the weights are missing next to the config", where=str(folder), fix=_COPY_FOLDER_FIX)
-    card = build_card_from_config(_read_config(folder / CARD_FILE), str(folder / CARD_FILE))
+    config, location = _read_config(folder / CARD_FILE), str(folder / CARD_FILE)
+    if "model_type" not in config:
+        card = build_card_from_timm_config(config, location)
+        return replace(card, origin=f"{folder.name}, a folder of timm"), weights_path, "timm"
+    card = build_card_from_config(config, location)
     preparation, notes = _read_preparation(folder, card)
     origin = f"{folder.name}, a folder of transformers"
-    return replace(card, preparation=preparation, origin=origin, assumed=(*card.assumed, *notes)), weights_path
+    return replace(card, preparation=preparation, origin=origin, assumed=(*card.assumed, *notes)), weights_path, "hf"
 
 
 def build_card_from_config(config: dict[str, Any], location: str) -> Card:

@@ -19,6 +19,7 @@ from resnetkit.architecture.card import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from resnetkit.architecture.rules import compute_reduced_channels, find_shortcut_cause, find_spec_faults
 from resnetkit.architecture.tensors import TensorShape, TensorShapes
 
+AVERAGED_MAP = "the last map is averaged"
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
@@ -228,7 +229,7 @@ def _list_assumptions(spec: specs.Network) -> list[str]:
         notes.insert(0, "the 3x3 of a bottleneck has the stride (v1.5)")
     notes.append(f"activations are {spec.activation}")
     if isinstance(spec.head, specs.Pooled):
-        notes.append("the last map is averaged")
+        notes.append(AVERAGED_MAP)
     if isinstance(spec.shortcuts, specs.Shortcuts) and isinstance(spec.shortcuts.wider, specs.ZeroPadded):
         side = {"both": "on both sides", "end": "at the end"}[spec.shortcuts.wider.side]
         notes.insert(0, f"shortcuts that change channels pad with zeros {side} (option A)")

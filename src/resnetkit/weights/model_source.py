@@ -19,7 +19,9 @@ from resnetkit.architecture.catalog import CATALOG
 from resnetkit.architecture.catalog import spec as resolve_spec
 from resnetkit.errors import UsageError, WeightsError
 from resnetkit.serialization import parse_json, read_text
-from resnetkit.weights.hugging_face import HF_WEIGHTS_FILES, read_hugging_face_folder
+from resnetkit.weights.hugging_face import HF_WEIGHTS_FILES, find_weights_file, read_hugging_face_folder
+from resnetkit.weights.other_formats import DISTRIBUTED
+from resnetkit.weights.shards import INDEX_SUFFIX
 
 _RUN_MODEL, _RUN_FILE = "model", "run.toml"
 _SPEC_SUFFIXES = (".toml", ".json")
@@ -54,7 +56,7 @@ class WeightsFile(_StoredSource):
 
 
 class HuggingFaceFolder(_StoredSource):
-    """A folder that transformers wrote."""
+    """A folder that transformers or timm wrote: a config and weights."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,15 +109,19 @@ def _resolve_path(source: str | Path) -> ModelSource:
         return ModelFolder(folder)
     if is_model_folder(path / _RUN_MODEL):
         return RunFolder(path)
-    if "model_type" in _read_card_keys(folder):
+    if {"model_type", "architecture"} & _read_card_keys(folder):
         return HuggingFaceFolder(folder)
-    return SpecFile(path) if path.suffix in _SPEC_SUFFIXES else _resolve_file(source, path)
+    is_spec = path.suffix in _SPEC_SUFFIXES and not path.name.endswith(INDEX_SUFFIX)
+    return SpecFile(path) if is_spec else _resolve_file(source, path)
 
 
 def _resolve_file(source: str | Path, path: Path) -> ModelSource:
     if path.is_file():
         return WeightsFile(path)
     if path.is_dir():
+        weights_path = find_weights_file(path)
+        if weights_path is not None and weights_path.name.endswith(INDEX_SUFFIX):
+            return WeightsFile(weights_path)
         raise _missing_model_error(path)
     resolve_spec(source)  # raises UsageError with the nearest name or path
     return CatalogName(str(source))
@@ -175,6 +181,8 @@ def load_card(source: object) -> Card:
 
 
 def _missing_model_error(path: Path) -> UsageError | WeightsError:
+    if (path / ".metadata").is_file():
+        return WeightsError(f"this is {DISTRIBUTED.name}", where=str(path), fix=DISTRIBUTED.fix.format(path))
     if any((folder / WEIGHTS_FILE).is_file() for folder in (path, path / _RUN_MODEL)):
         message = f"{CARD_FILE} is missing next to the weights"
         return WeightsError(message, where=str(path), fix="copy the whole folder again")

@@ -91,7 +91,8 @@ def _verify_folder(
 ) -> None:
     """Read a folder back and compare its card, its tensors and its outputs with those of the network."""
     try:
-        written_card, (written, _) = read_card(partial_folder), read_tensors(partial_folder / WEIGHTS_FILE)
+        written_card = read_card(partial_folder)
+        written = read_tensors(partial_folder / WEIGHTS_FILE).tensors
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResnetkitWarning)  # NaN in the weights is known to who trained them
             saved_network = assemble_network(written_card, written, str(folder))
