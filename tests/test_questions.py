@@ -69,6 +69,25 @@ def test_each_topic_has_short_sentences_for_each_network(name):
         assert not re.search(r"[{}]|None [^,.]|\b1 \w+s have", " ".join(sentences)), topic.name
 
 
+@pytest.mark.parametrize(
+    ("query", "topic"),
+    [
+        ("F.relu", "relu"),
+        ("nn.ReLU(inplace=True)", "relu"),
+        ("ResNet._make_layer", "_make_layer"),
+        ("Bottleneck.expansion", "expansion"),
+        ("skip-connection", "skip"),
+        ("Batch-Norm", "bn1"),
+        ("`downsample`?", "downsample"),
+        ("Downsample", "downsample"),
+        ("bias=False", "bias"),
+        ("layer9.0.downsample", None),
+    ],
+)
+def test_words_as_they_are_written_in_code(query, topic):
+    assert getattr(find_topic(query), "name", None) == topic
+
+
 def test_words_name_one_topic_and_facts_are_used():
     words = [word for topic in read_topics() for word in topic.words]
     assert len(words) == len(set(words))

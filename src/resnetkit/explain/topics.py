@@ -71,14 +71,9 @@ def list_topic_words() -> list[str]:
 
 def find_topic(query: str) -> Topic | None:
     """Return the topic of a word, such as ``downsample`` or ``self._make_layer()``, or None."""
-    word = normalize_word(query)
-    return next((topic for topic in read_topics() if word in topic.words), None)
-
-
-def normalize_word(query: str) -> str:
-    """Return a word in small letters, without quotes, parentheses, ``self.`` and ``nn.``."""
     word = re.sub(r"\(.*\)$", "", " ".join(query.lower().split()).strip("`'\"?!.,: "))
-    return re.sub(r"^(self|nn|torch\.nn)\.", "", word)
+    spellings = (word, word.replace("-", " "), re.sub(r"^(?:[a-z_]+\.)+", "", word))  # nn.relu, resnet._make_layer
+    return next((topic for spelling in spellings for topic in read_topics() if spelling in topic.words), None)
 
 
 def match_question(question: str) -> Topic | None:
