@@ -96,6 +96,13 @@ def test_rotated_duplicates_are_found_and_progress_is_reported(tmp_path, picture
     assert progress[-1] == (7, 7)
 
 
+def test_one_class_is_a_finding(pictures, cli):
+    code, out, err = cli("check", pictures("d", ["ant"], 2))
+    assert code == 3
+    assert "too few classes: 1\n  only ant; training needs at least two\n" in out
+    assert "resnetkit train" not in err
+
+
 USAGE_ERRORS = {
     "check nowhere": "error: the folder does not exist\nwhere: nowhere\n",
     "check . --page x.txt": r"error: .*\.html\nwhere: x\.txt\nfix: call it x\.html\n",

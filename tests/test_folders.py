@@ -90,10 +90,12 @@ def test_one_level_too_low_proposes_the_folder_above(pictures, monkeypatch):
 def test_classes_inside_of_classes_are_a_finding_and_a_note(pictures, cli):
     pictures("d/animals", ["cat", "dog"], 2)
     root = pictures("d/plants", ["daisy"], 2).parent
-    text = f"{root}/animals has no images of its own, but folders: cat, dog"
+    text = (
+        f"{root}/animals has no images of its own, but folders: cat, dog; if these are the classes, pass {root}/animals"
+    )
     data = open_dataset(root)
     assert data.classes == ("animals", "plants")
-    assert data.notes == (f"{text}; all images count as the outer class",)
+    assert data.notes == (f"all images count as the outer class: {text}",)
     code, out, _ = cli("check", root)
     assert code == 3
     assert f"folders inside of classes: 1\n  {text}\n" in out

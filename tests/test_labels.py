@@ -175,6 +175,14 @@ def test_marks_before_utf_16_and_broken_utf_16(table):
         open_dataset(table(b"\xff\xfe" + content + b"x"))
 
 
+def test_columns_of_flags_are_named(table):
+    flags = {"label": [], "ant": ["1"] * 4 + ["0"] * 4, "bee": ["0"] * 4 + ["1"] * 4}
+    with pytest.raises(DataError) as caught:
+        open_dataset(table(rows_of(**flags)))
+    text = "line 1: ant, bee hold 0 and 1: write the name of the class into one column label"
+    assert caught.value.where[1:3] == ("line 1: the column label is missing", text)
+
+
 def test_lines_are_counted_from_the_sep_line_on(table):
     with pytest.raises(DataError) as caught:
         open_dataset(table("sep=,\n" + rows_of() + "none.png,ant\n"))

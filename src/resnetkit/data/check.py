@@ -133,13 +133,16 @@ class CheckResult:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """All problems; empty if the data are sound."""
-        missing, spellings = self.dataset.find_missing_classes(), find_spellings(self.dataset.classes)
+        missing, classes = self.dataset.find_missing_classes(), self.dataset.classes
         examples_of_kind = {
             "unreadable images": [f"{image.location}: {image.error}" for image in self.unreadable],
             **{kind: list(map(str, groups)) for kind, groups in self.duplicates_by_kind.items()},
             "missing classes": [f"{split} has no images of {join_names(names)}" for split, names in missing.items()],
             "class imbalance": list(self._find_imbalance()),
-            "classes written in several ways": list(map(describe_spellings, spellings)),
+            "classes written in several ways": list(map(describe_spellings, find_spellings(classes))),
+            "too few classes": [f"only {name}; training needs at least two" for name in classes]
+            if len(classes) < 2
+            else [],
             **self.dataset.findings,
         }
         return tuple(Finding(kind, tuple(examples)) for kind, examples in examples_of_kind.items() if examples)

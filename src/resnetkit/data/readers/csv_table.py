@@ -32,7 +32,19 @@ from resnetkit.formatting import join_names, limit_lines, pluralize
 
 # Names are compared without case, spaces, "_" and "-".
 _COLUMN_ALIASES = {
-    "path": ("path", "file", "filename", "filepath", "image", "images", "img", "imagepath", "imagefile", "imagename"),
+    "path": (
+        "path",
+        "file",
+        "filename",
+        "fname",
+        "filepath",
+        "image",
+        "images",
+        "img",
+        "imagepath",
+        "imagefile",
+        "imagename",
+    ),
     "label": ("label", "labels", "class", "classname", "target", "species", "category", "breed"),
     "split": ("split", "part", "subset", "set", "isvalid", "fold"),
 }
@@ -193,6 +205,11 @@ def _parse_header(table: Path, names: Sequence[str], rows: Sequence[Sequence[str
             faults.append(f"the table has no column {requested[column]!r} ({option}){closest}")
         elif column != "split":
             faults.append(f"the column {column} is missing")
+    flags = [
+        name for i, name in enumerate(names) if rows and {cells[i] for cells in rows if i < len(cells)} == {"0", "1"}
+    ]
+    if "label" not in columns and len(flags) > 1:
+        faults.append(f"{join_names(flags)} hold 0 and 1: write the name of the class into one column label")
     if not faults and len(set(columns.values())) < len(columns):
         faults = ["one column is chosen twice"]
     if faults:

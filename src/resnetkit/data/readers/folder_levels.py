@@ -77,7 +77,8 @@ def describe_inner_folders(splits: Iterable[Mapping[str, FolderScan]]) -> list[s
             inner = scan.list_subfolders()
             equal_names = sorted(set(inner) & (set(classes) - {name}))
             if len(inner) > 1 and not scan.has_own_images:
-                lines.append(f"{scan.folder} has no images of its own, but folders: {join_names(inner)}")
+                line = f"{scan.folder} has no images of its own, but folders: {join_names(inner)}"
+                lines.append(f"{line}; if these are the classes, pass {scan.folder}")
             elif equal_names:
                 lines.append(f"{scan.folder} has folders with the names of other classes: {join_names(equal_names)}")
     return lines

@@ -78,7 +78,7 @@ def open_image_folder(root: Path, name: str) -> Dataset:
     root_files = [] if not folders else [Path(entry.path) for entry in list_entries(root) if not is_folder(entry)]
     skipped = _collect_skipped(scans, root_files, unlabeled)
     inner_folders = describe_inner_folders(scan.classes for scan in labeled.values())
-    notes = [*describe_skipped(skipped), *(f"{line}; all images count as the outer class" for line in inner_folders)]
+    notes = [*describe_skipped(skipped), *(f"all images count as the outer class: {line}" for line in inner_folders)]
     findings = {
         **list_skipped_findings(skipped),
         **({"folders inside of classes": tuple(inner_folders)} if inner_folders else {}),
