@@ -11,6 +11,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import warnings
@@ -35,6 +36,9 @@ MAX_IMAGE_PIXELS = 64_000_000
 MAX_IMAGE_BYTES = 256_000_000  # an uncompressed image with MAX_IMAGE_PIXELS
 TOO_MANY_BYTES = f"the file has more than {MAX_IMAGE_BYTES:,} bytes"
 _TOO_MANY_PIXELS = f"the image has more than {MAX_IMAGE_PIXELS:,} pixels"
+# Keys of ``info`` of an image that had 16 bits: a hash of its values if 8 bits do not hold them, and the number of the
+# 256 levels that they can use
+DEEP_DIGEST, DEEP_LEVELS = "resnetkit_deep_digest", "resnetkit_deep_levels"
 _BYTES_PER_PIXEL = 4  # Pillow pads RGB to four bytes
 _RLE_COMPRESSIONS, _MAX_RLE_PIXELS = (1, 2), 4_000_000  # run lengths of BMP, which Pillow decodes in Python
 # Only large images are reduced; the others differ too much at fine patterns and saturated colors, and gain little. The
@@ -280,7 +284,12 @@ def _build_format_error(first_bytes: bytes) -> ImageError:
 def _flatten_image(image: Image.Image) -> Image.Image:
     """Convert to 8 bits per channel, and blend transparent pixels with white."""
     if image.mode.startswith("I"):
-        return Image.fromarray(_convert_16_bit(np.asarray(image), image.info.get("transparency")))
+        values = np.asarray(image)
+        flat = Image.fromarray(_convert_16_bit(values, image.info.get("transparency")))
+        if (values % 257).any():  # otherwise 8 bits hold the same values
+            flat.info[DEEP_DIGEST] = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
+        flat.info[DEEP_LEVELS] = (int(values.max()) - int(values.min())) // 257 + 1
+        return flat
     if image.has_transparency_data:
         rgba, background = convert_mode(image, "RGBA"), Image.new("RGB", image.size, "white")
         background.paste(rgba, mask=rgba)
