@@ -161,3 +161,23 @@ def test_no_output_replaces_a_file_of_the_user(flowers, cli, tmp_path, monkeypat
         assert cli("check", flowers, option, name)[0] == 2
     with pytest.raises(MachineError, match="not a regular file"):
         write_text(tmp_path / "pipe.txt", "x")
+
+
+def test_sixteen_bit_images_are_compared_by_their_values(tmp_path, cli):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(4):
+            values = rng.integers(0, 256, (12, 14)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / "d" / name / f"{i}.png")
+    assert rk.check(tmp_path / "d").findings == ()
+    (note,) = rk.check(tmp_path / "d").notes
+    assert note.startswith("8 16-bit images that use fewer than 32 of 256 levels, so that they are nearly uniform: ")
+    assert "note: 8 16-bit images" in "".join(cli("check", tmp_path / "d")[1:])
+    Image.fromarray(values).save(tmp_path / "d" / "a" / "copy.png")
+    wide = rng.integers(0, 256, (12, 14), dtype=np.uint8)
+    Image.fromarray(wide).save(tmp_path / "d" / "a" / "8-bits.png")
+    Image.fromarray(wide.astype(np.uint16) * 257).save(tmp_path / "d" / "a" / "16-bits.png")
+    conflicts, duplicates = rk.check(tmp_path / "d").findings[-2:]
+    assert (conflicts.kind, duplicates.kind) == ("conflicting labels", "duplicates")
+    assert "copy.png" in conflicts.examples[0] and "8-bits.png" in duplicates.examples[0]

@@ -164,16 +164,21 @@ def test_a_list_of_names_in_utf_16(inbox, model, cli, stdin):
     assert (code, len(out.splitlines())) == (0, 2)
 
 
-def test_files_of_other_formats_are_noted(inbox, model, cli, tmp_path):
-    (inbox / "phone.heic").write_bytes(b"x")
-    (note,) = [line for line in cli("predict", inbox, "--model", model)[2].splitlines() if line.startswith("note: ")]
-    assert "1 .heic" in note
-    (tmp_path / "phone").mkdir()
-    (tmp_path / "phone" / "1.heic").write_bytes(b"x")
-    code, _, err = cli("predict", tmp_path / "phone", "--model", model)
+def test_files_of_other_types_are_noted_and_images_among_them_are_rows(inbox, model, cli, tmp_path):
+    (inbox / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    (inbox / "list.doc").write_bytes(b"x")
+    code, out, err = cli("predict", inbox, "--model", model, "--csv")
+    assert code == 3
+    (row,) = [line for line in out.splitlines() if "phone.heic" in line]
+    assert "format HEIC is not supported" in row
+    (note,) = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert "1 .doc" in note and "heic" not in note.partition("(")[0]
+    (tmp_path / "office").mkdir()
+    (tmp_path / "office" / "1.doc").write_bytes(b"x")
+    code, _, err = cli("predict", tmp_path / "office", "--model", model)
     assert code == 3
     (fix,) = [line for line in err.splitlines() if line.startswith("fix: ")]
-    assert "1 .heic" in fix and fix.endswith("; name files, or another folder")
+    assert "1 .doc" in fix and fix.endswith("; name files, or another folder")
 
 
 WRONG_ARGS = {

@@ -39,7 +39,7 @@ from resnetkit.images.prepare import load_pixels
 from resnetkit.prediction import formats, pipeline, resumable_output
 from resnetkit.prediction.api import select_top_k
 from resnetkit.prediction.formats import CsvFormat, JsonLinesFormat, Prediction, escape_surrogates
-from resnetkit.prediction.inputs import ImageInput
+from resnetkit.prediction.inputs import ImageInput, expand_inputs
 from resnetkit.prediction.pipeline import run_pipeline
 from resnetkit.prediction.resumable_output import ResumableWriter
 from resnetkit.runtime import threads
@@ -1252,3 +1252,104 @@ def test_rows_are_written_as_they_come_and_by_one_command_alone(model, inbox, cl
     assert err.endswith(message)
     process.kill()
     process.wait()
+
+
+# ---------------------------------------------------------------------------------- folders, patterns and spreadsheets
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Return a tree with loops of links and hidden files, and a function that locks a folder."""
+    locked, scandir = set(), os.scandir
+
+    def scan(path="."):
+        if os.path.realpath(path) in locked:
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    folder = tmp_path / "tree"
+    for name in ("a/1.png", "a/b/2.PNG", "a/b/3.heic", "c/4.jpg", "c/notes.txt", ".hidden/5.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(folder / name, 1) if name.endswith("1.png") else (folder / name).write_bytes(b"")
+    for link, target in (("a/up", ".."), ("a/b/self", "."), ("c/up", "../a"), ("c/gone", "nowhere")):
+        (folder / link).symlink_to(target)
+    return folder, lambda name: locked.add(os.path.realpath(folder / name))
+
+
+def expand(pattern, root):
+    return [(os.path.relpath(item.name, root), item.error) for item in expand_inputs([pattern])]
+
+
+@pytest.mark.parametrize("form", ["", "**", "**/*", "**/**", "**/**/*.*"])
+def test_every_form_enters_each_folder_once_and_names_locked_ones(tree, form):
+    folder, lock = tree
+    files = [Path(name).name for name, _ in expand(folder / form, folder)]
+    assert sorted(files) == ["1.png", "2.PNG", "3.heic", "4.jpg"]
+    lock("a/b")
+    errors = [error for _, error in expand(folder / form, folder)]
+    assert sorted(errors) == ["", "", "cannot read the folder: Permission denied"]
+
+
+def test_patterns_match_like_glob(tree, monkeypatch):
+    folder, lock = tree
+    cases = {
+        "*/1.png": ["a/1.png"], "a/?.png": ["a/1.png"], "a/b/*": ["a/b/2.PNG", "a/b/3.heic"],
+        "[ac]/[14]*": ["a/1.png", "c/4.jpg"], "**/b/*.PNG": ["a/b/2.PNG"],
+    }  # fmt: skip
+    for pattern, expected in cases.items():
+        assert [name for name, error in expand(folder / pattern, folder) if not error] == expected
+    monkeypatch.chdir(folder)
+    assert [item.name for item in expand_inputs(["a/*.png"])] == ["a/1.png"]
+    lock("a/b")
+    assert expand(folder / "a" / "*.png", folder) == [("a/1.png", "")]  # the pattern does not reach into it
+    assert ("a/b", "cannot read the folder: Permission denied") in expand(folder / "a" / "*" / "*.png", folder)
+    for pattern in ("none/*.png", "4.jpg/*", "*.gif", "u*/x/*"):
+        with pytest.raises(DataError, match="no image matches this pattern"):
+            expand_inputs([folder / "c" / pattern])
+
+
+def test_locked_folder_and_unsupported_image_are_rows(tree, model, cli):
+    folder, lock = tree
+    lock("c")
+    for form in (folder, folder / "**" / "*"):
+        code, out, err = cli("predict", form, "--model", model, "--csv")
+        rows = {Path(row["file"]).name: row for row in csv.DictReader(io.StringIO(out))}
+        assert code == 3
+        assert rows["c"]["error"] == "cannot read the folder: Permission denied"
+        assert rows["1.png"]["label"] and not rows["1.png"]["error"]
+        assert rows["3.heic"]["error"] == "the file is empty"
+        assert "error: 3 of 4 files have no prediction; the rows say why" in err
+    assert cli("predict", folder / "c", "--model", model, "--csv")[0] == 3
+
+
+def test_names_from_standard_input_may_begin_with_a_mark(model, inbox, cli, monkeypatch):
+    names = [str(inbox / "00.png"), str(inbox / "01.png")]
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        content = "".join(f"{name}\n" for name in names).encode(encoding)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        code, out, _ = cli("predict", "-", "--model", model, "--csv")
+        assert (code, [row["file"] for row in csv.DictReader(io.StringIO(out))]) == (0, names)
+
+
+def test_cells_that_a_spreadsheet_would_run_are_neutralized():
+    escaped = {
+        "=1+1": "'=1+1", "+1": "'+1", "-1": "'-1", "@a": "'@a", "\ta": "'\ta", "\r=": "'\r=",
+        "'=1": "''=1", "'a": "'a", "a=1": "a=1", "'": "'",
+    }  # fmt: skip
+    safe, plain = CsvFormat(1), CsvFormat(1, has_formulas=True)
+    for name, cell in escaped.items():
+        line = safe.format_line(Prediction(name, (("=cmd()", 0.5),), "-x"))
+        assert next(csv.reader(io.StringIO(line, newline=""))) == [cell, "'=cmd()", "0.500000", "'-x"]
+    for row_format in (safe, plain):
+        text = "".join(row_format.format_line(Prediction(name, (("a", 0.5),))) + "\n" for name in escaped).encode()
+        assert [name for _, name, _ in row_format.read_rows(io.BytesIO(text))] == list(escaped)
+    assert plain.format_line(Prediction("=1", (("@b", 0.5),))) == "=1,@b,0.500000,"
+
+
+def test_resume_needs_the_same_rule_for_formulas(model, inbox, cli, tmp_path):
+    out, args = tmp_path / "a.csv", ("predict", inbox / "00.png", "--model", model)
+    write_partial(out, cli, *args)
+    code, _, err = cli(*args, "--out", out, "--resume", "--csv-formulas")
+    assert code == 2
+    assert "where: csv_formulas: False -> True\nfix: use the options of that command, or remove" in err

@@ -51,6 +51,9 @@ class Options:
     """The number of classes to print for each image, most probable first."""
     csv: bool = False
     """Print CSV instead of a table."""
+    csv_formulas: bool = False
+    """In CSV, keep texts that begin with = + - @, which a spreadsheet would run; by default an apostrophe precedes
+    them."""
     json: bool = False
     """Print one JSON document instead of a table."""
     jsonl: bool = False
@@ -250,10 +253,16 @@ def _find_remaining(
     """
     if writer is None:
         return None, 0, 0, 0
-    config, row_format = session.engine.config, formats.select_row_format(writer.path.suffix, options.top)
-    artifact_digest = session.compute_artifact_digest()
+    config = session.engine.config
+    row_format = formats.select_row_format(writer.path.suffix, options.top, options.csv_formulas)
     provenance = Provenance(
-        session.compute_model_digest(), config.name, config.device, options.top, row_format.columns, artifact_digest
+        session.compute_model_digest(),
+        config.name,
+        config.device,
+        options.top,
+        row_format.columns,
+        session.compute_artifact_digest(),
+        options.csv_formulas,
     )
     writer.check_existing(provenance, row_format)
     n_rows = len(writer.existing.names)
@@ -271,7 +280,8 @@ _WriteFn = Callable[[Iterable[formats.Prediction], Options], None]
 
 def _select_writer(options: Options, writer: ResumableWriter | None, dist: ProcessGroup) -> _WriteFn:
     if writer:
-        return lambda rows, options: writer.write_all(rows, formats.select_row_format(writer.path.suffix, options.top))
+        row_format = formats.select_row_format(writer.path.suffix, options.top, options.csv_formulas)
+        return lambda rows, options: writer.write_all(rows, row_format)
     return _FORMAT_WRITERS[_select_format(options)] if dist.is_main else _discard
 
 
@@ -294,7 +304,7 @@ def _format_prediction(prediction: formats.Prediction) -> tuple[str, str]:
 
 
 def _write_csv(predictions: Iterable[formats.Prediction], options: Options) -> None:
-    row_format, rows = formats.CsvFormat(options.top), iter(predictions)
+    row_format, rows = formats.CsvFormat(options.top, options.csv_formulas), iter(predictions)
     first_rows = list(itertools.islice(rows, 1))  # nothing is printed before the first batch is computed
     print(row_format.header, flush=True)
     for prediction in itertools.chain(first_rows, rows):

@@ -5,6 +5,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Sequence
@@ -46,5 +47,6 @@ def _read_stdin(command: str) -> list[str | ImageInput]:
         return [ImageInput("-", content)]
     if content.startswith(_UTF16_BOMS):
         content = content.decode("utf-16", "replace").encode()
+    content = content.removeprefix(codecs.BOM_UTF8)
     separator = b"\0" if b"\0" in content else b"\n"
     return [ImageInput(os.fsdecode(line.rstrip(b"\r"))) for line in content.split(separator) if line.strip()]

@@ -24,19 +24,23 @@ from resnetkit.data.open import open_dataset
 from resnetkit.data.options import DataOptions
 from resnetkit.errors import ImageError
 from resnetkit.formatting import join_names
-from resnetkit.images.decode import try_read
+from resnetkit.images.decode import DEEP_DIGEST, DEEP_LEVELS, try_read
 from resnetkit.runtime.distributed import count_cores
 from resnetkit.runtime.progress import ProgressCallback
 from resnetkit.runtime.threads import map_ordered
 
 _MAX_IMBALANCE = 10  # largest class size divided by the smallest
 _CHUNK_SIZE = 16  # images per task: submitting a task costs more than decoding a small image
+_MIN_LEVELS = 32  # of an image with 16 bits, after its values are divided by 257
 _MAX_ASPECT_RATIO = 4  # no preparation shows a longer image as a whole
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """One image; if it is unreadable, its size is 0 x 0 pixels and ``error`` holds the reason."""
+    """One image; if it is unreadable, its size is 0 x 0 pixels and ``error`` holds the reason.
+
+    ``n_levels`` is the number of gray levels that an image with 16 bits can use after conversion to 8 bits.
+    """
 
     split: str
     index: int
@@ -46,6 +50,7 @@ class ImageInfo:
     height: int = 0
     pixel_digest: bytes = field(default=b"", repr=False)
     thumbnail: bytes = field(default=b"", repr=False)
+    n_levels: int = 256
     error: str = ""
 
     @property
@@ -151,8 +156,15 @@ class CheckResult:
     def notes(self) -> tuple[str, ...]:
         """Sentences that the user should read; none of them is a problem."""
         long_images = [image.location for image in self.images if image.aspect_ratio > _MAX_ASPECT_RATIO]
-        note = f"aspect ratio above {_MAX_ASPECT_RATIO}, so only the center is used: {join_names(long_images, 3)}"
-        return (*self.dataset.notes, note) if long_images else self.dataset.notes
+        dim_images = [image.location for image in self.images if image.n_levels < _MIN_LEVELS and not image.error]
+        notes = list(self.dataset.notes)
+        if long_images:
+            kind = f"aspect ratio above {_MAX_ASPECT_RATIO}, so only the center is used"
+            notes.append(f"{kind}: {join_names(long_images, 3)}")
+        if dim_images:
+            kind = f"16-bit images that use fewer than {_MIN_LEVELS} of 256 levels, so that they are nearly uniform"
+            notes.append(f"{len(dim_images):,} {kind}: {join_names(dim_images, 3)}; rescale their values")
+        return tuple(notes)
 
     def summarize_sizes(self) -> tuple[tuple[str, int, int], ...]:
         """Return (name, width, height) in pixels of the smallest, the median and the largest readable image."""
@@ -202,12 +214,14 @@ def _inspect_image(images: Images, split: str, i: int) -> ImageInfo:
     image = try_read(images.load_image, i)
     if isinstance(image, ImageError):
         return ImageInfo(split, i, label, location, error=image.what)
-    return ImageInfo(split, i, label, location, image.width, image.height, _hash_pixels(image), make_thumbnail(image))
+    n_levels, thumbnail = image.info.get(DEEP_LEVELS, 256), make_thumbnail(image)
+    size = (image.width, image.height)
+    return ImageInfo(split, i, label, location, *size, _hash_pixels(image), thumbnail, n_levels)
 
 
 def _hash_pixels(image: Image.Image) -> bytes:
-    """Hash the size and the RGB pixels."""
-    digest = hashlib.blake2b(f"{image.size}".encode(), digest_size=16)
+    """Hash the size and the RGB pixels; of an image with 16 bits also its values."""
+    digest = hashlib.blake2b(f"{image.size}".encode() + image.info.get(DEEP_DIGEST, b""), digest_size=16)
     digest.update(np.asarray(image.convert("RGB")).data)
     return digest.digest()
 

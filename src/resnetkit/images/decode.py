@@ -11,6 +11,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import warnings
@@ -37,6 +38,9 @@ MAX_IMAGE_BYTES = 256_000_000  # an uncompressed image with MAX_IMAGE_PIXELS
 TOO_MANY_BYTES = f"the file has more than {MAX_IMAGE_BYTES:,} bytes"
 _TOO_MANY_PIXELS = f"the image has more than {MAX_IMAGE_PIXELS:,} pixels"
 _MAX_KINDS = 30  # kinds of skipped files in one note
+# Keys of ``info`` of an image that had 16 bits: a hash of its values if 8 bits do not hold them, and the number of the
+# 256 levels that they can use
+DEEP_DIGEST, DEEP_LEVELS = "resnetkit_deep_digest", "resnetkit_deep_levels"
 _BYTES_PER_PIXEL = 4  # Pillow pads RGB to four bytes
 _RLE_COMPRESSIONS, _MAX_RLE_PIXELS = (1, 2), 4_000_000  # run lengths of BMP, which Pillow decodes in Python
 # Only large images are reduced; the others differ too much at fine patterns and saturated colors, and gain little. The
@@ -62,20 +66,49 @@ def find_images(folder: Path) -> Iterator[Path]:
     return (path for path in find_files(folder) if has_image_suffix(path.name))
 
 
-def find_files(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, without hidden files; each real folder is entered once."""
-    pending, visited = [folder], set()
-    while pending:
-        current = pending.pop()
-        entries, status = list_entries(current), current.stat()
-        if (status.st_dev, status.st_ino) in visited:
+def find_files(folder: Path, on_error: Callable[[DataError], None] | None = None) -> Iterator[Path]:
+    """Yield every file below a folder, without hidden files; each real folder is entered once.
+
+    Args:
+        folder: The folder.
+        on_error: Called with the error of a folder that cannot be read; None to raise it.
+    """
+    for _, entries in walk_folders(folder, on_error):
+        yield from (Path(entry.path) for entry in entries if not is_folder(entry))
+
+
+def walk_folders(
+    folder: Path, on_error: Callable[[DataError], None] | None = None
+) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    """Yield a folder and all folders below it, each with its entries; each real folder is entered once.
+
+    Args:
+        folder: The folder.
+        on_error: Called with the error of a folder that cannot be read; None to raise it.
+
+    Raises:
+        DataError: a folder cannot be read, and ``on_error`` is None.
+    """
+    pending, links, visited = [folder], list[Path](), set()
+    while pending or links:
+        current = pending.pop() if pending else links.pop()  # a folder has its own name rather than that of a link
+        try:
+            entries, status = list_entries(current), current.stat()
+        except (DataError, OSError) as error:
+            data_error = error if isinstance(error, DataError) else _build_folder_error(current, error)
+            if on_error is None:
+                raise data_error from None
+            on_error(data_error)
             continue
-        visited.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if is_folder(entry):
-                pending.append(Path(entry.path))
-            else:
-                yield Path(entry.path)
+        if (status.st_dev, status.st_ino) not in visited:
+            visited.add((status.st_dev, status.st_ino))
+            yield current, entries
+            for entry in filter(is_folder, entries):
+                (links if entry.is_symlink() else pending).append(Path(entry.path))
+
+
+def _build_folder_error(folder: Path, error: OSError) -> DataError:
+    return DataError(f"cannot read the folder: {error.strerror}", where=str(folder))
 
 
 def note_other_files(files: Iterable[Path]) -> list[str]:
@@ -122,7 +155,7 @@ def list_entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"cannot read the folder: {error.strerror}", where=str(folder)) from None
+        raise _build_folder_error(folder, error) from None
     return [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _SYSTEM_FILES]
 
 
@@ -225,8 +258,8 @@ def _count_min_file_bytes(image: ImageFile.ImageFile, header: jpeg.JpegHeader | 
     """Count the bytes that a file of this size needs at least; 0 if that is unknown."""
     if header:
         return header.min_file_bytes
-    for tile in image.tile[:1]:
-        if tile.codec_name == "raw" and isinstance(tile.args, tuple):  # BMP; the last row may lack its padding
+    for tile in image.tile[:1] if image.format == "BMP" else ():
+        if tile.codec_name == "raw" and isinstance(tile.args, tuple):  # the last row may lack its padding
             return tile.offset + int(tile.args[1]) * (image.height - 1)
     return 0
 
@@ -276,7 +309,12 @@ def _flatten_image(image: Image.Image) -> Image.Image:
         what = "its pixels are floating-point or 32-bit numbers, whose range is unknown"
         raise ImageError(what, fix="save it with 8 or 16 bits per channel")
     if image.mode.startswith("I"):
-        return Image.fromarray(_convert_16_bit(np.asarray(image), image.info.get("transparency")))
+        values = np.asarray(image)
+        flat = Image.fromarray(_convert_16_bit(values, image.info.get("transparency")))
+        if (values % 257).any():  # otherwise 8 bits hold the same values
+            flat.info[DEEP_DIGEST] = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
+        flat.info[DEEP_LEVELS] = (int(values.max()) - int(values.min())) // 257 + 1
+        return flat
     if image.has_transparency_data:
         rgba, background = convert_mode(image, "RGBA"), Image.new("RGB", image.size, "white")
         background.paste(rgba, mask=rgba)

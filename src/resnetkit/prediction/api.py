@@ -111,9 +111,11 @@ def expand_on_main(files: Sequence[InputLike], dist: ProcessGroup) -> list[Image
     if dist.world_size == 1:
         return expand_inputs(files)
     encoded = dist.run_on_main(
-        lambda: [(item.name, base64.b64encode(item.content or b"").decode()) for item in expand_inputs(files)]
+        lambda: [
+            (item.name, base64.b64encode(item.content or b"").decode(), item.error) for item in expand_inputs(files)
+        ]
     )
-    return [ImageInput(name, base64.b64decode(content) or None) for name, content in encoded]
+    return [ImageInput(name, base64.b64decode(content) or None, error) for name, content, error in encoded]
 
 
 def _build_predictions(batch: list[InputResult], labels: Sequence[str], top: int) -> Iterator[Prediction]:

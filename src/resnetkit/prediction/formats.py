@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from resnetkit.errors import missing_extra_error
 ROW_GROUP_SIZE = 4096  # rows of a Parquet file that are written at once
 _DEFAULT_FIELD_LIMIT = 131072  # characters of a cell that the csv module reads by default
 _LINE_END = "\r\n"
+# What already has an apostrophe gets another one, so that the name can be read back.
+_FORMULA, _ESCAPED_FORMULA = re.compile(r"\A(?='*[=+\-@\t\r])"), re.compile(r"\A'(?='*[=+\-@\t\r])")
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,14 @@ def escape_surrogates(text: str) -> str:
 
 @dataclass(frozen=True)
 class CsvFormat:
-    """CSV with a header; ``top`` classes per row."""
+    """CSV with a header; ``top`` classes per row.
+
+    A spreadsheet would run a cell that begins with ``= + - @``. Unless ``has_formulas`` is set, such a text gets an
+    apostrophe in front.
+    """
 
     top: int
+    has_formulas: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -93,7 +101,8 @@ class CsvFormat:
     def format_line(self, prediction: Prediction) -> str:
         """Format a row without the line end; a name with a line break is quoted and stays one cell."""
         cells = [cell for label, probability in prediction.top for cell in (label, f"{probability:.6f}")]
-        return _format_cells([prediction.file, *cells, *[""] * (2 * self.top - len(cells)), prediction.error])
+        cells = [prediction.file, *cells, *[""] * (2 * self.top - len(cells)), prediction.error]
+        return _format_cells(cells if self.has_formulas else [_FORMULA.sub(r"'\g<0>", cell) for cell in cells])
 
     def read_rows(self, file: BinaryIO) -> Iterator[tuple[int, str, bool]]:
         """Yield (bytes, file name, whether it has an error) of each row before an incomplete one."""
@@ -101,7 +110,8 @@ class CsvFormat:
             cells = _parse_cells(row)
             if len(cells) != len(self.columns):
                 return
-            yield size, cells[0], bool(cells[-1])
+            name = cells[0] if self.has_formulas else _ESCAPED_FORMULA.sub("", cells[0])
+            yield size, name, bool(cells[-1])
 
 
 @dataclass(frozen=True)
@@ -131,14 +141,15 @@ class JsonLinesFormat:
 RowFormat = CsvFormat | JsonLinesFormat
 
 
-def select_row_format(suffix: str, top: int) -> RowFormat:
+def select_row_format(suffix: str, top: int, has_formulas: bool = False) -> RowFormat:
     """Return the format of a file.
 
     Args:
         suffix: the end of its name, ``.csv`` or ``.jsonl``.
         top: the number of classes per row.
+        has_formulas: whether CSV keeps cells that a spreadsheet would run.
     """
-    return CsvFormat(top) if suffix == ".csv" else JsonLinesFormat()
+    return CsvFormat(top, has_formulas) if suffix == ".csv" else JsonLinesFormat()
 
 
 def _format_cells(cells: Sequence[str]) -> str:

@@ -80,7 +80,12 @@ def load_image(preparation: Preparation, item: ImageInput) -> Pixels:
 
     Returns:
         (H, W, C), uint8.
+
+    Raises:
+        ImageError: the image cannot be read.
     """
+    if item.error:
+        raise ImageError(item.error, where=item.name)
     return load_pixels(Path(item.name) if item.content is None else item.content, preparation)
 
 

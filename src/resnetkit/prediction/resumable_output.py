@@ -38,6 +38,7 @@ class Provenance:
     top: int
     columns: tuple[str, ...]
     artifact: str = ""
+    csv_formulas: bool = False
     format: Literal[1] = 1
 
 
