@@ -643,7 +643,7 @@ TEXTS = {  # instead of a card or a network -> part of the error
     "digits": ('{"format": ' + "9" * 100_000 + "}", "the whole text: "),
     "a list": ("[]", "the top level: got []; allowed: the fields of a "),
     "nothing": ("", "line 1, column 1: expecting value"),
-    "4 MB": ("[" + "1," * 2_200_000 + "1]", "4,400,003 characters"),
+    "70 MB": ("[" + "1," * 35_000_000 + "1]", "70,000,003 characters"),  # a card may have 64 MiB
 }
 
 

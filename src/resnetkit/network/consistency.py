@@ -69,7 +69,7 @@ def get_current_card(network: NetworkModule) -> Card:
     return replace(card, spec=spec, classes=(), metrics=(), origin=f"{card.origin}, with a new classifier")
 
 
-def check_classes(network: NetworkModule) -> None:
+def check_class_count(network: NetworkModule) -> None:
     """Check that the classifier of a network has as many classes as the card.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resnetkit.architecture.card import Preparation, get_labels
 from resnetkit.images.prepare import compute_scale_and_shift
-from resnetkit.network.consistency import check_classes
+from resnetkit.network.consistency import check_class_count
 from resnetkit.network.layers import NetworkModule
 from resnetkit.runtime.device import Precision, select_precision
 from resnetkit.runtime.torch_settings import strict_fp32
@@ -73,7 +73,7 @@ def inference(
     Raises:
         UsageError: the classifier was replaced by one with another number of classes.
     """
-    check_classes(network)
+    check_class_count(network)
     run_network = forward or network
     original_device = next(network.parameters()).device
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

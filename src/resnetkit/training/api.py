@@ -69,9 +69,8 @@ def train(
         workers: Threads that read images; None for one on each core, 0 for the training loop itself.
         stop: Called between steps; if it returns a true value, a checkpoint is written and training stops.
         dist: The processes of the run; each is called with the same arguments, the first one writes.
-        **options: recipe, epochs, batch_size, lr, seed, split_seed, patience, checkpoint_steps, accumulate, track,
-            precision, network, dialect, state_dict, reset_head, input_channels, bad_files, max_bad, as on the command
-            line.
+        **options: The options of the command line that `resnetkit.training.overrides.TRAIN_OPTION_NAMES` lists, such
+            as ``epochs``, ``batch_size``, ``lr``, ``recipe`` and ``merge_classes``.
 
     Returns:
         The finished run; one that had finished before is unchanged.
