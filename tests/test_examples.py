@@ -41,7 +41,7 @@ def test_demo_is_a_program():
 def test_five_commands_from_a_folder_to_a_report(tmp_path, capsys):
     import two_classes
 
-    folder, run = two_classes.write_dataset(tmp_path / "sky"), tmp_path / "run"
+    folder, run = two_classes.write_dataset(tmp_path / "sky", seed=4), tmp_path / "run"
     two_classes.run_five_commands(folder, run, ["--model", "resnet20", "--epochs", "3"])
     out = capsys.readouterr().out
     assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == [

@@ -41,8 +41,6 @@ COPIES = {
     "cropped at a corner": lambda image: crop(image, 0.08, 0.08, 0, 0),
     "cropped at a side": lambda image: crop(image, 0.06, 0, 0, 0),
     "mirrored": ImageOps.mirror,
-    "brighter": lambda image: Image.eval(image, lambda value: min(255, value * 0.8 + 40)),
-    "gray": lambda image: image.convert("L"),
     "all of it": lambda image: compress(ImageOps.mirror(crop(image, 0.05, 0.03, 0.02, 0.05)).resize((70, 80)), 50),
 }
 

@@ -19,7 +19,7 @@ from PIL import Image
 from resnetkit.data.class_names import describe_spellings, find_spellings
 from resnetkit.data.dataset import Dataset, Images
 from resnetkit.data.identity import digest_image
-from resnetkit.data.near_duplicates import THUMBNAIL_SIDE, find_near_duplicates, make_thumbnail
+from resnetkit.data.near_duplicates import THUMBNAIL_SIDE, find_near_duplicates, make_thumbnail, measure_mean_color
 from resnetkit.data.open import open_dataset
 from resnetkit.data.options import DataOptions
 from resnetkit.errors import ImageError
@@ -50,6 +50,7 @@ class ImageInfo:
     height: int = 0
     pixel_digest: bytes = field(default=b"", repr=False)
     thumbnail: bytes = field(default=b"", repr=False)
+    mean_color: tuple[int, ...] = field(default=(), repr=False)
     n_levels: int = 256
     error: str = ""
 
@@ -85,6 +86,7 @@ class DuplicateGroup:
         return f"{locations} ({self.likeness or ('the same file' if self.same_bytes else 'the same pixels')})"
 
 
+_MAX_COLOR_CHANGE = 4  # levels of the mean chroma: more than a slight crop changes
 _NEAR = "near duplicates: "  # before the kind of a group of near duplicates
 _DUPLICATE_KINDS: dict[str, Callable[[DuplicateGroup], bool]] = {
     "leaks between splits": lambda group: group.is_leak,
@@ -214,9 +216,9 @@ def _inspect_image(images: Images, split: str, i: int) -> ImageInfo:
     image = try_read(images.load_image, i)
     if isinstance(image, ImageError):
         return ImageInfo(split, i, label, location, error=image.what)
-    n_levels, thumbnail = image.info.get(DEEP_LEVELS, 256), make_thumbnail(image)
-    size = (image.width, image.height)
-    return ImageInfo(split, i, label, location, *size, _hash_pixels(image), thumbnail, n_levels)
+    size, n_levels = (image.width, image.height), image.info.get(DEEP_LEVELS, 256)
+    looks = (make_thumbnail(image), measure_mean_color(image))
+    return ImageInfo(split, i, label, location, *size, _hash_pixels(image), *looks, n_levels)
 
 
 def _hash_pixels(image: Image.Image) -> bytes:
@@ -246,5 +248,8 @@ def _find_near_duplicates(
     content = np.frombuffer(b"".join(image.thumbnail for image in compared), np.uint8)
     thumbnails = content.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     for pair in find_near_duplicates(thumbnails, on_progress):
+        first, second = compared[pair.first], compared[pair.second]
+        if max(abs(a - b) for a, b in zip(first.mean_color, second.mean_color, strict=True)) > _MAX_COLOR_CHANGE:
+            continue
         likeness = "nearly the same, mirrored" if pair.is_mirrored else "nearly the same"
-        yield DuplicateGroup((compared[pair.first], compared[pair.second]), False, likeness)
+        yield DuplicateGroup((first, second), False, likeness)

@@ -3,7 +3,7 @@
 Each image has a gray thumbnail of 32x32 pixels. A coarse description (8x8, without mean and contrast) of a few windows
 of each thumbnail selects candidates by matrix products. The memory for it grows linearly with the images. A candidate
 is then aligned (Lucas and Kanade, 1981: scale and shift of each axis). It is accepted if both its large structures and
-its details agree; details of different images are not correlated.
+its details agree; details of different images are not correlated. The caller also compares the mean colors.
 
 This module imports no torch.
 """
@@ -24,7 +24,7 @@ THUMBNAIL_SIDE = 32
 MIN_SIDE = 32  # different handwritten digits of 28 pixels look alike
 _COARSE_SIDE, _BLOCK, _CHUNK = 8, 256, 4096
 _MIN_CONTRAST = 4.0  # standard deviation in levels; flat images have nothing to compare
-_MIN_COARSE, _MIN_STRUCTURE, _MIN_DETAIL = 0.9, 0.92, 0.8  # correlations; ships before a sky agree in 0.7 of details
+_MIN_COARSE, _MIN_STRUCTURE, _MIN_DETAIL = 0.9, 0.85, 0.8  # correlations; ships before a sky agree in 0.7 of details
 _MAX_CANDIDATES = 16  # per image and block, the most similar ones
 _CROP = 0.08
 _WINDOWS = (  # top, bottom, left, right of the part of an image that its copy may show
@@ -51,6 +51,12 @@ def make_thumbnail(image: Image.Image) -> bytes:
     if min(image.size) < MIN_SIDE:
         return b""
     return image.convert("L").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BILINEAR).tobytes()
+
+
+def measure_mean_color(image: Image.Image) -> tuple[int, ...]:
+    """Return the mean chroma (Cb, Cr), which a crop changes less than the brightness."""
+    pixel = image.convert("RGB").resize((1, 1), Image.Resampling.BOX).convert("YCbCr").getpixel((0, 0))
+    return pixel[1:] if isinstance(pixel, tuple) else ()
 
 
 def find_near_duplicates(
@@ -142,7 +148,7 @@ def _verify(thumbnails: NDArray[np.uint8], candidates: NDArray[np.int64]) -> Ite
         windows = np.array(_WINDOWS)[rows[:, 2] // 2]
         aligned = _align(sources, copies, windows)
         inner = slice(2, -2)
-        structure = _correlate(aligned[:, inner, inner], copies[:, inner, inner])
+        structure = _measure_agreement(aligned[:, inner, inner], copies[:, inner, inner])
         detail = _correlate(_sharpen(aligned)[:, inner, inner], _sharpen(copies)[:, inner, inner])
         accepted = (structure > _MIN_STRUCTURE) & (detail > _MIN_DETAIL)
         yield from ((int(first), int(second), int(hypothesis)) for first, second, hypothesis in rows[accepted])
@@ -206,6 +212,12 @@ def _sharpen(images: Floats) -> Floats:
     for _ in itertools.repeat(None, 4):
         blurred = _blur(blurred)
     return images - blurred
+
+
+def _measure_agreement(aligned: Floats, copies: Floats) -> NDArray[np.float64]:
+    """Return 1 - squared difference / variance of each pair of images; brightness and contrast count."""
+    difference = ((aligned - copies) ** 2).mean((1, 2), dtype=np.float64)
+    return np.asarray(1 - difference / np.maximum(copies.var((1, 2), dtype=np.float64), 1e-6))
 
 
 def _correlate(first: Floats, second: Floats) -> NDArray[np.float64]:
