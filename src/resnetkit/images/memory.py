@@ -9,6 +9,7 @@ This module imports no torch.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import threading
 from collections import deque
@@ -19,6 +20,7 @@ from resnetkit.runtime.free_memory import get_free_memory
 
 MAX_DEFAULT_BYTES = 10**9
 _FREE_FRACTION = 1 / 4
+_LARGE_BYTES = 10**8
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", re.IGNORECASE)
 
@@ -81,11 +83,19 @@ class MemoryBudget:
                     self._queue.remove(ticket)
                     self._condition.notify_all()
             self.used_bytes += n_bytes
+        if n_bytes >= _LARGE_BYTES:
+            _return_freed_memory()
 
     def _release(self, n_bytes: int) -> None:
         with self._condition:
             self.used_bytes -= n_bytes
             self._condition.notify_all()
+
+
+def _return_freed_memory() -> None:
+    """Return memory that images before have freed to the system; glibc keeps it otherwise."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 DECODING_BUDGET = MemoryBudget()
