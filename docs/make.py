@@ -133,21 +133,20 @@ def dialects(data: dict) -> str:
 def sweep(data: dict) -> str:
     """Return the number of networks of each library by outcome, and the names of those that are not exact."""
     ways = ("state dict", "file", "folder", "live", "keys and shapes")
-    rows = ["| library | read as | networks | exact | named | refused |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    starts = {"exact": ("exact", "recognized"), "named": ("named", "the tensors also"), "refused": ("refused",)}
+    rows = ["| library | read as | networks | exact | named | refused | wrong |"]
+    rows.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     names: dict[str, dict[str, None]] = {"named": {}, "refused": {}}
     for library in dict.fromkeys(row["library"] for row in data["rows"]):
         for way in ways:
             mine = {row["name"]: row[way] for row in data["rows"] if row["library"] == library and way in row}
-            by_outcome = {
-                "refused": [name for name, text in mine.items() if text.startswith("refused")],
-                "named": [name for name, text in mine.items() if text.startswith(("named", "the tensors also"))],
-            }
-            for outcome, members in by_outcome.items():
-                names[outcome] |= dict.fromkeys(f"{library} {name}" for name in members)
-            n_exact = len(mine) - sum(map(len, by_outcome.values()))
+            members = {key: [name for name, text in mine.items() if text.startswith(starts[key])] for key in starts}
+            for outcome in names:
+                names[outcome] |= dict.fromkeys(f"{library} {name}" for name in members[outcome])
+            counts = [len(names) for names in members.values()]
             if mine:
-                counts = f"{n_exact} | {len(by_outcome['named'])} | {len(by_outcome['refused'])}"
-                rows.append(f"| {library} | {way} | {len(mine)} | {counts} |")
+                cells = [library, way, len(mine), *counts, len(mine) - sum(counts)]
+                rows.append(f"| {' | '.join(map(str, cells))} |")
     notes = [f"{outcome.capitalize()}: {', '.join(members)}." for outcome, members in names.items()]
     return "\n".join(rows) + "\n\n" + "\n\n".join(notes) + "\n"
 

@@ -29,6 +29,7 @@ from resnetkit.cli import main
 from resnetkit.data import loader
 from resnetkit.errors import MachineError, PeerProcessError, ResnetkitInterrupt, UsageError
 from resnetkit.prediction import api as predict_api
+from resnetkit.runtime import free_memory
 from resnetkit.runtime.deadline import Clock
 from resnetkit.runtime.distributed import SINGLE_PROCESS, LaunchInfo, count_cores, get_rank_slice, read_launch_info
 from resnetkit.runtime.failures import FailureReporter
@@ -188,7 +189,7 @@ def test_t09_a_memory_estimate_calls_no_collective():
 
 def test_t09_the_processes_of_a_machine_share_its_memory(monkeypatch):
     available = memory.get_available_memory(torch.device("cpu"))
-    monkeypatch.setattr(memory, "read_launch_info", lambda: LaunchInfo(0, 4, 0, 4))
+    monkeypatch.setattr(free_memory, "read_launch_info", lambda: LaunchInfo(0, 4, 0, 4))
     assert memory.get_available_memory(torch.device("cpu")) == pytest.approx(available / 4, rel=0.3)
 
 

@@ -18,6 +18,8 @@ from resnetkit.cli import main
 from resnetkit.runtime import failures, process_group
 from resnetkit.training import trainer
 
+from helpers.runs import settle_threads
+
 
 class Exit(NamedTuple):
     """How a process ended, and what it printed."""
@@ -54,6 +56,7 @@ class Launch:
             sys.stdout, sys.stderr = ((self.folder / f"{name}{rank}").open("w") for name in ("out", "err"))
             os.environ.update(self._make_environment(rank))
             process_group.count_cores = lambda: 1
+            settle_threads()
             failures.REPORT_TIMEOUT = failures.LOWER_RANK_TIMEOUT = self.report_timeout
             failures.LINGER_SECONDS = 0.0  # the store outlives rank 0
             self.hooks.get(rank, lambda: None)()

@@ -10,6 +10,8 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import resnetkit as rk
 from resnetkit.architecture.spec import MLP
 from resnetkit.training.checkpoint import load_latest_checkpoint
@@ -74,11 +76,17 @@ def kill_at_step(count):
     return kill_at_call(Trainer, "train_step", count)
 
 
+def settle_threads():
+    """Let the first thread of a forked process replace torch's thread pool; two threads at once would race for it."""
+    torch.set_num_threads(torch.get_num_threads())
+
+
 def fork(work):
     """Fork a process: (its id, a file with its traceback). It exits with 1 if ``work`` returns."""
     output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - the caller reads it
     child = os.fork()
     if not child:
+        settle_threads()
         try:
             work()
         except BaseException:  # noqa: BLE001 - this process must not go on with other tests

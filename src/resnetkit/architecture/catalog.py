@@ -169,13 +169,6 @@ CATALOG: dict[str, Network] = {
     "resnetaa50": add_blur(_make_bottleneck(3, 4, 6, 3), specs.AVERAGE_KERNEL),
     "resnetaa50d": add_blur(_make_bottleneck(3, 4, 6, 3, **_VARIANT_D), specs.AVERAGE_KERNEL),
     "resnetaa101d": add_blur(_make_bottleneck(3, 4, 23, 3, **_VARIANT_D), specs.AVERAGE_KERNEL),
-    "seresnetaa50d": add_blur(
-        _add_attention(_make_bottleneck(3, 4, 6, 3, **_VARIANT_D), specs.SqueezeExcite()), specs.AVERAGE_KERNEL
-    ),
-    "seresnextaa101d_32x8d": add_blur(
-        _add_attention(_make_bottleneck(3, 4, 23, 3, width=256, groups=32, **_VARIANT_D), specs.SqueezeExcite()),
-        specs.AVERAGE_KERNEL,
-    ),
     "resnetv2_50": _make_bottleneck(3, 4, 6, 3, **_PRE_ACTIVATION),
     "resnetv2_50d": _make_bottleneck(3, 4, 6, 3, **_VARIANT_D, **_PRE_ACTIVATION),
     "resnetv2_50t": _make_bottleneck(3, 4, 6, 3, **_VARIANT_T, **_PRE_ACTIVATION),

@@ -80,6 +80,8 @@ class Options:
     """The network of the weights, if the file does not identify it."""
     dialect: Annotated[str, Argument("NAME")] = ""
     """The library whose tensor names the weights use, if the file does not identify it."""
+    state_dict: Annotated[str, Argument("NAME")] = ""
+    """The table or the prefix of the tensors, if a file holds several networks."""
     json: bool = False
     """Print one JSON document instead of lines."""
 
@@ -100,7 +102,7 @@ def run(options: Options) -> int:
     if not edits:
         raise UsageError("no edit is given", where="resnetkit modify", fix="--dilate 8, or another edit")
     check_new_path(Path(options.out))
-    model = load_with_options(options.model, WeightsOptions(options.network, options.dialect))
+    model = load_with_options(options.model, WeightsOptions(options.network, options.dialect, options.state_dict))
     new_model, reports = _apply_edits(model, edits)
     path, params, macs = save(new_model, options.out), new_model.plan.params, new_model.plan.macs
     if options.json:

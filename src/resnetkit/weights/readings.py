@@ -31,7 +31,7 @@ def adopt_conventions(network: specs.Network, named: specs.Network) -> specs.Net
     """
     named_stages = [named.stages[min(i, len(named.stages) - 1)] for i in range(len(network.stages))]
     are_alike = (
-        [_describe_tensors(stage) for stage in network.stages] == [_describe_tensors(stage) for stage in named_stages]
+        [type(stage.branch) for stage in network.stages] == [type(stage.branch) for stage in named_stages]
         and [conv.kernel for conv in network.stem.convs] == [conv.kernel for conv in named.stem.convs]
         and (network.order, network.bias, type(network.norm)) == (named.order, named.bias, type(named.norm))
         and (network.shortcuts == named.shortcuts or (_is_weightless(network) and _is_weightless(named)))
@@ -58,11 +58,6 @@ def adopt_conventions(network: specs.Network, named: specs.Network) -> specs.Net
         norm=named.norm,
         activation=named.activation,
     )
-
-
-def _describe_tensors(stage: specs.Stage) -> tuple[object, ...]:
-    """Return the kinds of layers with tensors in a stage, whatever its blocks and channels are."""
-    return type(stage.branch), tuple(type(attention) for attention in stage.attention)
 
 
 def _is_weightless(network: specs.Network) -> bool:

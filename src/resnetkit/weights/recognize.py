@@ -172,6 +172,7 @@ def recognize_weights(
         result = _add_classifier(body, their_shapes, prefixes, aliases)
         if isinstance(result, RecognizedWeights):
             return result
+        reason = reason or result
     if body_only or not reason:
         reason = body_reason
     return reason or (
