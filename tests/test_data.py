@@ -182,7 +182,7 @@ def test_evaluation_prediction_and_rows_use_the_same_pixels(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-    for i, size in enumerate([(640, 480), (480, 648), (90, 64), (130, 127)]):
+    for i, size in enumerate([(2048, 1536), (1536, 2064), (90, 64), (130, 127)]):
         path = tmp_path / "files" / "ab"[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse.resize(size).save(path)
@@ -203,7 +203,7 @@ def test_evaluation_prediction_and_rows_use_the_same_pixels(tmp_path):
     )
     images = data.train_split
     sizes = [sorted(images.load_image(i, shorter_side=side).size for i in range(4)) for side in (0, 36)]
-    assert sizes == [[(90, 64), (130, 127), (480, 648), (640, 480)], [(90, 64), (120, 162), (130, 127), (160, 120)]]
+    assert sizes == [[(90, 64), (130, 127), (1536, 2064), (2048, 1536)], [(90, 64), (130, 127), (384, 516), (512, 384)]]
 
 
 def test_pad_crop_flip_returns_windows_of_the_padded_images():

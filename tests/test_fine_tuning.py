@@ -146,7 +146,10 @@ def test_a_weights_file_of_another_library(flowers, tmp_path, cli):
     args = ["train", flowers, "--model", tmp_path / "tv.pth", "--set", "input_size=[3,32,32]", "--batch-size", 16]
     code, _, err = cli(*args, "--epochs", 1, "--out", tmp_path / "run")
     assert code == 0, err
-    assert "note   read: tv.pth, read as resnet18 in the dialect torchvision; assumed: the 7x7 of the stem has " in err
+    assert (
+        "note   read: tv.pth, read as resnet18 in the dialect torchvision, the tensors also fit resnetblur18: " in err
+    )
+    assert "the 7x7 of the stem has stride 2" in err
     assert "fine-tuning resnet18: the head is new" in err
     assert torch.equal(rk.load(tmp_path / "run").stem.conv1.weight, theirs.conv1.weight)
     code, _, err = cli(*args, "--epochs", 1, "--out", tmp_path / "scratch", "--set", "start=scratch", "--lr", 1e-9)
