@@ -31,7 +31,7 @@ _STOP_WORDS = frozenset(
         many me mean means more my need network networks neural not of on one only or our please really resnet
         resnets s should so some somebody t than that the their them then there these they this to understand up
         us use used uses using very want was we what whats when where which while who why will with work works
-        would you your""",
+        would you your anyone code example help implementation question python pytorch working""",
     )
 )
 
