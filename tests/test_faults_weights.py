@@ -611,6 +611,10 @@ def test_w12_a_misspelt_network(saved, tmp_path, cli):
             lambda card: card["preparation"].update(std=[0, 1, 1]),
             "preparation.std: got [0.0, 1.0, 1.0]; allowed: 3 numbers",
         ),
+        (
+            lambda card: card["preparation"].update(mean=[123.7, 116.3, 103.5]),
+            "preparation.mean: got [123.7, 116.3, 103.5]; allowed: numbers from 0 to 1, as levels are divided by 255",
+        ),
         (lambda card: card["preparation"].update(resize=8), "preparation.resize: got 8; allowed: 16 to 4,096"),
     ],
 )

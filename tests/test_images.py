@@ -629,6 +629,15 @@ def test_bytes_between_the_segments_of_a_jpeg_are_skipped():
             decode(filled[:-2])
 
 
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 10}, {"subsampling": 0}], ids=str)
+def test_left_over_data_of_a_jpeg_are_rejected(options):
+    content = encoded(draw_image(40, 30, 9), "JPEG", **options)
+    assert np.array_equal(decode(content[:-2] + b"\0" * 20 + content[-2:]), decode(content))  # padding
+    for data in (b"\x5a" * 20, content[-60:-2]):
+        with pytest.raises(ImageError, match="damaged: data are left over after the last pixel"):
+            decode(content[:-2] + data + content[-2:])
+
+
 def test_corrupt_data_of_a_jpeg_are_rejected():
     content = encoded(draw_image(200, 200, 9), "JPEG", restart_marker_blocks=10)
     marker = content.index(b"\xff\xd3")

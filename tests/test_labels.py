@@ -26,6 +26,8 @@ EQUAL_NAMES = {
     ("café", unicodedata.normalize("NFD", "café")): "the Unicode form of their accents",
     ("cat", " cat"): "spaces",
     ("tabby cat", "Tabby  cat"): "spaces",
+    ("black_bear", "black bear"): "the characters between words",
+    ("T-Shirt", "t_shirt"): "the characters between words",
     ("1", "1.0"): "the notation of a number",
     ("7", "007"): "the notation of a number",
     ("100", "1e2"): "the notation of a number",
@@ -43,6 +45,12 @@ DIFFERENT_NAMES = [
     "1.5",
     "1,5",
     "1_0",
+    "1-0",
+    "c_",
+    "c-",
+    "c",
+    "tshirt",
+    "t-shirt",
     "10",
     "nan",
     "inf",
@@ -303,6 +311,17 @@ def test_several_labels_in_a_cell_are_named(counts):
 @pytest.mark.parametrize("counts", SINGLE)
 def test_separators_inside_of_names_are_accepted(counts):
     assert check_label_kind(counts, "t.csv") == []
+
+
+@pytest.mark.parametrize("name", ["nan", "N/A", "NULL"])
+def test_classes_that_may_be_missing_labels_are_noted(name):
+    assert check_label_kind({"ant": 9, name: 2}, "t.csv") == [f"the class {name!r} may stand for missing labels"]
+
+
+def test_labels_that_identify_images_are_noted():
+    note = "30 classes for 30 images: the labels may identify images"
+    assert check_label_kind({f"img-{i}": 1 for i in range(30)}, "t.csv") == [note]
+    assert check_label_kind({f"img-{i}": 2 for i in range(30)}, "t.csv") == []
 
 
 def test_label_kinds_in_commands(table, cli, network):

@@ -702,6 +702,15 @@ def test_negative_variances_are_reported():
         rk.load(state)
 
 
+def test_variances_of_a_zero_filled_file_are_reported(tmp_path):
+    rk.save(rk.build(BASE), tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    with pytest.warns(ResnetkitWarning, match=r"all variances are 0, as in an incomplete file, in .*running_var"):
+        rk.load(path)
+
+
 def test_other_channels_widths_and_no_head():
     model = timm.create_model("resnet18", in_chans=1, num_classes=0)
     ours = rk.load(model.state_dict())

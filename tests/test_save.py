@@ -425,6 +425,7 @@ def test_a_damaged_file_is_not_published(tmp_path, monkeypatch):
     assert list_files(tmp_path) == []
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
 def test_networks_of_other_libraries_and_wrappers_are_named(tmp_path):
     class Task(nn.Module):
         def __init__(self):
@@ -439,8 +440,10 @@ def test_networks_of_other_libraries_and_wrappers_are_named(tmp_path):
         def forward(self, x):
             return 2 * self.module(x)
 
+    traced = torch.jit.trace(make_network(), torch.zeros(1, 3, 32, 32))
     for model, name, fix in [
         (torchvision.models.resnet18(), "ResNet", "convert it with resnetkit.load(model)"),
+        (traced, "TopLevelTracedModule", "convert it with resnetkit.load(model)"),
         (Task(), "Task", "pass the network inside: model.network"),
         (Doubled(), "Doubled", "pass the network inside: model.module"),
         (None, "NoneType", "convert it with resnetkit.load(model)"),

@@ -178,9 +178,11 @@ def find_preparation_faults(preparation: Preparation, channels: int) -> list[Fau
     """
     if channels not in _IMAGE_CHANNELS:
         return [Fault("input", f"{channels} channels", "1 (grayscale) or 3 (RGB), as images have")]
-    n_channels, std, crop = len(preparation.mean), preparation.std, preparation.crop
+    mean, std, crop = preparation.mean, preparation.std, preparation.crop
+    n_channels = len(mean)
     limits = [
         ("mean", str(n_channels), n_channels == channels, f"{channels} numbers, one for each channel"),
+        ("mean", str(list(mean)), all(0 <= m <= 1 for m in mean), "numbers from 0 to 1, as levels are divided by 255"),
         ("std", str(list(std)), len(std) == n_channels and all(s > 0 for s in std), f"{n_channels} numbers above 0"),
         ("crop", str(list(crop)), min(crop) > 0, "height and width of 1 or more"),
         ("resize", str(preparation.resize), max(crop) <= preparation.resize <= 4096, f"{max(crop)} to 4,096"),

@@ -1,7 +1,8 @@
 """Class names: printable text, known to the train split, and written in one way.
 
-Two names mean one class if they are equal after Unicode composition (NFC), case folding and removing spaces, or equal
-as numbers: ``cat`` and ``Cat``, ``1`` and ``1.0``.
+Two names mean one class if they are equal after Unicode composition (NFC), case folding and removing spaces. ``_`` and
+``-`` between letters count as spaces, and numbers are equal by value. So ``black_bear`` means ``Black bear``, and
+``1.0`` means ``1``.
 
 This module imports no torch.
 """
@@ -18,6 +19,7 @@ from resnetkit.errors import DataError, find_closest
 from resnetkit.formatting import join_names, pluralize
 
 MERGE_OPTION = "--merge-classes"
+_SEPARATOR = re.compile(r"(?<=[^\W\d_])[_-](?=[^\W\d_])")  # between two letters
 _NUMBER = re.compile(r"[+-]?(\d{1,100}(\.\d{0,100})?|\.\d{1,100})(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 
@@ -46,16 +48,21 @@ def _remove_spaces(name: str) -> str:
     return " ".join(_fold_case(name).split())
 
 
+def _replace_separators(name: str) -> str:
+    return _SEPARATOR.sub(" ", _remove_spaces(name))
+
+
 def normalize_class_name(name: str) -> str:
     """Return a key that is equal for all spellings of one class."""
     number = parse_number(name)
-    return _remove_spaces(name) if number is None else str(number)
+    return _replace_separators(name) if number is None else str(number)
 
 
 _DIFFERENCES: dict[str, Callable[[str], str]] = {  # each step includes the ones before it
     "the Unicode form of their accents": _compose,
     "upper and lower case": _fold_case,
     "spaces": _remove_spaces,
+    "the characters between words": _replace_separators,
     "the notation of a number": normalize_class_name,
 }
 

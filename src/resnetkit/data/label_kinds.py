@@ -13,6 +13,7 @@ from resnetkit.errors import DataError
 from resnetkit.formatting import join_names
 
 _MAX_FRACTIONS, _MAX_INTEGERS = 10, 20  # so many different numbers can be the names of classes
+_MISSING = {"nan", "n/a", "#n/a", "<na>", "null"}  # as pandas, R and spreadsheets write a missing cell
 _SEPARATORS = ("|", ";", ",")
 
 
@@ -33,8 +34,11 @@ def check_label_kind(counts: Mapping[str, int], location: str) -> list[str]:
         raise DataError(what, where=location, fix=fix)
     numbers = {number for label in counts if (number := parse_number(label)) is not None}
     has_fractions, n_images = any(number.denominator > 1 for number in numbers), sum(counts.values())
+    notes = [f"the class {label!r} may stand for missing labels" for label in counts if label.casefold() in _MISSING]
+    if n_images > _MAX_INTEGERS and len(counts) > n_images // 2:
+        notes.append(f"{len(counts):,} classes for {n_images:,} images: the labels may identify images")
     if not numbers or None in map(parse_number, counts):
-        return []
+        return notes
     text = f"the labels are {len(numbers):,} different numbers ({join_names(list(counts), 3)})"
     is_many = len(numbers) > (_MAX_FRACTIONS if has_fractions else _MAX_INTEGERS)
     if is_many and (has_fractions or len(numbers) > n_images // 2):
@@ -43,7 +47,7 @@ def check_label_kind(counts: Mapping[str, int], location: str) -> list[str]:
         raise DataError(what, where=location, fix=fix)
     is_index = min(numbers) in (0, 1) and max(numbers) - min(numbers) == len(numbers) - 1  # 0 to K - 1, or 1 to K
     is_doubtful = has_fractions or (is_many and not is_index)
-    return [f"{text}; each is a class of its own, without an order"] if is_doubtful else []
+    return [*notes, *([f"{text}; each is a class of its own, without an order"] if is_doubtful else [])]
 
 
 def _iter_several(counts: Mapping[str, int]) -> Iterator[str]:

@@ -33,13 +33,15 @@ _FRAME_MARKERS = bytes(marker for marker in range(0xC0, 0xD0) if marker not in (
 _MIN_BLOCK_BITS = {0xC0: 2, 0xC1: 2, 0xC2: 1}
 _SEQUENTIAL_MARKERS = (0xC0, 0xC1)
 _COLORS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # Pillow's mode -> the name in simplejpeg
-_DAMAGE = {  # a warning of libjpeg -> what it means; others, as for extra bytes before a marker, are harmless
+_DAMAGE = {  # a warning of libjpeg -> what it means; others, as for extra bytes in the header, are harmless
     "Premature end of JPEG file": "the end marker is missing",
     "premature end of data segment": "the data stop before the last pixel",
     "instead of RST": "the data stop before the last pixel",
     "bad Huffman code": "the data are corrupt",
     "bad arithmetic code": "the data are corrupt",
 }
+_LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_PADDING = b"\0\xff"
 _COEFFICIENT_BYTES = 128  # of a block: 64 numbers of 16 bits
 _HASHED_ROWS = 256
 # Extra data of a JPEG, with every restart marker that may be due. They do not start with a zero, which libjpeg reads
@@ -131,10 +133,22 @@ def load_jpeg(image: ImageFile.ImageFile, content: bytes, header: JpegHeader, re
         for warning, reason in _DAMAGE.items():
             if warning in str(error):
                 raise ImageError(f"damaged: {reason}") from None
+        if _has_left_over_data(str(error), content, header.scan_start):
+            raise ImageError("damaged: data are left over after the last pixel") from None
         return _load_with_pillow(image, content, header.scan_start)
     if image.mode == "CMYK":
         np.invert(pixels, out=pixels)  # Adobe's programs store the absence of ink
     return Image.frombuffer(image.mode, pixels.shape[1::-1], pixels, "raw", image.mode, 0, 1)
+
+
+def _has_left_over_data(warning: str, content: bytes, scan_start: int) -> bool:
+    """Return whether data other than padding stand between the last block and the end marker.
+
+    If bytes are missing or were replaced, a decoder loses its place and may read fewer bits than the file has. Some
+    cameras write zeros and 0xFF as padding.
+    """
+    match, end = _LEFT_OVER.search(warning), content.find(_EOI, scan_start)
+    return match is not None and bool(content[max(scan_start, end - int(match[1])) : max(0, end)].strip(_PADDING))
 
 
 def _load_with_pillow(image: ImageFile.ImageFile, content: bytes, scan_start: int) -> ImageFile.ImageFile:

@@ -22,7 +22,7 @@ _CLASSIFIER = "head.linear"
 
 def unwrap_module(module: nn.Module) -> nn.Module:
     """Return the module inside the wrappers of torch, such as those of ``torch.compile`` and DDP."""
-    names = list(module._modules)
+    names = list(module._modules.keys())  # a traced module gives no iterator
     is_wrapper = any(base.__module__.startswith("torch.") for base in type(module).__mro__ if base is not nn.Module)
     if len(names) == 1 and names[0] in _INNER_NAMES and is_wrapper:
         return unwrap_module(module.get_submodule(names[0]))

@@ -444,7 +444,7 @@ def assemble_network(
 ) -> NetworkModule:
     """Return the network of a card with these tensors in fp32, in evaluation mode.
 
-    Warns with `ResnetkitWarning` if a tensor has NaN or infinite values or negative variances.
+    Warns with `ResnetkitWarning` if a tensor has NaN or infinite values, or variances that cannot be.
 
     Args:
         card: The description of the network.
@@ -479,6 +479,9 @@ def assemble_network(
     _warn_counts(count_nonfinite(converted), "NaN or infinite values", location)
     negative = {key: int((value < 0).sum()) for key, value in converted.items() if key.endswith("running_var")}
     _warn_counts({key: count for key, count in negative.items() if count}, "negative variances", location)
+    zero = {key: converted[key].numel() for key in negative if not converted[key].any()}
+    if len(zero) < len(negative):  # all are 0 in tensors that somebody made for a test
+        _warn_counts(zero, "all variances are 0, as in an incomplete file,", location)
     assign_tensors(model, converted)
     model.report = replace(_build_load_report(converted, available, missing, names or {}), dropped=skipped)
     return model.eval()
