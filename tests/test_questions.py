@@ -351,3 +351,9 @@ def test_facts_hold_where_parts_are_missing():
     assert "no linear layer" in answer("headless", "fc").text
     assert "no norms" in answer("no-norm", "bn1").text
     assert "no layer" not in answer("basic-b", "stem").text
+
+
+def test_a_query_is_text():
+    with pytest.raises(UsageError) as caught:
+        rk.why("resnet18", 5)
+    assert (caught.value.what, caught.value.fix) == ("got 5 as a query", "give a path, a word or a question as text")

@@ -50,6 +50,8 @@ def why(source: Plan | Network | str | Path | Any, query: str) -> str:
     Raises:
         UsageError: the source is not a network, or the query is unknown; the fix suggests what is known.
     """
+    if not isinstance(query, str):
+        raise UsageError(f"got {query!r} as a query", fix="give a path, a word or a question as text")
     return answer_query(_get_plan(source), query).text
 
 

@@ -260,7 +260,7 @@ def find_changes(
     unsafe_changes = [c for c in changes if c.name.split(".")[0] not in SAFE_SETTINGS and c.name != "data"]
     if unsafe_changes and not override:
         what = "settings differ from those the run was started with"
-        fix = f"use the original settings, or resume all the same: {format_resume_command(run.out)} ... --override"
+        fix = "use the original settings, or add --override to this command"
         raise UsageError(what, where=[str(change) for change in unsafe_changes], fix=fix)
     if changed_images and not override:
         raise _build_images_error(run, changed_images)
