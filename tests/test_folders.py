@@ -173,9 +173,8 @@ def test_skipped_files_are_in_the_notes_of_every_command(pictures, cli, network,
     }
     _, _, err = cli("train", root, "--model", network, "--epochs", 1, "--out", tmp_path / "run")
     assert text in err
-    _, out, err = cli("predict", root, "--model", tmp_path / "run", "--csv")
-    assert "1.heic,,," in out  # a file with the ending of an image is a row
-    assert text.replace("1 .heic, ", "") in err
+    _, _, err = cli("predict", root, "--model", tmp_path / "run")
+    assert text in err
     assert rk.check(root).notes[0].startswith(f"skipped 8 {text}")
 
 
