@@ -221,7 +221,7 @@ def _describe_catalog(data: dict) -> str:
     networks = len({row["name"] for row in data["catalog"]})
     sizes, larger = (" and ".join(f"{h}x{w}" for h, w in pair) for pair in data["catalog_sizes"])
     text = (
-        f"\nEvery network of the catalog without attention, {networks} in all, at half and a quarter of its output "
+        f"\nThe {networks} networks that the catalog had without attention, each at half and a quarter of its output "
         f"stride (16 and 8 of 32, 2 and 1 of CIFAR's 4), images of {sizes}, or {larger} if the last map would be one "
         f"pixel: at most **{max(row['error'] for row in rows):.1e}** in {len(rows)} of {len(rows + odd)} dilated "
         f"networks.\n"

@@ -26,9 +26,7 @@ SECOND = base.EngineConfig("fake", "fp32", 2, 1)
 @pytest.fixture(autouse=True)
 def fake_spec(monkeypatch, tmp_path):
     monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(base.ENGINE_SPECS, "fake", None)
-    fake_engine.install()
-    fake_engine.batch_sizes.clear()
+    fake_engine.install_for_test(monkeypatch)
 
 
 @pytest.fixture(scope="module")

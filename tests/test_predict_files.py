@@ -54,9 +54,7 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def fake_spec(monkeypatch):
-    monkeypatch.setitem(base.ENGINE_SPECS, "fake", None)
-    fake_engine.install()
-    fake_engine.batch_sizes.clear()
+    fake_engine.install_for_test(monkeypatch)
 
 
 @pytest.fixture(scope="module")

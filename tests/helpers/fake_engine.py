@@ -20,6 +20,13 @@ CONFIG = base.EngineConfig("fake", "int8", 4, 2)
 batch_sizes = []  # of all calls
 
 
+def install_for_test(monkeypatch):
+    """Install the engine until the end of a test, and forget the calls of earlier tests."""
+    monkeypatch.setitem(base.ENGINE_SPECS, "fake", None)
+    install()
+    batch_sizes.clear()
+
+
 class FakeEngine:
     def __init__(self, config, n_classes):
         self.config, self.n_classes = config, n_classes
